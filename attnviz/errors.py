@@ -1,0 +1,48 @@
+"""What attnviz raises.
+
+Every message says which operation failed, what it expected, what came, and the nearest remedy:
+lower case, no exclamation mark. Each class also is the built-in error a caller would expect, so
+`except ValueError` keeps working.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AttnvizError(Exception):
+    """The root of all errors that attnviz raises on purpose."""
+
+
+class InputError(AttnvizError, ValueError):
+    """An argument has the wrong shape, type, range or name."""
+
+
+class NothingSeenError(AttnvizError, LookupError):
+    """A watch ended without having seen any attention or gate."""
+
+
+class UnsupportedError(AttnvizError, RuntimeError):
+    """The model is in a form that cannot be watched or edited, and the message says which remedy."""
+
+
+class RunError(AttnvizError, OSError):
+    """A run folder is missing, broken, newer than this version, or cannot be written."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> InputError:
+    """An error for a name that does not exist, with the nearest one that does.
+
+    Args:
+        what: What the name stands for, such as `"variant"`.
+        name: What came.
+        known: All the names that would have been right.
+
+    Returns:
+        The error, to be raised by the caller.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return InputError(f"unknown {what} {name!r}: {hint}expected one of {', '.join(names)}")
