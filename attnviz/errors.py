@@ -24,7 +24,7 @@ class NothingSeenError(AttnvizError, LookupError):
 
 
 class UnsupportedError(AttnvizError, RuntimeError):
-    """The model is in a form that cannot be watched or edited, and the message says which remedy."""
+    """The model is in a form that cannot be watched or edited; the message names the remedy."""
 
 
 class RunError(AttnvizError, OSError):

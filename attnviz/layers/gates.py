@@ -1,0 +1,67 @@
+"""Gates: scales between 0 and 1 that multiply a feature map (Woo et al. 2018, CBAM)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class ChannelGate(nn.Module):
+    """One scale per channel, from the channel's mean and maximum over all places.
+
+    Args:
+        channels: Of the feature map.
+        reduction: How many channels share one hidden unit.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels)
+        )
+        self.gate = nn.Sigmoid()
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Scale each channel."""
+        logits = self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3)))
+        scale: Tensor = self.gate(logits)
+        return x * scale[:, :, None, None]
+
+
+class SpatialGate(nn.Module):
+    """One scale per place, from the maximum and mean over the channels there.
+
+    Args:
+        kernel_size: Of the convolution that reads the two; odd.
+    """
+
+    def __init__(self, *, kernel_size: int = 7) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = nn.BatchNorm2d(1, momentum=0.01)
+        self.gate = nn.Sigmoid()
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Scale each place."""
+        pooled = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], dim=1)
+        scale: Tensor = self.gate(self.norm(self.conv(pooled)))
+        return x * scale
+
+
+class CBAM(nn.Sequential):
+    """The channel gate, then the spatial gate.
+
+    Args:
+        channels: Of the feature map.
+        reduction: Of the channel gate.
+        spatial: Whether there is a spatial gate. Published code leaves it out by default
+            (`no_spatial=True`), and with it all that could point at a place.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16, spatial: bool = True) -> None:
+        super().__init__()
+        self.channel = ChannelGate(channels, reduction=reduction)
+        if spatial:
+            self.spatial = SpatialGate()
