@@ -1,0 +1,44 @@
+"""A record's maps: `(b, h, w)`, raw float32, one per image.
+
+A *construction* says how attention `(b, heads, q, k)` or a gate becomes a picture of places. On
+one and the same image two constructions can correlate at .99 or at .01, so a map is always shown
+with the construction's name. Nothing here is normalised; resizing is stated and nothing else.
+
+* of one record's weights: `received`, `query_row`, `rows_inside`, `class_row`, `head_mean`,
+  `head_max`, `head_min`
+* through the layers: `rollout`, `gradient_weighted`
+* weighed by a gradient: `gradient_weighted`, `attention_gradcam`
+* of gates: `gate_map`, `channel_gated`
+
+Each takes a record of `attnviz.watch`, anything that looks like one, or the bare tensor.
+"""
+
+from attnviz.maps.flow import attention_gradcam, gradient_weighted, rollout
+from attnviz.maps.gates import channel_gated, gate_map
+from attnviz.maps.places import Watched, resized
+from attnviz.maps.rows import (
+    class_row,
+    head_max,
+    head_mean,
+    head_min,
+    query_row,
+    received,
+    rows_inside,
+)
+
+__all__ = [
+    "Watched",
+    "attention_gradcam",
+    "channel_gated",
+    "class_row",
+    "gate_map",
+    "gradient_weighted",
+    "head_max",
+    "head_mean",
+    "head_min",
+    "query_row",
+    "received",
+    "resized",
+    "rollout",
+    "rows_inside",
+]

@@ -1,0 +1,104 @@
+"""Maps of gates: what a scale lets through, and where that happens."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from attnviz.errors import InputError
+from attnviz.maps.places import Grid, Interpolation, Watched, name_of, resized
+from attnviz.shapes import Images, Maps
+
+
+def gate_map(
+    record: Watched | Float[Tensor, "b c h w"],
+    size: Grid | None = None,
+    interpolation: Interpolation = "bilinear",
+) -> Maps:
+    """How far a spatial gate is open at each place: `M[y, x] = mean_c g[c, y, x]`.
+
+    A spatial gate (CBAM, BAM) has one channel, and the mean is its value; a gate with its own
+    value per channel and place is averaged over channels.
+
+    Args:
+        record: A gate's record, or its scale `(b, 1, h, w)`.
+        size: `(h, w)` of the map; None keeps the gate's own grid.
+        interpolation: How it is resized: `bilinear` (pixel centres aligned), `nearest`, `bicubic`.
+
+    Returns:
+        `(b, h, w)`, raw float32, in the gate's own range (0 to 1 after a sigmoid).
+
+    Raises:
+        InputError: An attention record, or a channel gate, which has no places.
+    """
+    scale = _scale_of(record)
+    if scale.shape[-2:] == (1, 1):
+        raise InputError(
+            f"gate_map: {name_of(record)} is a channel gate {tuple(scale.shape)} and has no "
+            "places; use channel_gated(record, features), the features being what it multiplies"
+        )
+    return resized(scale.float().mean(1), size, interpolation)
+
+
+def channel_gated(
+    record: Watched | Float[Tensor, "b c 1 1"],
+    features: Images | None = None,
+    size: Grid | None = None,
+    interpolation: Interpolation = "bilinear",
+) -> Maps:
+    """Where the channels lie that the gate prefers: `M[y, x] = mean_c (g_c − mean g) x_c[y, x]`.
+
+    A channel gate has no places of its own. Centring its scales takes away what a gate that is
+    equally open everywhere would show (the plain activation), so that the map is zero for a gate
+    without a preference, positive where preferred channels are active and negative where the
+    suppressed ones are.
+
+    Args:
+        record: A channel gate's record, or its scale `(b, c, 1, 1)`.
+        features: `(b, c, h, w)`, the tensor that the gate multiplies; None takes the record's own,
+            where the watch kept it.
+        size: `(h, w)` of the map; None keeps the features' grid.
+        interpolation: How it is resized.
+
+    Returns:
+        `(b, h, w)`, raw float32, signed, in the features' unit.
+
+    Raises:
+        InputError: An attention record, a spatial gate, no features, or features that do not fit.
+    """
+    scale = _scale_of(record)
+    if scale.shape[-2:] != (1, 1):
+        raise InputError(
+            f"channel_gated: {name_of(record)} is a spatial gate {tuple(scale.shape)}; use gate_map"
+        )
+    if features is None:
+        features = getattr(record, "features", None)
+    if features is None:
+        raise InputError(
+            f"channel_gated: {name_of(record)} kept no features: pass features=(b, c, h, w), "
+            "the tensor that the gate multiplies"
+        )
+    if features.ndim != 4 or features.shape[:2] != scale.shape[:2]:
+        raise InputError(
+            f"channel_gated: expected features (b, c, h, w) with (b, c) = {tuple(scale.shape[:2])} "
+            f"like the gate {name_of(record)}, got {tuple(features.shape)}"
+        )
+    scale = scale.float()
+    preference = scale - scale.mean(1, keepdim=True)
+    return resized((preference * features.float()).mean(1), size, interpolation)
+
+
+def _scale_of(record: Watched | Tensor) -> Tensor:
+    scale = record if isinstance(record, Tensor) else record.scale
+    if scale is None:
+        kind = getattr(record, "kind", "tensor")
+        raise InputError(
+            f"{name_of(record)} is {kind} and has no scale: "
+            "this map is made of gates; for attention use received, query_row or class_row"
+        )
+    if scale.ndim != 4:
+        raise InputError(
+            f"{name_of(record)}: expected a gate (b, c, 1, 1) or (b, 1, h, w), "
+            f"got {tuple(scale.shape)}"
+        )
+    return scale

@@ -1,0 +1,168 @@
+"""Where a token lies: grids, leading tokens and the way from a grid to an image's size.
+
+Everything that a map construction needs to know about a record is asked here, so that a wrong or
+unknown grid raises instead of drawing a picture of something else. A grid is never guessed from
+the number of keys: 576 places are 24 × 24 as well as 16 × 36.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from attnviz.errors import InputError
+from attnviz.shapes import Weights
+
+Grid: TypeAlias = tuple[int, int]
+"""Height and width, in places."""
+
+Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic"]
+"""How a map becomes larger. Pixel centres are aligned, as in torch's `align_corners=False`."""
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """What a map asks of a record; `attnviz.capture.Record` is one, and so is any look-alike."""
+
+    @property
+    def name(self) -> str:
+        """The module's dotted name."""
+
+    @property
+    def kind(self) -> str:
+        """`"attention"` or `"gate"`."""
+
+    @property
+    def weights(self) -> Tensor | None:
+        """Attention `(b, heads, q, k)`."""
+
+    @property
+    def scale(self) -> Tensor | None:
+        """A gate: `(b, c, 1, 1)` or `(b, 1, h, w)`."""
+
+
+Attention: TypeAlias = Watched | Weights
+"""An attention record, or its weights alone."""
+
+
+def name_of(source: Watched | Tensor) -> str:
+    """The record's name, quoted, or `weights` for a bare tensor."""
+    return "the given tensor" if isinstance(source, Tensor) else repr(source.name)
+
+
+def weights_of(source: Attention) -> Weights:
+    """The attention weights, at least in float32, with their graph.
+
+    Raises:
+        InputError: The source is a gate, or it kept no weights.
+    """
+    if isinstance(source, Tensor):
+        weights: Tensor | None = source
+    elif source.kind != "attention":
+        raise InputError(
+            f"{source.name!r} is a {source.kind}, and this map is made of attention: "
+            "use gate_map or channel_gated"
+        )
+    else:
+        weights = source.weights
+    if weights is None:
+        raise InputError(
+            f"{name_of(source)} holds no weights (attention without rows, or reduced to "
+            f"{sorted(reduced_of(source)) or 'nothing'} while watching): "
+            "watch it again without reduce=, or with the reduction that this map needs"
+        )
+    if weights.ndim != 4:
+        raise InputError(
+            f"{name_of(source)}: expected weights (b, heads, q, k), got {tuple(weights.shape)}"
+        )
+    return weights if weights.dtype == torch.float64 else weights.float()
+
+
+def reduced_of(source: Watched | Tensor) -> Mapping[str, Any]:
+    """What was reduced inside the watch, by name; empty for a bare tensor."""
+    return getattr(source, "reduced", None) or {}
+
+
+def prefix_of(source: Watched | Tensor, prefix: int | None) -> int:
+    """The number of leading class and register tokens: the caller's word, the record's, or 0."""
+    return int(getattr(source, "prefix", 0) or 0) if prefix is None else prefix
+
+
+def key_grid(source: Watched | Tensor, grid: Grid | None, keys: int, prefix: int) -> Grid:
+    """The keys' grid, checked against their number.
+
+    Raises:
+        InputError: It is unknown, or `prefix + h·w` is not the number of keys.
+    """
+    return _checked(source, grid or getattr(source, "key_grid", None), keys, prefix, "keys")
+
+
+def query_grid(source: Watched | Tensor, grid: Grid | None, queries: int, prefix: int) -> Grid:
+    """The queries' grid, checked against their number; where unknown and as many, the keys'.
+
+    Raises:
+        InputError: It is unknown, or `prefix + h·w` is not the number of queries.
+    """
+    known = grid or getattr(source, "query_grid", None) or getattr(source, "key_grid", None)
+    return _checked(source, known, queries, prefix, "queries")
+
+
+def _checked(
+    source: Watched | Tensor, grid: Grid | None, tokens: int, prefix: int, what: str
+) -> Grid:
+    if grid is None:
+        raise InputError(
+            f"{name_of(source)} has {tokens} {what} and no known grid: pass grid=(h, w), "
+            f"and prefix= for leading class or register tokens"
+        )
+    h, w = int(grid[0]), int(grid[1])
+    if prefix + h * w != tokens:
+        raise InputError(
+            f"{name_of(source)}: expected {what} = prefix + h·w, "
+            f"got {tokens} = {prefix} + {h}·{w}; pass the right grid=(h, w) and prefix="
+        )
+    return h, w
+
+
+def as_maps(
+    values: Float[Tensor, "b *heads n"], grid: Grid, size: Grid | None, interpolation: Interpolation
+) -> Float[Tensor, "b *heads h w"]:
+    """Values per place, laid onto their grid and resized; detached, float32."""
+    return resized(values.reshape(*values.shape[:-1], *grid), size, interpolation)
+
+
+def resized(
+    maps: Float[Tensor, "b *heads h w"], size: Grid | None, interpolation: Interpolation
+) -> Float[Tensor, "b *heads H W"]:
+    """Maps at another size, detached and in float32.
+
+    Bilinear and bicubic align pixel centres; going smaller they average (antialias), and nearest
+    takes the place whose cell holds the pixel's centre. `size=None` leaves the grid as it is.
+
+    Raises:
+        InputError: An unknown interpolation or a size that is not two positive numbers.
+    """
+    maps = maps.detach().float()
+    if interpolation not in ("nearest", "bilinear", "bicubic"):
+        raise InputError(
+            f"interpolation: expected nearest, bilinear or bicubic, got {interpolation!r}"
+        )
+    if size is None:
+        return maps.contiguous()
+    h, w = (int(side) for side in size)
+    if h < 1 or w < 1:
+        raise InputError(f"size: expected (h, w) of at least 1, got {tuple(size)}")
+    flat = maps.reshape(maps.shape[0], -1, *maps.shape[-2:])
+    smaller = h < maps.shape[-2] or w < maps.shape[-1]
+    if interpolation == "nearest":
+        flat = F.interpolate(flat, (h, w), mode="nearest-exact")
+    else:
+        flat = F.interpolate(
+            flat, (h, w), mode=interpolation, align_corners=False, antialias=smaller
+        )
+    return flat.reshape(*maps.shape[:-2], h, w)

@@ -1,0 +1,74 @@
+"""Which of a model's outputs a map speaks of.
+
+One rule, shared by every room that takes a gradient or reads a confidence: a model with a single
+output needs no target, a model with several needs one, and nobody guesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from attnviz.errors import InputError
+from attnviz.shapes import Scores
+
+Target: TypeAlias = int | Sequence[int] | Tensor | None
+"""An output's index for all images, one index per image, or None where there is one output."""
+
+
+def target_scores(outputs: Float[Tensor, "b *n"], target: Target = None) -> Scores:
+    """The output that is explained, one number per image, with its graph.
+
+    Args:
+        outputs: What the model gave: `(b,)`, `(b, 1)` or `(b, n)`.
+        target: The index among `n`, for all images or one per image (sequence or integer tensor
+            of length `b`). None is right for a single output only.
+
+    Returns:
+        `(b,)`.
+
+    Raises:
+        InputError: `n > 1` without a target, an index outside the outputs, a target for a single
+            output other than 0, or outputs that are not `(b, n)`.
+    """
+    if outputs.ndim == 1:
+        outputs = outputs[:, None]
+    if outputs.ndim != 2:
+        raise InputError(
+            f"target: expected outputs (b,) or (b, n), got {tuple(outputs.shape)}; "
+            "wrap the model in one that returns one row of logits per image"
+        )
+    chosen = target_indices(outputs.shape[0], outputs.shape[1], target)
+    return outputs.gather(1, chosen.to(outputs.device)[:, None])[:, 0]
+
+
+def target_indices(b: int, n: int, target: Target) -> Tensor:
+    """The target as one index per image, `(b,)` int64, checked against `n` outputs.
+
+    Raises:
+        InputError: As `target_scores`.
+    """
+    if target is None:
+        if n != 1:
+            raise InputError(
+                f"target: the model has {n} outputs, so say which one: target=<index> for all "
+                f"images, or one index per image, such as target=logits.argmax(1)"
+            )
+        target = 0
+    indices = torch.as_tensor(target).detach().cpu()
+    if indices.dtype.is_floating_point or indices.dtype == torch.bool:
+        raise InputError(f"target: expected integer indices, got dtype {indices.dtype}")
+    if indices.ndim > 1 or (indices.ndim == 1 and len(indices) != b):
+        raise InputError(
+            f"target: expected one index or {b} of them (one per image), "
+            f"got shape {tuple(indices.shape)}"
+        )
+    if bool(((indices < 0) | (indices >= n)).any()):
+        raise InputError(
+            f"target: expected indices from 0 to {n - 1}, got {indices.flatten().tolist()[:8]}"
+        )
+    return indices.long().expand(b)
