@@ -1,0 +1,282 @@
+"""run.json: what a run says about itself, read without trusting a byte of it.
+
+The file is written last and replaced whole, so what it lists is there. A reader checks every field
+before using it: a folder may come from a stranger, from a newer attnviz or from a broken disk. The
+state is the reader's judgement: a writer that died cannot say so.
+
+Clocks lie: a heartbeat from the future counts as fresh, and nothing is subtracted but the
+heartbeat from the reader's own clock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import PurePath
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from attnviz.errors import InputError, RunError
+from attnviz.runs.migrations import SCHEMA, upgraded
+from attnviz.runs.names import is_relative
+
+State: TypeAlias = Literal["complete", "running", "stale", "stopped", "broken", "newer"]
+Document: TypeAlias = dict[str, Any]
+
+STATES: tuple[State, ...] = ("complete", "running", "stale", "stopped", "broken", "newer")
+STALE_AFTER = 300.0
+"""Seconds without a heartbeat after which a run that says it is running is called stale."""
+
+_SIZE_LIMIT = 1 << 26
+_STATUSES = ("running", "stopped", "complete")
+
+
+class NewerError(RunError):
+    """A folder was written under a schema that this version does not know."""
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a run, as run.json lists it.
+
+    Attributes:
+        bytes: Its size.
+        sha256: Its checksum in hex; None only in runs of schema 0.
+        at: Where it lies in the folder; differs from its name after it was replaced.
+        shape: The shape of its array, where it holds one.
+        about: What the writer noted beside it.
+    """
+
+    bytes: int
+    sha256: str | None
+    at: str
+    shape: tuple[int, ...] | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Header:
+    """The content of run.json, checked."""
+
+    schema: int
+    status: str
+    reason: str
+    variant: str
+    seed: int | None
+    settings: Document
+    environment: Document
+    summary: Document
+    progress: Document
+    dataset: str | None
+    created: datetime | None
+    heartbeat: datetime | None
+    writer: Document
+    files: dict[str, File]
+
+
+def parse(content: bytes) -> Header:
+    """Check the content of run.json.
+
+    Raises:
+        NewerError: its schema is newer than this version's.
+        RunError: it is not JSON or a field is not what it should be; the message says which.
+    """
+    return _header(upgraded(document(content)))
+
+
+def document(content: bytes) -> Document:
+    """The JSON object in a header file, with its schema known but its fields not yet checked.
+
+    Raises:
+        NewerError: its schema is newer than this version's.
+        RunError: it is no JSON object, or has no schema number.
+    """
+    if len(content) > _SIZE_LIMIT:
+        raise RunError(f"run.json: {len(content)} bytes are too many for a header")
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise RunError("run.json: not JSON (truncated or corrupt)") from error
+    if not isinstance(found, dict):
+        raise RunError(f"run.json: expected an object, got {type(found).__name__}")
+    schema = found.get("schema")
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 0:
+        raise RunError("run.json: 'schema' should be a whole number")
+    if schema > SCHEMA:
+        raise NewerError(f"written by a newer attnviz ({_short(schema)} > {SCHEMA})")
+    return found
+
+
+def written(content: Mapping[str, Any]) -> bytes:
+    """A document as the content of run.json: strict JSON, keys in the order given."""
+    return (json.dumps(content, indent=1, allow_nan=False, ensure_ascii=True) + "\n").encode()
+
+
+def plain(value: Any, where: str) -> Any:
+    """A value as JSON can hold it: numpy and dataclasses unpacked, NaN and infinity as null.
+
+    Args:
+        value: What a caller wants to keep: settings, a summary, an environment.
+        where: The name of it, for the message.
+
+    Raises:
+        InputError: something in it cannot be kept, such as a tensor or a function.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, PurePath):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset | np.ndarray):
+        items = sorted(value) if isinstance(value, set | frozenset) else value
+        return [plain(item, f"{where}[{i}]") for i, item in enumerate(items)]
+    raise InputError(f"{where}: expected numbers, text, lists or dicts, got {type(value).__name__}")
+
+
+def now() -> str:
+    """This moment in UTC, as it is written into run.json."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def this_writer() -> Document:
+    """The process that is writing: host, process id, and the namespace in which that id counts."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "namespace": _namespace()}
+
+
+def judged(header: Header) -> tuple[State, str]:
+    """The state of a run and the reason for it, as far as run.json and the clock tell."""
+    if header.status == "complete":
+        return "complete", ""
+    if header.status == "stopped":
+        return "stopped", header.reason or "stopped"
+    if is_gone(header.writer):
+        return "stale", f"the process that wrote it ({header.writer['pid']}) is gone"
+    age = silence(header)
+    if age > STALE_AFTER:
+        return "stale", f"no heartbeat for {_duration(age)}"
+    return "running", ""
+
+
+def silence(header: Header) -> float:
+    """Seconds since the last heartbeat; infinite without one, never negative."""
+    if header.heartbeat is None:
+        return math.inf
+    return max(time.time() - header.heartbeat.timestamp(), 0.0)
+
+
+def is_gone(writer: Mapping[str, Any]) -> bool:
+    """Whether the writing process is known to be dead: only if it ran where we can look."""
+    pid = writer.get("pid")
+    here = writer.get("host") == socket.gethostname() and writer.get("namespace") == _namespace()
+    if not here or not isinstance(pid, int) or not 0 < pid < 2**31 or os.name != "posix":
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _header(found: Document) -> Header:
+    status = _field(found, "status", str, "")
+    if status not in _STATUSES:
+        raise RunError(f"run.json: 'status' should be one of {', '.join(_STATUSES)}")
+    seed = found.get("seed")
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
+        raise RunError("run.json: 'seed' should be a whole number")
+    dataset = found.get("dataset")
+    if dataset is not None and not (is_relative(dataset) and "/" not in dataset):
+        raise RunError("run.json: 'dataset' should be a digest")
+    texts = {key: _field(found, key, str, "") for key in ("variant", "reason")}
+    objects = ("settings", "environment", "summary", "progress", "writer")
+    return Header(
+        schema=found["schema"],
+        status=status,
+        seed=seed,
+        dataset=dataset,
+        created=_moment(found, "created"),
+        heartbeat=_moment(found, "heartbeat"),
+        files={k: _file(k, v) for k, v in _field(found, "files", dict, {}).items()},
+        **texts,
+        **{key: _field(found, key, dict, {}) for key in objects},
+    )
+
+
+def _field(found: Document, key: str, kind: type, default: Any) -> Any:
+    value = found.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, kind):
+        names = {str: "text", dict: "an object"}
+        raise RunError(f"run.json: {key!r} should be {names[kind]}, got {type(value).__name__}")
+    return value
+
+
+def _moment(found: Document, key: str) -> datetime | None:
+    text = _field(found, key, str, None)
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        moment.timestamp()
+    except (ValueError, OverflowError, OSError) as error:
+        raise RunError(f"run.json: {key!r} should be an ISO 8601 time") from error
+    return moment
+
+
+def _file(name: str, value: Any) -> File:
+    if not is_relative(name):
+        raise RunError(f"run.json: lists a file outside the run, {name[:80]!r}")
+    entry = value if isinstance(value, dict) else {}
+    size, digest, at = entry.get("bytes"), entry.get("sha256"), entry.get("at", name)
+    shape, about = entry.get("shape"), entry.get("about", {})
+    good = isinstance(size, int) and not isinstance(size, bool) and size >= 0
+    good = good and (digest is None or isinstance(digest, str)) and isinstance(about, dict)
+    good = good and (shape is None or _is_shape(shape))
+    if not good or not is_relative(at):
+        raise RunError(f"run.json: the entry of {name!r} makes no sense")
+    return File(size, digest, at, None if shape is None else tuple(shape), about)
+
+
+def _is_shape(shape: Any) -> bool:
+    return isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
+
+
+def _short(number: int) -> str:
+    return str(number) if abs(number) < 10**12 else "a very large number"
+
+
+def _duration(seconds: float) -> str:
+    if math.isinf(seconds):
+        return "as long as it exists"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+@cache
+def _namespace() -> int:
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0

@@ -1,0 +1,180 @@
+"""Arrays in safetensors files: maps as scaled fp16, and single rows read without the rest.
+
+Attention rows are small numbers (1/576 on a 24 × 24 grid) and fp16 is coarse there, so each map is
+divided by its own largest absolute value before it is rounded, and that scale is kept as fp32. A
+value `v` of a map with maximum `m` comes back within `max(2⁻¹¹ |v|, 2⁻²⁵ m)`; zero, NaN and
+infinities come back as they were, and the largest value comes back exactly.
+
+Files are written by safetensors itself and read here by byte range: the library reads local files
+only, and the same code has to fetch one map from a remote store without fetching all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnviz.errors import InputError, RunError
+from attnviz.runs.storage import Store, spans_of
+
+Array: TypeAlias = NDArray[Any]
+
+_DTYPES = {
+    "BOOL": "?",
+    "U8": "u1",
+    "I8": "i1",
+    "I16": "<i2",
+    "U16": "<u2",
+    "F16": "<f2",
+    "I32": "<i4",
+    "U32": "<u4",
+    "F32": "<f4",
+    "I64": "<i8",
+    "U64": "<u8",
+    "F64": "<f8",
+}
+_HEAD = 1 << 16
+_HEADER_LIMIT = 1 << 24
+
+
+def to_bytes(arrays: Mapping[str, Array]) -> bytes:
+    """The arrays as the content of a safetensors file."""
+    from safetensors.numpy import save
+
+    content: bytes = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    return content
+
+
+def from_bytes(content: bytes, name: str) -> dict[str, Array]:
+    """All arrays of a safetensors file; `RunError` naming the file if it is none."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        arrays: dict[str, Array] = load(content)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise RunError(f"read {name}: not a whole safetensors file ({error})") from error
+    return arrays
+
+
+def scaled(array: Array, axes: int) -> dict[str, Array]:
+    """A map's values as fp16 in [-1, 1] and the fp32 scale of each map.
+
+    Args:
+        array: Any real array; the last `axes` axes are one map, the ones before count maps.
+        axes: How many axes a map has.
+
+    Returns:
+        `{"values": fp16 of the same shape, "scale": fp32 of the leading axes}`.
+    """
+    values = np.asarray(array, dtype=np.float32)
+    inside = tuple(range(values.ndim - axes, values.ndim))
+    sizes = np.where(np.isfinite(values), np.abs(values), np.float32(0))
+    scale = sizes.max(axis=inside, initial=0.0).astype(np.float32)
+    scale[scale == 0] = 1.0
+    parts = values / np.expand_dims(scale, inside)
+    return {"values": parts.astype(np.float16), "scale": scale}
+
+
+def restored(values: Array, scale: Array) -> NDArray[np.float32]:
+    """What `scaled` took apart, as fp32."""
+    full = scale.reshape(scale.shape + (1,) * (values.ndim - scale.ndim))
+    result: NDArray[np.float32] = values.astype(np.float32) * full
+    return result
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one array lies in a file: type, shape, and bytes `[start, stop)` of the file."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A safetensors file of a store, opened by its header; arrays are read on demand."""
+
+    store: Store
+    name: str
+    entries: Mapping[str, Entry]
+    head: bytes
+
+    def rows(self, array: str, indices: Sequence[int] | None = None) -> Array:
+        """Some rows along the first axis, in the order asked for, or all of them.
+
+        Raises:
+            InputError: an index is out of range.
+            RunError: the file has no such array, or ends before it should.
+        """
+        entry = self._entry(array)
+        count = entry.shape[0] if entry.shape else 0
+        rows = range(count) if indices is None else _inside(indices, count, self.name)
+        inner = entry.shape[1:]
+        stride = entry.dtype.itemsize * prod(inner)
+        spans = [span for span, _ in spans_of(rows, entry.start, stride)] if stride else []
+        content = b"".join(self._parts(spans))
+        if len(content) != len(rows) * stride:
+            raise RunError(f"read {self.store.where}/{self.name}: ends before it should")
+        return np.frombuffer(content, dtype=entry.dtype).reshape((len(rows), *inner))
+
+    def _entry(self, array: str) -> Entry:
+        if array not in self.entries:
+            raise RunError(f"read {self.store.where}/{self.name}: holds no array {array!r}")
+        return self.entries[array]
+
+    def _parts(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        if not spans:
+            return []
+        if max(stop for _, stop in spans) <= len(self.head):
+            return [self.head[start:stop] for start, stop in spans]
+        return self.store.ranges(self.name, spans)
+
+
+def open_tensors(store: Store, name: str) -> TensorFile:
+    """Read a safetensors file's header: one request, which often brings the scales along.
+
+    Raises:
+        RunError: it is missing or its header makes no sense; the message names the file.
+    """
+    head = store.ranges(name, [(0, _HEAD)])[0]
+    length = int.from_bytes(head[:8], "little")
+    where = f"{store.where}/{name}"
+    if len(head) < 8 or length > _HEADER_LIMIT:
+        raise RunError(f"read {where}: not a safetensors file")
+    if length + 8 > len(head):
+        head = store.ranges(name, [(0, length + 8)])[0]
+    try:
+        header = json.loads(head[8 : length + 8])
+        entries = {key: _parsed(value, length + 8) for key, value in _arrays(header)}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunError(f"read {where}: not a whole safetensors file") from error
+    return TensorFile(store, name, entries, head)
+
+
+def _arrays(header: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [(key, value) for key, value in header.items() if key != "__metadata__"]
+
+
+def _parsed(value: Any, offset: int) -> Entry:
+    dtype = np.dtype(_DTYPES[value["dtype"]])
+    shape = tuple(int(size) for size in value["shape"])
+    start, stop = (int(edge) for edge in value["data_offsets"])
+    if min(shape, default=0) < 0 or start < 0 or stop - start != dtype.itemsize * prod(shape):
+        raise ValueError("sizes disagree")
+    return Entry(dtype, shape, offset + start, offset + stop)
+
+
+def _inside(indices: Sequence[int], count: int, name: str) -> list[int]:
+    rows = [int(index) for index in indices]
+    if any(not 0 <= row < count for row in rows):
+        raise InputError(f"{name}: expected indices from 0 to {count - 1}, got {rows[:8]}")
+    return rows
