@@ -502,8 +502,11 @@ def _closed(text: str) -> str:
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as dicts of plain Python values, None for what is no number."""
-    rows: list[dict[str, Any]] = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    return [{k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in rows]
+    plain = frame.astype(object).where(frame.notna(), None)
+    return [
+        {str(key): value.item() if hasattr(value, "item") else value for key, value in row.items()}
+        for row in plain.to_dict("records")
+    ]
 
 
 def _aligned(lines: Iterable[Sequence[str]]) -> Iterable[str]:

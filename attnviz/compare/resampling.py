@@ -61,7 +61,8 @@ def seed_weights(seeds: int, *, resamples: int, rng: np.random.Generator) -> np.
     """How much each seed counts in each resample: (resamples, seeds), rows sum to one."""
     drawn = max(seeds - 1, 1)
     picks = rng.integers(0, seeds, (resamples, drawn)) + np.arange(resamples)[:, None] * seeds
-    return np.bincount(picks.ravel(), minlength=resamples * seeds).reshape(-1, seeds) / drawn
+    counts = np.bincount(picks.ravel(), minlength=resamples * seeds)
+    return np.asarray(counts.reshape(-1, seeds) / drawn)
 
 
 def half_width(scores: np.ndarray, draws: np.ndarray, confidence: float) -> float:
@@ -98,7 +99,7 @@ def degrees_of_freedom(scores: np.ndarray) -> float:
     total = sum(part for part, _ in parts)
     if not parts or total == 0:
         return float(max((freedom for _, freedom in parts), default=0))
-    return total**2 / sum(part**2 / freedom for part, freedom in parts)
+    return float(total**2 / sum(part**2 / freedom for part, freedom in parts))
 
 
 def mean_of_valid(columns: np.ndarray) -> np.ndarray:
@@ -106,7 +107,7 @@ def mean_of_valid(columns: np.ndarray) -> np.ndarray:
     valid = np.isfinite(columns)
     count = valid.sum(-1)
     total = np.where(valid, columns, 0.0).sum(-1)
-    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))
 
 
 def sign_flip(differences: np.ndarray, *, rng: np.random.Generator) -> float:

@@ -1,0 +1,176 @@
+"""Scores as dots with their intervals, and training as curves with the spread of the seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from attnviz.errors import InputError, unknown_name
+from attnviz.figures.colour import colour_of, line_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_INK, _FAINT = "#1a1a1a", "#767676"
+_LEVELS = {"chance": ":", "ceiling": "--"}
+
+
+def dot_plot(
+    rows: Any,
+    *,
+    seeds: Any = None,
+    label: str = "score",
+    confidence: float = 0.95,
+    order: Sequence[str] | None = None,
+) -> Figure:
+    """A dot per variant with its interval, a tick per seed, chance and ceiling as lines.
+
+    Args:
+        rows: A table with the columns variant, mean, low, high and, where known, chance and
+            ceiling, in the order to be drawn, first on top.
+        seeds: A table with the columns variant and mean, a row per seed, or None.
+        label: What the score is called, below the axis.
+        confidence: The level of the intervals, named below the axis.
+        order: The order of the variants that fixes their colours; that of the rows unless given.
+
+    Returns:
+        The figure. A level that all variants share is one line; one that depends on a variant's
+        grid is a mark beside that variant.
+
+    Raises:
+        InputError: There is no row.
+    """
+    from matplotlib.figure import Figure
+
+    if not len(rows):
+        raise InputError("dot_plot: expected at least one row, got none")
+    names = [str(name) for name in rows["variant"]]
+    palette = {name: colour_of(i) for i, name in enumerate(order or names)}
+    figure = Figure(figsize=(6.4, 0.9 + 0.34 * len(names)), layout="constrained")
+    axes = figure.add_subplot()
+    for place, (_, row) in enumerate(rows.iterrows()):
+        colour = palette.get(str(row["variant"]), _INK)
+        axes.plot([row["low"], row["high"]], [place, place], color=colour, lw=1.6, zorder=3)
+        if seeds is not None:
+            mine = seeds[seeds["variant"] == row["variant"]]["mean"]
+            axes.plot(mine, [place] * len(mine), "|", color=colour, ms=9, mew=1, zorder=4)
+        axes.plot(row["mean"], place, "o", color=colour, ms=6, zorder=5)
+        _beside(axes, row, place)
+    _levels(axes, rows)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    ticks = "; a tick per seed" if seeds is not None and len(seeds) > len(names) else ""
+    axes.set_xlabel(f"{label}, mean and {100 * confidence:g} % interval{ticks}", fontsize=8)
+    _plain(axes)
+    return figure
+
+
+def _beside(axes: Any, row: Any, place: int) -> None:
+    """The mean as a number, where the interval's end leaves room."""
+    if np.isfinite(row["mean"]):
+        right = row["high"] if np.isfinite(row["high"]) else row["mean"]
+        axes.annotate(
+            f"{row['mean']:.2f}",
+            (right, place),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7.5,
+            color=_INK,
+            zorder=6,
+        )
+
+
+def _levels(axes: Any, rows: Any) -> None:
+    """Chance and ceiling: one line if all share it, else a mark in each variant's row."""
+    for name, style in _LEVELS.items():
+        if name not in rows:
+            continue
+        values = np.asarray(rows[name], dtype=np.float64)
+        known = values[np.isfinite(values)]
+        if not len(known):
+            continue
+        if np.ptp(known) < 1e-9 and len(known) == len(values):
+            axes.axvline(known[0], ls=style, lw=1, color=_FAINT, zorder=1)
+        else:
+            for place, value in enumerate(values):
+                axes.plot([value] * 2, [place - 0.3, place + 0.3], ls=style, lw=1, color=_FAINT)
+        axes.annotate(
+            f"{name} {np.mean(known):.2g}",
+            (float(np.mean(known)), 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=7.5,
+            color=_FAINT,
+        )
+
+
+def curves(
+    runs: Mapping[str, Sequence[Any]],
+    columns: Sequence[str] = ("train_loss", "val_loss", "val_accuracy"),
+    *,
+    x: str = "epoch",
+) -> Figure:
+    """Training curves: a panel per column, a line per variant, a band from seed to seed.
+
+    Args:
+        runs: Variant → one table per seed, a row per epoch.
+        columns: What to draw; a panel is left out where no run has it.
+        x: The column that counts epochs.
+
+    Returns:
+        The figure. A line is the mean over the seeds that reached the epoch; the band reaches
+        from the lowest to the highest of them.
+
+    Raises:
+        InputError: No run has any of the columns.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    tables = [table for seeds in runs.values() for table in seeds if x in table]
+    shown = [name for name in columns if any(name in table for table in tables)]
+    if not shown:
+        known = sorted({str(name) for table in tables for name in table})
+        raise unknown_name("curve", ", ".join(columns), known)
+    figure = Figure(figsize=(3.1 * len(shown) + 0.2, 2.5), layout="constrained")
+    for panel, name in enumerate(shown):
+        axes = figure.add_subplot(1, len(shown), panel + 1)
+        for i, (variant, seeds) in enumerate(runs.items()):
+            having = [table for table in seeds if name in table and x in table]
+            _curve(axes, having, name, x, label=variant, color=colour_of(i), ls=line_of(i))
+        axes.set_title(name.replace("_", " "), fontsize=9)
+        axes.set_xlabel(x, fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _plain(axes)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    return figure
+
+
+def _curve(axes: Any, tables: Sequence[Any], name: str, x: str, **style: Any) -> None:
+    import pandas as pd
+
+    if not tables:
+        return
+    rows = pd.concat([table[[x, name]] for table in tables]).groupby(x)[name]
+    mean = rows.mean()
+    axes.plot(mean.index, mean, lw=1.4, marker="." if len(mean) < 3 else "", **style)
+    if len(tables) > 1:
+        band = {"color": style["color"], "alpha": 0.18, "lw": 0}
+        axes.fill_between(mean.index, rows.min(), rows.max(), **band)
+
+
+def _plain(axes: Any) -> None:
+    """Only what is read: a faint grid, no frame."""
+    axes.grid(axis="x", color="#e5e5e5", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8, length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_FAINT)
