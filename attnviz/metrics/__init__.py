@@ -1,0 +1,55 @@
+"""Metrics: what a map says about a place that is known, one score per image.
+
+Every metric takes maps (b, h, w) and masks (b, h, w) as tensors on any device or as numpy arrays,
+float16 to float64, and returns (b,) float64 scores. The conventions are the same in all of them:
+
+- Nothing is made positive, scaled or squashed unless the docstring says so; nothing is written to.
+- What cannot be scored, such as an image with an empty mask or a map with NaN, scores NaN;
+  `reasons` says why. Wrong shapes, dtypes and devices raise.
+- Ties score what fair tie-breaking would on average, so a constant map scores chance.
+- Boxes are half-open.
+- Thresholds come from the validation split (`calibrate_threshold`); a score at the best threshold
+  of each image is called an oracle.
+- A score depends on its own image alone: to the last bit on a CPU, to 1e-12 on a GPU, where the
+  order of additions is not fixed.
+"""
+
+from attnviz.metrics.boxes import max_box_acc, max_box_acc_v2
+from attnviz.metrics.energy import complexity, energy_pointing_game, mass_lift, sparseness
+from attnviz.metrics.overlap import iou, max_iou, oracle_iou
+from attnviz.metrics.ranking import (
+    iou_at_area,
+    pixel_ap,
+    pixel_auroc,
+    pointing_game,
+    relevance_rank_accuracy,
+    topk_intersection,
+)
+from attnviz.metrics.references import baselines
+from attnviz.metrics.suite import DEFAULT, METRICS, ScoreTable, localization, reasons
+from attnviz.metrics.thresholds import calibrate_threshold
+
+__all__ = [
+    "DEFAULT",
+    "METRICS",
+    "ScoreTable",
+    "baselines",
+    "calibrate_threshold",
+    "complexity",
+    "energy_pointing_game",
+    "iou",
+    "iou_at_area",
+    "localization",
+    "mass_lift",
+    "max_box_acc",
+    "max_box_acc_v2",
+    "max_iou",
+    "oracle_iou",
+    "pixel_ap",
+    "pixel_auroc",
+    "pointing_game",
+    "reasons",
+    "relevance_rank_accuracy",
+    "sparseness",
+    "topk_intersection",
+]

@@ -1,0 +1,176 @@
+"""Boxes around what a thresholded map marks, and whether they fit the boxes of the mask.
+
+Boxes are half-open. Neighbours count along diagonals too (8-connectivity), as they do in the
+contours of the paper's own evaluation. The mask speaks for itself: each of its components has a
+box, and a map's box is judged by the one it fits best.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnviz.errors import InputError
+from attnviz.metrics.inputs import AnyMaps, AnyMasks, Batch, score
+from attnviz.metrics.overlap import FLAT, check_threshold
+from attnviz.shapes import Scores
+
+V2 = (0.3, 0.5, 0.7)
+"""The overlaps over which MaxBoxAccV2 averages."""
+
+
+def max_box_acc(
+    maps: AnyMaps, masks: AnyMasks, *, threshold: float, overlap: float = 0.5
+) -> Scores:
+    """Whether the box of the map's largest component fits a box of the mask: 1 or 0 per image.
+
+    The map, min-max scaled, is cut at τ; the box of its largest component must reach an IoU of
+    `overlap` with the box of a component of the mask. The mean over a test set is MaxBoxAcc, if τ
+    is the one for all images that was best on the validation split:
+    `calibrate_threshold(maps, masks, "max_box_acc")`.
+
+    Source: J. Choe et al., "Evaluating weakly supervised object localization methods right", 2020,
+    which takes the maximum over τ on the test set itself.
+
+    Args:
+        maps: Raw maps, (b, h, w).
+        masks: Where the thing to be found is, (b, h, w).
+        threshold: τ in [0, 1].
+        overlap: The IoU from which a box counts as found.
+
+    Returns:
+        Scores, 0 or 1, higher is better; NaN where the map is constant or the mask empty.
+
+    Raises:
+        InputError: Wrong shapes, dtypes or devices, or a number outside [0, 1].
+    """
+    check_threshold(threshold)
+    if not 0 < overlap <= 1:
+        raise InputError(f"overlap: expected an IoU in (0, 1], got {overlap}")
+    return score(
+        maps,
+        masks,
+        lambda batch: box_hits_of(batch, threshold=threshold, levels=(overlap,)),
+        blocked=FLAT,
+    )
+
+
+def max_box_acc_v2(maps: AnyMaps, masks: AnyMasks, *, threshold: float) -> Scores:
+    """`max_box_acc` averaged over the overlaps .3, .5 and .7.
+
+    Args:
+        maps: Raw maps, (b, h, w).
+        masks: Where the thing to be found is, (b, h, w).
+        threshold: τ in [0, 1].
+
+    Returns:
+        Scores 0, 1/3, 2/3 or 1, higher is better; NaN where the map is constant or the mask empty.
+
+    Raises:
+        InputError: Wrong shapes, dtypes or devices, or τ outside [0, 1].
+    """
+    check_threshold(threshold)
+    return score(
+        maps,
+        masks,
+        lambda batch: box_hits_of(batch, threshold=threshold, levels=V2),
+        blocked=FLAT,
+    )
+
+
+def box_hits_of(batch: Batch, *, threshold: float, levels: tuple[float, ...] = (0.5,)) -> Tensor:
+    """The share of the overlaps that the box of each map reaches, (b,) float64."""
+    shape = (-1, batch.height, batch.width)
+    chosen = (batch.scaled >= threshold).view(shape).cpu().numpy()
+    fit = _best_fit(largest_boxes(chosen), batch.labels.view(shape).cpu().numpy())
+    hits = np.mean([fit >= level for level in levels], axis=0, dtype=np.float64)
+    return torch.from_numpy(hits).to(batch.values.device)
+
+
+def largest_boxes(masks: np.ndarray) -> np.ndarray:
+    """The box of each mask's largest component; of equals the first by rows; zeros where none.
+
+    Args:
+        masks: (b, h, w), bool.
+
+    Returns:
+        Half-open boxes, (b, 4) int64.
+    """
+    labelled, owner = _components(masks)
+    if not len(owner):
+        return np.zeros((len(masks), 4), dtype=np.int64)
+    areas = np.bincount(labelled.ravel())[1:]
+    most = np.zeros(len(masks), dtype=np.int64)
+    np.maximum.at(most, owner, areas)
+    ties = np.flatnonzero(areas == most[owner])[::-1]
+    chosen = np.full(len(masks), -1)
+    chosen[owner[ties]] = ties + 1  # the last write, which stays, is the first component
+    return _boxes_around(labelled == chosen[:, None, None])
+
+
+def component_boxes(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The boxes of all 8-connected components of some masks.
+
+    Args:
+        masks: (b, h, w), bool.
+
+    Returns:
+        For each of n components its mask (n,) and its half-open box `[x0, y0, x1, y1)` (n, 4).
+    """
+    from scipy import ndimage  # heavy: only boxes need it
+
+    labelled, owner = _components(masks)
+    spans = ndimage.find_objects(labelled)  # type: ignore[attr-defined]  # scipy has no stubs
+    boxes = [(x.start, y.start, x.stop, y.stop) for _, y, x in spans]
+    return owner, np.array(boxes, dtype=np.int64).reshape(-1, 4)
+
+
+def box_iou(ours: np.ndarray, theirs: np.ndarray, *, inclusive: bool = False) -> np.ndarray:
+    """Intersection over union of boxes, pair by pair.
+
+    Args:
+        ours: Boxes `[x0, y0, x1, y1)`, (n, 4).
+        theirs: As many, (n, 4).
+        inclusive: Whether x1 and y1 belong to the box, as wsolevaluation has it.
+
+    Returns:
+        IoU, (n,) float64; 0 where both are empty.
+    """
+    extra = int(inclusive)
+    low = np.maximum(ours[:, :2], theirs[:, :2])
+    high = np.minimum(ours[:, 2:], theirs[:, 2:])
+    both = np.prod(np.clip(high - low + extra, 0, None), axis=1)
+    sizes = [np.prod(boxes[:, 2:] - boxes[:, :2] + extra, axis=1) for boxes in (ours, theirs)]
+    union = sizes[0] + sizes[1] - both
+    return np.asarray(both / np.maximum(union, 1), dtype=np.float64)
+
+
+def _best_fit(boxes: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    owner, goals = component_boxes(masks)
+    fit = np.zeros(len(masks))
+    np.maximum.at(fit, owner, box_iou(boxes[owner], goals))
+    return fit
+
+
+def _components(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each place's component, (b, h, w), 0 for none; and the mask of component i + 1 at i."""
+    from scipy import ndimage  # heavy: only boxes need it
+
+    around = np.zeros((3, 3, 3), dtype=bool)
+    around[1] = True  # neighbours within a mask, never across masks
+    labelled, found = ndimage.label(masks, around)  # type: ignore[attr-defined]  # the same
+    owner = np.zeros(found + 1, dtype=np.int64)
+    owner[labelled] = np.arange(len(masks))[:, None, None]
+    return labelled, owner[1:]
+
+
+def _boxes_around(masks: np.ndarray) -> np.ndarray:
+    """The half-open boxes around masks, (b, 4); zeros around nothing."""
+    sides = []
+    for axis in (1, 2):  # columns that hold something, then rows
+        held: np.ndarray = np.any(masks, axis=axis)
+        some: np.ndarray = np.any(held, axis=1)
+        sides.append((held.argmax(1), (held.shape[1] - held[:, ::-1].argmax(1)) * some))
+    (x0, x1), (y0, y1) = sides
+    return np.stack([x0, y0, x1, y1], axis=1).astype(np.int64)

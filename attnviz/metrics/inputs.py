@@ -1,0 +1,293 @@
+"""What every metric takes: maps and masks, checked once, cut into pieces, and flagged.
+
+A metric never sees a whole data set. It sees a `Batch` of a few rows, small enough to stay in the
+cache of a CPU, and asks it for what it needs: the rows as float64, their extrema, their sorted
+order. Whatever several metrics need is made once per batch.
+
+What makes an image impossible to score is decided here as well, by flags, so that a score is NaN
+exactly where a flag of its metric is set, and the reason can be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import IntFlag
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from attnviz.errors import InputError
+
+if TYPE_CHECKING:
+    from attnviz.metrics.curves import Curves
+
+AnyMaps: TypeAlias = Float[Tensor, "b h w"] | Float[np.ndarray, "b h w"]
+"""One raw map per image, as a tensor or an array, float16 to float64."""
+
+AnyMasks: TypeAlias = Bool[Tensor, "b h w"] | Bool[np.ndarray, "b h w"]
+"""Where the thing to be found is, as a tensor or an array."""
+
+# Values per batch: 2 MiB as int64 stays in the cache of a core; a GPU wants to be kept busy.
+_VALUES_ON_CPU = 1 << 18
+_VALUES_ON_GPU = 1 << 25
+# Above this a sum of float64 may overflow; powers of two scale without rounding.
+_HUGE, _SHRINK = 2.0**500, 2.0**-600
+
+
+class Reason(IntFlag):
+    """Why an image cannot be scored. Several may hold at once."""
+
+    EMPTY_MASK = 1
+    FULL_MASK = 2
+    NAN = 4
+    INF = 8
+    CONSTANT = 16
+    NO_POSITIVE = 32
+    ALL_ZERO = 64
+
+    @property
+    def words(self) -> str:
+        """The reasons in words, joined by a semicolon."""
+        return "; ".join(_WORDS[flag] for flag in self)
+
+
+_WORDS = {
+    Reason.EMPTY_MASK: "the mask is empty",
+    Reason.FULL_MASK: "the mask is full",
+    Reason.NAN: "the map holds NaN",
+    Reason.INF: "the map holds Inf",
+    Reason.CONSTANT: "the map is constant",
+    Reason.NO_POSITIVE: "the map has no positive value",
+    Reason.ALL_ZERO: "the map is zero everywhere",
+}
+
+UNFIT = Reason.NAN | Reason.INF
+"""A map that no metric can score."""
+
+UNSCORABLE = UNFIT | Reason.EMPTY_MASK
+"""What no comparison of a map with a mask can score."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A few maps and masks as rows.
+
+    Attributes:
+        values: The maps, (b, D), float32 or float64.
+        labels: The masks, (b, D), bool.
+        height: Rows of a map.
+        width: Columns of a map.
+    """
+
+    values: Tensor
+    labels: Tensor
+    height: int
+    width: int
+
+    @property
+    def pixels(self) -> int:
+        """The number D of places in a map."""
+        return self.height * self.width
+
+    @cached_property
+    def area(self) -> Tensor:
+        """Places inside each mask, (b,) int64."""
+        return count(self.labels)
+
+    @cached_property
+    def lowest(self) -> Tensor:
+        """Each map's minimum, (b,); NaN where the map holds NaN."""
+        return self.values.amin(1)
+
+    @cached_property
+    def highest(self) -> Tensor:
+        """Each map's maximum, (b,); NaN where the map holds NaN."""
+        return self.values.amax(1)
+
+    @cached_property
+    def wide(self) -> Tensor:
+        """The maps as float64, shrunk by a power of two where sums could overflow."""
+        wide = self.values.double()
+        if self.values.dtype != torch.float64:
+            return wide
+        largest = torch.maximum(self.lowest.abs(), self.highest.abs())
+        factor = torch.ones_like(largest).masked_fill_(largest > _HUGE, _SHRINK)
+        return wide * factor[:, None]
+
+    @cached_property
+    def scaled(self) -> Tensor:
+        """Each map min-max scaled to [0, 1] in float64; NaN where it is constant."""
+        lowest = self.wide.amin(1, keepdim=True)
+        return (self.wide - lowest).div_(self.wide.amax(1, keepdim=True) - lowest)
+
+    @cached_property
+    def curves(self) -> Curves:
+        """The maps' values in descending order, with their labels."""
+        from attnviz.metrics.curves import sort_curves
+
+        return sort_curves(self.values, self.labels)
+
+    @cached_property
+    def flags(self) -> Tensor:
+        """The `Reason` flags of each image, (b,) int64."""
+        low, high = self.lowest, self.highest
+        found = {
+            Reason.EMPTY_MASK: self.area == 0,
+            Reason.FULL_MASK: self.area == self.pixels,
+            Reason.NAN: low.isnan(),
+            Reason.INF: low.isinf() | high.isinf(),
+            Reason.CONSTANT: low == high,
+            Reason.NO_POSITIVE: high <= 0,
+            Reason.ALL_ZERO: (low == 0) & (high == 0),
+        }
+        flags = torch.zeros_like(self.area)
+        for reason, where in found.items():
+            flags |= where.long() * int(reason)
+        return flags
+
+
+def batches(maps: AnyMaps, masks: AnyMasks) -> Iterator[Batch]:
+    """Check maps and masks and cut them into batches of bounded size, in order.
+
+    Args:
+        maps: One raw map per image, (b, h, w), float16 to float64; a tensor or an array.
+        masks: Where the thing to be found is, (b, h, w), bool, on the same device.
+
+    Yields:
+        Batches that never share memory with what a metric writes.
+
+    Raises:
+        InputError: Wrong shape, dtype or device; maps of no places.
+    """
+    values, labels = checked(maps, masks)
+    count_, height, width = values.shape
+    budget = _VALUES_ON_GPU if values.is_cuda else _VALUES_ON_CPU
+    step = max(1, budget // (height * width))
+    for start in range(0, count_, step):
+        part = slice(start, start + step)
+        rows = values[part].reshape(-1, height * width)
+        if rows.dtype not in (torch.float32, torch.float64):
+            rows = rows.float()
+        yield Batch(rows, labels[part].reshape(-1, height * width), height, width)
+
+
+def checked(maps: Any, masks: Any) -> tuple[Tensor, Tensor]:
+    """The same maps and masks as tensors on one device, or an error that says what came.
+
+    Args:
+        maps: One raw map per image, (b, h, w), floating point.
+        masks: Where the thing to be found is, (b, h, w), bool.
+
+    Returns:
+        Both as detached tensors, sharing memory with the caller's wherever that is possible.
+
+    Raises:
+        InputError: Wrong type, shape, dtype or device; maps of no places.
+    """
+    values, labels = as_tensor(maps, "maps"), as_tensor(masks, "masks")
+    if not values.is_floating_point():
+        raise InputError(
+            f"maps: expected floating point, got {values.dtype}; convert with maps.float()"
+        )
+    if labels.dtype != torch.bool:
+        raise InputError(
+            f"masks: expected bool, got {labels.dtype}; say which values count, as in masks > 0"
+        )
+    if values.ndim != 3:
+        raise InputError(
+            f"maps: expected (b, h, w), got {tuple(values.shape)}; a single map is maps[None]"
+        )
+    if values.shape != labels.shape:
+        raise InputError(
+            f"masks: expected the shape of the maps, {tuple(values.shape)}, "
+            f"got {tuple(labels.shape)}; resize the maps to the masks first"
+        )
+    if values.shape[1] * values.shape[2] == 0:
+        raise InputError(f"maps: expected at least one place, got {tuple(values.shape)}")
+    if values.device != labels.device:
+        raise InputError(
+            f"masks: expected them on {values.device} with the maps, got {labels.device}; "
+            "move one with .to(device)"
+        )
+    return values, labels
+
+
+def as_tensor(array: Any, what: str) -> Tensor:
+    """A tensor on the same memory, or a copy where torch cannot share it.
+
+    Args:
+        array: A tensor or a numpy array.
+        what: What it is, for the message.
+
+    Returns:
+        A detached tensor, not to be written to. Devices without float64 are left for the CPU.
+
+    Raises:
+        InputError: It is neither, or of a dtype torch does not know.
+    """
+    if isinstance(array, Tensor):
+        tensor = array.detach()
+        return tensor.cpu() if tensor.device.type == "mps" else tensor
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{what}: expected a tensor or a numpy array, got {type(array).__name__}")
+    if array.dtype.kind not in "bfiu" or array.dtype.itemsize > 8:
+        raise InputError(f"{what}: expected float16 to float64 or bool, got {array.dtype}")
+    native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    return torch.from_numpy(native if native.flags.writeable else native.copy())
+
+
+def count(rows: Tensor) -> Tensor:
+    """How many are true in each row, (b, D) bool to (b,) int64."""
+    if rows.is_cuda:
+        return rows.sum(1)
+    return torch.from_numpy(np.atleast_1d(np.count_nonzero(rows.numpy(), axis=1)))
+
+
+def row_sum(rows: Tensor) -> Tensor:
+    """The sum of each row, (b, D) float64 to (b,), by the same additions whatever the batch."""
+    # torch splits a long reduction among threads when the batch is small: other roundings.
+    return rows.sum(1) if rows.is_cuda else torch.from_numpy(np.add.reduce(rows.numpy(), axis=1))
+
+
+def score(
+    maps: AnyMaps,
+    masks: AnyMasks,
+    compute: Callable[[Batch], Tensor],
+    *,
+    blocked: Reason,
+) -> Tensor:
+    """One score per image, NaN where a flag says that there can be none.
+
+    Args:
+        maps: One raw map per image, (b, h, w).
+        masks: Where the thing to be found is, (b, h, w).
+        compute: The metric of a batch, (b,) float64; what it says of a blocked image is dropped.
+        blocked: The flags under which the metric has no score.
+
+    Returns:
+        Scores, (b,) float64, on the device of the maps.
+    """
+    parts = [hide(compute(batch), batch, blocked) for batch in batches(maps, masks)]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
+
+
+def hide(scores: Tensor, batch: Batch, blocked: Reason) -> Tensor:
+    """The scores with NaN where one of the blocking flags is set, (b,)."""
+    return scores.masked_fill((batch.flags & int(blocked)) != 0, torch.nan)
+
+
+def sort_rows(rows: Tensor) -> Tensor:
+    """Each row in ascending order, (b, D)."""
+    # numpy sorts with vector instructions, 43 µs for 9,216 integers where torch takes 413.
+    return rows.sort(1).values if rows.is_cuda else torch.from_numpy(np.sort(rows.numpy(), axis=1))
+
+
+def no_masks(maps: AnyMaps) -> Tensor:
+    """Empty masks of the shape of the maps, for metrics that need none."""
+    device = maps.device if isinstance(maps, Tensor) else None
+    return torch.zeros(maps.shape, dtype=torch.bool, device=device)

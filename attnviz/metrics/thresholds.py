@@ -1,0 +1,159 @@
+"""The one threshold for all images that is best on the validation split.
+
+Mean IoU as a function of τ is a staircase with a step at every value of every map. Sorting all of
+them at once would need many times the memory of the maps, so the search runs in two passes. The
+first counts each map's values in bins; at the edges of the bins the mean IoU is then known
+exactly, and within a bin it cannot exceed what the true positives of its lower edge and the false
+positives of its upper edge allow. The second pass looks at every single value, but only in bins
+whose bound reaches the best edge. The result is the exact maximum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnviz.errors import InputError, unknown_name
+from attnviz.metrics.boxes import V2, box_hits_of
+from attnviz.metrics.inputs import AnyMaps, AnyMasks, Batch, Reason, batches, sort_rows
+from attnviz.metrics.overlap import FLAT
+
+_BINS = 1024  # a power of two: multiplying by it never rounds, so binning is exact
+_ROWS = 256  # maps whose histograms are held at once
+_SLACK = 1e-9  # more than sums of a million IoU round by
+
+
+def calibrate_threshold(
+    maps: AnyMaps, masks: AnyMasks, metric: str = "iou", *, grid: int = 100
+) -> float:
+    """The τ that maximises a metric's mean over these images: to be used on others.
+
+    For the IoU exact over all distinct values of all maps; of the interval of equally good
+    thresholds the middle is returned. For the box metrics the best of the `grid` thresholds
+    0, 1/grid, 2/grid … (the middle one of equally good ones), because every threshold draws other
+    components.
+
+    Images that cannot be scored, such as those without a patch, are left out.
+
+    Args:
+        maps: Raw maps of the validation split, (b, h, w).
+        masks: Where the thing to be found is, (b, h, w).
+        metric: "iou" (the same as "max_iou"), "max_box_acc" or "max_box_acc_v2".
+        grid: How many thresholds are tried for the box metrics.
+
+    Returns:
+        τ in [0, 1], for maps min-max scaled to [0, 1].
+
+    Raises:
+        InputError: Wrong shapes, dtypes or devices, an unknown metric, or no image to score.
+    """
+    if metric in ("iou", "max_iou"):
+        return _best_iou_threshold(maps, masks)
+    levels = {"max_box_acc": (0.5,), "max_box_acc_v2": V2}
+    if metric not in levels:
+        raise unknown_name("metric", metric, ("iou", "max_iou", *levels))
+    if grid < 1:
+        raise InputError(f"grid: expected at least 1 threshold, got {grid}")
+    hits = np.zeros(grid)
+    for batch in _scorable(maps, masks):
+        for step in range(grid):
+            hits[step] += float(
+                box_hits_of(batch, threshold=step / grid, levels=levels[metric]).sum()
+            )
+    best = np.flatnonzero(hits >= hits.max() - _SLACK)
+    return float(best[len(best) // 2]) / grid
+
+
+def _best_iou_threshold(maps: AnyMaps, masks: AnyMasks) -> float:
+    edges, bounds = np.zeros(_BINS + 2), np.zeros(_BINS + 1)
+    for batch in _scorable(maps, masks):
+        edge, bound = _binned(batch)
+        edges += edge
+        bounds += bound
+    promising = bounds >= edges.max() - _SLACK
+    parts = [_events(batch, promising) for batch in _scorable(maps, masks)]
+    values, gains = (np.concatenate(part) for part in zip(*parts, strict=True))
+    order = np.argsort(-values, kind="stable")
+    values, gains = values[order], gains[order]
+    bins = np.floor(values * _BINS).astype(np.int64)
+
+    # The set at a bin's edge is the set at some value, so the best of the values is the best.
+    best, tau = -1.0, 0.0
+    starts = np.flatnonzero(np.diff(bins, prepend=-1))
+    for start, stop in zip(starts, [*starts[1:], len(bins)], strict=True):
+        inside = values[start:stop]
+        total = edges[bins[start] + 1] + np.cumsum(gains[start:stop])
+        below = np.append(inside[1:], bins[start] / _BINS)
+        last = np.append(inside[:-1] != inside[1:], True)
+        at = int(np.where(last, total, -1.0).argmax())
+        if total[at] > best:
+            best, tau = total[at], _between(below[at], inside[at])
+    return float(tau)
+
+
+def _between(low: float, high: float) -> float:
+    middle = (low + high) / 2
+    return middle if low < middle <= high else high
+
+
+def _scorable(maps: AnyMaps, masks: AnyMasks) -> Iterator[Batch]:
+    """Batches of the images that have an IoU at every threshold, at least one."""
+    flags = Reason(0)
+    found = False
+    for batch in batches(maps, masks):
+        fit = (batch.flags & int(FLAT)) == 0
+        for flag in set(batch.flags[~fit].tolist()):
+            flags |= Reason(flag) & FLAT
+        values, labels = batch.values[fit], batch.labels[fit]
+        for part in range(0, len(values), _ROWS):
+            found = True
+            rows = slice(part, part + _ROWS)
+            yield Batch(values[rows], labels[rows], batch.height, batch.width)
+    if not found:
+        why = f": {flags.words}" if flags else ""
+        raise InputError(
+            f"calibrate_threshold: expected at least one image that can be scored, got none{why}"
+        )
+
+
+def _binned(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """The summed IoU at each bin's lower edge, (bins + 1,), and each bin's bound, (bins,)."""
+    width = _BINS + 1  # the value 1 has a bin of its own
+    rows = torch.arange(len(batch.values), device=batch.values.device)[:, None]
+    flat = ((batch.scaled * _BINS).long() + rows * width).view(-1)
+    hits = torch.bincount(flat[batch.labels.view(-1)], minlength=len(rows) * width)
+    seen = torch.bincount(flat, minlength=len(rows) * width)
+    hits, seen = (_from_above(counts.view(-1, width)) for counts in (hits, seen))
+    area, false = batch.area[:, None], seen - hits
+    edges = (hits.double() / (area + false)).sum(0)
+    bounds = (hits[:, :-1].double() / (area + false[:, 1:])).sum(0)
+    return edges.cpu().numpy(), bounds.cpu().numpy()
+
+
+def _from_above(counts: Tensor) -> Tensor:
+    """How many lie in a bin or above it, with an empty bin at the end, (b, bins + 1)."""
+    summed = counts.flip(1).cumsum(1).flip(1)
+    return torch.cat([summed, torch.zeros_like(summed[:, :1])], 1)
+
+
+def _events(batch: Batch, promising: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values in promising bins, (n,), and by how much the map's IoU changes at each, (n,)."""
+    # The scaled values have the order of the raw ones, whose labels the curves hold sorted.
+    values = sort_rows(batch.scaled).flip(1)
+    hits = (batch.curves.keys & 1).cumsum(1)
+    seen = torch.arange(1, batch.pixels + 1, device=values.device)
+    iou = hits.double() / (batch.area[:, None] + seen - hits)
+    last = torch.ones_like(values, dtype=torch.bool)
+    last[:, :-1] = values[:, 1:] != values[:, :-1]
+    row = torch.nonzero(last)[:, 0]
+    reached = iou[last]
+    gains = reached.diff(prepend=reached.new_zeros(1))
+    first = torch.ones_like(row, dtype=torch.bool)
+    first[1:] = row[1:] != row[:-1]
+    gains = torch.where(first, reached, gains)
+    kept = values[last].cpu().numpy()
+    wanted = promising[np.floor(kept * _BINS).astype(np.int64)]
+    return kept[wanted], gains.cpu().numpy()[wanted]
