@@ -1,0 +1,130 @@
+"""Who runs an op: the module of the watched model, and the line in its source.
+
+Read off the Python stack when something was found, instead of from hooks: hooks would switch fast
+paths off and travel along with a deepcopy.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+_TORCH = str(Path(torch.__file__).parent)
+_HERE = str(Path(__file__).parent)
+_CALL = nn.Module._call_impl.__code__
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One module of the model, and the source line from which an op ran.
+
+    Attributes:
+        name: The module's dotted name; `""` for the model itself.
+        module: The module.
+        source: `"file.py:123"`, the innermost line outside torch.
+        path: The file in full.
+    """
+
+    name: str
+    module: nn.Module
+    source: str
+    path: str
+
+
+class Call(NamedTuple):
+    """A module that is running, with the shapes of the tensors it was called with."""
+
+    name: str
+    module: nn.Module
+    shapes: tuple[tuple[int, ...], ...]
+
+
+def place(names: dict[int, str]) -> Place | None:
+    """Where the running op belongs in a model, or None if another model runs it."""
+    line: tuple[str, int] | None = None
+    torch_line: tuple[str, int] | None = None
+    for frame in _frames():
+        code = frame.f_code
+        if not code.co_filename.startswith(_TORCH):
+            line = line or (code.co_filename, frame.f_lineno)
+        elif torch_line is None:
+            torch_line = (code.co_filename, frame.f_lineno)
+        module = _module(frame, names)
+        if module is not None:
+            line = line or _caller(frame) or torch_line or ("?", 0)
+            return Place(names[id(module)], module, f"{Path(line[0]).name}:{line[1]}", line[0])
+    return None
+
+
+def calls(names: dict[int, str]) -> list[Call]:
+    """The model's modules that are running, innermost first."""
+    found: list[Call] = []
+    outermost: FrameType | None = None
+    for frame in _frames():
+        module = _module(frame, names)
+        if module is None:
+            continue
+        outermost = frame
+        if frame.f_code is _CALL:
+            found.append(Call(names[id(module)], module, _shapes(frame)))
+    if outermost is not None and outermost.f_code is not _CALL:
+        module = _module(outermost, names)
+        if module is not None and (not found or found[-1].module is not module):
+            found.append(Call(names[id(module)], module, _shapes(outermost)))
+    return found
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith(_HERE):
+            yield frame
+        frame = frame.f_back
+
+
+def _module(frame: FrameType, names: dict[int, str]) -> nn.Module | None:
+    code = frame.f_code
+    if not code.co_argcount or "self" not in code.co_varnames[:1]:
+        return None
+    owner = frame.f_locals.get("self")
+    return owner if isinstance(owner, nn.Module) and id(owner) in names else None
+
+
+def _caller(frame: FrameType) -> tuple[str, int] | None:
+    """The innermost line outside torch that leads to a frame."""
+    back = frame.f_back
+    while back is not None:
+        name = back.f_code.co_filename
+        if not name.startswith((_TORCH, _HERE)):
+            return name, back.f_lineno
+        back = back.f_back
+    return None
+
+
+def _shapes(frame: FrameType) -> tuple[tuple[int, ...], ...]:
+    """The shapes of a running function's tensor arguments, lists of tensors looked into."""
+    code, local = frame.f_code, frame.f_locals
+    count = code.co_argcount + code.co_kwonlyargcount
+    count += bool(code.co_flags & 0x04) + bool(code.co_flags & 0x08)
+    shapes: list[tuple[int, ...]] = []
+    for name in code.co_varnames[1:count]:
+        _collect(local.get(name), shapes, 2)
+    return tuple(shapes)
+
+
+def _collect(value: Any, shapes: list[tuple[int, ...]], depth: int) -> None:
+    if isinstance(value, Tensor):
+        shapes.append(tuple(value.shape))
+    elif depth and isinstance(value, (tuple, list)):
+        for item in value:
+            _collect(item, shapes, depth - 1)
+    elif depth and isinstance(value, dict):
+        for item in value.values():
+            _collect(item, shapes, depth - 1)
