@@ -7,6 +7,7 @@ the number of keys: 576 places are 24 × 24 as well as 16 × 36.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -157,7 +158,7 @@ def resized(
     h, w = (int(side) for side in size)
     if h < 1 or w < 1:
         raise InputError(f"size: expected (h, w) of at least 1, got {tuple(size)}")
-    flat = maps.reshape(maps.shape[0], -1, *maps.shape[-2:])
+    flat = maps.reshape(maps.shape[0], math.prod(maps.shape[1:-2]), *maps.shape[-2:])
     smaller = h < maps.shape[-2] or w < maps.shape[-1]
     if interpolation == "nearest":
         flat = F.interpolate(flat, (h, w), mode="nearest-exact")

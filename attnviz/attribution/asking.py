@@ -1,0 +1,201 @@
+"""Asking a Captum object for maps, a piece of the batch at a time.
+
+The pieces follow from a budget: one forward of one image tells how many bytes its graph keeps,
+and so how many rows may be under way at once. What comes out does not depend on the pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnviz.attribution.catalogue import Method
+from attnviz.attribution.state import seeded, unremarked
+from attnviz.attribution.superpixels import superpixels
+from attnviz.errors import InputError
+from attnviz.shapes import Images
+from attnviz.targets import Target, target_indices
+
+
+class Explained(nn.Module):
+    """The model as Captum is shown it: `(b, n)` outputs, checked against the target.
+
+    Args:
+        model: The model.
+        images: How many images are explained.
+        target: What of its outputs.
+        progress: A bar to move on by one for each row of a forward, or None.
+    """
+
+    def __init__(self, model: nn.Module, images: int, target: Target, progress: Any = None) -> None:
+        super().__init__()
+        self.model = model
+        self._images, self._target, self._progress = images, target, progress
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The outputs, one row per image."""
+        if self._progress is not None:
+            self._progress.update(len(images))
+        return rows_of_outputs(self.model(images), self._images, self._target)
+
+
+def rows_of_outputs(outputs: object, b: int, target: Target) -> Tensor:
+    """A model's outputs as `(rows, n)`, once `target` is known to choose among `n` for `b` images.
+
+    Raises:
+        InputError: No tensor, no rows of logits, or a target that does not choose.
+    """
+    if not isinstance(outputs, Tensor):
+        raise InputError(
+            f"expected the model to return a tensor of logits, got {type(outputs).__name__}; "
+            "wrap it in a module that returns the logits"
+        )
+    rows = outputs[:, None] if outputs.ndim == 1 else outputs
+    if rows.ndim != 2:
+        raise InputError(
+            f"expected the model to return (b,) or (b, n), got {tuple(outputs.shape)}; "
+            "wrap it in a module that returns the logits"
+        )
+    target_indices(b, rows.shape[1], target)
+    return rows
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a Captum object, for all images.
+
+    Attributes:
+        method: How it wants to be asked.
+        explainer: The object.
+        images: `(b, c, h, w)`, detached.
+        target: `(b,)` indices, or None where the object takes none.
+        baseline: `(b, c, h, w)`, a distribution of images for GradientShap, or None for Captum's.
+        options: Further arguments.
+        seed: Where the generators start, for each piece.
+    """
+
+    method: Method
+    explainer: Any
+    images: Images
+    target: Tensor | None
+    baseline: Tensor | None
+    options: Mapping[str, Any]
+    seed: int
+
+    def answers(self, rows: int) -> Iterator[Tensor]:
+        """The attributions, piece after piece, with at most about `rows` rows under way."""
+        size = self._piece(rows)
+        for start in range(0, len(self.images), size):
+            part = slice(start, start + size)
+            arguments = self._arguments(part, rows)
+            with seeded(self.seed, self.images.device), unremarked():
+                try:
+                    answer = self.explainer.attribute(**arguments)
+                except AssertionError as error:
+                    raise InputError(f"{self.method.name}: captum says: {error}") from error
+            yield self._single(answer)
+
+    @property
+    def copies(self) -> int:
+        """Rows of a forward per image, as far as they are known beforehand."""
+        copies = self.method.copies
+        return int(self.options[copies]) if isinstance(copies, str) else copies
+
+    def _piece(self, rows: int) -> int:
+        if self.method.alone:
+            return 1
+        most = rows if self.method.split else max(1, rows // self.copies)
+        pieces = ceil(len(self.images) / most)
+        return max(1, ceil(len(self.images) / max(1, pieces)))
+
+    def _arguments(self, part: slice, rows: int) -> dict[str, Any]:
+        images = self.images[part].clone().requires_grad_(self.method.gradient)
+        arguments = dict(self.options)
+        arguments["inputs"] = images
+        if self.target is not None:
+            arguments["target"] = self.target[part]
+        if self.baseline is not None:
+            matched = len(self.baseline) == len(self.images)
+            arguments["baselines"] = self.baseline[part] if matched else self.baseline
+        if self.method.superpixels or "feature_mask" in arguments:
+            _add_regions(arguments, images, part, len(self.images))
+        if self.method.captum == "Occlusion":
+            _add_windows(arguments, images)
+        if self.method.split == "internal_batch_size":
+            if rows < len(images) * self.copies:
+                arguments["internal_batch_size"] = max(rows, len(images))
+        elif self.method.split:
+            # Captum repeats the images this many times even where there is less to remove.
+            most = _removals(self.method, arguments, images)
+            arguments[self.method.split] = max(1, min(rows // len(images), most))
+        return arguments
+
+    def _single(self, answer: object) -> Tensor:
+        if isinstance(answer, tuple) and len(answer) == 1:
+            answer = answer[0]
+        if not isinstance(answer, Tensor) or answer.ndim != 4:
+            got = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+            raise InputError(
+                f"{self.method.name}: expected attributions (b, c, h, w), got {got}; "
+                "a layer must put out (b, c, h, w) to have a map"
+            )
+        return answer.detach()
+
+
+def _add_regions(arguments: dict[str, Any], images: Tensor, part: slice, b: int) -> None:
+    cut = {k: arguments.pop(k) for k in ("segments", "compactness") if k in arguments}
+    mask = arguments.get("feature_mask")
+    if mask is None:
+        mask = superpixels(images, **cut)
+    elif len(mask) == b:
+        mask = mask[part]
+    if int(mask.max()) < 1:
+        raise InputError("superpixels: the image is a single region; ask for more segments")
+    arguments["feature_mask"] = mask
+
+
+def _add_windows(arguments: dict[str, Any], images: Tensor) -> None:
+    """Windows of a sixth of the image's shorter side, half of that apart, over all channels."""
+    c, h, w = images.shape[1:]
+    side = max(1, round(min(h, w) / 6))
+    for name, default in (("sliding_window_shapes", side), ("strides", max(1, side // 2))):
+        value = arguments.get(name, default)
+        arguments[name] = (c, value, value) if isinstance(value, int) else value
+
+
+def _removals(method: Method, arguments: Mapping[str, Any], images: Tensor) -> int:
+    """How many times something is removed from each image."""
+    if "feature_mask" in arguments and "n_samples" not in arguments:
+        return int(arguments["feature_mask"].max()) + 1
+    if method.captum == "Occlusion":
+        windows = zip(
+            images.shape[1:],
+            arguments["sliding_window_shapes"],
+            arguments["strides"],
+            strict=True,
+        )
+        return prod(ceil(max(0, side - window) / step) + 1 for side, window, step in windows)
+    return int(arguments.get("n_samples", 64))
+
+
+def bytes_per_image(model: nn.Module, image: Images) -> int:
+    """What the graph of one image's forward keeps for the backward, parameters aside, in bytes."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        # The output is held until all is counted: freed storage would give its address away again.
+        output = model(image.clone().requires_grad_())
+    for parameter in model.parameters():
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    del output
+    return max(sum(kept.values()), image.nbytes)

@@ -1,0 +1,231 @@
+"""The methods by name: which Captum class each is, and what it needs to be asked for a map.
+
+A method is data, not a class: what differs between them is which arguments they take, and how an
+image's work can be cut into pieces that fit into memory.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+from attnviz.errors import InputError, UnsupportedError, unknown_name
+
+RESERVED = frozenset(
+    {
+        "inputs",
+        "target",
+        "baselines",
+        "additional_forward_args",
+        "return_convergence_delta",
+        "internal_batch_size",
+        "perturbations_per_eval",
+        "return_input_shape",
+        "show_progress",
+        "attr_dim_summation",
+        "kwargs",
+    }
+)
+"""Captum's arguments that attnviz answers for."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a Captum method is asked for a map.
+
+    Attributes:
+        name: What `attribute(method=)` takes.
+        captum: The class in `captum.attr`; empty for an object of the user's own.
+        summary: What a place's value means, in one line.
+        channels: How channels become one number where the caller does not say.
+        layer: Whether it explains a layer's places.
+        gradient: Whether the images themselves have to ask for a gradient.
+        copies: Rows of a forward that one image needs at once, or the option that says so.
+        split: Captum's argument that cuts an image's rows into pieces.
+        alone: One image at a time, all from the same seed: what is drawn for an image must not
+            depend on the images around it.
+        superpixels: Whether it removes regions.
+        defaults: Options where they differ from Captum's, or Captum has none.
+    """
+
+    name: str
+    captum: str
+    summary: str
+    channels: Literal["sum", "mean"] = "sum"
+    layer: bool = False
+    gradient: bool = True
+    copies: int | str = 1
+    split: str | None = None
+    alone: bool = False
+    superpixels: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+CATALOGUE: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "saliency",
+            "Saliency",
+            "gradient of the output (Simonyan 2013; signed, where Captum takes it absolute)",
+            defaults={"abs": False},
+        ),
+        Method("input_x_gradient", "InputXGradient", "input times its gradient (Shrikumar 2016)"),
+        Method(
+            "integrated_gradients",
+            "IntegratedGradients",
+            "gradient along the way from a baseline (Sundararajan 2017)",
+            gradient=False,
+            copies="n_steps",
+            split="internal_batch_size",
+            defaults={"n_steps": 50},
+        ),
+        Method(
+            "gradient_shap",
+            "GradientShap",
+            "expected gradient between noisy input and baselines (Lundberg 2017, Erion 2021)",
+            gradient=False,
+            copies="n_samples",
+            alone=True,
+            defaults={"n_samples": 16},
+        ),
+        Method(
+            "deep_lift",
+            "DeepLift",
+            "change of activations against a baseline, rescale rule (Shrikumar 2017)",
+            copies=2,
+        ),
+        Method(
+            "guided_backprop",
+            "GuidedBackprop",
+            "gradient through nn.ReLU modules, negative ones cut (Springenberg 2014)",
+        ),
+        Method(
+            "guided_gradcam",
+            "GuidedGradCam",
+            "guided backpropagation times Grad-CAM (Selvaraju 2017)",
+            layer=True,
+        ),
+        Method(
+            "layer_gradcam",
+            "LayerGradCam",
+            "a layer's channels, weighed by their mean gradient (Selvaraju 2017)",
+            layer=True,
+        ),
+        Method(
+            "occlusion",
+            "Occlusion",
+            "drop of the output when a sliding window is blanked (Zeiler 2014)",
+            channels="mean",
+            gradient=False,
+            split="perturbations_per_eval",
+        ),
+        Method(
+            "feature_ablation",
+            "FeatureAblation",
+            "drop of the output when a superpixel is blanked",
+            channels="mean",
+            gradient=False,
+            split="perturbations_per_eval",
+            superpixels=True,
+        ),
+        Method(
+            "kernel_shap",
+            "KernelShap",
+            "Shapley value of a superpixel, by weighted regression (Lundberg 2017)",
+            channels="mean",
+            gradient=False,
+            split="perturbations_per_eval",
+            alone=True,
+            superpixels=True,
+            defaults={"n_samples": 512},
+        ),
+    )
+}
+
+_RANDOM = ("NoiseTunnel", "GradientShap", "Lime", "LimeBase", "KernelShap", "ShapleyValueSampling")
+
+
+def methods() -> dict[str, str]:
+    """Each method's name and what it says, in one line."""
+    return {name: method.summary for name, method in CATALOGUE.items()}
+
+
+def named(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        InputError: There is none.
+    """
+    if name not in CATALOGUE:
+        raise unknown_name("attribution method", name, CATALOGUE)
+    return CATALOGUE[name]
+
+
+def built(method: Method, model: nn.Module, layer: nn.Module | None) -> Any:
+    """The Captum object for a model.
+
+    Raises:
+        UnsupportedError: Guided methods on a model without `nn.ReLU`, which they would not change.
+    """
+    import captum.attr
+
+    if method.name.startswith("guided") and not any(
+        isinstance(m, nn.ReLU) for m in model.modules()
+    ):
+        raise UnsupportedError(
+            f"{method.name}: expected nn.ReLU modules, since those are all that Captum guides; "
+            "this model has none (LeakyReLU and F.relu are not guided) and the map would be plain "
+            "saliency: use method='saliency'"
+        )
+    make = getattr(captum.attr, method.captum)
+    explainer = make(model, layer) if method.layer else make(model)
+    if method.name == "kernel_shap":
+        from attnviz.attribution.superpixels import LeastSquares
+
+        explainer.interpretable_model = LeastSquares()
+    return explainer
+
+
+def described(explainer: Any) -> Method:
+    """What can be told of a Captum object that somebody else made.
+
+    Raises:
+        InputError: It has no `attribute`.
+    """
+    if isinstance(explainer, type) or not callable(getattr(explainer, "attribute", None)):
+        raise InputError(
+            f"method: expected a name ({', '.join(CATALOGUE)}) or an object with .attribute, such "
+            f"as captum.attr.Saliency(model), got {explainer!r}"
+        )
+    name = type(explainer).__name__
+    takes = inspect.signature(explainer.attribute).parameters
+    splits = [s for s in ("internal_batch_size", "perturbations_per_eval") if s in takes]
+    return Method(
+        name,
+        "",
+        "",
+        split=splits[0] if splits else None,
+        copies="n_steps" if "n_steps" in takes else 1,
+        alone=name in _RANDOM,
+        defaults={"n_steps": takes["n_steps"].default} if "n_steps" in takes else {},
+    )
+
+
+def checked_options(method: Method, explainer: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, with the method's defaults below them.
+
+    Raises:
+        InputError: An option that the method does not have, or that attnviz answers for.
+    """
+    takes = inspect.signature(explainer.attribute).parameters
+    known = set(takes) - RESERVED | ({"segments", "compactness"} if method.superpixels else set())
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in takes.values()) and not method.captum
+    for name in options:
+        if name in RESERVED or not (name in known or open_ended):
+            raise unknown_name(f"option of {method.name}", name, known)
+    return {**method.defaults, **options}

@@ -1,0 +1,62 @@
+"""Which layer a layer method explains: by name, by module, or the one that cannot be mistaken."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from attnviz.errors import InputError, unknown_name
+
+
+def find_layer(model: nn.Module, layer: str | nn.Module | None) -> nn.Module:
+    """The module that `layer` means.
+
+    None stands for the last convolution where there is no doubt which that is: the model has a
+    single `nn.Conv2d`, or all of them are direct children of one `nn.Sequential` without nested
+    modules. A residual network, or one with convolutions inside its attention, has no such layer:
+    the last one defined may lie on a side path.
+
+    Args:
+        model: The model.
+        layer: A dotted name, a module of the model, or None.
+
+    Returns:
+        The module.
+
+    Raises:
+        InputError: A name or module that the model does not have, or None in a model where the
+            last convolution could be several.
+    """
+    modules = dict(model.named_modules())
+    if isinstance(layer, nn.Module):
+        if not any(layer is module for module in modules.values()):
+            raise InputError(
+                f"layer: expected a module of the model, got a {type(layer).__name__} that is "
+                "none of them"
+            )
+        return layer
+    if layer is not None:
+        if layer not in modules:
+            raise unknown_name("layer", layer, [name for name in modules if name])
+        found: nn.Module = modules[layer]
+        return found
+    return _last_convolution(modules)
+
+
+def _last_convolution(modules: dict[str, nn.Module]) -> nn.Module:
+    names = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
+    if not names:
+        raise InputError(
+            "layer: the model has no nn.Conv2d to take by itself; pass layer=, the dotted name of "
+            "a module that puts out (b, c, h, w)"
+        )
+    parents = {name.rpartition(".")[0] for name in names}
+    chain = modules[parents.pop()] if len(parents) == 1 else None
+    plain = isinstance(chain, nn.Sequential) and not any(
+        list(child.children()) for child in chain.children()
+    )
+    if len(names) > 1 and not plain:
+        raise InputError(
+            f"layer: the last convolution is not certain among {', '.join(names[-6:])}; "
+            "pass layer=, a dotted name or a module"
+        )
+    return modules[names[-1]]
