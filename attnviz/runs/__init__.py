@@ -15,14 +15,16 @@ Writing is local, atomic and locked (`writing`); reading trusts nothing and work
 too (`reading`, `storage`). No pickle, no torch.
 """
 
-from attnviz.runs.checking import Fault
+from attnviz.runs.checking import Fault, verify
 from attnviz.runs.datasets import Dataset, list_datasets, open_dataset, save_dataset
+from attnviz.runs.differences import ABSENT, differing
 from attnviz.runs.header import STALE_AFTER, STATES, File, State
 from attnviz.runs.migrations import SCHEMA
 from attnviz.runs.reading import Run, RunList, list_runs, open_run
 from attnviz.runs.writing import (
     RunWriter,
     amend_run,
+    migrate_run,
     resume_run,
     save_run,
     start_run,
@@ -30,6 +32,7 @@ from attnviz.runs.writing import (
 )
 
 __all__ = [
+    "ABSENT",
     "SCHEMA",
     "STALE_AFTER",
     "STATES",
@@ -41,8 +44,10 @@ __all__ = [
     "RunWriter",
     "State",
     "amend_run",
+    "differing",
     "list_datasets",
     "list_runs",
+    "migrate_run",
     "open_dataset",
     "open_run",
     "resume_run",
@@ -50,4 +55,5 @@ __all__ = [
     "save_run",
     "start_run",
     "this_environment",
+    "verify",
 ]

@@ -1,4 +1,4 @@
-"""What is wrong with a run folder, file by file.
+"""What is wrong with run folders, file by file.
 
 Sizes notice truncation; only the checksum notices a flipped byte; opening each file notices that
 what was written was never right.
@@ -6,17 +6,16 @@ what was written was never right.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
 
 from attnviz.errors import InputError, RunError
-from attnviz.runs.header import File
+from attnviz.runs.datasets import FOLDER, Dataset, list_datasets, open_dataset
+from attnviz.runs.header import File, Kind
+from attnviz.runs.reading import CURVES, HEADER, SAMPLES, WEIGHTS, Run, list_runs
+from attnviz.runs.storage import MissingFileError, Place, Store, open_store
 
-if TYPE_CHECKING:
-    from attnviz.runs.reading import Run
-
-Kind = Literal["header", "newer", "missing", "size", "checksum", "unreadable", "unchecked"]
+_TRACES = (CURVES, SAMPLES, WEIGHTS, "maps", "gates", "rows")
 
 
 @dataclass(frozen=True)
@@ -24,78 +23,128 @@ class Fault:
     """One thing that is wrong.
 
     Attributes:
-        run: The id of the run, or `datasets/<digest>`.
-        file: The file at fault, relative to the run.
-        kind: "header" (run.json), "newer" (schema), "missing", "size", "checksum", "unreadable"
-            (it does not open) or "unchecked" (its run is of a schema without checksums).
+        where: The id of the run, or `datasets/<digest>`.
+        file: The file at fault, relative to that folder.
+        kind: "header" (run.json makes no sense), "newer" (schema), "missing", "size", "checksum",
+            "unreadable" (it does not open) or "unchecked" (of a schema without checksums).
         detail: What was expected and what was found.
     """
 
-    run: str
+    where: str
     file: str
     kind: Kind
     detail: str
 
     def __str__(self) -> str:
-        return f"{self.run}/{self.file}: {self.detail}"
+        return f"{self.where}/{self.file}: {self.detail}"
 
     def as_dict(self) -> dict[str, str]:
         """The fields, for JSON."""
         return asdict(self)
 
 
-def differs(content: bytes, file: File) -> str:
-    """What distinguishes a content from what was written: `""` if nothing does."""
-    if len(content) != file.bytes:
-        return f"expected {file.bytes} bytes, got {len(content)}"
-    if file.sha256 is not None and hashlib.sha256(content).hexdigest() != file.sha256:
-        return "sha256 differs from the one in run.json (a byte changed)"
-    return ""
+def verify(root: Place) -> list[Fault]:
+    """Every fault of a folder of runs (or of one run) and of the test images beside them.
+
+    Every byte is read once. Runs that are stopped or stale are no faults.
+
+    Raises:
+        RunError: there is no such folder.
+    """
+    runs = list_runs(root)
+    home = _home(root, runs.where) if runs.alone else root
+    found = [fault for run in runs for fault in run_faults(run)]
+    found += [_without_header(name) for name in runs.left_out if _was_run(root, name)]
+    known = list_datasets(home)
+    wanted = {run.dataset for run in runs if run.dataset}
+    digests = sorted(wanted) if runs.alone else sorted(wanted | set(known))
+    return found + [fault for digest in digests for fault in _dataset_faults(home, digest)]
 
 
-def faults(run: Run) -> list[Fault]:
-    """Every fault of a run: its header's, then each file's."""
+def run_faults(run: Run) -> list[Fault]:
+    """Every fault of one run: its header's, then each file's."""
     if run.state == "newer":
-        return [Fault(run.id, "run.json", "newer", run.reason)]
-    if run.state == "broken" and not run.files and not run.variant:
-        return [Fault(run.id, "run.json", "header", run.reason)]
-    found = [fault for name, file in run.files.items() if (fault := _of_file(run, name, file))]
-    return found + _of_curves(run)
+        return [Fault(run.id, HEADER, "newer", run.reason)]
+    if run.schema is None:
+        return [Fault(run.id, HEADER, "header", run.reason.removeprefix(f"{HEADER}: "))]
+    found = [_file_fault(run, name, file) for name, file in run.files.items()]
+    if CURVES not in run.files:
+        found.append(_attempted(run, CURVES, CURVES))
+    return [fault for fault in found if fault is not None]
 
 
-def _of_file(run: Run, name: str, file: File) -> Fault | None:
+def dataset_faults(dataset: Dataset) -> list[Fault]:
+    """What is wrong with the file of some test images, if anything."""
+    where, name = f"{FOLDER}/{dataset.digest}", dataset.file.at
+    fault = _content_fault(dataset.store, where, dataset.file)
+    if fault is None:
+        try:
+            dataset.labels()
+        except RunError as error:
+            fault = Fault(where, name, "unreadable", _end(error))
+    return [] if fault is None else [fault]
+
+
+def _dataset_faults(home: Place, digest: str) -> list[Fault]:
     try:
-        content = run.store.read(file.at)
-    except RunError as error:
-        kind: Kind = "missing" if "no such file" in str(error) else "unreadable"
-        return Fault(run.id, file.at, kind, str(error).rsplit(": ", 1)[-1])
-    detail = differs(content, file)
-    if detail:
-        return Fault(run.id, file.at, "size" if "bytes" in detail else "checksum", detail)
+        return dataset_faults(open_dataset(home, digest))
+    except MissingFileError:
+        return [Fault(f"{FOLDER}/{digest}", "dataset.json", "missing", "no such file")]
+    except (RunError, InputError) as error:
+        return [Fault(f"{FOLDER}/{digest}", "dataset.json", "header", _end(error))]
+
+
+def _file_fault(run: Run, name: str, file: File) -> Fault | None:
+    fault = _content_fault(run.store, run.id, file)
+    if fault is not None:
+        return fault
     if file.sha256 is None:
         return Fault(run.id, file.at, "unchecked", "has no checksum; attnviz migrate adds it")
-    return _of_content(run, name, file)
+    return _attempted(run, name, file.at)
 
 
-def _of_content(run: Run, name: str, file: File) -> Fault | None:
-    room, _, rest = name.rpartition("/")
+def _content_fault(store: Store, where: str, file: File) -> Fault | None:
     try:
-        if room in ("maps", "gates", "rows"):
-            read = {"maps": run.maps, "gates": run.gates, "rows": run.rows}[room]
-            read(rest.removesuffix(".safetensors"), ())
-        elif name == "samples.parquet":
+        found = file.fault_in(store.read(file.at))
+    except MissingFileError:
+        return Fault(where, file.at, "missing", "no such file")
+    except RunError as error:
+        return Fault(where, file.at, "unreadable", _end(error))
+    return None if found is None else Fault(where, file.at, *found)
+
+
+def _attempted(run: Run, name: str, at: str) -> Fault | None:
+    """The fault of a file that is what was written but does not open."""
+    room, _, rest = name.rpartition("/")
+    readers = {"maps": run.maps, "gates": run.gates, "rows": run.rows}
+    try:
+        if room in readers:
+            readers[room](rest.removesuffix(".safetensors"), ())
+        elif name == SAMPLES:
             run.samples(())
-        elif name == "model.safetensors":
+        elif name == WEIGHTS:
             run.weights()
+        elif name == CURVES:
+            run.curve_rows()
     except (RunError, InputError) as error:
-        return Fault(run.id, file.at, "unreadable", str(error).rsplit(": ", 1)[-1])
+        return Fault(run.id, at, "unreadable", _end(error))
     return None
 
 
-def _of_curves(run: Run) -> list[Fault]:
-    try:
-        run.curve_rows()
-    except RunError as error:
-        if "line" in str(error):
-            return [Fault(run.id, "curves.jsonl", "unreadable", str(error).rsplit(": ", 1)[-1])]
-    return []
+def _home(root: Place, where: str) -> Place:
+    """The folder of runs that a single run lies in."""
+    return str(Path(root).resolve().parent) if "://" not in where else where.rpartition("/")[0]
+
+
+def _was_run(root: Place, name: str) -> bool:
+    files = open_store(root).below(name).tree()
+    return any(file.split("/", 1)[0] in _TRACES for file in files)
+
+
+def _without_header(name: str) -> Fault:
+    return Fault(name, HEADER, "missing", "no such file, yet other files of a run are there")
+
+
+def _end(error: Exception) -> str:
+    """A message without the path in front, which the fault names itself."""
+    return str(error).rsplit(": ", 1)[-1]

@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,12 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnviz.errors import InputError, RunError
-from attnviz.runs import checking
 from attnviz.runs.header import File, document, plain, written
 from attnviz.runs.migrations import SCHEMA
 from attnviz.runs.names import checked, is_plain
-from attnviz.runs.storage import Place, Store, local_path, open_store, unwritable, write_whole
-from attnviz.runs.tensors import Array, open_tensors, to_bytes
+from attnviz.runs.storage import (
+    Place,
+    Store,
+    local_path,
+    open_store,
+    partial_name,
+    unwritable,
+    write_whole,
+)
+from attnviz.runs.tensors import Array, Indices, open_tensors, to_bytes
 
 HEADER = "dataset.json"
 DATA = "data.safetensors"
@@ -49,11 +55,11 @@ class Dataset:
     store: Store = field(repr=False)
     file: File = field(repr=False)
 
-    def images(self, indices: Sequence[int] | None = None) -> NDArray[np.uint8]:
+    def images(self, indices: Indices | None = None) -> NDArray[np.uint8]:
         """`(n, h, w, 3)` uint8, all or those asked for."""
         return self._rows("images", indices)
 
-    def masks(self, indices: Sequence[int] | None = None) -> NDArray[np.bool_]:
+    def masks(self, indices: Indices | None = None) -> NDArray[np.bool_]:
         """`(n, h, w)` bool: where the patch is; all False in an image without one."""
         return self._rows("masks", indices)
 
@@ -65,18 +71,7 @@ class Dataset:
         """`(n,)` class of each image."""
         return self._rows("labels", None)
 
-    def verify(self) -> list[checking.Fault]:
-        """What is wrong with its file, if anything."""
-        run = f"{FOLDER}/{self.digest}"
-        try:
-            detail = checking.differs(self.store.read(DATA), self.file)
-            self.labels()
-        except RunError as error:
-            return [checking.Fault(run, DATA, "unreadable", str(error).rsplit(": ", 1)[-1])]
-        kind: checking.Kind = "size" if "bytes" in detail else "checksum"
-        return [checking.Fault(run, DATA, kind, detail)] if detail else []
-
-    def _rows(self, name: str, indices: Sequence[int] | None) -> Array:
+    def _rows(self, name: str, indices: Indices | None) -> Array:
         return open_tensors(self.store, DATA).rows(name, indices)
 
 
@@ -118,7 +113,7 @@ def save_dataset(
         "info": plain(info, "info"),
         "files": {DATA: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}},
     }
-    aside = folder.with_name(f".{digest}.{secrets.token_hex(4)}.partial")
+    aside = folder.with_name(partial_name(digest))
     try:
         write_whole(aside / DATA, content)
         write_whole(aside / HEADER, written(header))
@@ -142,29 +137,23 @@ def open_dataset(root: Place, digest: str) -> Dataset:
         RunError: they are not there, or their header is broken or newer.
     """
     store = open_store(root).below(FOLDER).below(checked("dataset", digest))
+    found = document(store.read(HEADER), f"{store.where}/{HEADER}")
     try:
-        found = document(store.read(HEADER))
         entry = found["files"][DATA]
         file = File(int(entry["bytes"]), str(entry["sha256"]), DATA)
         info, count = dict(found["info"]), int(found["count"])
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, RunError):
-            raise
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RunError(f"open {store.where}: {HEADER} makes no sense") from error
-    except RunError as error:
-        raise RunError(f"open {store.where}: {error}".replace("run.json", HEADER)) from error
     return Dataset(digest, info, count, store, file)
 
 
 def list_datasets(root: Place) -> tuple[str, ...]:
     """The digests of the test images kept beside the runs."""
-    store = open_store(root).below(FOLDER)
     try:
-        tree = store.tree()
+        folders = open_store(root).below(FOLDER).catalogue(HEADER)
     except RunError:
         return ()
-    names = {name.split("/", 1)[0] for name in tree if "/" in name}
-    return tuple(sorted(name for name in names if is_plain(name)))
+    return tuple(sorted(name for name in folders if is_plain(name)))
 
 
 def digest_of(arrays: Mapping[str, Array]) -> str:

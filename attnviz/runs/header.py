@@ -11,6 +11,7 @@ heartbeat from the reader's own clock.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -36,6 +37,10 @@ STATES: tuple[State, ...] = ("complete", "running", "stale", "stopped", "broken"
 STALE_AFTER = 300.0
 """Seconds without a heartbeat after which a run that says it is running is called stale."""
 
+Kind: TypeAlias = Literal[
+    "header", "newer", "missing", "size", "checksum", "unreadable", "unchecked"
+]
+
 _SIZE_LIMIT = 1 << 26
 _STATUSES = ("running", "stopped", "complete")
 
@@ -49,18 +54,26 @@ class File:
     """One file of a run, as run.json lists it.
 
     Attributes:
-        bytes: Its size.
+        size: Its bytes, counted.
         sha256: Its checksum in hex; None only in runs of schema 0.
         at: Where it lies in the folder; differs from its name after it was replaced.
         shape: The shape of its array, where it holds one.
         about: What the writer noted beside it.
     """
 
-    bytes: int
+    size: int
     sha256: str | None
     at: str
     shape: tuple[int, ...] | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+
+    def fault_in(self, content: bytes) -> tuple[Kind, str] | None:
+        """In what a content differs from the one that was written, if it does."""
+        if len(content) != self.size:
+            return "size", f"expected {self.size} bytes, got {len(content)}"
+        if self.sha256 is not None and hashlib.sha256(content).hexdigest() != self.sha256:
+            return "checksum", "its sha256 is not the one in run.json (a byte changed)"
+        return None
 
 
 @dataclass(frozen=True)
@@ -93,32 +106,36 @@ def parse(content: bytes) -> Header:
     return _header(upgraded(document(content)))
 
 
-def document(content: bytes) -> Document:
+def document(content: bytes, name: str = "run.json") -> Document:
     """The JSON object in a header file, with its schema known but its fields not yet checked.
+
+    Args:
+        content: The file's bytes.
+        name: The file's name, for the message.
 
     Raises:
         NewerError: its schema is newer than this version's.
         RunError: it is no JSON object, or has no schema number.
     """
     if len(content) > _SIZE_LIMIT:
-        raise RunError(f"run.json: {len(content)} bytes are too many for a header")
+        raise RunError(f"{name}: {len(content)} bytes are too many for a header")
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise RunError("run.json: not JSON (truncated or corrupt)") from error
+        raise RunError(f"{name}: not JSON (truncated or corrupt)") from error
     if not isinstance(found, dict):
-        raise RunError(f"run.json: expected an object, got {type(found).__name__}")
+        raise RunError(f"{name}: expected an object, got {type(found).__name__}")
     schema = found.get("schema")
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 0:
-        raise RunError("run.json: 'schema' should be a whole number")
+        raise RunError(f"{name}: 'schema' should be a whole number")
     if schema > SCHEMA:
         raise NewerError(f"written by a newer attnviz ({_short(schema)} > {SCHEMA})")
     return found
 
 
-def written(content: Mapping[str, Any]) -> bytes:
-    """A document as the content of run.json: strict JSON, keys in the order given."""
-    return (json.dumps(content, indent=1, allow_nan=False, ensure_ascii=True) + "\n").encode()
+def written(content: Mapping[str, Any], indent: int | None = 1) -> bytes:
+    """A document as the content of a file: strict JSON, keys in the order given."""
+    return (json.dumps(content, indent=indent, allow_nan=False) + "\n").encode()
 
 
 def plain(value: Any, where: str) -> Any:
@@ -131,20 +148,20 @@ def plain(value: Any, where: str) -> Any:
     Raises:
         InputError: something in it cannot be kept, such as a tensor or a function.
     """
-    if isinstance(value, np.generic):
-        value = value.item()
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, PurePath):
+    if isinstance(value, PurePath | datetime):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
         return {str(key): plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset | np.ndarray):
-        items = sorted(value) if isinstance(value, set | frozenset) else value
+    if isinstance(value, list | tuple | set | frozenset):
+        items = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
         return [plain(item, f"{where}[{i}]") for i, item in enumerate(items)]
     raise InputError(f"{where}: expected numbers, text, lists or dicts, got {type(value).__name__}")
 
@@ -225,8 +242,8 @@ def _field(found: Document, key: str, kind: type, default: Any) -> Any:
     if value is None:
         return default
     if not isinstance(value, kind):
-        names = {str: "text", dict: "an object"}
-        raise RunError(f"run.json: {key!r} should be {names[kind]}, got {type(value).__name__}")
+        wanted = "text" if kind is str else "an object"
+        raise RunError(f"run.json: {key!r} should be {wanted}, got {type(value).__name__}")
     return value
 
 
@@ -247,18 +264,17 @@ def _file(name: str, value: Any) -> File:
     if not is_relative(name):
         raise RunError(f"run.json: lists a file outside the run, {name[:80]!r}")
     entry = value if isinstance(value, dict) else {}
-    size, digest, at = entry.get("bytes"), entry.get("sha256"), entry.get("at", name)
-    shape, about = entry.get("shape"), entry.get("about", {})
-    good = isinstance(size, int) and not isinstance(size, bool) and size >= 0
-    good = good and (digest is None or isinstance(digest, str)) and isinstance(about, dict)
-    good = good and (shape is None or _is_shape(shape))
-    if not good or not is_relative(at):
+    size, shape = entry.get("bytes"), entry.get("shape")
+    digest, at, about = entry.get("sha256"), entry.get("at", name), entry.get("about", {})
+    good = isinstance(digest, str | None) and isinstance(about, dict) and is_relative(at)
+    sizes = [size, *shape] if isinstance(shape, list) else [size]
+    if not good or not isinstance(shape, list | None) or not all(map(_is_size, sizes)):
         raise RunError(f"run.json: the entry of {name!r} makes no sense")
-    return File(size, digest, at, None if shape is None else tuple(shape), about)
+    return File(sizes[0], digest, at, None if shape is None else tuple(shape), about)
 
 
-def _is_shape(shape: Any) -> bool:
-    return isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _short(number: int) -> str:

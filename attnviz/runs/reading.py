@@ -9,29 +9,38 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attnviz.errors import InputError, RunError, unknown_name
-from attnviz.runs import checking
 from attnviz.runs.header import STATES, File, Header, NewerError, State, judged, parse
-from attnviz.runs.storage import LocalStore, Place, Store, open_store
-from attnviz.runs.tensors import Array, from_bytes, open_tensors, restored
+from attnviz.runs.names import is_plain
+from attnviz.runs.storage import LocalStore, MissingFileError, Place, Sizes, Store, open_store
+from attnviz.runs.tensors import Array, Indices, from_bytes, open_tensors, restored
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from attnviz.runs.checking import Fault
 
 HEADER = "run.json"
 CURVES = "curves.jsonl"
 SAMPLES = "samples.parquet"
 WEIGHTS = "model.safetensors"
 DATASETS = "datasets"
+
+_FROM_HEADER = (
+    *("variant", "settings", "seed", "summary", "progress", "environment", "dataset"),
+    *("created", "heartbeat", "files", "schema"),
+)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,7 @@ class Run:
         created: When it was started (UTC).
         heartbeat: When it last wrote (UTC).
         files: Its files by name, with sizes and checksums.
+        schema: The schema of its run.json; None where that could not be read.
         store: Where it lies.
     """
 
@@ -71,6 +81,7 @@ class Run:
     created: datetime | None = None
     heartbeat: datetime | None = None
     files: Mapping[str, File] = field(default_factory=dict, repr=False)
+    schema: int | None = field(default=None, repr=False)
 
     @property
     def location(self) -> str:
@@ -99,7 +110,7 @@ class Run:
         """The names under which full attention was kept for chosen images."""
         return self._names("rows")
 
-    def maps(self, name: str, indices: Sequence[int] | None = None) -> NDArray[np.float32]:
+    def maps(self, name: str, indices: Indices | None = None) -> NDArray[np.float32]:
         """Raw maps, `(n, h, w)` or `(n, heads, h, w)`, of all images or of those asked for.
 
         A value comes back within `max(2⁻¹¹ |v|, 2⁻²⁵ m)` of what was saved, `m` being the largest
@@ -111,11 +122,11 @@ class Run:
         """
         return self._scaled("maps", name, indices)
 
-    def gates(self, name: str, indices: Sequence[int] | None = None) -> NDArray[np.float32]:
+    def gates(self, name: str, indices: Indices | None = None) -> NDArray[np.float32]:
         """Gate values, `(n, c)` for a channel gate or `(n, h, w)` for a spatial one; see `maps`."""
         return self._scaled("gates", name, indices)
 
-    def rows(self, name: str, indices: Sequence[int] | None = None) -> NDArray[np.float32]:
+    def rows(self, name: str, indices: Indices | None = None) -> NDArray[np.float32]:
         """Full attention `(k, heads, q, keys)` of the chosen images; see `row_images`, `maps`.
 
         Args:
@@ -126,8 +137,9 @@ class Run:
 
     def row_images(self, name: str) -> tuple[int, ...]:
         """Which test images `rows(name)` holds, as indices into the samples."""
-        file = self._named("rows", name)
-        return tuple(int(i) for i in open_tensors(self.store, file.at).rows("images"))
+        name = self._named("rows", name)
+        images = self._at(name, lambda f: open_tensors(self.store, f.at).rows("images"))
+        return tuple(int(image) for image in images)
 
     def about(self, name: str) -> Mapping[str, Any]:
         """What the writer noted beside a file, such as `"maps/attend"`: grids, layer, method."""
@@ -153,14 +165,11 @@ class Run:
 
     def curve_rows(self) -> list[dict[str, Any]]:
         """The rows of `curves` as dicts, without pandas."""
-        if self.state in ("running", "stale", "stopped") and CURVES not in self.files:
-            try:
-                content = self.store.read(CURVES)
-            except RunError:
-                return []
-        elif CURVES in self.files:
-            content = self.read(CURVES)
-        else:
+        try:
+            content = self.read(CURVES) if CURVES in self.files else self.store.read(CURVES)
+        except MissingFileError:
+            if CURVES in self.files:
+                raise
             return []
         return whole_rows(content, f"{self.location}/{CURVES}")
 
@@ -175,44 +184,68 @@ class Run:
             InputError: the run has no such file.
             RunError: it is missing, or is not what the run wrote.
         """
-        file = self._listed(name)
+        return self._at(name, self._checked)
+
+    def verify(self) -> list[Fault]:
+        """Every fault of the folder: header, sizes, checksums, and whether each file opens."""
+        from attnviz.runs.checking import run_faults
+
+        return run_faults(self)
+
+    def _checked(self, file: File) -> bytes:
         content = self.store.read(file.at)
-        fault = checking.differs(content, file)
-        if fault:
-            raise RunError(f"read {self.location}/{file.at}: {fault}")
+        fault = file.fault_in(content)
+        if fault is not None:
+            raise RunError(f"read {self.location}/{file.at}: {fault[1]}")
         return content
 
-    def verify(self) -> list[checking.Fault]:
-        """Every fault of the folder: state, sizes, checksums, and whether each file opens."""
-        return checking.faults(self)
+    def _at(self, name: str, use: Callable[[File], T]) -> T:
+        """Use a file where it lies; where it was replaced since the header was read, there."""
+        file = self._listed(name)
+        try:
+            return use(file)
+        except MissingFileError:
+            now = _opened(self.store, self.id, None, None).files.get(name, file)
+            if now.at == file.at:
+                raise
+            return use(now)
 
     def _names(self, room: str) -> tuple[str, ...]:
         start, end = f"{room}/", ".safetensors"
-        return tuple(
-            name[len(start) : -len(end)]
-            for name in self.files
-            if name.startswith(start) and name.endswith(end)
-        )
+        found = (name for name in self.files if name.startswith(start) and name.endswith(end))
+        return tuple(name[len(start) : -len(end)] for name in found)
 
     def _file_of(self, name: str) -> str:
         return name if name in self.files else f"{name}.safetensors"
 
     def _listed(self, name: str) -> File:
         if name not in self.files:
+            if not self.files:
+                raise InputError(f"run {self.id} has no files yet, so none called {name!r}")
             raise unknown_name(f"file of run {self.id}", name, self.files)
         return self.files[name]
 
-    def _named(self, room: str, name: str) -> File:
+    def _named(self, room: str, name: str) -> str:
         known = self._names(room)
         if name not in known:
             if not known:
                 raise InputError(f"run {self.id} has no {room}, so none called {name!r}")
-            raise unknown_name(f"{room[:-1]} of run {self.id}", name, known)
-        return self.files[f"{room}/{name}.safetensors"]
+            raise unknown_name(f"{room} of run {self.id}", name, known)
+        return f"{room}/{name}.safetensors"
 
-    def _scaled(self, room: str, name: str, indices: Sequence[int] | None) -> NDArray[np.float32]:
-        file = open_tensors(self.store, self._named(room, name).at)
-        return restored(file.rows("values", indices), file.rows("scale", indices))
+    def _scaled(self, room: str, name: str, indices: Indices | None) -> NDArray[np.float32]:
+        chosen = None if indices is None else list(indices)
+
+        def read(file: File) -> NDArray[np.float32]:
+            tensors = open_tensors(self.store, file.at)
+            try:
+                return restored(tensors.rows("values", chosen), tensors.rows("scale", chosen))
+            except ValueError as error:
+                if isinstance(error, InputError):
+                    raise
+                raise RunError(f"read {self.location}/{file.at}: {error}") from error
+
+        return self._at(self._named(room, name), read)
 
 
 @dataclass(frozen=True)
@@ -221,13 +254,15 @@ class RunList(Sequence[Run]):
 
     Attributes:
         runs: The runs.
-        where: The folder they lie in.
+        where: The folder that was listed.
         left_out: Folders that are no runs, by name, with the reason.
+        alone: Whether the folder is itself a run, the only one in the list.
     """
 
     runs: tuple[Run, ...]
     where: str
     left_out: Mapping[str, str] = field(default_factory=dict)
+    alone: bool = False
 
     @property
     def complete(self) -> RunList:
@@ -239,7 +274,7 @@ class RunList(Sequence[Run]):
         for state in states:
             if state not in STATES:
                 raise unknown_name("state", state, STATES)
-        return RunList(tuple(r for r in self.runs if r.state in states), self.where, self.left_out)
+        return replace(self, runs=tuple(run for run in self.runs if run.state in states))
 
     def named(self, run_id: str) -> Run:
         """The run with this id, or an error that offers the nearest."""
@@ -254,7 +289,7 @@ class RunList(Sequence[Run]):
     def __getitem__(self, index: slice) -> RunList: ...
     def __getitem__(self, index: int | slice) -> Run | RunList:
         if isinstance(index, slice):
-            return RunList(self.runs[index], self.where, self.left_out)
+            return replace(self, runs=self.runs[index])
         return self.runs[index]
 
     def __len__(self) -> int:
@@ -284,8 +319,8 @@ def open_run(path: Place) -> Run:
     store = open_store(path)
     sizes = store.tree()
     if HEADER not in sizes:
-        raise RunError(f"open {store.where}: no run here (expected a run.json)")
-    return _opened(store, store.where.rstrip("/").rsplit("/", 1)[-1], sizes, None)
+        raise RunError(f"open {store.where}: no run here (expected a {HEADER})")
+    return _opened(store, store.name, sizes, None)
 
 
 def list_runs(root: Place) -> RunList:
@@ -298,20 +333,17 @@ def list_runs(root: Place) -> RunList:
         RunError: there is no such folder, or it cannot be listed.
     """
     store = open_store(root)
-    tree = store.tree()
-    if HEADER in tree:
-        return RunList((open_run(root),), store.where)
-    folders = _by_folder(tree)
-    if isinstance(store, LocalStore):
-        folders.update({name: {} for name in _empty_folders(store.path, folders)})
+    folders = store.catalogue(HEADER)
+    if HEADER in folders.pop(""):
+        return RunList((open_run(root),), store.where, alone=True)
     folders.pop(DATASETS, None)
-    names = sorted(name for name, sizes in folders.items() if HEADER in sizes)
+    left_out = {name: reason for name in sorted(folders) if (reason := _no_run(name, folders))}
+    names = sorted(folders.keys() - left_out.keys())
     contents = store.read_many([f"{name}/{HEADER}" for name in names])
     runs = (
         _opened(store.below(name), name, folders[name], contents[f"{name}/{HEADER}"])
         for name in names
     )
-    left_out = {name: f"no {HEADER}" for name in sorted(folders) if HEADER not in folders[name]}
     return RunList(tuple(runs), store.where, left_out)
 
 
@@ -339,44 +371,45 @@ def whole_rows(content: bytes, where: str) -> list[dict[str, Any]]:
 
 
 def _opened(
-    store: Store, run_id: str, sizes: Mapping[str, int], content: bytes | RunError | None
+    store: Store, run_id: str, sizes: Sizes | None, content: bytes | RunError | None
 ) -> Run:
-    """Judge a run by its header; a writer that finished meanwhile is not called stale."""
+    """Judge a run by its header and sizes.
+
+    A writer may finish, or replace a file, between the two being read; so what looks wrong on a
+    local disk is looked at once more before it is called so.
+    """
+    run, seen = _judged(store, run_id, sizes, content)
+    if run.state in ("stale", "broken") and isinstance(store, LocalStore):
+        for _ in range(3):
+            again, header = _judged(store, run_id, None, None)
+            if header == seen:
+                return again
+            run, seen = again, header
+    return run
+
+
+def _judged(
+    store: Store, run_id: str, sizes: Sizes | None, content: bytes | RunError | None
+) -> tuple[Run, Header | None]:
+    header = None
     try:
         header = parse(_content(store, content))
         state, reason = judged(header)
-        if state == "stale" and isinstance(store, LocalStore):
-            again = parse(store.read(HEADER))
-            if again != header:
-                header, sizes = again, store.tree()
-                state, reason = judged(header)
+        fault = _first_fault(header, store.tree() if sizes is None else sizes)
     except NewerError as error:
-        return Run(run_id, "newer", str(error), store)
+        return Run(run_id, "newer", str(error), store), None
     except RunError as error:
-        return Run(run_id, "broken", str(error).removeprefix("read "), store)
-    fault = _first_fault(header, sizes)
-    if fault and state != "running":
+        return Run(run_id, "broken", _inside(str(error), store), store), None
+    if fault:
         state, reason = "broken", fault
-    return _run(run_id, state, reason, store, header)
+    known = {name: getattr(header, name) for name in _FROM_HEADER}
+    return Run(run_id, state, reason, store, **known), header
 
 
-def _run(run_id: str, state: State, reason: str, store: Store, header: Header) -> Run:
-    return Run(
-        id=run_id,
-        state=state,
-        reason=reason,
-        store=store,
-        variant=header.variant,
-        settings=header.settings,
-        seed=header.seed,
-        summary=header.summary,
-        progress=header.progress,
-        environment=header.environment,
-        dataset=header.dataset,
-        created=header.created,
-        heartbeat=header.heartbeat,
-        files=header.files,
-    )
+def _no_run(name: str, folders: Mapping[str, Sizes]) -> str:
+    if HEADER not in folders[name]:
+        return f"no {HEADER}"
+    return "" if is_plain(name) else "its name has characters that a run's name does not have"
 
 
 def _content(store: Store, content: bytes | RunError | None) -> bytes:
@@ -387,46 +420,34 @@ def _content(store: Store, content: bytes | RunError | None) -> bytes:
     return content
 
 
+def _inside(message: str, store: Store) -> str:
+    """A message with the run's own path left out, since the run is named beside it."""
+    return message.removeprefix("read ").removeprefix("list ").replace(f"{store.where}/", "")
+
+
 def _first_fault(header: Header, sizes: Mapping[str, int]) -> str:
     for file in header.files.values():
         if file.at not in sizes:
             return f"{file.at}: missing"
-        if sizes[file.at] != file.bytes:
-            return f"{file.at}: expected {file.bytes} bytes, got {sizes[file.at]}"
+        if sizes[file.at] != file.size:
+            return f"{file.at}: expected {file.size} bytes, got {sizes[file.at]}"
     return ""
-
-
-def _by_folder(tree: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    folders: dict[str, dict[str, int]] = {}
-    for name, size in tree.items():
-        folder, _, rest = name.partition("/")
-        if rest:
-            folders.setdefault(folder, {})[rest] = size
-    return folders
-
-
-def _empty_folders(root: Path, known: Iterable[str]) -> list[str]:
-    try:
-        names = [p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    except OSError:
-        return []
-    return [name for name in names if name not in known]
 
 
 def _table(content: bytes, where: str, columns: Sequence[str] | None) -> DataFrame:
     import pandas as pd
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    source = io.BytesIO(content)
     try:
-        known = pq.read_schema(source).names
+        file = pq.ParquetFile(io.BytesIO(content))  # type: ignore[no-untyped-call]  # no types
+        known = file.schema_arrow.names
         for column in columns or ():
             if column not in known:
                 raise unknown_name("column", column, known)
-        frame: DataFrame = pd.read_parquet(
-            source, columns=None if columns is None else list(columns)
-        )
-    except (pa.ArrowException, OSError, UnicodeError) as error:
+        chosen = None if columns is None else list(columns)
+        frame: DataFrame = pd.read_parquet(io.BytesIO(content), columns=chosen)
+    except InputError:
+        raise
+    except Exception as error:  # both libraries raise many kinds on a crafted file
         raise RunError(f"read {where}: not a whole parquet file") from error
     return frame

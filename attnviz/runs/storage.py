@@ -10,16 +10,25 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, BinaryIO, Protocol, TypeAlias, TypeVar
 
 from attnviz.errors import InputError, RunError
 
-Place: TypeAlias = "str | os.PathLike[str]"
+Place: TypeAlias = str | os.PathLike[str]
 Span: TypeAlias = tuple[int, int]
+Sizes: TypeAlias = dict[str, int]
+
+T = TypeVar("T")
+
+_DEPTH = 4
+
+
+class MissingFileError(RunError):
+    """A file that was asked for is not there."""
 
 
 class Store(Protocol):
@@ -29,11 +38,21 @@ class Store(Protocol):
     def where(self) -> str:
         """The folder's path or address, for messages."""
 
+    @property
+    def name(self) -> str:
+        """The folder's own name, the last part of its path."""
+
     def below(self, folder: str) -> Store:
         """The store of a sub-folder."""
 
-    def tree(self) -> dict[str, int]:
-        """Every regular file up to three levels down, with its size; hidden ones are left out."""
+    def tree(self) -> Sizes:
+        """Every regular file a few levels down, with its size; hidden ones are left out."""
+
+    def catalogue(self, marker: str) -> dict[str, Sizes]:
+        """The `tree` of each sub-folder that holds a file called `marker`.
+
+        A sub-folder without it is there too, empty; under `""` stand the files of this folder.
+        """
 
     def read(self, name: str) -> bytes:
         """A whole file; raises `RunError` that names it."""
@@ -42,107 +61,136 @@ class Store(Protocol):
         """Whole files, together; each is its bytes or the error that came instead."""
 
     def ranges(self, name: str, spans: Sequence[Span]) -> list[bytes]:
-        """Parts `[start, stop)` of a file; a part beyond its end is shorter or empty."""
+        """Parts `[start, stop)` of a file; what lies beyond its end is left out."""
 
 
 @dataclass(frozen=True)
 class LocalStore:
-    """A folder of this machine's file system."""
+    """A folder of this machine's file system; see `Store`."""
 
     path: Path
 
     @property
     def where(self) -> str:
+        """The path as it was given."""
         return str(self.path)
 
+    @property
+    def name(self) -> str:
+        """The folder's own name, also where the path was given as `.`."""
+        return self.path.resolve().name
+
     def below(self, folder: str) -> LocalStore:
+        """The store of a sub-folder."""
         return LocalStore(self.path / folder)
 
-    def tree(self) -> dict[str, int]:
-        found: dict[str, int] = {}
-        try:
-            _walk(self.path, "", 3, found)
-        except OSError as error:
-            raise RunError(f"list {self.where}: {_cause(error)}") from error
-        return found
+    def tree(self) -> Sizes:
+        """Every regular file, with its size."""
+        return self._looking(lambda: dict(_walk(self.path, "", _DEPTH)))
+
+    def catalogue(self, marker: str) -> dict[str, Sizes]:
+        """The trees of the sub-folders; those without the marker are not entered."""
+        return self._looking(lambda: _catalogue(self.path, marker))
 
     def read(self, name: str) -> bytes:
-        path = self.path / name
-        try:
-            if not path.is_file():  # a named pipe would keep the reader waiting for ever
-                raise RunError(f"read {path}: no such file")
-            return path.read_bytes()
-        except (OSError, ValueError) as error:
-            raise _unreadable(path, error) from error
+        """A whole file."""
+        with _Reading(self.path / name) as file:
+            return file.read()
 
     def read_many(self, names: Sequence[str]) -> dict[str, bytes | RunError]:
+        """Whole files, one after the other."""
         return {name: _attempt(self.read, name) for name in names}
 
     def ranges(self, name: str, spans: Sequence[Span]) -> list[bytes]:
-        path = self.path / name
+        """Parts of a file, opened once."""
+        with _Reading(self.path / name) as file:
+            size = os.fstat(file.fileno()).st_size
+            return [_part(file, start, min(stop, size)) for start, stop in spans]
+
+    def _looking(self, look: Callable[[], T]) -> T:
         try:
-            with path.open("rb") as file:
-                return [_part(file, start, stop) for start, stop in spans]
+            return look()
         except (OSError, ValueError) as error:
-            raise _unreadable(path, error) from error
+            raise RunError(f"list {self.path}: {cause_of(error)}") from error
 
 
 @dataclass(frozen=True)
 class RemoteStore:
-    """A folder of any file system that fsspec can reach."""
+    """A folder of any file system that fsspec can reach; see `Store`."""
 
     filesystem: Any
     path: str
-    protocol: str
 
     @property
     def where(self) -> str:
-        return f"{self.protocol}://{self.path.lstrip('/')}"
+        """The address with its scheme."""
+        return str(self.filesystem.unstrip_protocol(self.path)).rstrip("/")
+
+    @property
+    def name(self) -> str:
+        """The last part of the address."""
+        return self.path.rsplit("/", 1)[-1]
 
     def below(self, folder: str) -> RemoteStore:
-        return RemoteStore(self.filesystem, f"{self.path}/{folder}", self.protocol)
+        """The store of a sub-folder."""
+        return RemoteStore(self.filesystem, f"{self.path}/{folder}")
 
-    def tree(self) -> dict[str, int]:
-        found = self._ask("list", "", lambda: self.filesystem.find(self.path, detail=True))
-        start = len(self.path.rstrip("/")) + 1
+    def tree(self) -> Sizes:
+        """Every file with its size: one request, and one more where there is none."""
+        found = self._ask("list", lambda: self.filesystem.find(self.path, detail=True))
+        if not found and not self._ask("list", lambda: self.filesystem.exists(self.path)):
+            raise RunError(f"list {self.where}: no such file or folder")
+        start = len(self.path) + 1
         sizes = {path[start:]: int(entry.get("size") or 0) for path, entry in found.items()}
         return {name: size for name, size in sizes.items() if not _hidden(name)}
 
+    def catalogue(self, marker: str) -> dict[str, Sizes]:
+        """The trees of the sub-folders, from one listing of everything."""
+        folders: dict[str, Sizes] = {"": {}}
+        for name, size in self.tree().items():
+            folder, _, rest = name.rpartition("/") if "/" not in name else name.partition("/")
+            folders.setdefault(folder, {})[rest] = size
+        return {
+            folder: sizes if marker in sizes or not folder else {}
+            for folder, sizes in folders.items()
+        }
+
     def read(self, name: str) -> bytes:
+        """A whole file: one request."""
         path = f"{self.path}/{name}"
-        return bytes(self._ask("read", name, lambda: self.filesystem.cat_file(path)))
+        return bytes(self._ask("read", lambda: self.filesystem.cat_file(path), name))
 
     def read_many(self, names: Sequence[str]) -> dict[str, bytes | RunError]:
+        """Whole files, asked for together; file systems that can fetch them at the same time."""
         if not names:
             return {}
-        paths = {f"{self.path}/{name}": name for name in names}
-        got = self._ask("read", "", lambda: self.filesystem.cat(list(paths), on_error="return"))
-        if isinstance(got, bytes):  # some file systems answer one path with bare bytes
-            return {names[0]: got}
-        answers = {_tail(path, paths): content for path, content in got.items()}
-        return {name: self._answer(name, answers.get(name)) for name in names}
+        paths = [f"{self.path}/{name}" for name in names]
+        got = self._ask("read", lambda: self.filesystem.cat(paths, on_error="return"))
+        return {
+            name: self._answer(name, got.get(path)) for name, path in zip(names, paths, strict=True)
+        }
 
     def ranges(self, name: str, spans: Sequence[Span]) -> list[bytes]:
+        """Parts of a file, asked for together."""
         paths = [f"{self.path}/{name}"] * len(spans)
-        starts, stops = [a for a, _ in spans], [b for _, b in spans]
-        return [
-            bytes(part)
-            for part in self._ask(
-                "read", name, lambda: self.filesystem.cat_ranges(paths, starts, stops)
-            )
-        ]
+        starts, stops = [start for start, _ in spans], [stop for _, stop in spans]
+        parts = self._ask("read", lambda: self.filesystem.cat_ranges(paths, starts, stops), name)
+        return [bytes(part) for part in parts]
 
     def _answer(self, name: str, content: object) -> bytes | RunError:
         if isinstance(content, bytes):
             return content
-        return RunError(f"read {self.where}/{name}: {_cause(content)}")
+        return RunError(f"read {self.where}/{name}: {cause_of(content)}")
 
-    def _ask(self, what: str, name: str, question: Callable[[], Any]) -> Any:
+    def _ask(self, what: str, question: Callable[[], Any], name: str = "") -> Any:
         try:
             return question()
-        except Exception as error:  # each fsspec backend raises its own kinds
+        except FileNotFoundError as error:
             place = f"{self.where}/{name}".rstrip("/")
-            raise RunError(f"{what} {place}: {_cause(error)}") from error
+            raise MissingFileError(f"{what} {place}: no such file or folder") from error
+        except Exception as error:  # each backend of fsspec raises its own kinds
+            place = f"{self.where}/{name}".rstrip("/")
+            raise RunError(f"{what} {place}: {cause_of(error)}") from error
 
 
 def open_store(place: Place) -> Store:
@@ -162,10 +210,10 @@ def open_store(place: Place) -> Store:
     except ImportError as error:
         raise RunError(f"open {text}: needs fsspec; pip install 'attnviz[remote]'") from error
     try:
-        filesystem, path = url_to_fs(text)
-    except (ImportError, ValueError, OSError) as error:
-        raise RunError(f"open {text}: {_cause(error)}") from error
-    return RemoteStore(filesystem, path.rstrip("/"), text.split("://", 1)[0])
+        filesystem, path = url_to_fs(text)  # type: ignore[no-untyped-call]  # fsspec has no types
+    except Exception as error:  # a backend may fail in its own way at once
+        raise RunError(f"open {text}: {cause_of(error)}") from error
+    return RemoteStore(filesystem, path.rstrip("/"))
 
 
 def local_path(place: Place) -> Path:
@@ -185,17 +233,22 @@ def write_whole(path: Path, content: bytes) -> None:
         RunError: it cannot be written (disk full, read-only, no such folder); the message names
             the path, the file is as it was, and nothing is left beside it.
     """
-    aside = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.partial")
+    aside = path.with_name(partial_name(path.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_through(aside, content)
         aside.replace(path)
-        sync_folder(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
         with suppress(OSError):
             aside.unlink()
+    sync_folder(path.parent)
+
+
+def partial_name(name: str) -> str:
+    """A hidden name, not yet taken, for something that is still being written."""
+    return f".{name[:120]}.{secrets.token_hex(4)}.partial"
 
 
 def sync_folder(path: Path) -> None:
@@ -208,39 +261,96 @@ def sync_folder(path: Path) -> None:
             os.close(handle)
 
 
+def write_all(handle: int, content: bytes) -> None:
+    """Write every byte and sync; the system may take fewer at a time than it is given."""
+    left = memoryview(content)
+    while left:
+        left = left[os.write(handle, left) :]
+    os.fsync(handle)
+
+
 def unwritable(path: Path, error: OSError) -> RunError:
     """The error for a file or folder that could not be written, naming it."""
-    return RunError(f"write {path}: {_cause(error)}")
+    return RunError(f"write {path}: {cause_of(error)}")
+
+
+def cause_of(error: object) -> str:
+    """What went wrong, in the system's words, without the path that the caller names."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file or folder"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+class _Reading:
+    """Opens a regular file, and turns whatever goes wrong into a `RunError` that names it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> BinaryIO:
+        try:
+            if not self.path.is_file():  # a named pipe would keep the reader waiting for ever
+                raise MissingFileError(f"read {self.path}: no such file or folder")
+            self.file = self.path.open("rb")
+        except (OSError, ValueError) as error:
+            raise self._named(error) from error
+        return self.file
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.file.close()
+        if isinstance(error, OSError):
+            raise self._named(error) from error
+
+    def _named(self, error: Exception) -> RunError:
+        if isinstance(error, RunError):
+            return error
+        kind = MissingFileError if isinstance(error, FileNotFoundError) else RunError
+        return kind(f"read {self.path}: {cause_of(error)}")
 
 
 def _write_through(path: Path, content: bytes) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # the umask decides
     try:
-        left = memoryview(content)
-        while left:
-            left = left[os.write(handle, left) :]
-        os.fsync(handle)
+        write_all(handle, content)
     finally:
         os.close(handle)
 
 
-def _walk(folder: Path, prefix: str, depth: int, found: dict[str, int]) -> None:
+def _catalogue(root: Path, marker: str) -> dict[str, Sizes]:
+    folders: dict[str, Sizes] = {"": {}}
+    with os.scandir(root) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                held = os.path.isfile(os.path.join(entry.path, marker))
+                folders[entry.name] = dict(_walk(Path(entry.path), "", _DEPTH)) if held else {}
+            elif entry.is_file():
+                folders[""][entry.name] = entry.stat().st_size
+    return folders
+
+
+def _walk(folder: Path, prefix: str, depth: int) -> list[tuple[str, int]]:
+    found: list[tuple[str, int]] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            with suppress(OSError):  # it went away while we looked, or we may not look
-                if entry.is_dir():
-                    if depth > 1:
-                        _walk(Path(entry.path), f"{prefix}{entry.name}/", depth - 1, found)
-                elif entry.is_file():
-                    found[prefix + entry.name] = entry.stat().st_size
+            with suppress(FileNotFoundError):  # it went away while we looked
+                if entry.is_file():
+                    found.append((prefix + entry.name, entry.stat().st_size))
+                elif depth > 1 and entry.is_dir():
+                    found += _walk(Path(entry.path), f"{prefix}{entry.name}/", depth - 1)
+    return found
 
 
-def _part(file: Any, start: int, stop: int) -> bytes:
+def _part(file: BinaryIO, start: int, stop: int) -> bytes:
+    if stop <= start:
+        return b""
     file.seek(start)
-    part: bytes = file.read(max(stop - start, 0))
-    return part
+    return file.read(stop - start)
 
 
 def _attempt(read: Callable[[str], bytes], name: str) -> bytes | RunError:
@@ -252,38 +362,3 @@ def _attempt(read: Callable[[str], bytes], name: str) -> bytes | RunError:
 
 def _hidden(name: str) -> bool:
     return not name or any(part.startswith(".") for part in name.split("/"))
-
-
-def _tail(path: str, paths: Mapping[str, str]) -> str:
-    return paths.get(path) or paths.get("/" + path.lstrip("/")) or paths.get(path.lstrip("/"), path)
-
-
-def _unreadable(path: Path, error: Exception) -> RunError:
-    return error if isinstance(error, RunError) else RunError(f"read {path}: {_cause(error)}")
-
-
-def _cause(error: object) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file or folder"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def spans_of(rows: Iterable[int], start: int, stride: int) -> list[tuple[Span, int]]:
-    """Byte spans of rows, neighbours joined: `((start, stop), number of rows)` in the order given.
-
-    Args:
-        rows: Row numbers, in the order in which they are wanted.
-        start: Where row 0 begins.
-        stride: Bytes of a row.
-    """
-    spans: list[tuple[Span, int]] = []
-    for row in rows:
-        begin = start + row * stride
-        if spans and spans[-1][0][1] == begin:
-            (first, _), count = spans[-1]
-            spans[-1] = ((first, begin + stride), count + 1)
-        else:
-            spans.append(((begin, begin + stride), 1))
-    return spans

@@ -12,18 +12,20 @@ only, and the same code has to fetch one map from a remote store without fetchin
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, TypeAlias
+from operator import index
+from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attnviz.errors import InputError, RunError
-from attnviz.runs.storage import Store, spans_of
+from attnviz.runs.storage import Span, Store
 
 Array: TypeAlias = NDArray[Any]
+Indices: TypeAlias = Iterable[SupportsIndex]
 
 _DTYPES = {
     "BOOL": "?",
@@ -51,15 +53,14 @@ def to_bytes(arrays: Mapping[str, Array]) -> bytes:
     return content
 
 
-def from_bytes(content: bytes, name: str) -> dict[str, Array]:
+def from_bytes(content: bytes, where: str) -> dict[str, Array]:
     """All arrays of a safetensors file; `RunError` naming the file if it is none."""
-    from safetensors import SafetensorError
     from safetensors.numpy import load
 
     try:
         arrays: dict[str, Array] = load(content)
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise RunError(f"read {name}: not a whole safetensors file ({error})") from error
+    except Exception as error:  # the library raises its own kinds and built-in ones
+        raise RunError(f"read {where}: not a whole safetensors file ({error})") from error
     return arrays
 
 
@@ -83,7 +84,9 @@ def scaled(array: Array, axes: int) -> dict[str, Array]:
 
 
 def restored(values: Array, scale: Array) -> NDArray[np.float32]:
-    """What `scaled` took apart, as fp32."""
+    """What `scaled` took apart, as fp32; `ValueError` if the two do not belong together."""
+    if scale.shape != values.shape[: scale.ndim]:
+        raise ValueError(f"a scale of shape {scale.shape} for values of shape {values.shape}")
     full = scale.reshape(scale.shape + (1,) * (values.ndim - scale.ndim))
     result: NDArray[np.float32] = values.astype(np.float32) * full
     return result
@@ -108,7 +111,7 @@ class TensorFile:
     entries: Mapping[str, Entry]
     head: bytes
 
-    def rows(self, array: str, indices: Sequence[int] | None = None) -> Array:
+    def rows(self, array: str, indices: Indices | None = None) -> Array:
         """Some rows along the first axis, in the order asked for, or all of them.
 
         Raises:
@@ -120,7 +123,7 @@ class TensorFile:
         rows = range(count) if indices is None else _inside(indices, count, self.name)
         inner = entry.shape[1:]
         stride = entry.dtype.itemsize * prod(inner)
-        spans = [span for span, _ in spans_of(rows, entry.start, stride)] if stride else []
+        spans = _joined(rows, entry.start, stride) if stride else []
         content = b"".join(self._parts(spans))
         if len(content) != len(rows) * stride:
             raise RunError(f"read {self.store.where}/{self.name}: ends before it should")
@@ -131,7 +134,7 @@ class TensorFile:
             raise RunError(f"read {self.store.where}/{self.name}: holds no array {array!r}")
         return self.entries[array]
 
-    def _parts(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+    def _parts(self, spans: Sequence[Span]) -> list[bytes]:
         if not spans:
             return []
         if max(stop for _, stop in spans) <= len(self.head):
@@ -173,8 +176,20 @@ def _parsed(value: Any, offset: int) -> Entry:
     return Entry(dtype, shape, offset + start, offset + stop)
 
 
-def _inside(indices: Sequence[int], count: int, name: str) -> list[int]:
-    rows = [int(index) for index in indices]
+def _joined(rows: Iterable[int], start: int, stride: int) -> list[Span]:
+    """The byte spans of rows in the order given, neighbours joined."""
+    spans: list[Span] = []
+    for row in rows:
+        begin = start + row * stride
+        if spans and spans[-1][1] == begin:
+            spans[-1] = (spans[-1][0], begin + stride)
+        else:
+            spans.append((begin, begin + stride))
+    return spans
+
+
+def _inside(indices: Indices, count: int, name: str) -> list[int]:
+    rows = [index(row) for row in indices]
     if any(not 0 <= row < count for row in rows):
         raise InputError(f"{name}: expected indices from 0 to {count - 1}, got {rows[:8]}")
     return rows

@@ -16,45 +16,41 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import secrets
 import shutil
+import stat
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 import numpy as np
 
 from attnviz.errors import InputError, RunError
-from attnviz.runs.header import (
-    STALE_AFTER,
-    Document,
-    document,
-    is_gone,
-    now,
-    parse,
-    plain,
-    silence,
-    this_writer,
-    written,
-)
+from attnviz.runs.header import Document, document, now, parse, plain, this_writer, written
+from attnviz.runs.locking import locked, refuse_if_written_elsewhere
 from attnviz.runs.migrations import SCHEMA, upgraded
 from attnviz.runs.names import checked, checked_file, checked_id
 from attnviz.runs.reading import CURVES, HEADER, SAMPLES, WEIGHTS, Run, open_run, whole_rows
-from attnviz.runs.storage import Place, local_path, sync_folder, unwritable, write_whole
+from attnviz.runs.storage import (
+    LocalStore,
+    Place,
+    local_path,
+    partial_name,
+    sync_folder,
+    unwritable,
+    write_all,
+    write_whole,
+)
 from attnviz.runs.tensors import Array, scaled, to_bytes
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-try:
-    import fcntl
-except ImportError:  # Windows: the heartbeat alone guards against a second writer
-    fcntl = None  # type: ignore[assignment]  # a module stands here where it exists
-
 _BEAT_APART = 0.25
+_ROOMS = ("maps", "gates", "rows")
+_ABANDONED = 3600.0
 
 
 def start_run(
@@ -73,10 +69,10 @@ def start_run(
         root: The folder of runs; made if it is missing.
         run_id: The name of the run's folder.
         variant: The model's name in `attnviz.models`.
-        settings: What it takes to do the same again; anything JSON can hold, dataclasses too.
+        settings: What it takes to do the same again; anything JSON can hold.
         seed: The seed.
         dataset: The digest that `save_dataset` gave for its test images.
-        environment: Versions and device; by default those of this process, without torch's.
+        environment: Versions and device; by default `this_environment()`.
 
     Returns:
         The writer; use it in a `with` block and an exception leaves the run marked as stopped.
@@ -123,7 +119,7 @@ def save_run(
         curves: One row per epoch.
         summary: What was found.
         dataset: The digest that `save_dataset` gave for its test images.
-        environment: Versions and device.
+        environment: Versions and device; by default `this_environment()`.
 
     Returns:
         The run, opened.
@@ -139,17 +135,16 @@ def save_run(
     try:
         writer = RunWriter(aside, content, lock)
         writer.samples(samples)
-        _each(writer.maps, maps)
-        _each(writer.gates, gates)
-        _each(writer.rows, rows)
+        for keep, arrays in ((writer.maps, maps), (writer.gates, gates), (writer.rows, rows)):
+            for name, array in (arrays or {}).items():
+                keep(name, array)
         if weights is not None:
             writer.weights(weights)
         for row in curves:
             writer.curve(**{str(key): value for key, value in row.items()})
-        writer._complete(summary or {})
+        writer._complete(summary)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        os.close(lock)
+        _removed(aside, lock)
         raise
     _into_place(aside, target, lock)
     os.close(lock)
@@ -170,7 +165,11 @@ def resume_run(path: Place) -> RunWriter:
         hint = "; amend_run adds to it" if run.state == "complete" else f" ({run.reason})"
         raise RunError(f"resume {folder}: the run is {run.state}{hint}")
     writer = _taken(folder)
-    writer._resume()
+    try:
+        writer._resume()
+    except BaseException:
+        writer._release()
+        raise
     return writer
 
 
@@ -188,6 +187,29 @@ def amend_run(path: Place) -> RunWriter:
     if run.state != "complete":
         raise RunError(f"amend {folder}: the run is {run.state} ({run.reason or 'not finished'})")
     return _taken(folder)
+
+
+def migrate_run(path: Place) -> bool:
+    """Write an older run's header anew under the present schema, with checksums.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        RunError: it is broken or newer, or another process is writing it.
+    """
+    folder = local_path(path)
+    run = open_run(folder)
+    if run.state in ("broken", "newer"):
+        raise RunError(f"migrate {folder}: the run is {run.state} ({run.reason})")
+    if run.schema == SCHEMA and all(file.sha256 for file in run.files.values()):
+        return False
+    writer = _taken(folder)
+    try:
+        writer._add_checksums()
+    finally:
+        writer._release()
+    return True
 
 
 class RunWriter:
@@ -229,37 +251,34 @@ class RunWriter:
         else:
             with suppress(RunError):  # the first error is the one to hear about
                 self.stop("interrupted" if kind is KeyboardInterrupt else _said(error))
-        self._release()
 
     def heartbeat(self, **progress: Any) -> None:
         """Say that the run goes on, and how far it is; cheap to call often.
+
+        At most four times a second anything is written; progress in between waits for the next.
 
         Args:
             progress: What to show, such as `epoch=3, epochs=50`; merged into what was said before.
         """
         self._needs_open()
-        self._content["progress"].update(plain(progress, "progress"))
+        self._content["progress"] = self._content["progress"] | plain(progress, "progress")
         if not self._amends and time.monotonic() - self._last_beat >= _BEAT_APART:
             self._commit()
 
     def curve(self, **row: Any) -> None:
-        """Append one row to the curves, normally one per epoch."""
+        """Append one row to the curves, normally one per epoch; a heartbeat too."""
         self._needs_open()
         if self._amends:
             raise InputError(f"amend {self.path}: a complete run's curves do not grow")
-        line = written(plain(row, "curve")).replace(b"\n", b"") + b"\n"
-        _append(self.path / CURVES, line)
-        if self._last_beat >= 0:
-            self.heartbeat()
+        _append(self.path / CURVES, _line(plain(row, "curve")))
+        self.heartbeat()
 
     def keep_curves(self, rows: int) -> None:
         """Keep only the first rows of the curves: those before the checkpoint one resumes from."""
         self._needs_open()
-        path = self.path / CURVES
-        if path.exists():
-            kept = whole_rows(path.read_bytes(), str(path))[:rows]
-            lines = [written(row).replace(b"\n", b"") + b"\n" for row in kept]
-            write_whole(path, b"".join(lines))
+        if rows < 0:
+            raise InputError(f"keep_curves: expected 0 rows or more, got {rows}")
+        self._trim(rows)
 
     def maps(self, name: str, array: Array, about: Mapping[str, Any] | None = None) -> None:
         """Keep raw maps `(n, h, w)` or `(n, heads, h, w)` as scaled fp16.
@@ -279,7 +298,7 @@ class RunWriter:
         self,
         name: str,
         array: Array,
-        images: Sequence[int] | None = None,
+        images: Iterable[SupportsIndex] | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
         """Keep full attention `(k, heads, q, keys)` for a few chosen images.
@@ -290,9 +309,10 @@ class RunWriter:
             images: Which test images these are; by default the first k.
             about: Notes for the reader, such as `query_grid`, `key_grid` and `prefix`.
         """
-        chosen = np.arange(len(array)) if images is None else np.asarray(images, dtype=np.int64)
-        if chosen.shape != (len(array),):
-            raise InputError(f"rows {name!r}: expected {len(array)} images, got {chosen.shape}")
+        count = len(array)
+        chosen = np.fromiter(range(count) if images is None else images, dtype=np.int64)
+        if chosen.shape != (count,):
+            raise InputError(f"rows {name!r}: expected {count} images, got {len(chosen)}")
         self._scaled("rows", name, array, (4,), 2, about, images=chosen)
 
     def samples(self, table: DataFrame) -> None:
@@ -302,49 +322,61 @@ class RunWriter:
             table.to_parquet(buffer, index=False)
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(f"samples: expected a table parquet can hold ({error})") from error
-        self._keep(SAMPLES, buffer.getvalue(), shape=(len(table), table.shape[1]))
+        self._keep(SAMPLES, buffer.getvalue(), shape=table.shape)
 
     def weights(self, arrays: Mapping[str, Array]) -> None:
         """Keep the model's parameters and buffers."""
         self._keep(WEIGHTS, to_bytes(arrays))
 
     def write(self, name: str, content: bytes, about: Mapping[str, Any] | None = None) -> None:
-        """Keep any other file, such as a checkpoint; an older one of that name is replaced."""
-        self._keep(checked_file(name), content, about=about)
+        """Keep any other file, such as a checkpoint; an older one of that name is replaced.
+
+        Args:
+            name: Plain names joined by `/`.
+            content: All of it.
+            about: Notes for the reader.
+        """
+        if checked_file(name) in (HEADER, CURVES):
+            raise InputError(f"file {name!r}: the writer keeps that one itself")
+        self._keep(name, content, about=about)
 
     def file(self, name: str) -> Path:
         """A path in the run to write an extra file to; it is listed when the run finishes.
 
-        The caller writes it in place, so a kill may leave a half; `write` does not.
+        The caller writes it in place, so a kill may leave a half of it; `write` does not.
         """
         self._needs_open()
-        path = self.path / checked_file(name)
-        if name in self._content["files"]:
-            raise InputError(f"file {name!r}: the run already lists it; use write to replace it")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if checked_file(name) in self._content["files"] or name in (HEADER, CURVES):
+            raise InputError(f"file {name!r}: the run already has it; use write to replace it")
+        path = self.path / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(path, error) from error
         self._handed_out.add(name)
         return path
 
     def drop(self, name: str) -> None:
         """Take a file out of the run, such as a checkpoint that is no longer needed."""
         self._needs_open()
-        entry = self._content["files"].pop(name, None)
+        files = dict(self._content["files"])
+        entry = files.pop(checked_file(name), {})
         self._handed_out.discard(name)
-        self._replaced.add(entry["at"] if entry and "at" in entry else checked_file(name))
-        if not self._amends:
-            self._commit()
+        self._replaced.add(entry.get("at", name))
+        self._change(files)
 
     def finish(self, summary: Mapping[str, Any] | None = None) -> Run:
         """Make the run complete and let go of it.
 
         Args:
-            summary: What was found; amending, it is merged into what was there.
+            summary: What was found; by default, and amending, what was there stays, and what is
+                new is merged into it.
 
         Returns:
             The run, opened.
         """
         self._needs_open()
-        self._complete(summary or {})
+        self._complete(summary)
         self._release()
         return open_run(self.path)
 
@@ -353,10 +385,9 @@ class RunWriter:
         self._needs_open()
         try:
             if self._amends:
-                self._give_up()
+                _tidy(self.path)
             else:
-                self._content.update(status="stopped", reason=str(reason)[:500])
-                self._commit()
+                self._commit(status="stopped", reason=str(reason)[:500])
         finally:
             self._release()
 
@@ -385,28 +416,30 @@ class RunWriter:
         self,
         name: str,
         content: bytes,
-        shape: Sequence[int] | None = None,
+        shape: tuple[int, ...] | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
+        """Write a file where none is named yet, and then name it."""
         self._needs_open()
         files = self._content["files"]
         at = self._fresh(name)
-        entry: Document = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         entry |= {"at": at} if at != name else {}
         entry |= {"shape": list(shape)} if shape is not None else {}
         entry |= {"about": plain(about, f"about {name}")} if about else {}
         write_whole(self.path / at, content)
-        before = files.get(name)
-        files[name] = entry
-        if before is not None:
-            self._replaced.add(before.get("at", name))
-        if not self._amends:
-            self._commit()
+        if name in files:
+            self._replaced.add(files[name].get("at", name))
+        try:
+            self._change({**files, name: entry})
+        except BaseException:
+            with suppress(OSError):
+                (self.path / at).unlink()
+            raise
 
     def _fresh(self, name: str) -> str:
-        """A place that run.json does not name, on disk or in this writer's draft."""
-        taken = {entry.get("at", key) for key, entry in self._content["files"].items()}
-        taken |= self._replaced
+        """A place that neither run.json nor this writer's draft names."""
+        taken = _named(self._content["files"]) | self._replaced
         stem, dot, end = name.rpartition(".")
         at, number = name, 1
         while at in taken:
@@ -414,45 +447,50 @@ class RunWriter:
             at = f"{stem}.{number}{dot}{end}" if dot else f"{name}.{number}"
         return at
 
-    def _complete(self, summary: Mapping[str, Any]) -> None:
-        new = plain(summary, "summary")
-        self._content["summary"] = {**self._content["summary"], **new} if self._amends else new
-        for name in sorted(self._handed_out | {CURVES}):
-            path = self.path / name
-            if path.is_file() and not (self._amends and name == CURVES):
-                self._content["files"][name] = _entry_of(path)
-        self._content.update(status="complete", reason="")
-        self._content.pop("writer", None)
-        self._commit()
+    def _change(self, files: Document) -> None:
+        """Take a new list of files: at once, or at the end of an amendment."""
+        if self._amends:
+            self._content = {**self._content, "files": files}
+        else:
+            self._commit(files=files)
 
-    def _commit(self) -> None:
+    def _complete(self, summary: Mapping[str, Any] | None) -> None:
+        files = dict(self._content["files"])
+        pending = self._handed_out if self._amends else self._handed_out | {CURVES}
+        for name in sorted(pending):
+            if (self.path / name).is_file():
+                files[name] = _entry_of(self.path, name)
+        merged = self._content["summary"] | plain(summary or {}, "summary")
+        self._commit(status="complete", reason="", files=files, summary=merged)
+
+    def _commit(self, **changes: Any) -> None:
         """Replace run.json, then remove what it no longer names."""
-        self._content["heartbeat"] = now()
-        write_whole(self.path / HEADER, written(self._content))
+        content = {**self._content, **changes, "heartbeat": now()}
+        write_whole(self.path / HEADER, written(content))
+        self._content = content
         self._last_beat = time.monotonic()
-        named = {entry.get("at", key) for key, entry in self._content["files"].items()}
-        for name in self._replaced - named:
+        for name in self._replaced - _named(content["files"]):
             with suppress(OSError):
                 (self.path / name).unlink()
         self._replaced.clear()
 
-    def _give_up(self) -> None:
-        kept = document((self.path / HEADER).read_bytes())["files"]
-        named = {entry.get("at", key) for key, entry in kept.items()}
-        for key, entry in self._content["files"].items():
-            if entry.get("at", key) not in named:
-                with suppress(OSError):
-                    (self.path / entry.get("at", key)).unlink()
-
     def _resume(self) -> None:
-        try:
-            self._content.update(status="running", reason="", writer=this_writer())
-            self._content["files"].pop(CURVES, None)
-            self.keep_curves(rows=1 << 62)
-            self._commit()
-        except BaseException:
-            self._release()
-            raise
+        self._trim(None)
+        files = {k: v for k, v in self._content["files"].items() if k != CURVES}
+        self._commit(status="running", reason="", writer=this_writer(), files=files)
+
+    def _trim(self, rows: int | None) -> None:
+        path = self.path / CURVES
+        if path.exists():
+            kept = whole_rows(LocalStore(self.path).read(CURVES), str(path))[:rows]
+            write_whole(path, b"".join(map(_line, kept)))
+
+    def _add_checksums(self) -> None:
+        files = {
+            name: {**entry, **_entry_of(self.path, entry.get("at", name))}
+            for name, entry in self._content["files"].items()
+        }
+        self._commit(files=files)
 
     def _needs_open(self) -> None:
         if self._lock < 0:
@@ -465,7 +503,7 @@ class RunWriter:
 
 
 def this_environment() -> dict[str, Any]:
-    """Versions of Python, attnviz and numpy, and the platform: what the reader may want to know."""
+    """Versions of Python, attnviz, numpy and torch, and the platform."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
@@ -505,23 +543,24 @@ def _first_document(
 
 def _begun(path: Path, content: Document) -> tuple[Path, int]:
     """A hidden, locked folder beside the run's future place, with its run.json inside."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RunError(f"write {path}: something is there already; resume it, or choose another id")
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise RunError(
+            f"write {path}: something is there already; resume_run goes on with a run, "
+            "or choose another id"
+        )
+    aside = path.with_name(partial_name(path.name))
     lock = -1
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
         aside.mkdir()
-        lock = _locked(aside)
+        lock = locked(aside)
         write_whole(aside / HEADER, written(content))
     except BaseException as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        if lock >= 0:
-            os.close(lock)
-        if isinstance(error, RunError) or not isinstance(error, OSError):
-            raise
-        raise unwritable(path, error) from error
+        _removed(aside, lock)
+        if isinstance(error, OSError) and not isinstance(error, RunError):
+            raise unwritable(path, error) from error
+        raise
     return aside, lock
 
 
@@ -530,22 +569,27 @@ def _into_place(aside: Path, path: Path, lock: int) -> None:
     try:
         aside.rename(path)
     except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        os.close(lock)
+        _removed(aside, lock)
         if path.exists():
             raise RunError(f"write {path}: another process made it at the same moment") from error
         raise unwritable(path, error) from error
     sync_folder(path.parent)
 
 
+def _removed(aside: Path, lock: int) -> None:
+    shutil.rmtree(aside, ignore_errors=True)
+    if lock >= 0:
+        os.close(lock)
+
+
 def _taken(folder: Path) -> RunWriter:
     """The writer of an existing run, locked; its header is read again under the lock."""
-    lock = _locked(folder)
+    lock = locked(folder)
     try:
-        raw = document((folder / HEADER).read_bytes())
-        content = upgraded(raw)
-        header = parse((folder / HEADER).read_bytes())
-        _guard(folder, header)
+        raw = LocalStore(folder).read(HEADER)
+        refuse_if_written_elsewhere(folder, parse(raw))
+        _tidy(folder)
+        content = upgraded(document(raw))
     except BaseException:
         os.close(lock)
         raise
@@ -554,40 +598,27 @@ def _taken(folder: Path) -> RunWriter:
     return RunWriter(folder, content, lock)
 
 
-def _guard(folder: Path, header: Any) -> None:
-    """Refuse a run whose writer is alive on a machine that this machine's lock does not reach."""
-    writer = header.writer
-    mine = {**this_writer(), "pid": writer.get("pid")} == writer
-    if header.status != "running" or mine or is_gone(writer) or silence(header) > STALE_AFTER:
-        return
-    raise RunError(
-        f"write {folder}: process {writer.get('pid')} on {writer.get('host')} is writing it "
-        f"(heartbeat {silence(header):.0f} s ago); stop that one first"
-    )
-
-
-def _locked(folder: Path) -> int:
-    """An open handle of the folder that holds its lock; closing it, or dying, lets go."""
-    if fcntl is None:
-        return os.open(os.devnull, os.O_RDONLY)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise RunError(f"write {folder}: another process is writing it; stop that one") from error
-    except OSError:  # this file system cannot lock; the heartbeat guards alone
-        pass
-    return handle
+def _tidy(folder: Path) -> None:
+    """Remove what a killed or failed writer left: halves, and arrays that run.json never named."""
+    kept = {file.at for file in parse(LocalStore(folder).read(HEADER)).files.values()}
+    held = [path for room in _ROOMS for path in folder.glob(f"{room}/*")]
+    unnamed = [path for path in held if path.relative_to(folder).as_posix() not in kept]
+    for path in [*folder.rglob(".*.partial"), *unnamed]:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _sweep(path: Path) -> None:
-    """Remove what a killed process left of an earlier attempt at the same run."""
-    for left in path.parent.glob(f".{path.name}.*.partial"):
+    """Remove what killed processes left of this run, and of others long ago.
+
+    A younger folder of another run may be one whose process has not locked it yet.
+    """
+    for left in path.parent.glob(".*.????????.partial"):
         with suppress(OSError):
-            lock = _locked(left)
-            shutil.rmtree(left, ignore_errors=True)
-            os.close(lock)
+            mine = left.name[1:].rsplit(".", 2)[0] == path.name
+            if mine or time.time() - left.stat().st_mtime > _ABANDONED:
+                lock = locked(left)
+                _removed(left, lock)
 
 
 def _append(path: Path, line: bytes) -> None:
@@ -599,10 +630,7 @@ def _append(path: Path, line: bytes) -> None:
     try:
         end = os.fstat(handle).st_size
         try:
-            left = memoryview(line)
-            while left:
-                left = left[os.write(handle, left) :]
-            os.fsync(handle)
+            write_all(handle, line)
         except OSError as error:
             with suppress(OSError):
                 os.ftruncate(handle, end)
@@ -611,20 +639,27 @@ def _append(path: Path, line: bytes) -> None:
         os.close(handle)
 
 
-def _entry_of(path: Path) -> Document:
-    digest = hashlib.sha256()
+def _line(row: Document) -> bytes:
+    return written(row, indent=None)
+
+
+def _named(files: Document) -> set[str]:
+    return {entry.get("at", name) for name, entry in files.items()}
+
+
+def _entry_of(folder: Path, name: str) -> Document:
+    """Size and checksum of a file that somebody else wrote; made safe, and as readable as ours."""
+    path, digest = folder / name, hashlib.sha256()
     try:
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
+            os.fsync(file.fileno())
+        ours = stat.S_IMODE((folder / HEADER).stat().st_mode)
+        path.chmod(stat.S_IMODE(path.stat().st_mode) | ours)  # safetensors leaves 0600 behind
         return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
     except OSError as error:
-        raise RunError(f"read {path}: {error}") from error
-
-
-def _each(keep: Any, arrays: Mapping[str, Array] | None) -> None:
-    for name, array in (arrays or {}).items():
-        keep(name, array)
+        raise unwritable(path, error) from error
 
 
 def _said(error: BaseException) -> str:

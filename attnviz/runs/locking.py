@@ -1,0 +1,56 @@
+"""One writer per run: a lock on the folder, and where that does not reach, the heartbeat.
+
+The lock is the system's own (`flock` on the folder itself): no lock file is left behind, and a
+process that dies in any way loses it. It does not reach every network file system, nor another
+machine on some; there a run whose heartbeat is fresh is left to its writer.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from attnviz.errors import RunError
+from attnviz.runs.header import STALE_AFTER, Header, is_gone, silence, this_writer
+
+try:
+    import fcntl
+except ImportError:  # Windows: the heartbeat alone guards against a second writer
+    fcntl = None  # type: ignore[assignment]  # a module stands here where it exists
+
+
+def locked(folder: Path) -> int:
+    """An open handle that holds the folder's lock; closing it, or dying, lets go.
+
+    Raises:
+        RunError: another writer holds it.
+        OSError: there is no such folder.
+    """
+    if fcntl is None:
+        return os.open(os.devnull, os.O_RDONLY)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise RunError(f"write {folder}: another process is writing it; stop that one") from error
+    except OSError:  # this file system cannot lock; the heartbeat guards alone
+        pass
+    return handle
+
+
+def refuse_if_written_elsewhere(folder: Path, header: Header) -> None:
+    """Refuse a run whose writer is alive on a machine that this machine's lock does not reach.
+
+    Raises:
+        RunError: its heartbeat is fresh and comes from another machine.
+    """
+    writer = header.writer
+    ours = this_writer() | {"pid": writer.get("pid")} == writer
+    if header.status != "running" or ours or is_gone(writer) or silence(header) > STALE_AFTER:
+        return
+    raise RunError(
+        f"write {folder}: process {writer.get('pid')} on {writer.get('host')} is writing it "
+        f"(heartbeat {silence(header):.0f} s ago); stop it, or wait until it has been silent for "
+        f"{STALE_AFTER:.0f} s"
+    )
