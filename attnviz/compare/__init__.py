@@ -4,7 +4,9 @@ The unit of replication of an architecture is the training seed: a thousand imag
 are not a thousand trainings. Every interval and test here takes seeds and images as two crossed
 sources of chance, on the same images for all variants, so that differences are paired.
 
-    inputs      tables, arrays or run folders → one `Group` of (seeds, images) scores per variant
+    inputs      what people have → one `Group` of (seeds, images) scores per variant
+    tables      … from dicts and arrays
+    recorded    … from run folders, if they may be compared at all
     resampling  the hierarchical bootstrap, the sign-flip test, Holm
     ranking     `Comparison`: the result, as a sentence, a table, LaTeX, a figure
 
@@ -20,7 +22,8 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from attnviz.compare.inputs import LOWER_IS_BETTER, Group, Source, read_groups
+from attnviz.compare.groups import LOWER_IS_BETTER, Group
+from attnviz.compare.inputs import Source, read_groups
 from attnviz.compare.ranking import Comparison, rank
 from attnviz.errors import InputError
 

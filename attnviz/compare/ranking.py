@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from attnviz.compare.inputs import LEVELS, LOWER_IS_BETTER, Group
+from attnviz.compare.groups import LEVELS, LOWER_IS_BETTER, Group
 from attnviz.compare.resampling import (
     half_width,
     holm,

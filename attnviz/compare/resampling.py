@@ -129,18 +129,19 @@ def sign_flip(differences: np.ndarray, *, rng: np.random.Generator) -> float:
     if seeds < 2:
         return float("nan")
     if seeds <= _EXACT:
-        signs = 1 - 2 * (np.arange(2**seeds)[:, None] >> np.arange(seeds) & 1)
+        signs = 1.0 - 2 * (np.arange(2**seeds)[:, None] >> np.arange(seeds) & 1)
     else:
-        signs = rng.choice([-1, 1], (2**_EXACT, seeds))
+        signs = rng.choice([-1.0, 1.0], (2**_EXACT, seeds))
         signs[0] = 1
-    sums = np.abs(signs @ differences)
+    sums: np.ndarray = np.abs(signs @ differences)
     # Flips of the same magnitude may differ in the last bits by the order of summation.
-    return float(np.mean(sums >= abs(differences.sum()) - 1e-12 * np.abs(differences).sum()))
+    reach = abs(differences.sum()) - 1e-12 * np.abs(differences).sum()
+    return float((sums >= reach).mean())
 
 
 def smallest_p(seeds: int) -> float:
     """The smallest two-sided p that a sign-flip test of this many seeds can reach."""
-    return min(1.0, 2.0 / 2**seeds)
+    return min(1.0, 2.0 ** (1 - seeds))
 
 
 def holm(p: np.ndarray) -> np.ndarray:

@@ -1,0 +1,52 @@
+"""What a comparison compares: one variant's scores, image by image and seed by seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from attnviz.errors import InputError
+
+LOWER_IS_BETTER = frozenset({"deletion_auc", "avg_drop", "complexity", "infidelity", "sensitivity"})
+"""The metrics of which less is better; of all others, more is."""
+
+LEVELS = ("chance", "centre", "ceiling")
+"""What stands beside a score: a random map's, a centred blob's, the grid's best."""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """One variant's measurements, image by image and seed by seed.
+
+    Attributes:
+        variant: Its name.
+        seeds: One label per training seed.
+        values: Metric → scores (seeds, images), NaN where an image cannot be scored.
+        correct: (seeds, images), 1 where the image was classified rightly, or None.
+        accuracy: One per seed over all test images, NaN where it is not known.
+        levels: Metric → {"chance": …, "centre": …, "ceiling": …}, as far as known.
+    """
+
+    variant: str
+    seeds: tuple[Any, ...]
+    values: dict[str, np.ndarray]
+    correct: np.ndarray | None = None
+    accuracy: tuple[float, ...] = ()
+    levels: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def images(self) -> int:
+        """How many images were measured."""
+        return int(next(iter(self.values.values())).shape[1])
+
+
+def array(values: Any, what: str) -> np.ndarray:
+    """Numbers of any kind, torch tensors on any device included, as a float64 array."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().double().numpy()
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"compare: {what}: expected an array of numbers, got {error}") from None
