@@ -14,9 +14,14 @@ float16 to float64, and returns (b,) float64 scores. The conventions are the sam
   order of additions is not fixed.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from attnviz.metrics.boxes import max_box_acc, max_box_acc_v2
 from attnviz.metrics.energy import complexity, energy_pointing_game, mass_lift, sparseness
+from attnviz.metrics.inputs import Reason
+from attnviz.metrics.likeness import agreement
 from attnviz.metrics.overlap import iou, max_iou, oracle_iou
+from attnviz.metrics.pooled import pxap
 from attnviz.metrics.ranking import (
     iou_at_area,
     pixel_ap,
@@ -26,13 +31,21 @@ from attnviz.metrics.ranking import (
     topk_intersection,
 )
 from attnviz.metrics.references import baselines
+from attnviz.metrics.streaming import LocalizationMeter
 from attnviz.metrics.suite import DEFAULT, METRICS, ScoreTable, localization, reasons
 from attnviz.metrics.thresholds import calibrate_threshold
+
+if TYPE_CHECKING:
+    from attnviz.metrics.adapters import LocalizationMetric
 
 __all__ = [
     "DEFAULT",
     "METRICS",
+    "LocalizationMeter",
+    "LocalizationMetric",
+    "Reason",
     "ScoreTable",
+    "agreement",
     "baselines",
     "calibrate_threshold",
     "complexity",
@@ -48,8 +61,17 @@ __all__ = [
     "pixel_ap",
     "pixel_auroc",
     "pointing_game",
+    "pxap",
     "reasons",
     "relevance_rank_accuracy",
     "sparseness",
     "topk_intersection",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LocalizationMetric":  # torchmetrics is an extra
+        from attnviz.metrics.adapters import LocalizationMetric
+
+        return LocalizationMetric
+    raise AttributeError(f"module 'attnviz.metrics' has no attribute {name!r}")

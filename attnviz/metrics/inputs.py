@@ -273,7 +273,7 @@ def score(
         Scores, (b,) float64, on the device of the maps.
     """
     parts = [hide(compute(batch), batch, blocked) for batch in batches(maps, masks)]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
+    return joined(parts, torch.float64)
 
 
 def hide(scores: Tensor, batch: Batch, blocked: Reason) -> Tensor:
@@ -291,3 +291,8 @@ def no_masks(maps: AnyMaps) -> Tensor:
     """Empty masks of the shape of the maps, for metrics that need none."""
     device = maps.device if isinstance(maps, Tensor) else None
     return torch.zeros(maps.shape, dtype=torch.bool, device=device)
+
+
+def joined(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """The parts as one, or none as an empty tensor."""
+    return torch.cat(parts) if parts else torch.empty(0, dtype=dtype)

@@ -34,6 +34,7 @@ from attnviz.metrics.inputs import (
     Reason,
     batches,
     hide,
+    joined,
 )
 from attnviz.metrics.overlap import FLAT, check_threshold, iou_of
 from attnviz.metrics.ranking import (
@@ -380,11 +381,6 @@ def compute_scores(
         joined(flags, torch.int64),
         options,
     )
-
-
-def joined(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
-    """The parts as one, or none as an empty tensor."""
-    return torch.cat(parts) if parts else torch.empty(0, dtype=dtype)
 
 
 def checked_options(**given: Any) -> Options:
