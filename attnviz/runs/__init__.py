@@ -17,7 +17,7 @@ too (`reading`, `storage`). No pickle, no torch.
 
 from attnviz.runs.checking import Fault, verify
 from attnviz.runs.datasets import Dataset, list_datasets, open_dataset, save_dataset
-from attnviz.runs.differences import ABSENT, differing
+from attnviz.runs.differences import ABSENT, differing, flat
 from attnviz.runs.header import STALE_AFTER, STATES, File, State
 from attnviz.runs.migrations import SCHEMA
 from attnviz.runs.reading import Run, RunList, list_runs, open_run
@@ -45,6 +45,7 @@ __all__ = [
     "State",
     "amend_run",
     "differing",
+    "flat",
     "list_datasets",
     "list_runs",
     "migrate_run",

@@ -120,7 +120,7 @@ def document(content: bytes, name: str = "run.json") -> Document:
     if len(content) > _SIZE_LIMIT:
         raise RunError(f"{name}: {len(content)} bytes are too many for a header")
     try:
-        found = json.loads(content)
+        found = json.loads(content, parse_constant=lambda _: None)  # NaN is no JSON
     except (ValueError, RecursionError) as error:
         raise RunError(f"{name}: not JSON (truncated or corrupt)") from error
     if not isinstance(found, dict):
@@ -154,7 +154,9 @@ def plain(value: Any, where: str) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, PurePath | datetime):
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, PurePath):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
@@ -263,14 +265,14 @@ def _moment(found: Document, key: str) -> datetime | None:
 def _file(name: str, value: Any) -> File:
     if not is_relative(name):
         raise RunError(f"run.json: lists a file outside the run, {name[:80]!r}")
-    entry = value if isinstance(value, dict) else {}
+    entry: Document = value if isinstance(value, dict) else {}
     size, shape = entry.get("bytes"), entry.get("shape")
     digest, at, about = entry.get("sha256"), entry.get("at", name), entry.get("about", {})
     good = isinstance(digest, str | None) and isinstance(about, dict) and is_relative(at)
-    sizes = [size, *shape] if isinstance(shape, list) else [size]
+    sizes: list[Any] = [size, *shape] if isinstance(shape, list) else [size]
     if not good or not isinstance(shape, list | None) or not all(map(_is_size, sizes)):
         raise RunError(f"run.json: the entry of {name!r} makes no sense")
-    return File(sizes[0], digest, at, None if shape is None else tuple(shape), about)
+    return File(sizes[0], digest, at, None if shape is None else tuple(sizes[1:]), about)
 
 
 def _is_size(value: Any) -> bool:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 _BEAT_APART = 0.25
 _ROOMS = ("maps", "gates", "rows")
+_KEPT = (HEADER, CURVES, SAMPLES, WEIGHTS, *_ROOMS)
 _ABANDONED = 3600.0
 
 
@@ -328,17 +329,22 @@ class RunWriter:
         """Keep the model's parameters and buffers."""
         self._keep(WEIGHTS, to_bytes(arrays))
 
-    def write(self, name: str, content: bytes, about: Mapping[str, Any] | None = None) -> None:
-        """Keep any other file, such as a checkpoint; an older one of that name is replaced.
+    def write(self, name: str, content: bytes) -> Path:
+        """Keep any other file, such as a checkpoint, whole; it is listed when the run finishes.
 
         Args:
             name: Plain names joined by `/`.
-            content: All of it.
-            about: Notes for the reader.
+            content: All of it; what was there under that name is replaced.
+
+        Returns:
+            Where it lies: `path / name` while the run is running.
         """
-        if checked_file(name) in (HEADER, CURVES):
-            raise InputError(f"file {name!r}: the writer keeps that one itself")
-        self._keep(name, content, about=about)
+        if self._amends:
+            self._keep(self._own(name), content)
+            return self.path / str(self._content["files"][name].get("at", name))
+        path = self.file(name)
+        write_whole(path, content)
+        return path
 
     def file(self, name: str) -> Path:
         """A path in the run to write an extra file to; it is listed when the run finishes.
@@ -346,8 +352,8 @@ class RunWriter:
         The caller writes it in place, so a kill may leave a half of it; `write` does not.
         """
         self._needs_open()
-        if checked_file(name) in self._content["files"] or name in (HEADER, CURVES):
-            raise InputError(f"file {name!r}: the run already has it; use write to replace it")
+        if self._own(name) in self._content["files"]:
+            raise InputError(f"file {name!r}: the run already lists it; use write to replace it")
         path = self.path / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -436,6 +442,12 @@ class RunWriter:
             with suppress(OSError):
                 (self.path / at).unlink()
             raise
+
+    def _own(self, name: str) -> str:
+        """A name that the caller may choose: none of those that the writer keeps itself."""
+        if checked_file(name).split("/", 1)[0] in _KEPT:
+            raise InputError(f"file {name!r}: the writer keeps that one itself")
+        return name
 
     def _fresh(self, name: str) -> str:
         """A place that neither run.json nor this writer's draft names."""

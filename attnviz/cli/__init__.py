@@ -1,0 +1,132 @@
+"""The command line: a table of commands, of which only the chosen one is imported.
+
+Each command is a module of this package with two functions: `arguments(parser)`, which says what
+it takes, and `run(args)`, which does it and returns the exit code. A command whose module is not
+installed does not appear.
+
+Exit codes: 0 all well, 1 something is wrong with what was looked at (a broken run, a finding that
+is an error), 2 bad usage or input. Errors are one line; `--debug` shows where they came from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+
+from attnviz.errors import AttnvizError, unknown_name
+
+COMMANDS = {
+    "watch": "print what a model's attention looks like on some images",
+    "attribute": "map what a model looks at with a Captum method",
+    "measure": "score maps against masks",
+    "compare": "rank runs, with intervals and paired tests",
+    "doctor": "say what is wrong with a model's attention, and what to do",
+    "report": "write one self-contained HTML page about some runs",
+    "dashboard": "browse runs in a browser",
+    "ls": "list runs with their states",
+    "show": "print what a run says about itself",
+    "diff": "print the settings in which runs differ",
+    "export": "write the tables of runs as CSV, JSON or Parquet",
+    "verify": "check every file of every run",
+    "migrate": "bring runs of an older schema up to date",
+}
+
+
+def available() -> dict[str, str]:
+    """The commands that are there, with one line of help each."""
+    return {name: line for name, line in COMMANDS.items() if find_spec(f"{__name__}.{name}")}
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: The words after `attnviz`; by default those of this process.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        code = _run([word for word in words if word != "--debug"])
+        sys.stdout.flush()
+    except SystemExit as end:  # argparse has printed its help or its complaint
+        return end.code if isinstance(end.code, int) else 2
+    except KeyboardInterrupt:
+        return _complain("interrupted")
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        _discard_output()
+        return 0
+    except AttnvizError as error:
+        if debug:
+            raise
+        return _complain(str(error))
+    except Exception as error:
+        if debug:
+            raise
+        kind = type(error).__name__
+        return _complain(f"unexpected {kind}: {error}; --debug shows where it came from")
+    return code
+
+
+def _run(words: list[str]) -> int:
+    commands = available()
+    if not words or words[0] in ("-h", "--help"):
+        print(_help(commands))
+        return 0 if words else 2
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"attnviz {version('attnviz')}")
+        return 0
+    name = words[0]
+    if name not in commands:
+        raise unknown_name("command", name, commands)
+    module = import_module(f"{__name__}.{name}")
+    parser = argparse.ArgumentParser(
+        prog=f"attnviz {name}", description=_sentence(commands[name]), allow_abbrev=False
+    )
+    parser.add_argument("--debug", action="store_true", help="on an error, show where it came from")
+    module.arguments(parser)
+    code: int = module.run(parser.parse_args(words[1:]))
+    return code
+
+
+def _help(commands: dict[str, str]) -> str:
+    width = max(map(len, commands))
+    lines = [f"  {name:<{width}}  {line}" for name, line in commands.items()]
+    return "\n".join(
+        [
+            "usage: attnviz COMMAND …",
+            "",
+            "Watch a model's attention, map it, and measure it against a place that is known.",
+            "",
+            *lines,
+            "",
+            "attnviz COMMAND --help says what a command takes. Exit codes: 0 all well,",
+            "1 something is wrong with what was looked at, 2 bad usage or input.",
+        ]
+    )
+
+
+def _sentence(line: str) -> str:
+    return f"{line[0].upper()}{line[1:]}."
+
+
+def _complain(message: str) -> int:
+    from attnviz.cli.tables import printable
+
+    print(f"attnviz: {printable(message)}", file=sys.stderr)
+    return 2
+
+
+def _discard_output() -> None:
+    """Point stdout at nothing, or Python would complain once more when it exits."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,72 @@
+"""`attnviz dashboard RUNS`: the reading room in a browser, on this machine alone.
+
+The dashboard is no part of the package's namespace. In a checkout it lies beside `attnviz/`; in an
+installed wheel below `attnviz/reading_room/`. Either way the folder that holds it goes onto the
+path of the process that runs it, and nothing but `attnviz` lands in site-packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from attnviz.errors import InputError, RunError, UnsupportedError
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    parser.add_argument("runs", nargs="?", default="runs", help="a folder of runs (default: runs)")
+    parser.add_argument("--port", type=int, default=8501, help="default: 8501")
+    parser.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
+    parser.add_argument("--no-browser", action="store_true", help="only print the address")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run Streamlit until it is stopped."""
+    if not 0 < args.port < 65536:
+        raise InputError(f"--port: expected 1 to 65535, got {args.port}")
+    if "://" not in args.runs and not Path(args.runs).is_dir():
+        raise RunError(
+            f"dashboard: no folder {args.runs!r}; "
+            "`uv run python -m experiments quickstart` makes one"
+        )
+    words, environment = command(app(), args)
+    process = subprocess.Popen(words, env=environment)
+    try:
+        return 2 if process.wait() not in (0, -2, 130) else 0
+    except KeyboardInterrupt:  # Ctrl-C reaches the child too; it ends by itself
+        process.wait()
+        return 0
+    finally:
+        if process.poll() is None:
+            process.terminate()
+
+
+def app() -> Path:
+    """The dashboard's page, in the checkout or in the installed package.
+
+    Raises:
+        UnsupportedError: neither is there.
+    """
+    for folder in (_PACKAGE.parent, _PACKAGE / "reading_room"):
+        page = folder / "dashboard" / "app.py"
+        if page.is_file() and (page.parent / "shelf.py").is_file():
+            return page
+    raise UnsupportedError("dashboard: its pages are not installed; install attnviz from a wheel")
+
+
+def command(page: Path, args: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
+    """The words and the environment of the process that serves the pages."""
+    words = [
+        *(sys.executable, "-m", "streamlit", "run", str(page)),
+        *("--server.address", args.host, "--server.port", str(args.port)),
+        *("--server.headless", "true" if args.no_browser else "false"),
+        *("--server.showEmailPrompt", "false", "--browser.gatherUsageStats", "false"),
+    ]
+    path = os.pathsep.join(filter(None, (str(page.parent.parent), os.environ.get("PYTHONPATH"))))
+    return words, {**os.environ, "PYTHONPATH": path, "ATTNVIZ_RUNS": args.runs}

@@ -1,0 +1,45 @@
+"""`attnviz diff RUN RUN …`: the settings in which runs differ, and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from attnviz.cli.tables import as_json, table
+from attnviz.errors import InputError
+from attnviz.runs import Run, differing, open_run
+
+_FACTS = ("variant", "seed", "dataset", "state")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    parser.add_argument("run", nargs="+", help="the folders of two or more runs")
+    parser.add_argument("--environment", action="store_true", help="versions and devices too")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the differences; 0 whether there are any or not."""
+    if len(args.run) < 2:
+        raise InputError(f"diff: expected two runs or more, got {len(args.run)}")
+    runs = [open_run(path) for path in args.run]
+    found = differences(runs, environment=args.environment)
+    if args.json:
+        print(as_json({"runs": [run.id for run in runs], "differences": found}))
+    elif found:
+        print(table(("", *(run.id for run in runs)), ((k, *v) for k, v in found.items())))
+    else:
+        print("no difference")
+    return 0
+
+
+def differences(runs: list[Run], *, environment: bool = False) -> dict[str, tuple[Any, ...]]:
+    """Facts, settings and, if wanted, environment in which runs differ, one value per run."""
+    facts = {name: tuple(getattr(run, name) for run in runs) for name in _FACTS}
+    found = {name: values for name, values in facts.items() if len(set(values)) > 1}
+    found |= differing(runs)
+    if environment:
+        versions = differing(runs, "environment")
+        found |= {f"environment.{name}": values for name, values in versions.items()}
+    return found

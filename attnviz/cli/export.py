@@ -1,0 +1,101 @@
+"""`attnviz export RUNS`: the tables of complete runs, joined, for other tools."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnviz.errors import InputError, RunError
+from attnviz.runs import Run, list_runs
+from attnviz.runs.storage import cause_of, write_whole
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+_TABLES = ("samples", "scores", "curves")
+_SUFFIXES = (".csv", ".json", ".parquet")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    parser.add_argument("runs", help="a folder of runs, or of one run")
+    parser.add_argument(
+        "--table",
+        choices=_TABLES,
+        default="samples",
+        help="samples: a row per image; scores: a row per metric; curves: a row per epoch",
+    )
+    parser.add_argument("--out", type=Path, help="a .csv, .json or .parquet file; else CSV, here")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of CSV")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write one table with the columns `run`, `variant`, `seed` in front."""
+    if args.out is not None and args.out.suffix not in _SUFFIXES:
+        raise InputError(f"--out: expected {', '.join(_SUFFIXES)}, got {str(args.out)!r}")
+    found = list_runs(args.runs)
+    if not found.complete:
+        raise RunError(f"export {found.where}: no complete run among {len(found)}")
+    frame = joined(list(found.complete), args.table)
+    suffix = args.out.suffix if args.out is not None else ".json" if args.json else ".csv"
+    content = _content(frame, suffix)
+    if args.out is None:
+        sys.stdout.write(content.decode())
+    else:
+        write_whole(args.out, content)
+        if not args.json:
+            print(f"{args.out}: {len(frame)} rows, {frame.shape[1]} columns")
+    skipped = len(found) - len(found.complete)
+    if skipped:
+        print(f"attnviz: left out {skipped} runs that are not complete", file=sys.stderr)
+    return 0
+
+
+def joined(runs: list[Run], table: str) -> DataFrame:
+    """One table of all runs, each row naming its run, variant and seed."""
+    import pandas as pd
+
+    frames = []
+    for run in runs:
+        frame = _table(run, table)
+        for column, value in (("seed", run.seed), ("variant", run.variant), ("run", run.id)):
+            if column in frame.columns:
+                frame = frame.drop(columns=column)
+            frame.insert(0, column, value)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _table(run: Run, table: str) -> DataFrame:
+    import pandas as pd
+
+    if table == "samples":
+        return run.samples()
+    return run.curves() if table == "curves" else pd.DataFrame(list(_scores(run)))
+
+
+def _scores(run: Run) -> Iterator[dict[str, Any]]:
+    metrics = run.summary.get("metrics")
+    for name, entries in metrics.items() if isinstance(metrics, dict) else ():
+        for metric, score in entries.items() if isinstance(entries, dict) else ():
+            if isinstance(score, dict):
+                yield {"map": name, "metric": metric, **score}
+
+
+def _content(frame: DataFrame, suffix: str) -> bytes:
+    import io
+
+    if suffix == ".csv":
+        return frame.to_csv(index=False).encode()
+    if suffix == ".json":
+        text: str = frame.to_json(orient="records", indent=1)
+        return f"{text}\n".encode()
+    buffer = io.BytesIO()
+    try:
+        frame.to_parquet(buffer, index=False)
+    except (ValueError, TypeError) as error:
+        raise RunError(f"export: these columns do not fit Parquet ({cause_of(error)})") from error
+    return buffer.getvalue()

@@ -1,0 +1,75 @@
+"""`attnviz show RUN`: what a run says about itself."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from attnviz.cli.ls import as_dict
+from attnviz.cli.tables import as_json, printable, table
+from attnviz.runs import Run, flat, open_run
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    parser.add_argument("run", help="the folder of a run, or its address")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the header; 1 for a run that is broken or newer."""
+    found = open_run(args.run)
+    if args.json:
+        print(as_json(_document(found)))
+    else:
+        print("\n\n".join(_sections(found)))
+    return 1 if found.state in ("broken", "newer") else 0
+
+
+def _document(run: Run) -> dict[str, Any]:
+    return as_dict(run) | {
+        "location": run.location,
+        "heartbeat": run.heartbeat,
+        "schema": run.schema,
+        "settings": dict(run.settings),
+        "environment": dict(run.environment),
+        "summary": dict(run.summary),
+        "files": {name: asdict(file) for name, file in run.files.items()},
+    }
+
+
+def _sections(run: Run) -> Iterator[str]:
+    state = f"{run.state} ({run.reason})" if run.reason else run.state
+    yield printable(f"{run.id}: {state}")
+    facts = {"variant": run.variant, "seed": run.seed, "created": run.created}
+    facts |= {"dataset": run.dataset} | flat(run.progress, "progress.")
+    yield table(("run", ""), facts.items())
+    summary = {k: v for k, v in run.summary.items() if k not in ("metrics", "findings")}
+    for title, values in (("settings", run.settings), ("summary", summary)):
+        if values:
+            yield table((title, ""), flat(values).items())
+    scores = list(_scores(run.summary.get("metrics")))
+    if scores:
+        yield table(("map", "metric", "mean", "low", "high", "chance", "ceiling"), scores)
+    if run.files:
+        rows = ((name, f.size, _shape(f.shape)) for name, f in run.files.items())
+        yield table(("file", "bytes", "shape"), rows)
+
+
+def _scores(metrics: object) -> Iterator[tuple[object, ...]]:
+    """The rows of the summary's metrics, as far as they have the form they should."""
+    for name, entries in _items(metrics):
+        for metric, score in _items(entries):
+            if isinstance(score, Mapping):
+                values = (score.get(key) for key in ("mean", "low", "high", "chance", "ceiling"))
+                yield (name, metric, *values)
+
+
+def _items(value: object) -> list[tuple[Any, Any]]:
+    return list(value.items()) if isinstance(value, Mapping) else []
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return " × ".join(map(str, shape)) if shape is not None else ""

@@ -1,0 +1,27 @@
+"""`attnviz verify RUNS`: sizes, checksums and schema of every file of every run."""
+
+from __future__ import annotations
+
+import argparse
+
+from attnviz.cli.tables import as_json, printable
+from attnviz.runs import list_runs, verify
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    parser.add_argument("runs", help="a folder of runs, or of one run")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Name each fault; 1 if there is any."""
+    faults = verify(args.runs)
+    if args.json:
+        print(as_json([fault.as_dict() for fault in faults]))
+        return 1 if faults else 0
+    for fault in faults:
+        print(f"{fault.kind:<10}  {printable(fault)}")
+    count = len(list_runs(args.runs))
+    print(f"{count} runs, {len(faults)} faults" if faults else f"{count} runs, all well")
+    return 1 if faults else 0
