@@ -1,0 +1,86 @@
+"""`python -m experiments …`: train, measure, compare."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from attnviz.errors import AttnvizError
+from experiments.settings import Settings, add_arguments, chosen, default_root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 if all went well, 1 if a run failed, 2 for input that is not right, 130 if interrupted.
+    """
+    args = _parser().parse_args(arguments)
+    try:
+        code: int = args.command(args)
+    except AttnvizError as error:
+        if args.debug:
+            raise
+        print(f"experiments: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    quick = commands.add_parser("quickstart", help="train the six variants and say which one looks")
+    quick.set_defaults(command=_quickstart)
+    add_arguments(quick, leave_out=("variant",))
+    one = commands.add_parser("train", help="train and measure one variant")
+    one.set_defaults(command=_train)
+    one.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    add_arguments(one)
+    for command in (quick, one):
+        command.add_argument("--runs", type=Path, default=default_root(), help="where runs go")
+        command.add_argument("--debug", action="store_true", help="show tracebacks")
+    quick.add_argument(
+        "--workers", type=_positive, help="processes at once (default: one per core)"
+    )
+    return parser
+
+
+def _quickstart(args: argparse.Namespace) -> int:
+    from experiments.quickstart import VARIANTS, show
+    from experiments.sweep import grid, run_all
+
+    plan = grid(Settings(**chosen(args)), {"variant": VARIANTS})
+    outcomes = run_all(plan, args.runs, workers=args.workers)
+    failed = [one for one in outcomes if one.state == "failed"]
+    for one in failed:
+        print(f"experiments: {one.settings.variant}: {one.reason}", file=sys.stderr)
+    if failed:
+        return 1
+    print(show(args.runs, [settings.run_id for settings in plan]))
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from experiments.quickstart import table
+    from experiments.running import run_training
+
+    settings = dataclasses.replace(Settings(), **chosen(args))
+    print(table([run_training(settings, args.runs, resume=args.resume)]))
+    return 0
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

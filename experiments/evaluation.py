@@ -1,0 +1,239 @@
+"""Measure a trained model and fill its run: the one place where maps, metrics and runs meet.
+
+Thresholds come from the validation images; every score is of the test images, on maps upsampled
+bilinearly to the image's size. Only images with something to look at have a score.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import resource
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from attnviz.compare.resampling import half_width, image_draws
+from attnviz.maps import resized
+from attnviz.metrics import METRICS, agreement, baselines, calibrate_threshold, localization
+from attnviz.models import variants
+from attnviz.runs import Run, RunWriter, save_dataset
+from experiments import checkpoints
+from experiments.data import load_images
+from experiments.maps import Seen, look
+from experiments.settings import Settings
+from experiments.training import Loader, Trained, device_of
+
+ROWS = 16
+"""For how many test images a run keeps the whole attention: 4 × 576 × 576 are 2.7 MB an image."""
+
+RESAMPLES = 10_000
+
+
+def measure_run(trained: Trained, settings: Settings, writer: RunWriter) -> Run:
+    """Look, score, and write everything but what training has written already.
+
+    Args:
+        trained: The model and what training took.
+        settings: Of the run.
+        writer: The run; it is finished.
+
+    Returns:
+        The complete run.
+    """
+    device = device_of(settings)
+    val, test = (Loader(settings, split, device) for split in ("val", "test"))
+    calibration, seen = look(trained.model, val), look(trained.model, test, rows=ROWS)
+    table = _answers(seen)
+    thresholds: dict[str, dict[str, float]] = {}
+    metrics: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, grid_maps in seen.maps.items():
+        taus = _thresholds(calibration.maps[name], calibration.masks)
+        maps = _upsampled(grid_maps, seen.masks)
+        scores = localization(maps, seen.masks, threshold=taus)
+        levels = _levels(seen.masks, grid_maps.shape[-2:], taus)
+        thresholds[name] = taus
+        metrics[name] = {key: _summary(score, levels[key]) for key, score in scores.items()}
+        table |= {f"{name}/{key}": score.numpy() for key, score in scores.items()}
+    table |= _agreements(seen)
+    _write(writer, seen, table)
+    writer.weights({k: v.cpu().numpy() for k, v in trained.model.state_dict().items()})
+    summary = {
+        "accuracy": float(np.mean(table["correct"])),
+        "loss": float(_loss(seen.logits, seen.labels).mean()),
+        "map": variants()[settings.variant].map,
+        "layers": seen.layers,
+        "threshold": {name: taus["max_iou"] for name, taus in thresholds.items()},
+        "thresholds": thresholds,
+        "metrics": metrics,
+        "diagnosis": "",
+        **_cost(trained, device),
+    }
+    writer.drop(checkpoints.FILE)
+    return writer.finish(summary)
+
+
+def keep_test_set(root: Path, settings: Settings) -> str:
+    """Keep the test images with their patches beside the runs that share them; their digest."""
+    test = Loader(settings, "test", torch.device("cpu"))
+    asked = test.batch(torch.arange(len(test)))
+    pixels = ((asked.images + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+    clean = load_images(settings, "train")[:1]  # its size and type, for the page about the data
+    info = {
+        "data": settings.data,
+        "question": settings.question,
+        "split": "test",
+        "side": clean.shape[1],
+        "patch": {"shape": settings.shape, "size": settings.size, "fill": settings.fill,
+                  "opacity": settings.opacity},
+        "data_seed": settings.data_seed,
+    }  # fmt: skip
+    return save_dataset(
+        root,
+        images=pixels.contiguous().numpy(),
+        masks=asked.masks.numpy(),
+        boxes=asked.boxes.numpy(),
+        labels=asked.labels.long().numpy(),
+        info=info,
+    )
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a number may depend on: versions, processor, threads."""
+    packages = ("attnviz", "torch", "torchvision", "numpy", "captum", "scikit-image")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": name,
+        "threads": torch.get_num_threads(),
+        **{package: version(package) for package in packages},
+    }
+
+
+def _answers(seen: Seen) -> dict[str, Any]:
+    """The columns that say what the model answered, one row per test image."""
+    logits, labels = seen.logits.float(), seen.labels.long()
+    prediction = (logits > 0).long()
+    corners = {name: seen.boxes[:, n].numpy() for n, name in enumerate(("x0", "y0", "x1", "y1"))}
+    return {
+        "index": np.arange(len(logits)),
+        "label": labels.numpy(),
+        "logit": logits.numpy(),
+        "probability": logits.sigmoid().numpy(),
+        "prediction": prediction.numpy(),
+        "correct": (prediction == labels).numpy(),
+        "loss": _loss(logits, seen.labels).numpy(),
+        **corners,
+    }
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    loss: Tensor = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits.float(), labels, reduction="none"
+    )
+    return loss
+
+
+def _thresholds(grid_maps: Tensor, masks: Tensor) -> dict[str, float]:
+    """The τ of each metric that needs one, best on the validation images."""
+    maps = _upsampled(grid_maps, masks)
+    tau = calibrate_threshold(maps, masks, "iou")
+    boxes = {
+        "max_box_acc": calibrate_threshold(maps, masks, "max_box_acc"),
+        "max_box_acc_v2": calibrate_threshold(maps, masks, "max_box_acc_v2"),
+    }
+    return {"iou": tau, "max_iou": tau, **boxes}
+
+
+def _upsampled(grid_maps: Tensor, masks: Tensor) -> Tensor:
+    height, width = masks.shape[-2:]
+    return resized(grid_maps, (height, width), "bilinear")
+
+
+def _levels(
+    masks: Tensor, grid: tuple[int, ...], taus: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    rows, columns = grid
+    return baselines(masks, (rows, columns), tuple(METRICS), threshold=taus)
+
+
+def _summary(scores: Tensor, levels: Mapping[str, float]) -> dict[str, Any]:
+    """Mean and 95 % interval over images, with how many counted, beside chance and ceiling."""
+    column = scores.double().numpy()[None]
+    centres, draws = image_draws(column, resamples=RESAMPLES, rng=np.random.default_rng(0))
+    mean = float(centres[0])
+    half = half_width(column, draws[:, 0] + mean, 0.95)
+    return {
+        "mean": _finite(mean),
+        "low": _finite(mean - half),
+        "high": _finite(mean + half),
+        "valid": int(np.isfinite(column).sum()),
+        "n": column.shape[1],
+        **{name: _finite(value) for name, value in levels.items()},
+    }
+
+
+def _agreements(seen: Seen) -> dict[str, Any]:
+    """How far each map agrees with Captum's layer Grad-CAM, image by image."""
+    cam = seen.maps.get("layer_gradcam")
+    if cam is None:
+        return {}
+    columns: dict[str, Any] = {}
+    for name, maps in seen.maps.items():
+        if name != "layer_gradcam" and maps.shape == cam.shape:
+            agreed = agreement(maps, cam)
+            columns |= {
+                f"{name}/agreement_{key}": np.asarray(value) for key, value in agreed.items()
+            }
+    return columns
+
+
+def _write(writer: RunWriter, seen: Seen, table: Mapping[str, Any]) -> None:
+    writer.samples(pd.DataFrame(dict(table)))
+    for name, maps in seen.maps.items():
+        writer.maps(name, maps.numpy(), about={"layer": seen.layers[name]})
+    for name, heads in seen.heads.items():
+        writer.maps(f"{name}.heads", heads.numpy(), about={"layer": seen.layers[name]})
+    for name, gates in seen.gates.items():
+        writer.gates(name, gates.numpy(), about={"layer": seen.layers[name]})
+    for name, rows in seen.rows.items():
+        side = math.isqrt(rows.shape[-1])
+        grid = {"query_grid": [side, side], "key_grid": [side, side], "prefix": 0}
+        writer.rows(name, rows.numpy(), about={"layer": seen.layers[name], **grid})
+
+
+def _cost(trained: Trained, device: torch.device) -> dict[str, Any]:
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {
+        "seconds": round(trained.progress.seconds, 3),
+        "images_per_second": round(trained.images_per_second, 1),
+        "peak_bytes": int(peak),
+        "epochs": trained.progress.epoch,
+        "best_epoch": trained.progress.best_epoch,
+    }
+
+
+def _finite(number: float) -> float | None:
+    return float(number) if math.isfinite(number) else None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

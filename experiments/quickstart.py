@@ -1,0 +1,82 @@
+"""Train the six variants, measure them, and say which one looks at the patch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from attnviz.compare import Comparison, compare
+from attnviz.figures import comparison_picture
+from attnviz.runs import Run, open_dataset, open_run
+
+VARIANTS = ("cnn", "mha_reshape", "mha", "mha_conv1d", "cbam_channel", "cbam")
+PICTURE = "comparison.png"
+_SHOWN = 4
+
+
+def comparison_of(runs: Sequence[Run]) -> Comparison:
+    """The comparison of these runs, each by the map its variant is read with."""
+    return compare(list(runs))
+
+
+def table(runs: Sequence[Run]) -> str:
+    """One row per run: what it answered, and where its map looked."""
+    head = (
+        "variant", "map", "accuracy", "loss", "energy [95 % CI]", "pointing", "IoU",
+        "chance", "ceiling", "train s",
+    )  # fmt: skip
+    rows = [head, *(_row(run) for run in runs)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = [
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:]])
+
+
+def _row(run: Run) -> tuple[str, ...]:
+    name = run.summary["map"]
+    scores = run.summary["metrics"][name]
+    energy = scores["energy_pointing_game"]
+    return (
+        run.variant,
+        name,
+        f"{run.summary['accuracy']:.3f}",
+        f"{run.summary['loss']:.3f}",
+        f"{energy['mean']:.3f} [{energy['low']:.3f}, {energy['high']:.3f}]",
+        f"{scores['pointing_game']['mean']:.3f}",
+        f"{scores['max_iou']['mean']:.3f}",
+        f"{energy['chance']:.3f}",
+        f"{energy['ceiling']:.3f}",
+        f"{run.summary['seconds']:.0f}",
+    )
+
+
+def picture(runs: Sequence[Run], root: Path) -> Path:
+    """The same four images in every variant, box drawn, score below; where it was written."""
+    dataset = open_dataset(root, str(runs[0].dataset))
+    shown = np.flatnonzero(dataset.labels() > 0)[:_SHOWN].tolist()
+    maps, scores, titles = {}, {}, {}
+    for run in runs:
+        name = run.summary["map"]
+        maps[run.variant] = run.maps(name, shown)
+        column = f"{name}/energy_pointing_game"
+        scores[run.variant] = run.samples([column])[column].to_numpy()[shown]
+        titles[run.variant] = name.replace("_", " ")
+    path = root / PICTURE
+    comparison_picture(
+        dataset.images(shown), maps, dataset.boxes()[shown], scores, path, titles=titles
+    )
+    return path
+
+
+def show(root: Path, run_ids: Sequence[str]) -> str:
+    """What a quickstart has to say, once its runs are complete."""
+    runs = [open_run(root / run_id) for run_id in run_ids]
+    parts = [table(runs), comparison_of(runs).sentence]
+    diagnoses = [f"{run.variant}: {run.summary['diagnosis']}" for run in runs]
+    parts.append("The doctor:\n" + "\n".join(f"  {line}" for line in diagnoses))
+    parts.append(f"The same images in every variant: {picture(runs, root)}")
+    parts.append(f"Look around:  uv run attnviz dashboard {root}")
+    return "\n\n".join(parts)

@@ -1,0 +1,151 @@
+"""All that it takes to do a training again: one frozen dataclass that also is the command line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from attnviz.errors import InputError, unknown_name
+
+INCIDENTAL = frozenset({"device", "threads", "root"})
+"""Settings that change neither the question nor the answer, and so not a run's name."""
+
+
+def _setting(default: Any, meaning: str, *, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": meaning, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One training: the question, the data, the model and how it is trained.
+
+    Raises:
+        InputError: A number out of its range.
+    """
+
+    variant: str = _setting("mha", "the model, one of attnviz.models.variants()")
+    seed: int = _setting(0, "of the weights, the order of the images and the training patches")
+    placement: int | None = _setting(None, "where the attention sits, 0 to 3; the model's own")
+
+    data: str = _setting("photos", "where images come from", choices=("photos", "stl10", "folder"))
+    path: str | None = _setting(None, "the folder of images, or the one that holds STL-10")
+    train_images: int = _setting(960, "how many images to train on")
+    val_images: int = _setting(200, "how many images choose the epoch and the thresholds")
+    test_images: int = _setting(400, "how many images are reported on")
+    side: int = _setting(96, "of an image, in pixels")
+    data_seed: int = _setting(0, "which crops, and where the patches of val and test are")
+
+    question: str = _setting(
+        "patch", "what is asked of an image", choices=("patch", "both", "larger")
+    )
+    shape: str = _setting("square", "of a patch, one of attnviz.patches.SHAPES")
+    size: int = _setting(16, "of a patch, in pixels")
+    fill: float = _setting(1.0, "a patch's grey, from -1 (black) to 1 (white)")
+    opacity: float = _setting(1.0, "1 covers the image")
+    redraw: bool = _setting(True, "put the training patches elsewhere in every epoch")
+
+    epochs: int = _setting(6, "how many at most")
+    patience: int = _setting(20, "stop after so many epochs without a better validation loss")
+    batch: int = _setting(32, "images a step")
+    lr: float = _setting(4e-3, "Adam's, the highest of its schedule")
+    schedule: str = _setting("one_cycle", "of the learning rate", choices=("one_cycle", "constant"))
+    precision: str = _setting(
+        "auto", "of convolutions; auto: bf16 where it pays", choices=("auto", "bf16", "fp32")
+    )  # fmt: skip
+    device: str = _setting("auto", "cpu, cuda, cuda:1 …; auto takes a GPU where there is one")
+    threads: int = _setting(0, "of the CPU; 0 leaves it to torch")
+
+    def __post_init__(self) -> None:
+        for name in (
+            "train_images",
+            "val_images",
+            "test_images",
+            "side",
+            "size",
+            "epochs",
+            "batch",
+        ):
+            if getattr(self, name) < 1:
+                raise InputError(f"{_flag(name)}: expected 1 or more, got {getattr(self, name)}")
+        if self.size > self.side:
+            raise InputError(
+                f"--size: expected at most the image's side of {self.side}, got {self.size}"
+            )
+        if not self.lr > 0:
+            raise InputError(f"--lr: expected a positive number, got {self.lr}")
+        if not 0 < self.opacity <= 1:
+            raise InputError(f"--opacity: expected a number in (0, 1], got {self.opacity}")
+        if self.batch > self.train_images:
+            raise InputError(
+                f"--batch: expected at most the {self.train_images} training images, "
+                f"got {self.batch}"
+            )
+        for entry in fields(self):
+            choices = entry.metadata["choices"]
+            if choices and getattr(self, entry.name) not in choices:
+                raise unknown_name(_flag(entry.name), str(getattr(self, entry.name)), choices)
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """What `build_model` takes besides the name."""
+        return {} if self.placement is None else {"placement": self.placement}
+
+    @property
+    def run_id(self) -> str:
+        """A name that says variant and seed, and tells apart everything that matters."""
+        content = {k: v for k, v in self.as_dict().items() if k not in INCIDENTAL}
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return f"{self.variant}-s{self.seed}-{digest[:8]}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a run folder keeps, `model` included."""
+        return {**dataclasses.asdict(self), "model": self.model}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Settings:
+        """The settings that a run folder kept."""
+        return cls(**{name: value for name, value in content.items() if name != "model"})
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, leave_out: tuple[str, ...] = ()) -> None:
+    """Every setting as a flag, with its meaning and default."""
+    group = parser.add_argument_group("settings")
+    for entry in fields(Settings):
+        if entry.name in leave_out:
+            continue
+        shown = "" if entry.default is None else f" (default: {entry.default})"
+        options: dict[str, Any] = {
+            "help": entry.metadata["help"] + shown,
+            "default": argparse.SUPPRESS,
+        }
+        if isinstance(entry.default, bool):
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["type"] = _type_of(entry)
+            options["choices"] = entry.metadata["choices"]
+        group.add_argument(_flag(entry.name), **options)
+
+
+def chosen(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given on the command line."""
+    names = {entry.name for entry in fields(Settings)}
+    return {name: value for name, value in vars(args).items() if name in names}
+
+
+def _type_of(entry: dataclasses.Field[Any]) -> type:
+    return {"int": int, "int | None": int, "float": float}.get(str(entry.type), str)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def default_root() -> Path:
+    """Where runs go unless somebody says otherwise."""
+    return Path("runs")
