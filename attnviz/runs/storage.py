@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeAlias, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from attnviz.errors import InputError, RunError
 
@@ -31,6 +31,7 @@ class MissingFileError(RunError):
     """A file that was asked for is not there."""
 
 
+@runtime_checkable
 class Store(Protocol):
     """A folder one can read from; names are relative and `/`-separated."""
 

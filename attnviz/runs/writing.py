@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
@@ -234,7 +234,7 @@ class RunWriter:
         self._replaced: set[str] = set()
         self._last_beat = -_BEAT_APART
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> RunWriter:
         return self
 
     def __exit__(
