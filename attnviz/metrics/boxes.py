@@ -81,11 +81,16 @@ def max_box_acc_v2(maps: AnyMaps, masks: AnyMasks, *, threshold: float) -> Score
 
 def box_hits_of(batch: Batch, *, threshold: float, levels: tuple[float, ...] = (0.5,)) -> Tensor:
     """The share of the overlaps that the box of each map reaches, (b,) float64."""
+    fit = batch.once(("box", threshold), lambda: _box_fit(batch, threshold))
+    hits = torch.stack([fit >= level for level in levels]).double()
+    return hits.mean(0)
+
+
+def _box_fit(batch: Batch, threshold: float) -> Tensor:
     shape = (-1, batch.height, batch.width)
     chosen = (batch.scaled >= threshold).view(shape).cpu().numpy()
     fit = _best_fit(largest_boxes(chosen), batch.labels.view(shape).cpu().numpy())
-    hits = np.mean([fit >= level for level in levels], axis=0, dtype=np.float64)
-    return torch.from_numpy(hits).to(batch.values.device)
+    return torch.from_numpy(fit).to(batch.values.device)
 
 
 def largest_boxes(masks: np.ndarray) -> np.ndarray:
@@ -118,9 +123,24 @@ def component_boxes(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         For each of n components its mask (n,) and its half-open box `[x0, y0, x1, y1)` (n, 4).
     """
-    from scipy import ndimage  # heavy: only boxes need it
+    around = _boxes_around(masks)
+    sizes = np.prod(around[:, 2:] - around[:, :2], axis=1)
+    held = np.count_nonzero(masks, axis=(1, 2))
+    whole = held == sizes  # a mask that fills its box needs no search
+    owner, found = _searched_boxes(masks[~whole])
+    single = np.flatnonzero(whole & (held > 0))
+    return (
+        np.concatenate([single, np.flatnonzero(~whole)[owner]]),
+        np.concatenate([around[single], found]),
+    )
+
+
+def _searched_boxes(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    from scipy import ndimage
 
     labelled, owner = _components(masks)
+    if not len(owner):
+        return owner, np.zeros((0, 4), dtype=np.int64)
     spans = ndimage.find_objects(labelled)  # type: ignore[attr-defined]  # scipy has no stubs
     boxes = [(x.start, y.start, x.stop, y.stop) for _, y, x in spans]
     return owner, np.array(boxes, dtype=np.int64).reshape(-1, 4)

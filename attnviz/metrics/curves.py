@@ -30,7 +30,7 @@ class Curves:
     `s` counts the steps of all maps together, in the order of the maps and of falling values.
 
     Attributes:
-        keys: Packed value and label, (b, D) int64, ascending, so values descend.
+        keys: Packed value and label, (b, D), ascending integers, so values descend.
         places: Where the places inside the masks ended up in `keys` when flattened, (P,) int64.
         offsets: How many of `places` belong to earlier maps, (b,) int64.
         area: Places inside each mask, (b,) int64.
@@ -104,9 +104,9 @@ def sort_curves(values: Tensor, labels: Tensor) -> Curves:
     Returns:
         The curves. Rows that hold NaN or Inf give numbers without meaning.
     """
-    keys = sort_rows(descending(values) << 1 | labels)
+    keys = sort_rows(_packed(values, labels))
     pixels = keys.shape[1]
-    places = torch.nonzero(keys.view(-1) & 1).view(-1)
+    places = _true(keys.view(-1) & 1)
     owner = places // pixels
     area = torch.bincount(owner, minlength=len(keys))
     offsets = area.cumsum(0) - area
@@ -114,7 +114,7 @@ def sort_curves(values: Tensor, labels: Tensor) -> Curves:
 
     new = torch.ones(len(places) + 1, dtype=torch.bool, device=keys.device)
     new[1:-1] = (held[1:] != held[:-1]) | (owner[1:] != owner[:-1])
-    bounds = torch.nonzero(new).view(-1)
+    bounds = _true(new)
     first, last = bounds[:-1], bounds[1:] - 1
     row = owner[first]
     base = row * pixels
@@ -132,6 +132,16 @@ def sort_curves(values: Tensor, labels: Tensor) -> Curves:
     )
 
 
+def _packed(values: Tensor, labels: Tensor) -> Tensor:
+    """Value and label in one integer, (b, D): int32 if no value is negative, else int64."""
+    if values.dtype != torch.float32 or bool((values.amin() if values.numel() else values) < 0):
+        return (descending(values) << 1).bitwise_or_(labels)
+    # Without a sign a value has 31 bits, less than 2^31 - 2^23 of them in use: centred around
+    # zero they leave the lowest bit of 32 to the label.
+    bits = (values + 0.0).view(torch.int32)  # -0.0 + 0.0 is +0.0: they are the same value
+    return bits.neg_().add_(0x3FFFFFFF).bitwise_left_shift_(1).bitwise_or_(labels)
+
+
 def descending(values: Tensor) -> Tensor:
     """Integers that fall as values rise and are equal where values are, (b, D) int64.
 
@@ -139,12 +149,19 @@ def descending(values: Tensor) -> Tensor:
     the row takes the place of its bits.
     """
     if values.dtype == torch.float32:
-        bits = (values + 0.0).view(torch.int32)  # -0.0 + 0.0 is +0.0: they are the same value
+        bits = (values + 0.0).view(torch.int32)
         return (~(bits ^ ((bits >> 31) & 0x7FFFFFFF))).long()
     ordered, places = _argsort(values)
     new = torch.zeros_like(places)
     new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     return torch.empty_like(places).scatter_(1, places, -new.cumsum(1))
+
+
+def _true(flat: Tensor) -> Tensor:
+    """Where a flat tensor is not zero, int64."""
+    if flat.is_cuda:
+        return torch.nonzero(flat).view(-1)
+    return torch.from_numpy(np.flatnonzero(flat.numpy().astype(bool)))
 
 
 def _argsort(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,7 +176,7 @@ def _tie_start(flat: Tensor, place: Tensor, base: Tensor, held: Tensor) -> Tenso
     """Where each run of equal values starts; `place` is its first place inside the mask."""
     start = place.clone()
     tied = (place > base) & (flat[(place - 1).clamp(min=0)] == held - 1)
-    unsure = torch.nonzero(tied).view(-1)
+    unsure = _true(tied)
     low, high, outside = base[unsure], place[unsure] - 1, held[unsure] - 1
     while bool((low < high).any()):
         middle = (low + high) // 2

@@ -74,10 +74,14 @@ def mass_lift(maps: AnyMaps, masks: AnyMasks, *, sign: Sign = "positive") -> Sco
 
 def energy_of(batch: Batch, *, sign: Sign = "positive") -> Tensor:
     """The energy pointing game of a batch, (b,)."""
+    return batch.once(("energy", sign), lambda: _share_inside(batch, sign))
+
+
+def _share_inside(batch: Batch, sign: Sign) -> Tensor:
     mass = {"positive": torch.relu, "abs": torch.abs, "signed": torch.clone}[sign](batch.wide)
     total = row_sum(mass)
-    share = row_sum(mass.masked_fill_(~batch.labels, 0.0)) / total
-    return share.masked_fill_(total == 0, torch.nan)
+    inside = row_sum(torch.where(batch.labels, mass, 0.0))
+    return (inside / total).masked_fill(total == 0, torch.nan)
 
 
 def lift_of(batch: Batch, *, sign: Sign = "positive") -> Tensor:
@@ -132,7 +136,7 @@ def complexity(maps: AnyMaps) -> Scores:
 
 def sparseness_of(batch: Batch) -> Tensor:
     """The Gini index of a batch, (b,)."""
-    sizes = sort_rows(batch.wide.abs())
+    sizes = _wide_enough(sort_rows(batch.values.abs()))
     pixels = batch.pixels
     rank = torch.arange(1 - pixels, pixels, 2, dtype=torch.float64, device=sizes.device)
     total = row_sum(sizes)
@@ -141,5 +145,12 @@ def sparseness_of(batch: Batch) -> Tensor:
 
 def complexity_of(batch: Batch) -> Tensor:
     """The entropy of a batch, (b,)."""
-    sizes = batch.wide.abs()
-    return row_sum(torch.special.entr(sizes / row_sum(sizes)[:, None]))
+    share = batch.wide.abs()
+    share.div_(row_sum(share)[:, None])
+    nats = share.clamp(min=torch.finfo(torch.float64).tiny).log_()  # 0 · ln 0 is 0
+    return -row_sum(nats.mul_(share))
+
+
+def _wide_enough(sizes: Tensor) -> Tensor:
+    """Sorted sizes as float64, over the largest where a sum of float64 could overflow."""
+    return sizes.double() if sizes.dtype == torch.float32 else sizes / sizes[:, -1:]

@@ -10,8 +10,8 @@ exactly where a flag of its metric is set, and the reason can be told.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
 from enum import IntFlag
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -88,6 +88,13 @@ class Batch:
     labels: Tensor
     height: int
     width: int
+    _kept: dict[Hashable, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, name: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """What was made under this name before, or what is made now. Not to be written to."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
 
     @property
     def pixels(self) -> int:
@@ -113,17 +120,22 @@ class Batch:
     def wide(self) -> Tensor:
         """The maps as float64, shrunk by a power of two where sums could overflow."""
         wide = self.values.double()
+        return wide if self._factor is None else wide * self._factor[:, None]
+
+    @cached_property
+    def _factor(self) -> Tensor | None:
         if self.values.dtype != torch.float64:
-            return wide
+            return None
         largest = torch.maximum(self.lowest.abs(), self.highest.abs())
-        factor = torch.ones_like(largest).masked_fill_(largest > _HUGE, _SHRINK)
-        return wide * factor[:, None]
+        return torch.ones_like(largest).masked_fill_(largest > _HUGE, _SHRINK)
 
     @cached_property
     def scaled(self) -> Tensor:
         """Each map min-max scaled to [0, 1] in float64; NaN where it is constant."""
-        lowest = self.wide.amin(1, keepdim=True)
-        return (self.wide - lowest).div_(self.wide.amax(1, keepdim=True) - lowest)
+        factor = 1.0 if self._factor is None else self._factor
+        lowest, highest = self.lowest.double() * factor, self.highest.double() * factor
+        span = (highest - lowest)[:, None]
+        return (self.wide - lowest[:, None]).div_(span)
 
     @cached_property
     def curves(self) -> Curves:

@@ -91,6 +91,10 @@ def oracle_iou(maps: AnyMaps, masks: AnyMasks) -> Scores:
 
 def iou_of(batch: Batch, *, threshold: float) -> Tensor:
     """The IoU of a batch at a threshold, (b,)."""
+    return batch.once(("iou", threshold), lambda: _overlap(batch, threshold))
+
+
+def _overlap(batch: Batch, threshold: float) -> Tensor:
     chosen = batch.scaled >= threshold
     both = count(chosen & batch.labels)
     return both.double() / (count(chosen) + batch.area - both).double()

@@ -23,10 +23,12 @@ from attnviz.metrics.suite import (
     compute_scores,
     known_metrics,
 )
-from attnviz.metrics.thresholds import calibrate_threshold
+from attnviz.metrics.thresholds import calibrate_all
 
 _GRID = 20
 """Thresholds tried for the boxes: a baseline need not be known to the second digit."""
+
+_SLOW = ("max_box_acc", "max_box_acc_v2")
 
 _BY_CONSTANT = frozenset(
     {
@@ -68,7 +70,8 @@ def baselines(
     Args:
         masks: Where the thing to be found is, (b, h, w), bool. Empty ones do not count.
         grid: Rows and columns of the maps before they were upsampled.
-        metrics: Keys of `METRICS`; by default all.
+        metrics: Keys of `METRICS`; by default all, but without a threshold not the boxes, whose
+            calibration takes as long as all the rest.
         threshold: τ for chance and centre, one number or one by key; without it each is given
             the τ that is best for it on these masks.
         draws: Noise maps per mask.
@@ -86,6 +89,8 @@ def baselines(
         raise InputError(f"draws: expected at least 1 noise map per mask, got {draws}")
     checked_options(threshold=threshold)
     keys, goals = known_metrics(metrics), _filled(masks)
+    if metrics is DEFAULT and threshold is None:
+        keys = tuple(key for key in keys if key not in _SLOW)
     exact = [key for key in keys if key in _BY_CONSTANT]
     drawn = [key for key in keys if key not in _BY_CONSTANT]
     chance = _means(goals.new_ones((), dtype=torch.float32).expand(goals.shape), goals, exact, None)
@@ -114,14 +119,11 @@ def _means(
     maps: Tensor, masks: Tensor, keys: Sequence[str], threshold: Threshold | None
 ) -> dict[str, float]:
     """The mean of each metric, at the given thresholds or at those best for these very maps."""
-    tau: dict[str, float] = {}
-    for key in keys:
-        if not METRICS[key].thresholded:
-            continue
-        given = threshold.get(key) if isinstance(threshold, Mapping) else threshold
-        if given is None and key == "max_iou" and "iou" in tau and threshold is None:
-            given = tau["iou"]
-        tau[key] = calibrate_threshold(maps, masks, key, grid=_GRID) if given is None else given
+    wanted = [key for key in keys if METRICS[key].thresholded]
+    given = threshold if isinstance(threshold, Mapping) else dict.fromkeys(wanted, threshold)
+    tau = {key: value for key, value in given.items() if value is not None}
+    missing = [key for key in wanted if key not in tau]
+    tau |= calibrate_all(maps, masks, missing, grid=_GRID)
     table = compute_scores(maps, masks, keys, Options(threshold=tau))
     return {key: float(scores.nanmean()) for key, scores in table.items()}
 

@@ -10,7 +10,7 @@ whose bound reaches the best edge. The result is the exact maximum.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from attnviz.metrics.boxes import V2, box_hits_of
 from attnviz.metrics.inputs import AnyMaps, AnyMasks, Batch, Reason, batches, sort_rows
 from attnviz.metrics.overlap import FLAT
 
+_BY_VALUE = ("iou", "max_iou")
+_BY_BOX = {"max_box_acc": (0.5,), "max_box_acc_v2": V2}
 _BINS = 1024  # a power of two: multiplying by it never rounds, so binning is exact
 _ROWS = 256  # maps whose histograms are held at once
 _SLACK = 1e-9  # more than sums of a million IoU round by
@@ -50,21 +52,39 @@ def calibrate_threshold(
     Raises:
         InputError: Wrong shapes, dtypes or devices, an unknown metric, or no image to score.
     """
-    if metric in ("iou", "max_iou"):
-        return _best_iou_threshold(maps, masks)
-    levels = {"max_box_acc": (0.5,), "max_box_acc_v2": V2}
-    if metric not in levels:
-        raise unknown_name("metric", metric, ("iou", "max_iou", *levels))
+    return calibrate_all(maps, masks, (metric,), grid=grid)[metric]
+
+
+def calibrate_all(
+    maps: AnyMaps, masks: AnyMasks, metrics: Sequence[str], *, grid: int = 100
+) -> dict[str, float]:
+    """`calibrate_threshold` for several metrics, which share what they can."""
+    for metric in metrics:
+        if metric not in (*_BY_VALUE, *_BY_BOX):
+            raise unknown_name("thresholded metric", metric, (*_BY_VALUE, *_BY_BOX))
     if grid < 1:
         raise InputError(f"grid: expected at least 1 threshold, got {grid}")
-    hits = np.zeros(grid)
+    found: dict[str, float] = {}
+    by_value = [metric for metric in metrics if metric in _BY_VALUE]
+    if by_value:
+        found |= dict.fromkeys(by_value, _best_iou_threshold(maps, masks))
+    by_box = [metric for metric in metrics if metric in _BY_BOX]
+    if by_box:
+        found |= _best_box_thresholds(maps, masks, by_box, grid)
+    return found
+
+
+def _best_box_thresholds(
+    maps: AnyMaps, masks: AnyMasks, metrics: Sequence[str], grid: int
+) -> dict[str, float]:
+    hits = {metric: np.zeros(grid) for metric in metrics}
     for batch in _scorable(maps, masks):
         for step in range(grid):
-            hits[step] += float(
-                box_hits_of(batch, threshold=step / grid, levels=levels[metric]).sum()
-            )
-    best = np.flatnonzero(hits >= hits.max() - _SLACK)
-    return float(best[len(best) // 2]) / grid
+            for metric, total in hits.items():
+                scores = box_hits_of(batch, threshold=step / grid, levels=_BY_BOX[metric])
+                total[step] += float(scores.sum())
+    best = {metric: np.flatnonzero(total >= total.max() - _SLACK) for metric, total in hits.items()}
+    return {metric: float(steps[len(steps) // 2]) / grid for metric, steps in best.items()}
 
 
 def _best_iou_threshold(maps: AnyMaps, masks: AnyMasks) -> float:
