@@ -106,9 +106,9 @@ def _is_run(entry: Any) -> bool:
 
 def _open(source: Any) -> list[Any]:
     """Runs from runs, paths, folders, or any list of these."""
-    from attnviz.runs import list_runs
-
     if isinstance(source, (str, os.PathLike)):
+        from attnviz.runs import list_runs
+
         return list(list_runs(source))
     if hasattr(source, "samples"):
         return [source]

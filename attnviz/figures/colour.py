@@ -98,17 +98,18 @@ def pixels(image: Any) -> UInt8[np.ndarray, "h w 3"]:
 
     Args:
         image: (h, w), (h, w, 1), (h, w, 3) or, channels first, (1, h, w), (3, h, w); uint8, or
-            numbers from 0 to 1; numpy, torch or Pillow.
+            numbers from 0 to 1; numpy, torch or Pillow. Where both readings fit, an array's
+            channels are last and a tensor's first.
 
     Raises:
         InputError: Another shape, or numbers outside 0 to 1.
     """
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))
-    if hasattr(image, "detach"):
-        image = image.detach().cpu().numpy()
-    array = np.asarray(image)
-    if array.ndim == 3 and array.shape[-1] not in (1, 3) and array.shape[0] in (1, 3):
+    tensor = hasattr(image, "detach")
+    array = np.asarray(image.detach().cpu().numpy() if tensor else image)
+    last = array.ndim == 3 and array.shape[-1] in (1, 3) and not tensor
+    if array.ndim == 3 and array.shape[0] in (1, 3) and not last:
         array = np.moveaxis(array, 0, -1)
     if array.ndim == 2:
         array = array[..., None]

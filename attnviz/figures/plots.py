@@ -98,7 +98,7 @@ def _levels(axes: Any, rows: Any) -> None:
             for place, value in enumerate(values):
                 axes.plot([value] * 2, [place - 0.3, place + 0.3], ls=style, lw=1, color=_FAINT)
         axes.annotate(
-            f"{name} {np.mean(known):.2g}",
+            f"{name} {_span(known)}",
             (float(np.mean(known)), 1),
             xycoords=("data", "axes fraction"),
             xytext=(0, 2),
@@ -108,6 +108,10 @@ def _levels(axes: Any, rows: Any) -> None:
             fontsize=7.5,
             color=_FAINT,
         )
+
+
+def _span(values: np.ndarray) -> str:
+    return " to ".join(dict.fromkeys(f"{value:.2g}" for value in (values.min(), values.max())))
 
 
 def curves(

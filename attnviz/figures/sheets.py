@@ -205,12 +205,16 @@ def comparison_picture(
         for j, (name, stack) in enumerate(maps.items(), start=1):
             seen = overlay(picture, stack[i], place, alpha=alpha, cmap=cmap, vmax=vmax, scale=4)
             head = "\n".join([name, (titles or {}).get(name, "")]).strip() if i == 0 else ""
-            text = f"{score} {scores[name][i]:.2f}" if name in scores else ""
+            text = f"{score} {_said(scores[name][i])}" if name in scores else ""
             _show(figure.add_subplot(grid[i, j]), seen, head, text)
     _colour_bar(figure, size, cmap, vmax, boxed=places is not None)
     if path is not None:
         save_png(figure, path, dpi=dpi)
     return figure
+
+
+def _said(value: float) -> str:
+    return f"{value:.2f}" if np.isfinite(value) else "–"
 
 
 def _same_number(n: int, stacks: Mapping[str, np.ndarray], places: np.ndarray | None) -> None:

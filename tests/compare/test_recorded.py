@@ -146,7 +146,7 @@ def test_a_table_without_what_it_takes_says_so(root: Path) -> None:
     digest = dataset(root)
     bare = sample_table(root, digest, 0.5, 0).drop(columns=["correct"])
     write_run(root, "mha", digest=digest, samples=bare, summary={"accuracy": 1.0})
-    with pytest.raises(InputError, match="run mha-0: .* got none called correct"):
+    with pytest.raises(InputError, match=r"run mha-0: .* got none called correct"):
         compare(root)
 
 
