@@ -29,12 +29,12 @@ from attnviz.attribution.catalogue import (
     named,
 )
 from attnviz.attribution.layers import find_layer
-from attnviz.attribution.state import undisturbed
+from attnviz.attribution.state import seeded, undisturbed, unremarked
 from attnviz.attribution.superpixels import superpixels
 from attnviz.blanks import Blank, blank_like
 from attnviz.errors import InputError, unknown_name
 from attnviz.maps.places import Grid, Interpolation, resized
-from attnviz.shapes import Images
+from attnviz.shapes import Images, Maps, Scores
 from attnviz.targets import Target
 
 MEMORY = 512 * 2**20
@@ -111,7 +111,8 @@ def attribute(
     Raises:
         InputError: An unknown name, option, layer or target; several outputs and no target;
             outputs that are not one row per image; a layer without places.
-        UnsupportedError: A guided method on a model without `nn.ReLU`.
+        UnsupportedError: A guided method on a model with activations other than `nn.ReLU` modules,
+            or DeepLIFT on one that runs an activation module twice.
 
     Example:
         >>> import torch
@@ -136,6 +137,125 @@ def attribute(
         parts = [reduce(answer, fallback) for answer in question.answers(rows)]
         maps = torch.cat(parts) if parts else images.new_zeros(0, *images.shape[-2:])
     return resized(maps, _size(size, images), interpolation)
+
+
+def infidelity(
+    model: nn.Module,
+    images: Images,
+    maps: Maps,
+    *,
+    target: Target = None,
+    noise: float = 0.1,
+    samples: int = 32,
+    normalize: bool = True,
+    memory: int = MEMORY,
+    seed: int = 0,
+) -> Scores:
+    """How badly a map predicts what noise on the image does to the output; lower is better.
+
+    `E[(I · a − (f(x) − f(x − I)))²]` over Gaussian noise `I` (Yeh et al. 2019, definition 2.1), by
+    `captum.metrics.infidelity`. A map's value is spread evenly over the channels of its place.
+
+    Args:
+        model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs.
+        images: `(b, c, h, w)`.
+        maps: `(b, h, w)`, signed, at the images' size.
+        target: Which output; needed for `n > 1`.
+        noise: Standard deviation of the noise, in the images' unit.
+        samples: Draws per image.
+        normalize: Scale each map so that it fits best first, since maps have no common unit.
+        memory: Bytes that the draws of one image may hold at once.
+        seed: Start of the noise, the same for each image.
+
+    Returns:
+        `(b,)`, 0 or more, in the output's unit squared. NaN for a map that is not finite.
+
+    Raises:
+        InputError: Maps that do not fit the images, or as `attribute`.
+    """
+    from captum.metrics import infidelity as captums
+
+    _check_images(images)
+    _check_maps(maps, images)
+
+    def disturb(x: Tensor) -> tuple[Tensor, Tensor]:
+        # Row by row: one large draw is not the same numbers as several small ones.
+        disturbance = noise * torch.stack([torch.randn_like(row) for row in x])
+        return disturbance, x - disturbance
+
+    with undisturbed(model), torch.no_grad():
+        images = images.detach().clone()
+        explained, index = Explained(model, len(images), target), _indices(target, images)
+        spread = (maps.to(images) / images.shape[1])[:, None].expand_as(images)
+        most = memory // bytes_per_image(model, images[:1]) if len(images) else 1
+        scores = []
+        for i in range(len(images)):
+            with seeded(seed, images.device), unremarked():
+                scores.append(
+                    captums(
+                        explained,
+                        disturb,
+                        images[i : i + 1],
+                        spread[i : i + 1],
+                        target=index[i : i + 1],
+                        n_perturb_samples=samples,
+                        max_examples_per_batch=min(samples, max(1, most)),
+                        normalize=normalize,
+                    )
+                )
+    return torch.cat([images.new_zeros(0), *scores]).float()
+
+
+def sensitivity(
+    model: nn.Module,
+    images: Images,
+    *,
+    radius: float = 0.02,
+    samples: int = 10,
+    seed: int = 0,
+    **how: Any,
+) -> Scores:
+    """How much a map changes when the image hardly does; lower is better.
+
+    `max ‖Φ(x + δ) − Φ(x)‖ / ‖Φ(x)‖` over uniform `δ` of at most `radius` per pixel (Yeh et al.
+    2019, definition 3.1, relative to the map's own norm), by `captum.metrics.sensitivity_max`.
+
+    Args:
+        model: Any module from images to outputs.
+        images: `(b, c, h, w)`.
+        radius: Largest change of a pixel, in the images' unit.
+        samples: Draws per image.
+        seed: Start of the changes, the same for each image; the method's own draws start here too.
+        **how: What `attribute` is asked with: `method`, `layer`, `target`, `sign`, …
+
+    Returns:
+        `(b,)`, 0 or more; for a map that is zero everywhere Captum gives the change itself.
+
+    Raises:
+        InputError: As `attribute`.
+    """
+    from captum.metrics import sensitivity_max
+
+    _check_images(images)
+    target, scores = how.pop("target", None), []
+    index = None if target is None else _indices(target, images)
+    for i in range(len(images)):
+        own = None if index is None else int(index[i])
+
+        def explain(x: Any, own: int | None = own) -> tuple[Tensor]:
+            x = x[0] if isinstance(x, tuple) else x
+            return (attribute(model, x, target=own, seed=seed, **how),)
+
+        with seeded(seed, images.device), unremarked(), torch.no_grad():
+            scores.append(
+                sensitivity_max(
+                    explain,
+                    images[i : i + 1].detach(),
+                    perturb_radius=radius,
+                    n_perturb_samples=samples,
+                )
+            )
+    return torch.cat([images.new_zeros(0), *scores]).float()
 
 
 def _question(
@@ -214,6 +334,14 @@ def _rows(model: nn.Module, question: Question, memory: int) -> int:
     return max(1, memory // bytes_per_image(model, images[:1])) if len(images) else 1
 
 
+def _check_maps(maps: Tensor, images: Tensor) -> None:
+    if maps.shape != images[:, 0].shape:
+        raise InputError(
+            f"expected maps {tuple(images[:, 0].shape)} at the images' size, "
+            f"got {tuple(maps.shape)}; resize them with attnviz.maps.resized"
+        )
+
+
 def _reduction(channels: str | None, sign: str) -> Callable[[Tensor, str], Tensor]:
     if channels is not None and channels not in _CHANNELS:
         raise unknown_name("channels", channels, _CHANNELS)
@@ -240,4 +368,12 @@ def _check_images(images: Tensor) -> None:
         )
 
 
-__all__ = ["MEMORY", "attribute", "find_layer", "methods", "superpixels"]
+__all__ = [
+    "MEMORY",
+    "attribute",
+    "find_layer",
+    "infidelity",
+    "methods",
+    "sensitivity",
+    "superpixels",
+]

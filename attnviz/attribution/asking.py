@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attnviz.attribution.catalogue import Method
 from attnviz.attribution.state import seeded, unremarked
 from attnviz.attribution.superpixels import superpixels
-from attnviz.errors import InputError
+from attnviz.errors import InputError, UnsupportedError
 from attnviz.shapes import Images
 from attnviz.targets import Target, target_indices
 
@@ -98,6 +98,14 @@ class Question:
                     answer = self.explainer.attribute(**arguments)
                 except AssertionError as error:
                     raise InputError(f"{self.method.name}: captum says: {error}") from error
+                except RuntimeError as error:
+                    if "being used more than once" not in str(error):
+                        raise
+                    raise UnsupportedError(
+                        f"{self.method.name}: expected every activation module to run once per "
+                        "forward, and one of this model runs twice; give each place its own "
+                        "module, or use method='integrated_gradients'"
+                    ) from error
             yield self._single(answer)
 
     @property

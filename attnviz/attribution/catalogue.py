@@ -96,7 +96,8 @@ CATALOGUE: dict[str, Method] = {
         Method(
             "deep_lift",
             "DeepLift",
-            "change of activations against a baseline, rescale rule (Shrikumar 2017)",
+            "change of activations against a baseline, rescale rule; products of two activations "
+            "(attention, gates) pass as plain gradients (Shrikumar 2017)",
             copies=2,
         ),
         Method(
@@ -147,6 +148,10 @@ CATALOGUE: dict[str, Method] = {
     )
 }
 
+_UNGUIDED: set[type[nn.Module]] = {
+    nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ReLU6, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU,
+    nn.Mish, nn.Hardswish, nn.Softplus,
+}  # fmt: skip
 _RANDOM = ("NoiseTunnel", "GradientShap", "Lime", "LimeBase", "KernelShap", "ShapleyValueSampling")
 
 
@@ -170,18 +175,12 @@ def built(method: Method, model: nn.Module, layer: nn.Module | None) -> Any:
     """The Captum object for a model.
 
     Raises:
-        UnsupportedError: Guided methods on a model without `nn.ReLU`, which they would not change.
+        UnsupportedError: A guided method on a model whose activations it would not guide.
     """
     import captum.attr
 
-    if method.name.startswith("guided") and not any(
-        isinstance(m, nn.ReLU) for m in model.modules()
-    ):
-        raise UnsupportedError(
-            f"{method.name}: expected nn.ReLU modules, since those are all that Captum guides; "
-            "this model has none (LeakyReLU and F.relu are not guided) and the map would be plain "
-            "saliency: use method='saliency'"
-        )
+    if method.name.startswith("guided"):
+        _need_guidable(method, model)
     make = getattr(captum.attr, method.captum)
     explainer = make(model, layer) if method.layer else make(model)
     if method.name == "kernel_shap":
@@ -189,6 +188,19 @@ def built(method: Method, model: nn.Module, layer: nn.Module | None) -> Any:
 
         explainer.interpretable_model = LeastSquares()
     return explainer
+
+
+def _need_guidable(method: Method, model: nn.Module) -> None:
+    """Captum guides `nn.ReLU` and nothing else; what is left out would look like a guided map."""
+    kinds = {type(module) for module in model.modules()}
+    unguided = sorted(kind.__name__ for kind in kinds & _UNGUIDED)
+    if unguided or nn.ReLU not in kinds:
+        what = f"it also has {', '.join(unguided)}" if unguided else "it has no nn.ReLU"
+        raise UnsupportedError(
+            f"{method.name}: expected a model whose activations all are nn.ReLU modules, since "
+            f"those are all that Captum guides; {what}, and the map would be plain gradient: "
+            "use method='saliency'"
+        )
 
 
 def described(explainer: Any) -> Method:

@@ -137,6 +137,11 @@ def as_maps(
     return resized(values.reshape(*values.shape[:-1], *grid), size, interpolation)
 
 
+def windows_of(source: Watched | Tensor) -> Any:
+    """How windows lie on the image, for attention that stays within them; None for all other."""
+    return getattr(source, "windows", None)
+
+
 def resized(
     maps: Float[Tensor, "b *heads h w"], size: Grid | None, interpolation: Interpolation
 ) -> Float[Tensor, "b *heads H W"]:

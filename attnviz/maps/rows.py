@@ -3,6 +3,8 @@
 Throughout, `A` is `(b, heads, q, k)` with rows that sum to one, and `p` is the number of leading
 class and register tokens. Queries are counted with them, keys are drawn without them: what a map
 shows is attention to places, and its sum falls short of one by what the leading tokens took.
+Attention within windows (Swin) is laid back onto the image: each window's own values lie where the
+window was cut out, and a row of one place is zero outside that place's window.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from attnviz.maps.places import (
     prefix_of,
     query_grid,
     reduced_of,
+    resized,
     weights_of,
+    windows_of,
 )
 from attnviz.shapes import Maps
 
@@ -96,18 +100,20 @@ def query_row(
     Raises:
         InputError: As `received`, and a place outside the grid.
     """
-    weights = weights_of(record)
-    p = prefix_of(record, prefix)
-    h, w = query_grid(record, grid, weights.shape[2], p)
-    places = torch.as_tensor(place, device=weights.device).expand(weights.shape[0], 2)
-    limits = torch.tensor([h, w], device=weights.device)
-    if bool(((places < 0) | (places >= limits)).any()):
+    h, w = _queries(record, grid, prefix)
+    b = _images(record)
+    places = torch.as_tensor(place).cpu().expand(b, 2)
+    if bool(((places < 0) | (places >= torch.tensor([h, w]))).any()):
         raise InputError(
             f"query_row: expected places (y, x) inside the {h} × {w} grid of queries, "
             f"got {places.tolist()[:4]}; a pixel's place is pixel · grid // image size"
         )
-    index = p + places[:, 0] * w + places[:, 1]
-    rows = weights[torch.arange(weights.shape[0], device=weights.device), :, index]
+    index = places[:, 0] * w + places[:, 1]
+    if windows_of(record) is None:
+        rows = weights_of(record)[torch.arange(b), :, prefix_of(record, prefix) + index]
+    else:
+        chosen = torch.zeros(b, h * w).scatter_(1, index[:, None], 1.0)
+        rows = _weighed(record, chosen, prefix)
     return _drawn(record, rows, size, interpolation, heads, grid, prefix)
 
 
@@ -144,18 +150,16 @@ def rows_inside(
     Raises:
         InputError: As `received`, and masks of another number of images.
     """
-    weights = weights_of(record)
-    if len(masks) != len(weights):
+    if len(masks) != _images(record):
         raise InputError(
-            f"rows_inside: expected one mask per image, got {len(masks)} masks for {len(weights)}"
+            f"rows_inside: expected one mask per image, "
+            f"got {len(masks)} masks for {_images(record)} images"
         )
-    p = prefix_of(record, prefix)
-    queries = query_grid(record, grid, weights.shape[2], p)
-    covered = F.adaptive_avg_pool2d(masks.to(weights)[:, None], queries).flatten(1)
+    queries = _queries(record, grid, prefix)
+    covered = F.adaptive_avg_pool2d(masks.float()[:, None], queries).flatten(1)
     share = 1 - covered if outside else covered
-    rows = torch.einsum("bq,bhqk->bhk", share, weights[:, :, p:])
     # 0/0 is the answer that is wanted: an average over no rows is not a number.
-    rows = rows / share.sum(1)[:, None, None]
+    rows = _weighed(record, share / share.sum(1, keepdim=True), prefix)
     return _drawn(record, rows, size, interpolation, heads, grid, prefix)
 
 
@@ -286,16 +290,47 @@ def need_class_token(record: Attention, prefix: int | None) -> None:
         )
 
 
+def _images(record: Attention) -> int:
+    """How many images the weights speak of: their first axis, or fewer where it holds windows."""
+    windows = windows_of(record)
+    return weights_of(record).shape[0] // (1 if windows is None else int(windows.count))
+
+
+def _queries(record: Attention, grid: Grid | None, prefix: int | None) -> Grid:
+    windows = windows_of(record)
+    if windows is not None:
+        h, w = windows.grid
+        return h, w
+    queries = weights_of(record).shape[2]
+    return query_grid(record, grid, queries, prefix_of(record, prefix))
+
+
+def _weighed(
+    record: Attention, share: Float[Tensor, "b places"], prefix: int | None
+) -> Float[Tensor, "windows heads k"]:
+    """`Σ_q share_q A[q, k]`, the places of the queries counted over the whole image."""
+    weights, windows = weights_of(record), windows_of(record)
+    share = share.to(weights)
+    if windows is None:
+        return torch.einsum("bq,bhqk->bhk", share, weights[:, :, prefix_of(record, prefix) :])
+    cells = windows.cells.to(weights.device)
+    inside = share[:, cells.clamp(min=0)] * (cells >= 0)
+    return torch.einsum("bq,bhqk->bhk", inside.flatten(0, 1), weights)
+
+
 def _drawn(
     record: Attention,
-    columns: Float[Tensor, "b heads k"],
+    columns: Float[Tensor, "windows heads k"],
     size: Grid | None,
     interpolation: Interpolation,
     heads: Heads,
     grid: Grid | None,
     prefix: int | None,
 ) -> Float[Tensor, "b *heads h w"]:
-    """Values per head and key, without the leading tokens, as maps."""
+    """Values per head and key as maps: without leading tokens, windows laid onto their image."""
+    if windows_of(record) is not None and not isinstance(record, Tensor):
+        on_image: Tensor = record.on_image(columns)  # type: ignore[attr-defined]  # it has windows
+        return resized(_fused(on_image, heads, record), size, interpolation)
     p = prefix_of(record, prefix)
     keys = key_grid(record, grid, columns.shape[-1], p)
     return as_maps(_fused(columns[..., p:], heads, record), keys, size, interpolation)

@@ -342,10 +342,30 @@ def test_a_layer_that_could_be_mistaken_is_asked_for():
         asked("layer_gradcam", plain(), layer="2")
 
 
-def test_guided_methods_do_not_pass_off_plain_saliency_as_guided():
+@pytest.mark.parametrize("method", ["guided_backprop", "guided_gradcam"])
+def test_guided_methods_do_not_pass_off_plain_gradients_as_guided(method):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(), nn.Flatten(), nn.Linear(320, 1))
-    with pytest.raises(UnsupportedError, match=r"none.*use method='saliency'"):
-        asked("guided_backprop", model)
+    with pytest.raises(UnsupportedError, match=r"it also has LeakyReLU.*use method='saliency'"):
+        asked(method, model)
+    del model[1]
+    with pytest.raises(UnsupportedError, match=r"it has no nn\.ReLU"):
+        asked(method, model)
+
+
+def test_deep_lift_on_an_activation_that_runs_twice_says_what_to_do():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.relu = plain(), nn.ReLU()
+
+        def forward(self, x):
+            return self.net(self.relu(x) - self.relu(-x))
+
+    model = Twice()
+    before = fingerprint(model)
+    with pytest.raises(UnsupportedError, match="one of this model runs twice; give each place"):
+        asked("deep_lift", model)
+    assert fingerprint(model) == before
 
 
 def test_wrong_names_and_options_are_answered_with_the_right_ones(unchecked):

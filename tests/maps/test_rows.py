@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 import attnviz as av
 from attnviz import maps
+from attnviz.capture import Record, Windows
 from attnviz.errors import InputError
 from tests.maps.stand_ins import StandIn, attention, gate
 
@@ -56,6 +57,13 @@ def test_query_row_is_the_row_of_that_place(prefix):
     query = prefix + 2 * 5 + 1
     expected = twin(record, lambda a, k: sum(float(head[query, k]) for head in a) / len(a))
     assert_close(maps.query_row(record, (2, 1)), expected)
+
+
+def test_query_row_is_not_disturbed_by_rows_that_are_not_numbers():
+    record = attention()
+    expected = maps.query_row(record, (2, 1))
+    record.weights[:, :, 0] = torch.nan
+    assert torch.equal(maps.query_row(record, (2, 1)), expected)
 
 
 def test_query_row_takes_a_place_per_image():
@@ -207,7 +215,7 @@ def test_what_is_no_attention_or_does_not_fit_is_refused_with_the_remedy():
         maps.query_row(record, (3, 0))
     with pytest.raises(InputError, match="number below 3"):
         maps.received(record, heads=3)
-    with pytest.raises(InputError, match="4 masks for 2"):
+    with pytest.raises(InputError, match="4 masks for 2 images"):
         maps.rows_inside(record, torch.ones(4, 3, 5, dtype=torch.bool))
 
 
@@ -216,3 +224,43 @@ def test_weights_of_another_shape_are_refused(unchecked):
         maps.received(torch.rand(15, 15), grid=(3, 5))
     with pytest.raises(InputError, match="expected 'mean', 'each' or a number"):
         maps.received(attention(), heads="max")
+
+
+def windowed(b=2, shift=0, seed=0):
+    """Attention within the four 2 × 3 windows of a 4 × 6 grid, rolled by `shift` places."""
+    grid, size = (4, 6), (2, 3)
+    place = torch.arange(24).reshape(grid).roll((-shift, -shift), (0, 1))
+    cells = place.reshape(2, 2, 2, 3).permute(0, 2, 1, 3).reshape(4, 6)
+    draw = torch.Generator().manual_seed(seed)
+    weights = torch.randn(b * 4, 2, 6, 6, generator=draw).softmax(-1)
+    windows = Windows(count=4, size=size, grid=grid, cells=cells)
+    return Record(
+        "swin.attn", "attention", weights, query_grid=grid, key_grid=grid, windows=windows
+    )
+
+
+def unwindowed(record):
+    """The same as attention over the whole image, zero between windows."""
+    count = record.windows.count
+    whole = torch.zeros(len(record.weights) // count, 2, 24, 24)
+    for i in range(len(record.weights)):
+        for q, place in enumerate(record.windows.cells[i % count]):
+            for k, other in enumerate(record.windows.cells[i % count]):
+                whole[i // count, :, place, other] = record.weights[i, :, q, k]
+    return StandIn(weights=whole, query_grid=(4, 6), key_grid=(4, 6))
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_windows_are_laid_back_onto_the_image(shift):
+    record = windowed(shift=shift)
+    whole = unwindowed(record)
+    # A window's columns are averaged over its own 6 queries, not over all 24 places.
+    for heads in ("mean", "each", 1):
+        assert_close(maps.received(record, heads=heads), 4 * maps.received(whole, heads=heads))
+    assert_close(maps.head_max(record), 4 * maps.head_max(whole))
+    assert_close(maps.query_row(record, (3, 1)), maps.query_row(whole, (3, 1)))
+    masks = torch.zeros(2, 8, 12, dtype=torch.bool)
+    masks[0, 1:6, 2:9] = masks[1, 3:4, :] = True
+    for outside in (False, True):
+        drawn = maps.rows_inside(record, masks, outside=outside)
+        assert_close(drawn, maps.rows_inside(whole, masks, outside=outside))
