@@ -1,0 +1,53 @@
+"""The reading room: `attnviz dashboard RUNS`, or `streamlit run dashboard/app.py -- RUNS`.
+
+The pages are files, so that each has an address and can be tested by itself. The links on the left
+carry what was chosen (runs, metric, image) from page to page; Streamlit's own menu would drop it.
+Their folder must not be called `pages`: Streamlit would run a file of it by itself, without this
+one, whenever the first visit of a new server is a deep link.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import streamlit as st
+
+_HERE = Path(__file__).resolve().parent
+if str(_HERE.parent) not in sys.path:  # the pages say `from dashboard.x import …`
+    sys.path.insert(0, str(_HERE.parent))
+
+from dashboard.frame import carried, dress, root  # noqa: E402 - the path comes first
+
+PAGES = (
+    ("compare", "Compare", ":material/leaderboard:"),
+    ("gallery", "Gallery", ":material/grid_view:"),
+    ("sample", "Sample", ":material/image_search:"),
+    ("attributions", "Attributions", ":material/layers:"),
+    ("diagnosis", "Diagnosis", ":material/troubleshoot:"),
+    ("training", "Training", ":material/show_chart:"),
+    ("runs", "Runs", ":material/table_rows:"),
+    ("try_it", "Try it", ":material/touch_app:"),
+    ("about", "About this data", ":material/info:"),
+)
+
+
+def main() -> None:
+    """Set the page up, draw the links, and run the page that the address names."""
+    st.set_page_config(page_title="attnviz", page_icon=str(_HERE / "icon.png"), layout="wide")
+    dress()
+    pages = [
+        st.Page(f"views/{name}.py", title=title, icon=icon, default=name == "compare")
+        for name, title, icon in PAGES
+    ]
+    page = st.navigation(pages, position="hidden")
+    with st.sidebar:
+        st.markdown("**attnviz** · which variant looks at the patch?")
+        for target in pages:
+            st.page_link(target, query_params=carried())
+        st.caption("Runs in")
+        st.code(root(), language=None)
+    page.run()
+
+
+main()

@@ -1,0 +1,307 @@
+"""The charts, as Altair objects. No Streamlit here: a theme comes in as an `Ink`.
+
+Each chart has a companion that says it in words with its numbers, for those who cannot see it.
+Orders are always passed on explicitly: a layered chart sorted by `"-x"` comes out wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from dashboard.palettes import DASHES, Ink
+
+_ROW = 34  # pixels per variant in a dot plot
+_AXIS = 56  # pixels for the axis and the words above
+_FONT = "'Source Sans', 'Source Sans Pro', sans-serif"
+
+
+def spoken(metric: str) -> str:
+    """A metric's key as words."""
+    return metric.replace("_", " ").replace("iou", "IoU").replace("auroc", "AUROC")
+
+
+def short(metric: str) -> str:
+    """A metric's key as one or two words, for the line below a picture."""
+    return {"energy_pointing_game": "energy", "pointing_game": "pointing"}.get(
+        metric, spoken(metric)
+    )
+
+
+def styled(chart: Any, ink: Ink) -> Any:
+    """A chart with the page's type and colours."""
+    return (
+        chart.configure(background="transparent", font=_FONT)
+        .configure_view(stroke=None)
+        .configure_axis(
+            labelColor=ink.text,
+            titleColor=ink.text,
+            gridColor=ink.grid,
+            domainColor=ink.grid,
+            tickColor=ink.grid,
+            labelFontSize=13,
+            titleFontSize=13,
+            titleFontWeight="normal",
+            labelLimit=320,
+        )
+        .configure_legend(
+            labelColor=ink.text,
+            titleColor=ink.text,
+            labelFontSize=13,
+            titleFontSize=13,
+            labelLimit=320,
+        )
+        .configure_header(labelColor=ink.text, titleColor=ink.text, labelFontSize=13)
+    )
+
+
+def dot_plot(
+    table: pd.DataFrame, by_seed: pd.DataFrame, metric: str, ink: Ink, *, select: bool = True
+) -> Any:
+    """Means with intervals, a tick per seed, chance and ceiling; sorted as the table is.
+
+    Args:
+        table: One metric's rows of `Comparison.table`, in the order to be shown.
+        by_seed: The same metric's rows of `Comparison.by_seed`.
+        metric: The metric's key.
+        ink: The theme's colours.
+        select: Whether a click on a row selects its variant, under the name `variant`.
+    """
+    order = list(table["variant"])
+    rows = table.assign(
+        label=[f"{v:.3f}" if np.isfinite(v) else "cannot be scored" for v in table["mean"]],
+        at=table["high"].fillna(table["mean"]),
+    )
+    low = min([0.0, *table["low"].dropna(), *by_seed["mean"].dropna()])
+    levels = _levels(table)
+    high = max([*table["high"].dropna(), *by_seed["mean"].dropna(), *levels["value"], low + 0.1])
+    scale = alt.Scale(domain=[low, high + 0.08 * (high - low)], nice=False, zero=False)
+    axis = alt.Axis(tickCount=8)
+    x = alt.X("mean:Q", title=spoken(metric), scale=scale, axis=axis)
+    y = alt.Y("variant:N", sort=order, title=None, axis=alt.Axis(ticks=False, domain=False))
+    tip = ["variant", *(alt.Tooltip(f"{c}:Q", format=".3f") for c in ("mean", "low", "high"))]
+    base = alt.Chart(rows).encode(y=y)
+    interval = base.mark_rule(strokeWidth=3, color=ink.mark, opacity=0.55).encode(
+        x=alt.X("low:Q", scale=scale, title=spoken(metric), axis=axis), x2="high:Q"
+    )
+    seeds = (
+        alt.Chart(by_seed)
+        .mark_tick(thickness=2, size=14, color=ink.text, opacity=0.75)
+        .encode(y=y, x=x, tooltip=["variant", "seed:N", alt.Tooltip("mean:Q", format=".3f")])
+    )
+    dots = base.mark_point(filled=True, size=130, color=ink.mark, opacity=1, cursor="pointer")
+    dots = dots.encode(x=x, tooltip=tip)
+    if select:
+        dots = dots.add_params(
+            alt.selection_point(name="variant", fields=["variant"], on="click", clear="dblclick")
+        )
+    words = base.mark_text(align="left", dx=10, fontSize=13, color=ink.text).encode(
+        x=alt.X("at:Q", scale=scale, title=spoken(metric), axis=axis), text="label:N"
+    )
+    chart = alt.layer(*_level_marks(levels, scale, ink), interval, seeds, words, dots)
+    return styled(chart.properties(height=_ROW * len(order) + _AXIS, width="container"), ink)
+
+
+def _levels(table: pd.DataFrame) -> pd.DataFrame:
+    found = [
+        {"level": name, "value": float(table[name].mean()), "text": name}
+        for name in ("chance", "ceiling")
+        if name in table and table[name].notna().any()
+    ]
+    return pd.DataFrame(found, columns=["level", "value", "text"])
+
+
+def _level_marks(levels: pd.DataFrame, scale: Any, ink: Ink) -> list[Any]:
+    colours = alt.Color(
+        "level:N",
+        scale=alt.Scale(domain=["chance", "ceiling"], range=[ink.chance, ink.ceiling]),
+        legend=None,
+    )
+    base = alt.Chart(levels).encode(x=alt.X("value:Q", scale=scale), color=colours)
+    lines = base.mark_rule(strokeDash=[5, 4], strokeWidth=2)
+    words = base.mark_text(y=-8, fontSize=13, align="center").encode(text="text:N")
+    return [lines, words]
+
+
+def dot_plot_in_words(table: pd.DataFrame, metric: str) -> str:
+    """The dot plot as text."""
+    parts = [
+        f"{row.variant} {row.mean:.3f} (95 % CI {row.low:.3f} to {row.high:.3f})"
+        if np.isfinite(row.mean)
+        else f"{row.variant} cannot be scored"
+        for row in table.itertuples()
+    ]
+    levels = "".join(f"; {r.level} {r.value:.3f}" for r in _levels(table).itertuples())
+    return f"Dot plot of {spoken(metric)}: " + ", ".join(parts) + levels + "."
+
+
+def lines(
+    data: pd.DataFrame,
+    ink: Ink,
+    *,
+    x: str,
+    y: str,
+    x_title: str,
+    y_title: str,
+    order: Sequence[str],
+    band: bool = False,
+    height: int = 300,
+    zero: bool = True,
+) -> Any:
+    """Lines by `variant`, told apart by colour and by dash; `low` and `high` make a band.
+
+    Args:
+        data: Long table with the columns `variant`, `x` and `y`, and `low`, `high` for bands.
+        ink: The theme's colours.
+        x: The column along.
+        y: The column up.
+        x_title: What `x` is, in words.
+        y_title: What `y` is, in words.
+        order: The variants, in the order of the legend.
+        band: Whether `low` and `high` are drawn.
+        height: In pixels.
+        zero: Whether the y axis begins at zero.
+    """
+    n = len(order)
+    colour = alt.Color(
+        "variant:N",
+        sort=list(order),
+        title=None,
+        scale=alt.Scale(domain=list(order), range=_cycled(ink.series, n)),
+        legend=alt.Legend(
+            orient="top",
+            columns=3,
+            symbolType="stroke",
+            symbolSize=500,
+            symbolStrokeWidth=3,
+            symbolOpacity=1,
+        ),
+    )
+    dash = alt.StrokeDash(
+        "variant:N",
+        sort=list(order),
+        title=None,
+        scale=alt.Scale(domain=list(order), range=_cycled(DASHES, n)),
+    )
+    across = alt.X(f"{x}:Q", title=x_title)
+    up = alt.Y(f"{y}:Q", title=y_title, scale=alt.Scale(zero=zero))
+    base = alt.Chart(data).encode(x=across)
+    tip = ["variant", alt.Tooltip(f"{x}:Q"), alt.Tooltip(f"{y}:Q", format=".4f")]
+    drawn = base.mark_line(strokeWidth=2.5, point=len(data) < 60).encode(
+        y=up, color=colour, strokeDash=dash, tooltip=tip
+    )
+    layers = [drawn]
+    if band:
+        shade = base.mark_area(opacity=0.15).encode(y="low:Q", y2="high:Q", color=colour)
+        layers.insert(0, shade)
+    return styled(alt.layer(*layers).properties(height=height, width="container"), ink)
+
+
+def _cycled(values: Sequence[Any], n: int) -> list[Any]:
+    return [values[i % len(values)] for i in range(n)]
+
+
+def lines_in_words(data: pd.DataFrame, *, x: str, y: str, y_title: str, name: str) -> str:
+    """Where each line begins and ends."""
+    parts = []
+    for variant, part in data.dropna(subset=[y]).groupby("variant", sort=False):
+        part = part.sort_values(x)
+        first, last = part.iloc[0], part.iloc[-1]
+        parts.append(
+            f"{variant} from {first[y]:.3f} at {x} {first[x]:g} to {last[y]:.3f} at {last[x]:g}"
+        )
+    return f"{name}, {y_title}: " + ("; ".join(parts) or "no values") + "."
+
+
+def scatter(data: pd.DataFrame, ink: Ink, *, x: str, y: str, x_title: str, y_title: str) -> Any:
+    """One labelled dot per variant."""
+    data = data.assign(label_at=_apart(data[y].to_numpy(), 0.075))
+    across = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False, padding=40))
+    base = alt.Chart(data).encode(x=across)
+    up = alt.Scale(zero=False, padding=20)
+    tip = ["variant", *(alt.Tooltip(f"{c}:Q", format=".3f") for c in (x, y))]
+    dots = base.mark_point(filled=True, size=110, color=ink.mark, opacity=1).encode(
+        y=alt.Y(f"{y}:Q", title=y_title, scale=up), tooltip=tip
+    )
+    left = f"datum.{x} > {float(data[x].mean())!r}"
+    words = alt.layer(
+        *(
+            base.transform_filter(side)
+            .mark_text(align=align, dx=dx, fontSize=13, color=ink.text)
+            .encode(y=alt.Y("label_at:Q", title=y_title, scale=up), text="variant:N")
+            for side, align, dx in ((left, "right", -10), (f"!({left})", "left", 10))
+        )
+    )
+    return styled(alt.layer(dots, words).properties(height=300, width="container"), ink)
+
+
+def _apart(values: np.ndarray, gap: float) -> np.ndarray:
+    """Heights for labels: those of the dots, pushed up until none covers the next."""
+    step = gap * (np.ptp(values) or 1.0)
+    out = values.astype(float).copy()
+    order = np.argsort(out, kind="stable")
+    for below, above in zip(order, order[1:]):
+        out[above] = max(out[above], out[below] + step)
+    return out
+
+
+def intervals(
+    data: pd.DataFrame,
+    ink: Ink,
+    *,
+    row: str,
+    order: Sequence[str],
+    title: str,
+    tint: str | None = None,
+) -> Any:
+    """Dots with intervals and a line at zero: paired differences.
+
+    Args:
+        data: Columns `row`, `mean`, `low`, `high`, and `tint` where given.
+        ink: The theme's colours.
+        row: The column that names the rows.
+        order: Its values from top to bottom.
+        title: What is measured.
+        tint: A boolean column; rows where it is False are drawn hollow.
+    """
+    y = alt.Y(f"{row}:N", sort=list(order), title=None, axis=alt.Axis(ticks=False, domain=False))
+    base = alt.Chart(data).encode(y=y)
+    zero = alt.Chart(pd.DataFrame({"at": [0.0]})).mark_rule(strokeDash=[5, 4], color=ink.chance)
+    bars = base.mark_rule(strokeWidth=3, color=ink.mark, opacity=0.55).encode(
+        x=alt.X("low:Q", title=title), x2="high:Q"
+    )
+    fill = (
+        {}
+        if tint is None
+        else {"fillOpacity": alt.condition(f"datum.{tint}", alt.value(1), alt.value(0))}
+    )
+    tip = [row, *(alt.Tooltip(f"{c}:Q", format="+.3f") for c in ("mean", "low", "high"))]
+    dots = base.mark_point(size=110, color=ink.mark, fill=ink.mark, strokeWidth=2, opacity=1)
+    dots = dots.encode(x=alt.X("mean:Q", title=title), tooltip=tip, **fill)
+    layers = alt.layer(zero.encode(x="at:Q"), bars, dots)
+    return styled(layers.properties(height=_ROW * len(order) + _AXIS, width="container"), ink)
+
+
+def gate_plot(data: pd.DataFrame, ink: Ink) -> Any:
+    """One image's channel gates beside the set's median and quartiles, by channel.
+
+    Args:
+        data: Columns `channel`, `gate`, `median`, `low`, `high`.
+        ink: The theme's colours.
+    """
+    base = alt.Chart(data).encode(
+        x=alt.X("channel:O", title="channel", axis=alt.Axis(labelAngle=0))
+    )
+    top = alt.Scale(domain=[0, max(1.0, float(data[["gate", "high"]].max().max()))])
+    range_ = base.mark_bar(width=4, color=ink.text, opacity=0.25).encode(
+        y=alt.Y("low:Q", title="gate", scale=top), y2="high:Q"
+    )
+    median = base.mark_tick(thickness=3, size=12, color=ink.text).encode(y="median:Q")
+    tip = ["channel", *(alt.Tooltip(f"{c}:Q", format=".3f") for c in ("gate", "median"))]
+    mine = base.mark_point(filled=True, size=70, color=ink.chance, opacity=1)
+    mine = mine.encode(y="gate:Q", tooltip=tip)
+    return styled(alt.layer(range_, median, mine).properties(height=240, width="container"), ink)

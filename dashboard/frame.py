@@ -1,0 +1,155 @@
+"""What every page begins with: where the runs are, what was chosen, what is wrong with it.
+
+The address is the state. A control is bound to a query parameter here: its value comes from the
+address at each run and goes back there when the reader changes it, so that every view can be sent
+to a colleague. Streamlit's own `bind=` would drop a bad value without a word.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import streamlit as st
+
+from dashboard.palettes import Ink, ink
+from dashboard.selection import one_of
+
+T = TypeVar("T")
+
+CARRIED = ("runs", "run", "metric", "image", "data")
+"""The query parameters that stay when the reader goes to another page."""
+
+_STYLE = """<style>
+[data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] * { opacity: 1; }
+[data-testid="stCaptionContainer"] p { color: inherit; font-size: 0.9rem; }
+.block-container, [data-testid="stMainBlockContainer"] {
+  padding: 3.2rem 3rem 4rem; max-width: 84rem;
+}
+</style>"""
+
+
+def root() -> str:
+    """The folder, or fsspec address, whose runs are shown: environment, argument, or `runs`."""
+    given = os.environ.get("ATTNVIZ_RUNS")
+    if given:
+        return given
+    arguments = [word for word in sys.argv[1:] if not word.startswith("-")]
+    return arguments[0] if arguments else "runs"
+
+
+def dress() -> None:
+    """Captions as dark as text: in Streamlit's own theme they fail the contrast that axe asks."""
+    st.html(_STYLE)
+
+
+def colours() -> Ink:
+    """The colours of charts for the reader's theme."""
+    return ink(st.context.theme.type)
+
+
+def carried(**more: Any) -> dict[str, str]:
+    """The choices that go along to another page, with more or other ones."""
+    kept = {name: st.query_params[name] for name in CARRIED if name in st.query_params}
+    return kept | {name: str(value) for name, value in more.items()}
+
+
+def go(page: str, **choices: Any) -> None:
+    """Open another page with some choices."""
+    st.switch_page(f"views/{page}.py", query_params=carried(**choices))
+
+
+def heard(answer: tuple[T, str | None]) -> T:
+    """A value read from the address; its complaint, if there is one, is shown."""
+    value, complaint = answer
+    if complaint:
+        st.warning(complaint, icon=":material/link_off:")
+    return value
+
+
+def chooser(
+    label: str,
+    name: str,
+    options: Sequence[str] | Mapping[str, str],
+    default: str,
+    *,
+    help: str | None = None,
+    forget: Sequence[str] = (),
+) -> str:
+    """A select box that is bound to a query parameter.
+
+    Args:
+        label: What is chosen.
+        name: The query parameter.
+        options: Keys, or keys with the words to show.
+        default: The key while the address names none.
+        help: Shown on request.
+        forget: Query parameters that lose their meaning when this one changes.
+    """
+    keys = list(options)
+    value = heard(one_of(st.query_params, name, keys, default))
+    words = options if isinstance(options, Mapping) else {key: key for key in keys}
+    key = f"choose_{name}"
+    st.session_state[key] = value
+    st.selectbox(
+        label,
+        keys,
+        key=key,
+        format_func=lambda one: words.get(one, one),
+        help=help,
+        on_change=_write,
+        args=(name, key, default, tuple(forget)),
+    )
+    return value
+
+
+def _write(name: str, key: str, default: str, forget: Sequence[str]) -> None:
+    value = st.session_state[key]
+    for old in forget:
+        st.query_params.pop(old, None)
+    if value == default:
+        st.query_params.pop(name, None)
+    else:
+        st.query_params[name] = str(value)
+
+
+def stepper(
+    name: str, before: int | None, after: int | None, words: str, *, keys: bool = True
+) -> None:
+    """Previous and next, as buttons and as the arrow keys, bound to a query parameter.
+
+    Args:
+        name: The query parameter.
+        before: What it becomes with "previous"; None at the beginning.
+        after: What it becomes with "next"; None at the end.
+        words: Where the reader is, shown between the two.
+        keys: Whether ← and → do the same.
+    """
+    left, middle, right = st.columns([1, 4, 1], vertical_alignment="center")
+    shortcuts = ("Left", "Right") if keys else (None, None)
+    for column, label, target, shortcut in (
+        (left, "Previous", before, shortcuts[0]),
+        (right, "Next", after, shortcuts[1]),
+    ):
+        column.button(
+            label,
+            key=f"{name}_{label}",
+            disabled=target is None,
+            shortcut=shortcut,
+            on_click=_set,
+            args=(name, target),
+            width="stretch",
+        )
+    middle.markdown(words)
+
+
+def _set(name: str, value: int | None) -> None:
+    if value is not None:
+        st.query_params[name] = str(value)
+
+
+def offer(label: str, make: Callable[[], bytes], name: str, mime: str, *, key: str) -> None:
+    """A download that is made when it is asked for, not on every run of the page."""
+    st.download_button(label, make, file_name=name, mime=mime, key=key, on_click="ignore")

@@ -1,0 +1,325 @@
+// Tiles: an image, its map above the threshold, and its box, all painted here.
+// The data comes once, as one block of bytes; a step of a slider costs no message at all.
+
+const COLUMNS_IN_ATLAS = 8;
+const shown = new WeakMap();
+
+export default function (component) {
+  const { data, parentElement: root, setTriggerValue } = component;
+  const gallery = shown.get(root) ?? build(root);
+  shown.set(root, gallery);
+  gallery.open = (key) => setTriggerValue("opened", key);
+  const id = fingerprint(data);
+  if (gallery.id !== id) {
+    gallery.id = id;
+    load(gallery, unpack(data));
+  }
+  return () => shown.delete(root);
+}
+
+function fingerprint(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  return `${bytes.byteLength}:${view.getUint32(4, true)}`; // the packer writes a checksum here
+}
+
+function unpack(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const start = 8 + view.getUint32(0, true);
+  const head = JSON.parse(new TextDecoder().decode(bytes.subarray(8, start)));
+  head.blob = (part) => bytes.slice(start + part.offset, start + part.offset + part.length);
+  return head;
+}
+
+function build(root) {
+  const find = (name) => root.querySelector(name);
+  const gallery = { controls: find(".controls"), status: find(".status"), list: find(".tiles") };
+  gallery.list.addEventListener("keydown", (event) => move(gallery, event));
+  return gallery;
+}
+
+async function load(gallery, head) {
+  const id = gallery.id;
+  const [w, h] = head.side;
+  const atlas = await createImageBitmap(new Blob([head.blob(head.atlas)], { type: "image/webp" }));
+  if (gallery.id !== id) return; // newer data came while this was decoded
+  Object.assign(gallery, { head, atlas, w, h, settings: { ...head.settings }, grey: greyed(atlas) });
+  gallery.masks = head.masks ? unpackBits(head.blob(head.masks), head.tiles.length, w * h) : null;
+  gallery.maps = head.maps.map((map) => ({ ...map, values: numbers(head.blob(map), map.bits) }));
+  gallery.pixels = new Map();
+  gallery.overlay = Object.assign(document.createElement("canvas"), { width: w, height: h });
+  layOut(gallery);
+  controls(gallery);
+  paint(gallery);
+}
+
+// Under a map the image loses its colours, so that every colour seen is the map's.
+function greyed(atlas) {
+  const canvas = Object.assign(document.createElement("canvas"), { width: atlas.width, height: atlas.height });
+  const context = canvas.getContext("2d");
+  context.drawImage(atlas, 0, 0);
+  const picture = context.getImageData(0, 0, canvas.width, canvas.height);
+  const pixels = picture.data;
+  for (let i = 0; i < pixels.length; i += 4) {
+    const luma = 0.2126 * pixels[i] + 0.7152 * pixels[i + 1] + 0.0722 * pixels[i + 2];
+    pixels[i] = pixels[i + 1] = pixels[i + 2] = luma;
+  }
+  context.putImageData(picture, 0, 0);
+  return canvas;
+}
+
+function numbers(bytes, bits) {
+  return bits === 16 ? new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 2) : bytes;
+}
+
+function unpackBits(bytes, n, size) {
+  const masks = [];
+  for (let i = 0; i < n; i++) {
+    const mask = new Uint8Array(size);
+    for (let j = 0, at = i * size; j < size; j++, at++) mask[j] = (bytes[at >> 3] >> (7 - (at & 7))) & 1;
+    masks.push(mask);
+  }
+  return masks;
+}
+
+function layOut(gallery) {
+  const { head, list, w, h } = gallery;
+  list.setAttribute("aria-label", head.label);
+  list.style.setProperty("--tile", `${head.tile}rem`);
+  const scale = Math.max(1, Math.round(384 / Math.max(w, h)));
+  gallery.tiles = head.tiles.map((tile) => {
+    const button = element("button", "tile");
+    button.type = "button";
+    button.dataset.key = tile.key;
+    button.disabled = !head.opens;
+    button.addEventListener("click", () => gallery.open(tile.key));
+    const canvas = element("canvas");
+    Object.assign(canvas, { width: w * scale, height: h * scale });
+    canvas.setAttribute("role", "img");
+    canvas.style.aspectRatio = `${w} / ${h}`;
+    const title = element("span", "title", tile.title);
+    const lines = tile.lines.map((text) => element("span", "line", text));
+    const [score, iou] = [element("span", "line score"), element("span", "line iou")];
+    button.append(canvas, title, ...lines, ...(head.maps[0]?.words.length ? [score] : []), ...(gallery.masks ? [iou] : []));
+    const item = element("li");
+    item.append(button);
+    return { ...tile, item, canvas, score, iou, context: canvas.getContext("2d") };
+  });
+  list.replaceChildren(...gallery.tiles.map((tile) => tile.item));
+}
+
+function element(name, kind = "", text = "") {
+  const made = document.createElement(name);
+  made.className = kind;
+  made.textContent = text; // never as HTML: titles carry the names of runs
+  return made;
+}
+
+function controls(gallery) {
+  const { head, settings } = gallery;
+  gallery.controls.hidden = !head.controls;
+  const changed = (name, value) => {
+    settings[name] = value;
+    cancelAnimationFrame(gallery.frame);
+    gallery.frame = requestAnimationFrame(() => paint(gallery));
+  };
+  const map = choice("Map", head.maps.map((m, i) => [i, m.label]), settings.map, (value) => {
+    settings.threshold = head.maps[Number(value)].threshold;
+    controls(gallery);
+    changed("map", Number(value));
+  });
+  gallery.controls.replaceChildren(
+    ...(head.maps.length > 1 ? [map] : []),
+    slider("Threshold", settings.threshold, (value) => changed("threshold", value)),
+    slider("Opacity", settings.opacity, (value) => changed("opacity", value)),
+    choice("Colours", Object.keys(head.palettes).map((name) => [name, name]), settings.colours, (value) => changed("colours", value)),
+    tick("Box", settings.box, (value) => changed("box", value)),
+  );
+  gallery.controls.onchange = () => remember(head, settings);
+}
+
+function slider(name, value, changed) {
+  const label = element("label");
+  const words = element("span");
+  const input = element("input");
+  const say = () => (words.textContent = `${name} ${Number(input.value).toFixed(2)}`);
+  Object.assign(input, { type: "range", min: 0, max: 1, step: 0.01, value });
+  input.setAttribute("aria-label", name);
+  input.addEventListener("input", () => (say(), changed(Number(input.value))));
+  input.addEventListener("keydown", (event) => event.stopPropagation());
+  say();
+  label.append(words, input);
+  return label;
+}
+
+function choice(name, options, value, changed) {
+  const label = element("label", "", name);
+  const select = element("select");
+  for (const [key, words] of options) {
+    const option = element("option", "", words);
+    option.value = key;
+    select.append(option);
+  }
+  select.value = value;
+  select.addEventListener("change", () => changed(select.value));
+  label.append(select);
+  return label;
+}
+
+function tick(name, value, changed) {
+  const label = element("label", "tick");
+  const input = Object.assign(element("input"), { type: "checkbox", checked: value });
+  input.addEventListener("change", () => changed(input.checked));
+  label.append(input, element("span", "", name));
+  return label;
+}
+
+// The address keeps what was set here; the server reads it with its next run.
+function remember(head, settings) {
+  const address = new URL(window.location.href);
+  const values = {
+    map: head.maps[settings.map].name,
+    tau: Number(settings.threshold).toFixed(2),
+    opacity: Number(settings.opacity).toFixed(2),
+    colours: settings.colours,
+    box: settings.box ? "1" : "0",
+  };
+  for (const [name, value] of Object.entries(values)) address.searchParams.set(name, value);
+  window.history.replaceState(window.history.state, "", address);
+}
+
+function paint(gallery) {
+  const started = performance.now();
+  const { head, settings, tiles } = gallery;
+  const colours = palette(head.palettes[settings.colours], settings.opacity);
+  const scores = [];
+  tiles.forEach((tile, i) => {
+    const values = scaled(gallery, settings.map, i);
+    drawTile(gallery, tile, values, colours);
+    const iou = gallery.masks ? overlap(values, gallery.masks[i], settings.threshold) : NaN;
+    if (!Number.isNaN(iou)) scores.push(iou);
+    const words = Number.isNaN(iou) ? "IoU —" : `IoU ${iou.toFixed(3)}`;
+    tile.iou.textContent = words;
+    tile.score.textContent = gallery.maps[settings.map].words[i] ?? "";
+    const alt = [tile.alt, tile.score.textContent, gallery.masks ? `${words} at threshold ${settings.threshold.toFixed(2)}` : ""];
+    tile.canvas.setAttribute("aria-label", alt.filter(Boolean).join(", "));
+  });
+  if (head.controls && gallery.masks) {
+    const mean = scores.reduce((sum, value) => sum + value, 0) / scores.length;
+    gallery.status.textContent = scores.length
+      ? `Mean IoU of these ${scores.length} images at threshold ${settings.threshold.toFixed(2)}: ${mean.toFixed(3)}`
+      : "None of these images has a patch, so there is no IoU.";
+  }
+  gallery.list.dataset.painted = String(Number(gallery.list.dataset.painted ?? 0) + 1);
+  gallery.list.dataset.milliseconds = (performance.now() - started).toFixed(1);
+}
+
+// A map at the image's size, from 0 to 1; null where it is constant or has no numbers.
+function scaled(gallery, map, i) {
+  const key = `${map}:${i}`;
+  if (!gallery.pixels.has(key)) {
+    const { values, h, w } = gallery.maps[map];
+    const grid = values.subarray(i * h * w, (i + 1) * h * w);
+    gallery.pixels.set(key, stretch(enlarge(grid, h, w, gallery.h, gallery.w)));
+  }
+  return gallery.pixels.get(key);
+}
+
+function enlarge(grid, h, w, height, width) {
+  const [rows, columns] = [taps(h, height), taps(w, width)];
+  const out = new Float32Array(height * width);
+  for (let y = 0, at = 0; y < height; y++) {
+    const { low: y0, high: y1, share: sy } = rows[y];
+    for (let x = 0; x < width; x++, at++) {
+      const { low: x0, high: x1, share: sx } = columns[x];
+      const top = grid[y0 * w + x0] * (1 - sx) + grid[y0 * w + x1] * sx;
+      const bottom = grid[y1 * w + x0] * (1 - sx) + grid[y1 * w + x1] * sx;
+      out[at] = top * (1 - sy) + bottom * sy;
+    }
+  }
+  return out;
+}
+
+// Bilinear taps with half-pixel centres, as torch's interpolate without align_corners.
+function taps(from, to) {
+  return Array.from({ length: to }, (_, i) => {
+    const centre = Math.max(0, ((i + 0.5) * from) / to - 0.5);
+    const low = Math.min(from - 1, Math.floor(centre));
+    return { low, high: Math.min(from - 1, low + 1), share: centre - low };
+  });
+}
+
+function stretch(values) {
+  let [low, high] = [Infinity, -Infinity];
+  for (const value of values) {
+    if (value < low) low = value;
+    if (value > high) high = value;
+  }
+  if (!(high > low)) return null;
+  for (let i = 0; i < values.length; i++) values[i] = (values[i] - low) / (high - low);
+  return values;
+}
+
+function overlap(values, mask, threshold) {
+  if (!values) return NaN;
+  let [both, either, inside] = [0, 0, 0];
+  for (let i = 0; i < mask.length; i++) {
+    const hot = values[i] >= threshold ? 1 : 0;
+    inside += mask[i];
+    both += hot & mask[i];
+    either += hot | mask[i];
+  }
+  return inside ? both / either : NaN;
+}
+
+// 256 colours as packed ABGR, opacity included.
+function palette(anchors, opacity) {
+  const alpha = Math.round(opacity * 255);
+  return Uint32Array.from({ length: 256 }, (_, i) => {
+    const place = (i / 255) * (anchors.length - 1);
+    const low = Math.min(anchors.length - 2, Math.floor(place));
+    const part = (shift) => {
+      const [a, b] = [anchors[low], anchors[low + 1]].map((c) => (c >> shift) & 255);
+      return Math.round(a + (b - a) * (place - low));
+    };
+    return ((alpha << 24) | (part(0) << 16) | (part(8) << 8) | part(16)) >>> 0;
+  });
+}
+
+function drawTile(gallery, tile, values, colours) {
+  const { w, h, overlay, settings, atlas, grey } = gallery;
+  const { context, canvas } = tile;
+  const [column, row] = [tile.image % COLUMNS_IN_ATLAS, Math.floor(tile.image / COLUMNS_IN_ATLAS)];
+  context.imageSmoothingEnabled = true;
+  context.drawImage(values ? grey : atlas, column * w, row * h, w, h, 0, 0, canvas.width, canvas.height);
+  if (values) {
+    const pixels = new Uint32Array(w * h);
+    for (let i = 0; i < pixels.length; i++) {
+      if (values[i] >= settings.threshold) pixels[i] = colours[(values[i] * 255) | 0];
+    }
+    overlay.getContext("2d").putImageData(new ImageData(new Uint8ClampedArray(pixels.buffer), w, h), 0, 0);
+    context.imageSmoothingEnabled = false;
+    context.drawImage(overlay, 0, 0, canvas.width, canvas.height);
+  }
+  if (settings.box && tile.box) drawBox(context, tile.box, canvas.width / w);
+}
+
+function drawBox(context, [x0, y0, x1, y1], scale) {
+  const frame = [x0 * scale, y0 * scale, (x1 - x0) * scale, (y1 - y0) * scale];
+  for (const [style, width] of [["#000", 9], ["#00e5ff", 5]]) {
+    context.strokeStyle = style;
+    context.lineWidth = width;
+    context.strokeRect(...frame);
+  }
+}
+
+function move(gallery, event) {
+  if (!gallery.head?.arrows) return;
+  const buttons = gallery.tiles.map((tile) => tile.item.firstChild);
+  const at = buttons.indexOf(event.target.closest("button"));
+  const across = buttons.filter((button) => button.offsetTop === buttons[0].offsetTop).length;
+  const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across }[event.key];
+  if (at < 0 || !step) return;
+  event.preventDefault();
+  event.stopPropagation();
+  buttons[Math.min(buttons.length - 1, Math.max(0, at + step))].focus();
+}

@@ -1,0 +1,94 @@
+"""Every bad state in words: what is wrong, where, and one command to copy. Never a traceback."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from shlex import quote
+from typing import Any, TypeVar
+
+import streamlit as st
+
+from attnviz.errors import AttnvizError
+from dashboard.selection import plain, quoted
+
+T = TypeVar("T")
+
+QUICKSTART = "uv run python -m experiments quickstart"
+
+
+def command(text: str) -> None:
+    """A command to copy."""
+    st.code(text, language="bash")
+
+
+def nothing_here(root: str, reason: str | None = None) -> None:
+    """No such folder, or no runs in it."""
+    st.warning(
+        f"No runs in {quoted(root)}. {plain(reason) if reason else ''} "
+        "Train the variants and come back:",
+        icon=":material/folder_off:",
+    )
+    command(QUICKSTART)
+
+
+def unreachable(root: str, reason: str, age: float | None) -> None:
+    """The store did not answer."""
+    shown = (
+        "There is no earlier listing to show."
+        if age is None
+        else f"What is shown is the last good listing, {_ago(age)} old."
+    )
+    st.error(
+        f"{quoted(root)} cannot be reached: {plain(reason)} {shown}", icon=":material/cloud_off:"
+    )
+    st.button("Retry", key="retry", icon=":material/refresh:", on_click=st.cache_resource.clear)
+
+
+def broken(error: Exception, run: Any | None = None) -> None:
+    """A file that cannot be read; the rest of the page goes on."""
+    st.error(f"{plain(error)}", icon=":material/broken_image:")
+    if run is not None:
+        command(f"attnviz verify {quote(run.location)}")
+
+
+def readable(read: Callable[[], T], run: Any | None = None) -> T | None:
+    """What `read` returns; None, with the reason shown, where a run cannot be read."""
+    try:
+        return read()
+    except (AttnvizError, OSError, ValueError, KeyError) as error:
+        broken(error, run)
+        return None
+
+
+def not_ranked(listing: Any) -> None:
+    """The runs that are listed but not ranked, and the folders that are none, with the reasons."""
+    others = [run for run in listing.runs if run.state != "complete"]
+    if not others and not listing.left_out:
+        return
+    counts = Counter(state_in_words(run.state) for run in others)
+    if listing.left_out:
+        counts["without run.json"] = len(listing.left_out)
+    summary = ", ".join(f"{n} {state}" for state, n in counts.items())
+    with st.expander(f"Not ranked: {summary}"):
+        for run in others[:50]:
+            reason = f" – {plain(run.reason)}" if run.reason else ""
+            st.markdown(f"- {quoted(run.id)}: {state_in_words(run.state)}{reason}")
+        if len(others) > 50:
+            st.markdown(f"- … and {len(others) - 50} more; see Runs.")
+        for name, reason in list(listing.left_out.items())[:50]:
+            st.markdown(f"- {quoted(name)}: left out, {plain(reason)}")
+        faulty = [run for run in others if run.state == "broken"]
+        if faulty:
+            command(f"attnviz verify {quote(faulty[0].location)}")
+
+
+def state_in_words(state: str) -> str:
+    """A run's state as a reader says it."""
+    return {"running": "training", "stale": "stopped?", "newer": "newer schema"}.get(state, state)
+
+
+def _ago(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

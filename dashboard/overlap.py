@@ -1,0 +1,72 @@
+"""IoU of a map against its mask at every threshold, with numpy: what the gallery does in the browser.
+
+The same steps as `attnviz.metrics.iou`: the map at the image's size by bilinear interpolation with
+half-pixel centres, scaled from its least to its greatest value, then cut at τ.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def enlarged(maps: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Maps `(n, h, w)` at another size, bilinear with half-pixel centres."""
+    rows, columns = _taps(maps.shape[1], height), _taps(maps.shape[2], width)
+    return rows @ maps.astype(np.float32) @ columns.T
+
+
+def _taps(size: int, target: int) -> np.ndarray:
+    centre = np.maximum((np.arange(target) + 0.5) * size / target - 0.5, 0)
+    low = np.minimum(centre.astype(int), size - 1)
+    high = np.minimum(low + 1, size - 1)
+    share = (centre - low).astype(np.float32)
+    weights = np.zeros((target, size), np.float32)
+    np.add.at(weights, (np.arange(target), low), 1 - share)
+    np.add.at(weights, (np.arange(target), high), share)
+    return weights
+
+
+def stretched(maps: np.ndarray) -> np.ndarray:
+    """Each map scaled to 0 … 1; NaN throughout where it is constant or not finite."""
+    flat = maps.reshape(len(maps), -1)
+    low, high = flat.min(axis=1), flat.max(axis=1)
+    span = np.where(np.isfinite(high - low) & (high > low), high - low, np.nan)
+    return ((flat - low[:, None]) / span[:, None]).reshape(maps.shape)
+
+
+def iou_curves(maps: np.ndarray, masks: np.ndarray, steps: int = 50) -> np.ndarray:
+    """IoU at τ = 0, 1/steps … 1 of each map, `(n, steps + 1)`; NaN where there is none.
+
+    Args:
+        maps: `(n, h, w)`, at any resolution.
+        masks: `(n, H, W)` bool, at the images' size.
+        steps: How many steps τ takes from 0 to 1.
+    """
+    n, height, width = masks.shape
+    values = stretched(enlarged(maps, height, width)).reshape(n, -1)
+    truth = masks.reshape(n, -1)
+    good = np.isfinite(values).all(axis=1) & truth.any(axis=1)
+    thresholds = np.linspace(0, 1, steps + 1, dtype=np.float32)
+    curves = np.full((n, steps + 1), np.nan)
+    for i in np.flatnonzero(good):
+        # a pixel counts at every threshold up to its own value
+        reached = np.searchsorted(thresholds, values[i], side="right")
+        hot = _at_least(reached, steps)
+        both = _at_least(reached[truth[i]], steps)
+        curves[i] = both / (hot + truth[i].sum() - both)
+    return curves
+
+
+def _at_least(reached: np.ndarray, steps: int) -> np.ndarray:
+    """How many pixels reach each threshold."""
+    counts = np.bincount(reached, minlength=steps + 2)
+    return counts[::-1].cumsum()[::-1][1:].astype(float)
+
+
+def energy(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """The share of each map's positive mass that lies in its mask, `(n,)`; NaN without either."""
+    large = np.maximum(enlarged(maps, *masks.shape[1:]), 0)
+    total = large.sum(axis=(1, 2))
+    inside = (large * masks).sum(axis=(1, 2))
+    good = (total > 0) & np.isfinite(total) & masks.any(axis=(1, 2))
+    return np.divide(inside, total, out=np.full(len(maps), np.nan), where=good)

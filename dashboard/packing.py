@@ -1,0 +1,253 @@
+"""One block of bytes for the gallery: images, maps and masks, in the order the browser reads.
+
+The block is a little-endian header length, a checksum, a JSON header, and the parts it names. The
+images travel as one WebP picture, the maps as 16-bit numbers each scaled to its own range, the
+masks as bits. Nothing in it is looked at as HTML.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from dashboard.palettes import COLOUR_MAPS
+
+ATLAS_COLUMNS = 8
+_WIDE = 2_000_000  # bytes of 16-bit maps; beyond it they travel in 8 bits
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of the gallery.
+
+    Attributes:
+        key: What comes back when the tile is opened.
+        title: The bold line below the picture.
+        lines: The further lines.
+        alt: The picture in words, with its number.
+        image: Its place among the images of the block.
+        box: Half-open `(x0, y0, x1, y1)`, or None where there is no patch.
+    """
+
+    key: str
+    title: str
+    lines: tuple[str, ...]
+    alt: str
+    image: int
+    box: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class MapLayer:
+    """One map of every tile.
+
+    Attributes:
+        name: Its key in the address.
+        label: Its name for the reader.
+        values: `(n, h, w)`.
+        threshold: What the validation images chose for it.
+        words: One line per tile that is shown while this map is.
+    """
+
+    name: str
+    label: str
+    values: np.ndarray = field(repr=False)
+    threshold: float = 0.5
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a reader can change in the browser; `map` counts the layers."""
+
+    map: int = 0
+    threshold: float = 0.5
+    opacity: float = 0.6
+    colours: str = "inferno"
+    box: bool = True
+
+
+def pack(
+    images: np.ndarray,
+    tiles: Sequence[Tile],
+    layers: Sequence[MapLayer],
+    masks: np.ndarray | None,
+    *,
+    settings: Settings,
+    label: str,
+    controls: bool = True,
+    opens: bool = True,
+    arrows: bool = True,
+    tile: float = 7.0,
+) -> bytes:
+    """Everything that a gallery shows, as bytes.
+
+    Args:
+        images: `(k, h, w, 3)` uint8, each once, however many tiles show it.
+        tiles: What is shown, in order.
+        layers: The maps, each with one entry per tile.
+        masks: `(tiles, h, w)` bool; None leaves the IoU out.
+        settings: Where the controls stand at first.
+        label: What this list is, for a screen reader.
+        controls: Whether threshold, opacity, box and colours can be changed.
+        opens: Whether a tile can be opened.
+        arrows: Whether the arrow keys walk from tile to tile.
+        tile: The least width of a tile, in rem.
+    """
+    h, w = images.shape[1:3]
+    parts: list[bytes] = []
+    atlas = _part(parts, _atlas(images))
+    small = sum(layer.values.size * 2 for layer in layers) <= _WIDE
+    maps = [_layer(parts, layer, 16 if small else 8) for layer in layers]
+    bits = None if masks is None else _part(parts, np.packbits(masks).tobytes())
+    head = {
+        "tiles": [asdict(t) for t in tiles],
+        "side": [int(w), int(h)],
+        "atlas": atlas,
+        "maps": maps,
+        "masks": bits,
+        "settings": asdict(settings),
+        "palettes": COLOUR_MAPS,
+        "label": label,
+        "controls": controls,
+        "opens": opens,
+        "arrows": arrows,
+        "tile": tile,
+    }
+    return _block(head, parts)
+
+
+def pack_rows(
+    image: np.ndarray,
+    rows: np.ndarray,
+    *,
+    query_grid: tuple[int, int],
+    key_grid: tuple[int, int],
+    prefix: int = 0,
+    box: tuple[int, int, int, int] | None = None,
+    colours: str = "inferno",
+) -> bytes:
+    """One image's full attention for the picker.
+
+    Args:
+        image: `(h, w, 3)` uint8.
+        rows: `(heads, q, keys)`, each row summing to one.
+        query_grid: How many rows and columns of places the queries are.
+        key_grid: The same of the keys.
+        prefix: How many class and register tokens come before the places, among both.
+        box: Half-open `(x0, y0, x1, y1)`, or None where there is no patch.
+        colours: The colour map.
+
+    Raises:
+        ValueError: The grids do not account for the queries and keys.
+    """
+    heads, queries, keys = rows.shape
+    extra_q = queries - query_grid[0] * query_grid[1]
+    extra_k = keys - key_grid[0] * key_grid[1]
+    if extra_q not in (0, prefix) or extra_k not in (0, prefix):
+        raise ValueError(
+            f"attention of {queries} places to {keys} does not fit the grids {query_grid} and "
+            f"{key_grid} with {prefix} leading tokens"
+        )
+    parts: list[bytes] = []
+    cover = coverage(box, image.shape[:2], key_grid)
+    inside = np.flatnonzero(coverage(box, image.shape[:2], query_grid).ravel() >= 0.5)
+    outside = np.setdiff1d(np.arange(query_grid[0] * query_grid[1]), inside)
+    top = rows.max(axis=-1, keepdims=True)
+    small = np.rint(255 * np.divide(rows, top, out=np.zeros_like(rows), where=top > 0))
+    head = {
+        "image": _part(parts, _atlas(image[None])),
+        "rows": _part(parts, small.astype(np.uint8).tobytes()),
+        "cover": _part(parts, cover.astype("<f4").tobytes()),
+        "heads": heads,
+        "queries": queries,
+        "keys": keys,
+        "prefix": extra_k,
+        "prefix_q": extra_q,
+        "query": list(query_grid),
+        "key": list(key_grid),
+        "box": None if box is None else list(box),
+        "inside": [] if box is None else (inside + extra_q).tolist(),
+        "outside": [] if box is None else (outside + extra_q).tolist(),
+        "chance": float(cover.mean()),
+        "place": _middle(box, image.shape[:2], query_grid),
+        "palette": COLOUR_MAPS[colours],
+    }
+    return _block(head, parts)
+
+
+def coverage(
+    box: tuple[int, int, int, int] | None, size: tuple[int, int], grid: tuple[int, int]
+) -> np.ndarray:
+    """How much of each place of a grid a box covers, `(rows, columns)` from 0 to 1."""
+    if box is None:
+        return np.zeros(grid)
+    edges = [np.linspace(0, length, cells + 1) for length, cells in zip(size, grid, strict=True)]
+    x0, y0, x1, y1 = box
+    shares = []
+    for (low, high), edge in zip(((y0, y1), (x0, x1)), edges, strict=True):
+        overlap = np.minimum(high, edge[1:]) - np.maximum(low, edge[:-1])
+        shares.append(np.clip(overlap, 0, None) / np.diff(edge))
+    return np.outer(*shares)
+
+
+def _middle(
+    box: tuple[int, int, int, int] | None, size: tuple[int, int], grid: tuple[int, int]
+) -> list[int]:
+    """The place in the middle of the box, or of the image."""
+    x0, y0, x1, y1 = box or (0, 0, size[1], size[0])
+    centre = ((y0 + y1) / 2 / size[0], (x0 + x1) / 2 / size[1])
+    return [min(int(at * cells), cells - 1) for at, cells in zip(centre, grid, strict=True)]
+
+
+def _block(head: dict[str, object], parts: list[bytes]) -> bytes:
+    text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
+    body = text + b"".join(parts)
+    return struct.pack("<II", len(text), zlib.crc32(body)) + body
+
+
+def scaled_integers(values: np.ndarray, bits: int) -> np.ndarray:
+    """Each map `(n, h, w)` from its least to its greatest value, as unsigned integers.
+
+    A constant map, or one with NaN or Inf, becomes zeros: the browser says that it has no IoU.
+    """
+    flat = values.reshape(len(values), -1).astype(np.float64)
+    good = np.isfinite(flat).all(axis=1, keepdims=True)
+    flat = np.where(good, flat, 0.0)
+    low = flat.min(axis=1, keepdims=True)
+    span = flat.max(axis=1, keepdims=True) - low
+    share = np.divide(flat - low, span, out=np.zeros_like(flat), where=span > 0)
+    top = (1 << bits) - 1
+    return np.rint(share * top).astype("<u2" if bits == 16 else "u1").reshape(values.shape)
+
+
+def _layer(parts: list[bytes], layer: MapLayer, bits: int) -> dict[str, object]:
+    h, w = layer.values.shape[1:]
+    place = _part(parts, scaled_integers(layer.values, bits).tobytes())
+    shape = {"name": layer.name, "label": layer.label, "h": h, "w": w, "bits": bits}
+    return {**shape, "threshold": layer.threshold, "words": list(layer.words), **place}
+
+
+def _part(parts: list[bytes], data: bytes) -> dict[str, int]:
+    place = {"offset": sum(len(part) for part in parts), "length": len(data)}
+    parts.append(data)
+    return place
+
+
+def _atlas(images: np.ndarray) -> bytes:
+    n, h, w = images.shape[:3]
+    columns, rows = min(n, ATLAS_COLUMNS), -(-n // ATLAS_COLUMNS)
+    sheet = np.zeros((rows * h, max(columns, 1) * w, 3), np.uint8)
+    for i, image in enumerate(images):
+        y, x = divmod(i, ATLAS_COLUMNS)
+        sheet[y * h : (y + 1) * h, x * w : (x + 1) * w] = image
+    buffer = io.BytesIO()
+    Image.fromarray(sheet).save(buffer, "WEBP", quality=90, method=2)
+    return buffer.getvalue()

@@ -1,0 +1,337 @@
+"""Compare: which variant looks at the patch, how sure is that, and what does it look like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboard import charts, notices, shelf
+from dashboard.compared import Chosen, chosen, ranked
+from dashboard.frame import chooser, colours, go, heard, offer, stepper
+from dashboard.gallery import can_run, gallery
+from dashboard.overlap import iou_curves
+from dashboard.packing import MapLayer, Settings, Tile, pack
+from dashboard.pictures import in_words, sheet
+from dashboard.selection import metric_names, neighbours, patched, plain, primary_map, whole
+
+PRIMARY = "energy_pointing_game"
+_CURVE_IMAGES = 200
+
+
+def main() -> None:
+    """The page, from the answer down to the table."""
+    st.title("Which variant looks at the patch?")
+    choice = chosen()
+    if choice is None:
+        return
+    tables = _tables(choice)
+    if not tables:
+        return
+    answer = st.container()  # the answer stands above the control that asks for another metric
+    metric = _metric(tables)
+    result = ranked(_readable(choice, tables), metric)
+    if result is not None:
+        with answer:
+            _answer(result, metric, choice, tables)
+    notices.not_ranked(choice.listing)
+    _strip(choice, tables, metric, result.variants if result is not None else [])
+    if result is not None:
+        _below(result, metric, choice, tables)
+
+
+def _tables(choice: Chosen) -> dict[str, pd.DataFrame]:
+    """The sample tables of all runs that can be read; a fault in one leaves the others."""
+    tables = {}
+    for run in choice.runs:
+        table = notices.readable(lambda run=run: shelf.samples(run), run)
+        if table is not None:
+            tables[run.id] = table
+    return tables
+
+
+def _readable(choice: Chosen, tables: dict[str, pd.DataFrame]) -> Chosen:
+    runs = tuple(run for run in choice.runs if run.id in tables)
+    return Chosen(choice.listing, runs, choice.cohort)
+
+
+def _metric(tables: dict[str, pd.DataFrame]) -> str:
+    """The metric, among those that every run's primary map has."""
+    shared: list[str] = []
+    for table in tables.values():
+        names = dict.fromkeys(c.rpartition("/")[2] for c in table.columns if "/" in c)
+        shared = [n for n in shared if n in names] if shared else list(names)
+    default = PRIMARY if PRIMARY in shared else (shared[0] if shared else PRIMARY)
+    return chooser(
+        "Metric",
+        "metric",
+        {n: charts.spoken(n) for n in shared},
+        default,
+        help="The energy pointing game is the primary metric, declared before looking. "
+        "“About this data” defines all of them.",
+    )
+
+
+def _answer(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
+    sentence = result.sentence
+    st.subheader(plain(sentence[0].upper() + sentence[1:] if result.winner is None else sentence))
+    rows = result.of(metric)
+    seeds = result.by_seed[result.by_seed["metric"] == metric]
+    event = st.altair_chart(
+        charts.dot_plot(rows, seeds, metric, colours()),
+        theme=None,
+        key="dots",
+        on_select="rerun",
+        selection_mode="variant",
+        alt=charts.dot_plot_in_words(rows, metric),
+    )
+    judged = {
+        name: primary_map(runs[0], tables[runs[0].id])
+        for name, runs in choice.groups.items()
+        if runs[0].id in tables
+    }
+    by = "; ".join(f"{plain(name)} by {plain(one)}" for name, one in judged.items())
+    st.caption(
+        f"Dots: means over seeds and images; bars: 95 % intervals; ticks: seeds. "
+        f"{result.images} images with a patch. Maps: {by}. "
+        + " ".join(plain(note) + "." for note in result.notes)
+    )
+    picked = event.selection.get("variant") if event else None
+    if picked:
+        runs = choice.groups.get(picked[0].get("variant"))
+        if runs:
+            go("gallery", run=runs[0].id, metric=metric)
+
+
+def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: list[str]) -> None:
+    """The same image in every variant, its box drawn, its score below."""
+    st.subheader("The same image in every variant")
+    shown = [(name, runs[0]) for name, runs in choice.groups.items() if runs[0].id in tables]
+    digest = str(shown[0][1].dataset)
+    shown = [(name, run) for name, run in shown if str(run.dataset) == digest]
+    shown.sort(key=lambda one: order.index(one[0]) if one[0] in order else len(order))
+    first = tables[shown[0][1].id]
+    where = np.flatnonzero(patched(first))
+    start = int(where[0]) if len(where) else 0
+    image = heard(whole(st.query_params, "image", 0, len(first) - 1, start))
+    found = notices.readable(lambda: shelf.pictures(choice.listing.root, digest, [image]))
+    if found is None:
+        return
+    before, after = neighbours(where, image)
+    stepper(
+        "image",
+        before,
+        after if after is not None or before is not None else start,
+        f"Image **{image}** of {len(first)} · the arrow keys ← → go through the images with a patch",
+    )
+    tiles, maps, h, w = [], [np.zeros((1, 1))], *found.images.shape[1:3]
+    box = tuple(int(v) for v in found.boxes[0]) if found.masks[0].any() else None
+    tiles.append(
+        Tile(
+            "",
+            "the image",
+            ("its patch in the box",) if box else ("without a patch",),
+            f"Test image {image}" + (f", the patch at {box}" if box else ""),
+            0,
+            box,
+        )
+    )
+    for name, run in shown:
+        table = tables[run.id]
+        map_name = primary_map(run, table)
+        values = notices.readable(lambda: shelf.maps(run, map_name, [image])[0], run)  # noqa: B023 - called at once
+        if values is None:
+            continue
+        maps.append(values)
+        tiles.append(_tile(name, run, table.iloc[image], map_name, metric, image, box))
+    block = pack(
+        found.images,
+        tiles,
+        [MapLayer("map", "map", _same_size(maps, h, w))],
+        None,
+        settings=Settings(threshold=0.0, opacity=0.55),
+        label=f"Image {image} in every variant",
+        controls=False,
+        arrows=False,
+        tile=7,
+    )
+    if can_run():
+        opened = gallery(block, key="strip")
+        if opened is not None:
+            go("sample", image=image)
+    else:
+        st.image(sheet(found.images, tiles, maps, columns=7), alt=in_words(tiles))
+
+
+def _tile(
+    name: str, run: Any, row: pd.Series, map_name: str, metric: str, image: int, box: Any
+) -> Tile:
+    score = float(row.get(f"{map_name}/{metric}", np.nan))
+    said = f"{charts.short(metric)} {score:.3f}" if np.isfinite(score) else "no score"
+    verdict = f"{'right' if row['correct'] else 'wrong'}, p = {row['probability']:.2f}"
+    alt = f"{name}, seed {run.seed}, {map_name} on image {image}: {said}, classified {verdict}"
+    return Tile(run.id, name, (said, verdict), alt, 0, box)
+
+
+def _same_size(maps: list[np.ndarray], h: int, w: int) -> np.ndarray:
+    from dashboard.overlap import enlarged
+
+    return np.concatenate([enlarged(one[None], h, w) for one in maps])
+
+
+def _below(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
+    st.divider()
+    left, right = st.columns(2, gap="large")
+    with left:
+        _curves(choice, tables)
+    with right:
+        _accuracy(result, metric)
+    _differences(result, metric)
+    st.subheader("Table")
+    rows = result.of(metric)
+    st.dataframe(rows, hide_index=True, alt=charts.dot_plot_in_words(rows, metric))
+    one, two, _ = st.columns([1, 1, 3])
+    with one:
+        offer(
+            "Table as CSV",
+            lambda: rows.to_csv(index=False).encode(),
+            f"{metric}.csv",
+            "text/csv",
+            key="csv",
+        )
+    with two:
+        offer(
+            "Figure as PNG", lambda: _png(result, metric), f"{metric}.png", "image/png", key="png"
+        )
+
+
+def _curves(choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
+    st.subheader("IoU against the threshold")
+    parts = []
+    for name, runs in choice.groups.items():
+        curves = [
+            curve
+            for run in runs
+            if run.id in tables
+            and (
+                curve := notices.readable(
+                    lambda run=run: _curve(shelf.stamp(run), run, choice.listing.root), run
+                )
+            )
+            is not None
+        ]
+        if curves:
+            means = np.stack(curves)
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "variant": name,
+                        "threshold": np.linspace(0, 1, means.shape[1]),
+                        "iou": means.mean(0),
+                        "low": means.min(0),
+                        "high": means.max(0),
+                    }
+                )
+            )
+    if not parts:
+        return
+    data = pd.concat(parts, ignore_index=True)
+    st.altair_chart(
+        charts.lines(
+            data,
+            colours(),
+            x="threshold",
+            y="iou",
+            x_title="threshold τ",
+            y_title="mean IoU",
+            order=list(choice.groups),
+            band=True,
+        ),
+        theme=None,
+        alt=charts.lines_in_words(
+            data, x="threshold", y="iou", y_title="mean IoU", name="IoU against the threshold"
+        ),
+    )
+    peaks = data.loc[data.groupby("variant", sort=False)["iou"].idxmax()]
+    best = "; ".join(
+        f"{plain(r.variant)} {r.iou:.3f} at τ = {r.threshold:.2f}" for r in peaks.itertuples()
+    )
+    st.caption(
+        f"On the first {_CURVE_IMAGES} images with a patch, bands over seeds. Best here (an oracle "
+        f"threshold, chosen on these images): {best}."
+    )
+
+
+@st.cache_data(max_entries=128, show_spinner=False)
+def _curve(key: tuple[Any, ...], _run: Any, root: str) -> np.ndarray:
+    """A run's mean IoU at each threshold."""
+    table = shelf.samples(_run)
+    where = np.flatnonzero(patched(table))[:_CURVE_IMAGES]
+    held = shelf.pictures(root, str(_run.dataset), where)
+    maps = shelf.maps(_run, str(primary_map(_run, table)), where)
+    return np.nanmean(iou_curves(maps, held.masks), axis=0)
+
+
+def _accuracy(result: Any, metric: str) -> None:
+    st.subheader("Accuracy against localisation")
+    rows = result.of(metric)[["variant", "accuracy", "mean"]].dropna()
+    if rows.empty:
+        st.caption("No run says how accurate it is.")
+        return
+    words = "; ".join(f"{r.variant} {r.accuracy:.3f} and {r.mean:.3f}" for r in rows.itertuples())
+    st.altair_chart(
+        charts.scatter(
+            rows,
+            colours(),
+            x="accuracy",
+            y="mean",
+            x_title="accuracy",
+            y_title=charts.spoken(metric),
+        ),
+        theme=None,
+        alt=f"Accuracy and {charts.spoken(metric)}: {words}",
+    )
+    st.caption(f"Accuracy and {charts.spoken(metric)}: {plain(words)}.")
+
+
+def _differences(result: Any, metric: str) -> None:
+    pairs = result.differences[result.differences["metric"] == metric]
+    if pairs.empty:
+        return
+    st.subheader("Paired differences")
+    data = pairs.assign(
+        pair=[f"{r.variant} − {r.other}" for r in pairs.itertuples()], mean=pairs["difference"]
+    )
+    clear = "; ".join(
+        f"{r.pair} {r.mean:+.3f} ({r.low:+.3f} to {r.high:+.3f})" for r in data.itertuples()
+    )
+    st.altair_chart(
+        charts.intervals(
+            data,
+            colours(),
+            row="pair",
+            order=list(data["pair"]),
+            tint="clear",
+            title=f"difference in {charts.spoken(metric)}",
+        ),
+        theme=None,
+        alt=f"Paired differences in {charts.spoken(metric)}: {clear}",
+    )
+    unclear = int((~data["clear"]).sum())
+    st.caption(
+        f"Image by image and seed by seed, 95 % intervals; {unclear} of {len(data)} pairs "
+        "(hollow) cannot be told apart: their interval holds zero."
+    )
+
+
+def _png(result: Any, metric: str) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    result.figure(metric).savefig(buffer, format="png", dpi=200, bbox_inches="tight")
+    return buffer.getvalue()
+
+
+main()

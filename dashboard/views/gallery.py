@@ -1,0 +1,260 @@
+"""Gallery: one run's maps image by image, worst first, with the threshold in the reader's hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboard import charts, notices, shelf
+from dashboard.compared import Chosen, chosen, one_run
+from dashboard.frame import chooser, colours, go, heard, offer, stepper
+from dashboard.gallery import can_run, gallery
+from dashboard.packing import MapLayer, Settings, Tile, pack
+from dashboard.palettes import COLOUR_MAPS, DARK
+from dashboard.pictures import in_words, sheet
+from dashboard.selection import (
+    ORDERS,
+    OUTCOMES,
+    Choice,
+    in_order,
+    map_names,
+    metric_names,
+    page_of,
+    pages,
+    patch_sizes,
+    plain,
+    primary_map,
+    scores,
+    share,
+    spread,
+    threshold_of,
+    whole,
+)
+
+_LAYERS = 6  # maps that travel to the browser with each page
+
+
+def main() -> None:
+    """The page."""
+    st.title("Gallery")
+    choice = chosen()
+    if choice is None:
+        return
+    run = one_run(choice)
+    if run is None:
+        return
+    table = notices.readable(lambda: shelf.samples(run), run)
+    if table is None:
+        return
+    names = _maps_of(run, table)
+    if not names:
+        st.info(f"`{run.id}` keeps no maps.", icon=":material/image_not_supported:")
+        return
+    metric, picked = _controls(run, table, names[0])
+    values = scores(table, names[0], metric)
+    where = in_order(
+        table, values, picked, metric=metric, disagreement=_spread(choice, run, metric, picked)
+    )
+    shown = _turn(where, picked)
+    if not len(shown):
+        st.info("No image passes these filters.", icon=":material/filter_alt_off:")
+        return
+    _tiles(choice, run, table, names, metric, shown)
+
+
+def _maps_of(run: Any, table: pd.DataFrame) -> list[str]:
+    """The scored maps whose values were kept, the primary one first."""
+    first = primary_map(run, table)
+    kept = [name for name in map_names(table) if name in run.map_names]
+    return sorted(kept, key=lambda name: name != first)[:_LAYERS]
+
+
+def _controls(run: Any, table: pd.DataFrame, first: str) -> tuple[str, Choice]:
+    one, two, three, four = st.columns(4)
+    known = metric_names(table, first)
+    default = "energy_pointing_game" if "energy_pointing_game" in known else known[0]
+    again = ("page",)
+    with one:
+        metric = chooser(
+            "Metric", "metric", {n: charts.spoken(n) for n in known}, default, forget=again
+        )
+    with two:
+        order = chooser("Order", "order", ORDERS, "worst", forget=again)
+    with three:
+        outcome = chooser("Images", "outcome", OUTCOMES, "all", forget=again)
+    sizes = {"any": "any size"} | {
+        str(s): f"{s} px" if s else "no patch" for s in sorted(set(patch_sizes(table).tolist()))
+    }
+    with four:
+        size = chooser("Patch", "size", sizes, "any", forget=again)
+    shape = "any"
+    if "shape" in table and table["shape"].nunique() > 1:
+        shapes = {"any": "any shape"} | {str(s): str(s) for s in sorted(table["shape"].unique())}
+        shape = chooser("Shape", "shape", shapes, "any", forget=again)
+    return metric, Choice(
+        order, outcome, None if size == "any" else int(size), None if shape == "any" else shape
+    )
+
+
+def _spread(choice: Chosen, run: Any, metric: str, picked: Choice) -> np.ndarray | None:
+    """How far the variants measured on this run's images disagree about each."""
+    if picked.order != "disagreement":
+        return None
+    columns: dict[str, list[np.ndarray]] = {}
+    for name, runs in choice.groups.items():
+        for other in runs:
+            if other.dataset != run.dataset:
+                continue
+            table = notices.readable(lambda other=other: shelf.samples(other), other)
+            if table is not None:
+                mine = primary_map(other, table)
+                columns.setdefault(name, []).append(scores(table, str(mine), metric))
+    if len(columns) < 2:
+        st.info("Only one variant was measured on these images, so none disagrees.")
+        return None
+    return spread(columns)
+
+
+def _turn(where: np.ndarray, picked: Choice) -> np.ndarray:
+    last = pages(len(where)) - 1
+    page = heard(whole(st.query_params, "page", 1, last + 1, 1)) - 1
+    first, end = page * picked.per_page + 1, min((page + 1) * picked.per_page, len(where))
+    words = (
+        f"{len(where)} images, {ORDERS[picked.order]} · {first} to {end} · "
+        f"page **{page + 1}** of {last + 1}"
+    )
+    stepper("page", page if page > 0 else None, page + 2 if page < last else None, words)
+    return page_of(where, page)
+
+
+def _tiles(
+    choice: Chosen, run: Any, table: pd.DataFrame, names: list[str], metric: str, shown: np.ndarray
+) -> None:
+    held = notices.readable(
+        lambda: shelf.pictures(choice.listing.root, str(run.dataset), shown), run
+    )
+    if held is None:
+        return
+    layers = []
+    for name in names:
+        values = notices.readable(lambda name=name: shelf.maps(run, name, shown), run)
+        if values is not None:
+            layers.append(_layer(run, table, name, metric, shown, values))
+    if not layers:
+        return
+    rows = table.iloc[shown]
+    tiles = [
+        _tile(run, row, i, held.boxes[i] if held.masks[i].any() else None)
+        for i, (_, row) in enumerate(rows.iterrows())
+    ]
+    settings = _settings(layers)
+    by = layers[settings.map]
+    st.caption(
+        f"{plain(run.variant)}, seed {run.seed}. Coloured is what lies at or above the threshold "
+        f"τ of the map, each scaled to its own range; validation images chose τ = "
+        f"{by.threshold:.2f} for {plain(by.name)}. The box is the patch. Enter or a click opens an image."
+    )
+    if can_run():
+        block = pack(
+            held.images,
+            tiles,
+            layers,
+            held.masks,
+            settings=settings,
+            label=f"Images of {run.variant}, {metric}",
+        )
+        opened = gallery(block, key="gallery")
+        if opened is not None:
+            go("sample", image=opened, run=run.id, **_order())
+    else:
+        dark = colours() is DARK
+        picture = sheet(held.images, tiles, by.values, dark=dark, opacity=settings.opacity)
+        st.image(picture, alt=in_words(tiles))
+    _downloads(run, rows, held, tiles, by, settings)
+
+
+def _order() -> dict[str, str]:
+    """What the sample page needs to go on in this order."""
+    names = ("order", "outcome", "size", "shape")
+    return {name: st.query_params[name] for name in names if name in st.query_params} | (
+        {} if "order" in st.query_params else {"order": "worst"}
+    )
+
+
+def _layer(
+    run: Any, table: pd.DataFrame, name: str, metric: str, shown: np.ndarray, values: np.ndarray
+) -> MapLayer:
+    column = scores(table, name, metric)[shown]
+    words = tuple(
+        f"{charts.short(metric)} {v:.3f}" if np.isfinite(v) else "no score" for v in column
+    )
+    return MapLayer(name, name, values, threshold_of(run, name), words)
+
+
+def _tile(run: Any, row: pd.Series, place: int, box: np.ndarray | None) -> Tile:
+    number = int(row.name)
+    verdict = "right" if row["correct"] else "wrong"
+    said = f"{verdict}, p = {row['probability']:.2f}"
+    where = None if box is None else tuple(int(v) for v in box)
+    alt = f"Image {number}, classified {said}, {'patch at ' + str(where) if where else 'no patch'}"
+    return Tile(str(number), f"#{number}", (said,), alt, place, where)
+
+
+def _settings(layers: list[MapLayer]) -> Settings:
+    """Where the browser's controls stand: from the address, else as the run chose."""
+    names = [layer.name for layer in layers]
+    asked = st.query_params.get("map")
+    if asked is not None and asked not in names:
+        st.warning(f"The address asks for a map that is not here: {plain(asked)}")
+    at = names.index(asked) if asked in names else 0
+    palette = st.query_params.get("colours", "inferno")
+    return Settings(
+        map=at,
+        threshold=heard(share(st.query_params, "tau", layers[at].threshold)),
+        opacity=heard(share(st.query_params, "opacity", 0.6)),
+        colours=palette if palette in COLOUR_MAPS else "inferno",
+        box=st.query_params.get("box", "1") != "0",
+    )
+
+
+def _downloads(
+    run: Any,
+    rows: pd.DataFrame,
+    held: shelf.Pictures,
+    tiles: list[Tile],
+    by: MapLayer,
+    settings: Settings,
+) -> None:
+    from attnviz.figures import png_bytes
+
+    one, two, _ = st.columns([1, 1, 3])
+    with one:
+        offer(
+            "This page as PNG",
+            lambda: png_bytes(
+                sheet(
+                    held.images,
+                    tiles,
+                    by.values,
+                    colours=settings.colours,
+                    opacity=settings.opacity,
+                )
+            ),
+            f"{run.id}.png",
+            "image/png",
+            key="png",
+        )
+    with two:
+        offer(
+            "This page as CSV",
+            lambda: rows.to_csv(index=False).encode(),
+            f"{run.id}.csv",
+            "text/csv",
+            key="csv",
+        )
+
+
+main()

@@ -1,0 +1,283 @@
+"""Sample: one image in every variant, every head, every method; and where each place looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboard import charts, notices, shelf
+from dashboard.compared import Chosen, chosen
+from dashboard.frame import chooser, colours, heard, offer, stepper
+from dashboard.gallery import can_run, gallery
+from dashboard.overlap import energy
+from dashboard.packing import MapLayer, Settings, Tile, pack, pack_rows
+from dashboard.picker import picker
+from dashboard.pictures import in_words, sheet
+from dashboard.selection import (
+    ORDERS,
+    OUTCOMES,
+    Choice,
+    in_order,
+    map_names,
+    neighbours,
+    one_of,
+    plain,
+    primary_map,
+    scores,
+    spread,
+    whole,
+)
+
+_ROWS_LIMIT = 24_000_000  # bytes of attention that are sent to the browser at once
+
+
+def main() -> None:
+    """The page."""
+    st.title("Sample")
+    choice = chosen()
+    if choice is None:
+        return
+    tables = {}
+    for run in choice.runs:
+        if run.dataset == choice.runs[0].dataset:
+            table = notices.readable(lambda run=run: shelf.samples(run), run)
+            if table is not None:
+                tables[run.id] = table
+    shown = [
+        (name, run)
+        for name, runs in choice.groups.items()
+        if (run := _of_address(runs)).id in tables
+    ]
+    if not shown:
+        return
+    first = tables[shown[0][1].id]
+    image = heard(whole(st.query_params, "image", 0, len(first) - 1, 0))
+    _turn(shown, tables, image)
+    held = notices.readable(
+        lambda: shelf.pictures(choice.listing.root, str(shown[0][1].dataset), [image])
+    )
+    if held is None:
+        return
+    box = tuple(int(v) for v in held.boxes[0]) if held.masks[0].any() else None
+    where = f"its patch at {box}, half-open x0 y0 x1 y1" if box else "without a patch"
+    st.caption(f"Test image {image}, {where}. Each map is scaled from 0 to its own maximum.")
+    for name, run in shown:
+        _variant(name, run, tables[run.id], image, held, box)
+    _picture(shown, tables, image, held)
+    _picker(shown, image, held, box)
+    _gates(shown, image)
+
+
+def _of_address(runs: Sequence[Any]) -> Any:
+    """The run that the address names, where it is one of these; else the first."""
+    asked = st.query_params.get("run")
+    return next((run for run in runs if run.id == asked), runs[0])
+
+
+def _turn(shown: list[tuple[str, Any]], tables: dict[str, pd.DataFrame], image: int) -> None:
+    """Previous and next in the gallery's order, or by number."""
+    order = heard(one_of(st.query_params, "order", list(ORDERS), "number"))
+    outcome = heard(one_of(st.query_params, "outcome", list(OUTCOMES), "all"))
+    asked = st.query_params.get("run")
+    run = next((run for _, run in shown if run.id == asked), shown[0][1])
+    table = tables[run.id]
+    metric = st.query_params.get("metric", "energy_pointing_game")
+    size = st.query_params.get("size", "")
+    choice = Choice(order, outcome, int(size) if size.isdecimal() else None)
+    columns = {
+        name: [scores(tables[one.id], str(primary_map(one, tables[one.id])), metric)]
+        for name, one in shown
+    }
+    values = scores(table, str(primary_map(run, table)), metric)
+    where = in_order(table, values, choice, metric=metric, disagreement=spread(columns))
+    before, after = neighbours(where, image)
+    if before is None and after is None and image not in where:
+        where = np.arange(len(table))
+        before, after = neighbours(where, image)
+        order = "number"
+    place = int(np.flatnonzero(where == image)[0]) + 1
+    of = f" of {plain(run.variant)}" if order in ("worst", "best") else ""
+    stepper(
+        "image",
+        before,
+        after,
+        f"Image **{image}** · {place} of {len(where)}, {ORDERS[order]}{of} · keys ← →",
+    )
+
+
+def _variant(
+    name: str, run: Any, table: pd.DataFrame, image: int, held: shelf.Pictures, box: Any
+) -> None:
+    """A row: the image, the run's map, each head, each other map."""
+    row = table.iloc[image]
+    verdict = "right" if row["correct"] else "wrong"
+    st.subheader(plain(name))
+    st.caption(
+        f"Seed {run.seed}, classified {verdict}: p(patch) = {row['probability']:.3f}, logit "
+        f"{row['logit']:+.2f}"
+    )
+    tiles = [Tile("image", "image", (), f"Test image {image}", 0, box)]
+    maps = [np.zeros((1, 1), np.float32)]
+    first = primary_map(run, table)
+    for map_name in sorted(map_names(table), key=lambda one: one != first):
+        if map_name not in run.map_names:
+            continue
+        stored = notices.readable(lambda m=map_name: shelf.head_maps(run, m, [image])[0], run)
+        if stored is None:
+            continue
+        heads = stored if stored.ndim == 3 else stored[None]
+        maps.append(heads.mean(axis=0))
+        value = float(row.get(f"{map_name}/energy_pointing_game", np.nan))
+        tiles.append(_tile(name, map_name, value, image, box))
+        if stored.ndim == 3 and len(stored) > 1:
+            for head, values in enumerate(stored, 1):
+                value = float(energy(values[None], held.masks)[0])
+                maps.append(values)
+                tiles.append(_tile(name, f"{map_name}, head {head}", value, image, box))
+    _show(name, tiles, maps, held, image)
+
+
+def _tile(name: str, title: str, value: float, image: int, box: Any) -> Tile:
+    said = f"energy {value:.3f}" if np.isfinite(value) else "no score"
+    return Tile(title, title, (said,), f"{name}, {title} on image {image}: {said}", 0, box)
+
+
+def _show(
+    name: str, tiles: list[Tile], maps: list[np.ndarray], held: shelf.Pictures, image: int
+) -> None:
+    from dashboard.overlap import enlarged
+
+    if not can_run():
+        st.image(sheet(held.images, tiles, maps), alt=in_words(tiles))
+        return
+    h, w = held.images.shape[1:3]
+    values = np.concatenate([enlarged(one[None], h, w) for one in maps])
+    gallery(
+        pack(
+            held.images,
+            tiles,
+            [MapLayer("map", "map", values)],
+            None,
+            settings=Settings(threshold=0.0),
+            label=f"Image {image} in {name}",
+            controls=False,
+            opens=False,
+            arrows=False,
+        ),
+        key=f"row_{name}",
+    )
+
+
+def _picture(
+    shown: list[tuple[str, Any]], tables: dict[str, pd.DataFrame], image: int, held: shelf.Pictures
+) -> None:
+    def make() -> bytes:
+        from attnviz.figures import comparison_picture, png_bytes
+
+        maps, values = {}, {}
+        for name, run in shown:
+            first = str(primary_map(run, tables[run.id]))
+            maps[name] = shelf.maps(run, first, [image])
+            values[name] = scores(tables[run.id], first, "energy_pointing_game")[[image]]
+        return png_bytes(comparison_picture(held.images, maps, held.boxes, values))
+
+    offer("This image as PNG", make, f"image-{image}.png", "image/png", key="png")
+
+
+def _picker(shown: list[tuple[str, Any]], image: int, held: shelf.Pictures, box: Any) -> None:
+    st.divider()
+    st.subheader("Where does a place look?")
+    kept = {
+        f"{run.id}/{layer}": (name, run, layer) for name, run in shown for layer in run.row_names
+    }
+    if not kept:
+        st.caption("None of these runs kept its full attention.")
+        return
+    words = {key: f"{name} · {layer}" for key, (name, _, layer) in kept.items()}
+    key = chooser("Attention of", "rows", words, next(iter(kept)))
+    name, run, layer = kept[key]
+    images = notices.readable(lambda: run.row_images(layer), run)
+    if images is None:
+        return
+    if image not in images:
+        st.caption(
+            f"Full attention is kept for a few images only; for {plain(name)}: "
+            f"{', '.join(str(one) for one in images[:24])}."
+        )
+        st.button(
+            f"Show image {images[0]}", on_click=lambda: st.query_params.update(image=str(images[0]))
+        )
+        return
+    block = notices.readable(lambda: _rows(run, layer, images.index(image), held, box), run)
+    if block is None:
+        return
+    if not can_run():
+        st.caption("This browser cannot run the picker.")
+        return
+    picker(block, key="picker")
+
+
+def _rows(run: Any, layer: str, place: int, held: shelf.Pictures, box: Any) -> bytes:
+    """The attention of one image, packed; fewer heads where all of them would be too much."""
+    about = run.about(f"rows/{layer}")
+    rows = run.rows(layer, [place])[0]
+    fit = max(1, _ROWS_LIMIT // (rows.shape[1] * rows.shape[2]))
+    side = int(np.sqrt(rows.shape[2]))
+    return pack_rows(
+        held.images[0],
+        rows[:fit],
+        box=box,
+        query_grid=tuple(about.get("query_grid") or (side, side)),
+        key_grid=tuple(about.get("key_grid") or (side, side)),
+        prefix=int(about.get("prefix") or 0),
+    )
+
+
+def _gates(shown: list[tuple[str, Any]], image: int) -> None:
+    """Each channel gate of this image beside the median and quartiles of the whole set."""
+    gated = [(name, run, gate) for name, run in shown for gate in run.gate_names]
+    drawn = 0
+    for name, run, gate in gated:
+        found = notices.readable(lambda run=run, gate=gate: _gate_table(run, gate, image), run)
+        if found is None or found.empty:
+            continue
+        if not drawn:
+            st.divider()
+            st.subheader("Channel gates of this image, beside the set's")
+        drawn += 1
+        far = found.loc[(found["gate"] - found["median"]).abs().idxmax()]
+        words = (
+            f"{name}, {gate}: {len(found)} channels; farthest from its median is channel "
+            f"{int(far['channel'])} with {far['gate']:.3f} against {far['median']:.3f}"
+        )
+        st.markdown(f"**{plain(name)}** · {plain(gate)}")
+        st.altair_chart(charts.gate_plot(found, colours()), theme=None, alt=words)
+        st.caption(
+            plain(words) + ". Dots: this image; ticks and bars: median and quartiles of all images."
+        )
+
+
+def _gate_table(run: Any, gate: str, image: int) -> pd.DataFrame:
+    table = _gate_quartiles(shelf.stamp(run, f"gates/{gate}.safetensors"), run, gate)
+    if table.empty:
+        return table
+    return table.assign(gate=run.gates(gate, [image])[0])
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _gate_quartiles(key: tuple[Any, ...], _run: Any, gate: str) -> pd.DataFrame:
+    shape = _run.files[f"gates/{gate}.safetensors"].shape
+    if shape is not None and len(shape) != 2:  # a spatial gate is among the maps
+        return pd.DataFrame()
+    values = _run.gates(gate)
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75), axis=0)
+    return pd.DataFrame(
+        {"channel": np.arange(values.shape[1]), "low": low, "median": median, "high": high}
+    )
+
+
+main()
