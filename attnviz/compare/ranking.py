@@ -22,6 +22,7 @@ from attnviz.compare.resampling import (
     sign_flip,
     smallest_p,
 )
+from attnviz.errors import unknown_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,18 +112,28 @@ class Comparison:
             f"{_signed(gap.difference)}, CI {_range(gap, signed=True)}{levels}."
         )
 
-    def to_markdown(self) -> str:
-        """The ranking as a GitHub table: every metric with its interval, the best in bold."""
-        rows = self._cells(bold=lambda text: f"**{text}**")
-        header = ["rank", "variant", *map(_spoken, self.metrics), "accuracy"]
+    def to_markdown(self, metrics: Sequence[str] | None = None) -> str:
+        """The ranking as a GitHub table: each metric with its interval, the best in bold.
+
+        Args:
+            metrics: Which; those that are printed, unless given.
+        """
+        shown = self._shown(metrics)
+        rows = self._cells(shown, bold=lambda text: f"**{text}**")
+        header = ["rank", "variant", *map(_spoken, shown), "accuracy"]
         lines = [header, ["---:", "---", *["---:"] * (len(header) - 2)], *rows]
         table = "\n".join(f"| {' | '.join(_escaped_cell(c) for c in line)} |" for line in lines)
         return "\n\n".join([table, self.sentence, *self.notes])
 
-    def to_latex(self) -> str:
-        """The ranking as a booktabs table, caption and label included."""
-        rows = self._cells(bold=lambda text: f"\\textbf{{{text}}}", escape=_latex)
-        header = ["", "variant", *(_latex(_spoken(name)) for name in self.metrics), "accuracy"]
+    def to_latex(self, metrics: Sequence[str] | None = None) -> str:
+        """The ranking as a booktabs table, caption and label included.
+
+        Args:
+            metrics: Which; those that are printed, unless given.
+        """
+        shown = self._shown(metrics)
+        rows = self._cells(shown, bold=lambda text: f"\\textbf{{{text}}}", escape=_latex)
+        header = ["", "variant", *(_latex(_spoken(name)) for name in shown), "accuracy"]
         body = "\n".join(f"  {' & '.join(row)} \\\\" for row in rows)
         caption = " ".join(_latex(_closed(text)) for text in (self.sentence, *self.notes))
         return (
@@ -153,17 +164,33 @@ class Comparison:
             "split": _records(self.split),
         }
 
-    def figure(self, metric: str | None = None) -> Figure:
-        """A dot plot, sorted: interval, a tick per seed, chance and ceiling as lines."""
+    def figure(
+        self, metric: str | None = None, *, order: Sequence[str] | None = None, dark: bool = False
+    ) -> Figure:
+        """A dot plot, sorted: interval, a tick per seed, chance and ceiling as lines.
+
+        Args:
+            metric: Which; the primary one unless given.
+            order: The order of the variants that fixes their colours; the rank unless given.
+            dark: Draw for a dark page.
+        """
         from attnviz.figures import dot_plot
 
         name = self.primary if metric is None else metric
-        seeds = self.by_seed[self.by_seed["metric"] == name]
-        return dot_plot(self.of(name), seeds=seeds, label=_spoken(name), confidence=self.confidence)
+        if name not in self.metrics:
+            raise unknown_name("metric", name, self.metrics)
+        return dot_plot(
+            self.of(name),
+            seeds=self.by_seed[self.by_seed["metric"] == name],
+            label=_spoken(name),
+            confidence=self.confidence,
+            order=order,
+            dark=dark,
+        )
 
     def __repr__(self) -> str:
         rows = self.of(self.primary)
-        others = self.metrics[1:4]
+        others = self._shown()[1:]
         header = ["", "variant", "mean", f"{_percent(self.confidence)} CI", "over next, paired"]
         header += [*map(_spoken, others), "accuracy", "valid"]
         lines = [header, *(self._line(row, rows, others) for _, row in rows.iterrows())]
@@ -198,6 +225,15 @@ class Comparison:
         head = [str(row["rank"]), str(row["variant"]), _number(row["mean"]), f"[{_range(row)}]"]
         return [*head, gap, *beside, _number(row["accuracy"]), valid]
 
+    def _shown(self, metrics: Sequence[str] | None = None) -> list[str]:
+        """The metrics that fit on a line: the primary one and three more, the best known first."""
+        for name in metrics or ():
+            if name not in self.metrics:
+                raise unknown_name("metric", name, self.metrics)
+        known = [name for name in _WELL_KNOWN if name in self.metrics]
+        picked = list(dict.fromkeys([self.primary, *known, *self.metrics]))[:4]
+        return picked if metrics is None else list(metrics)
+
     def _mean(self, variant: str, metric: str) -> str:
         rows = self.of(metric)
         return _number(rows[rows["variant"] == variant].iloc[0]["mean"])
@@ -212,12 +248,12 @@ class Comparison:
                 line = ["", level, shown[0], "", "", *shown[1:]]
                 yield line + [""] * (columns - len(line))
 
-    def _cells(self, *, bold: Any, escape: Any = str) -> list[list[str]]:
+    def _cells(self, metrics: Sequence[str], *, bold: Any, escape: Any = str) -> list[list[str]]:
         """The ranking's rows as text: rank, variant, each metric with its interval, accuracy."""
         cells = []
         for _, row in self.of(self.primary).iterrows():
             line = [str(row["rank"]), escape(str(row["variant"]))]
-            for metric in self.metrics:
+            for metric in metrics:
                 rows = self.of(metric)
                 mine = rows[rows["variant"] == row["variant"]].iloc[0]
                 mean = _number(mine["mean"])
@@ -457,6 +493,7 @@ def _looks(metric: str) -> bool:
     return metric in _LOCALISING
 
 
+_WELL_KNOWN = ("max_iou", "pointing_game", "energy_pointing_game", "pixel_auroc")
 _LOCALISING = {
     *("pointing_game", "energy_pointing_game", "mass_lift", "relevance_rank_accuracy"),
     *("topk_intersection", "pixel_auroc", "pixel_ap", "max_box_acc", "max_box_acc_v2"),

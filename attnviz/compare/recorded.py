@@ -19,8 +19,8 @@ from attnviz.errors import InputError, unknown_name
 
 _NEEDED = ("index", "label", "x0", "y0", "x1", "y1", "correct")
 _QUESTION = {
-    *("data", "dataset", "folder", "split", "image", "fraction", "count"),
-    *("patch", "size", "shape", "fill", "opacity"),
+    *("question", "data", "dataset", "folder", "split", "test", "image", "side"),
+    *("patch", "size", "shape", "fill", "opacity", "count", "fraction"),
 }
 _INCIDENTAL = {
     *("variant", "name", "seed", "out", "runs", "root"),

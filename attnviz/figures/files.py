@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from attnviz.errors import RunError
 from attnviz.figures.colour import pixels
 
 
@@ -47,34 +45,7 @@ def save_png(picture: Any, path: str | os.PathLike[str], *, dpi: int = 200) -> P
     Raises:
         RunError: It cannot be written; what was there before is untouched.
     """
-    return write_whole(Path(path), png_bytes(picture, dpi=dpi))
+    from attnviz.runs.storage import write_whole
 
-
-def write_whole(path: Path, content: bytes) -> Path:
-    """Write a file aside, on to the disk, then rename it into place.
-
-    Raises:
-        RunError: It cannot be written; what was there before is untouched.
-    """
-    aside = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(aside, 0o644 & ~_umask())
-        os.replace(aside, path)
-    except OSError as error:
-        if aside is not None:
-            Path(aside).unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
-    return path
-
-
-def _umask() -> int:
-    """The process's mask; there is no way to read it but to set it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    write_whole(Path(path), png_bytes(picture, dpi=dpi))
+    return Path(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,19 @@ from attnviz.figures.colour import colour_of, line_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_INK, _FAINT = "#1a1a1a", "#767676"
+
+@dataclass(frozen=True)
+class _Page:
+    """The colours of the page that a figure lies on."""
+
+    ink: str
+    faint: str
+    grid: str
+    paper: str
+
+
+_LIGHT = _Page(ink="#1a1a1a", faint="#6a6a6a", grid="#e5e5e5", paper="#ffffff")
+_DARK = _Page(ink="#eeeeee", faint="#a8a8a8", grid="#3a3d44", paper="#1b1d22")
 _LEVELS = {"chance": ":", "ceiling": "--"}
 
 
@@ -24,6 +37,7 @@ def dot_plot(
     label: str = "score",
     confidence: float = 0.95,
     order: Sequence[str] | None = None,
+    dark: bool = False,
 ) -> Figure:
     """A dot per variant with its interval, a tick per seed, chance and ceiling as lines.
 
@@ -34,6 +48,7 @@ def dot_plot(
         label: What the score is called, below the axis.
         confidence: The level of the intervals, named below the axis.
         order: The order of the variants that fixes their colours; that of the rows unless given.
+        dark: Draw for a dark page.
 
     Returns:
         The figure. A level that all variants share is one line; one that depends on a variant's
@@ -46,28 +61,30 @@ def dot_plot(
 
     if not len(rows):
         raise InputError("dot_plot: expected at least one row, got none")
+    page = _DARK if dark else _LIGHT
     names = [str(name) for name in rows["variant"]]
     palette = {name: colour_of(i) for i, name in enumerate(order or names)}
-    figure = Figure(figsize=(6.4, 0.9 + 0.34 * len(names)), layout="constrained")
+    size = (6.4, 0.9 + 0.34 * len(names))
+    figure = Figure(figsize=size, layout="constrained", facecolor=page.paper)
     axes = figure.add_subplot()
     for place, (_, row) in enumerate(rows.iterrows()):
-        colour = palette.get(str(row["variant"]), _INK)
+        colour = palette.get(str(row["variant"]), page.ink)
         axes.plot([row["low"], row["high"]], [place, place], color=colour, lw=1.6, zorder=3)
         if seeds is not None:
             mine = seeds[seeds["variant"] == row["variant"]]["mean"]
             axes.plot(mine, [place] * len(mine), "|", color=colour, ms=9, mew=1, zorder=4)
         axes.plot(row["mean"], place, "o", color=colour, ms=6, zorder=5)
-        _beside(axes, row, place)
-    _levels(axes, rows)
+        _beside(axes, row, place, page)
+    _levels(axes, rows, page)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     ticks = "; a tick per seed" if seeds is not None and len(seeds) > len(names) else ""
     axes.set_xlabel(f"{label}, mean and {100 * confidence:g} % interval{ticks}", fontsize=8)
-    _plain(axes)
+    _plain(axes, page)
     return figure
 
 
-def _beside(axes: Any, row: Any, place: int) -> None:
+def _beside(axes: Any, row: Any, place: int, page: _Page) -> None:
     """The mean as a number, where the interval's end leaves room."""
     if np.isfinite(row["mean"]):
         right = row["high"] if np.isfinite(row["high"]) else row["mean"]
@@ -78,12 +95,12 @@ def _beside(axes: Any, row: Any, place: int) -> None:
             textcoords="offset points",
             va="center",
             fontsize=7.5,
-            color=_INK,
+            color=page.ink,
             zorder=6,
         )
 
 
-def _levels(axes: Any, rows: Any) -> None:
+def _levels(axes: Any, rows: Any, page: _Page) -> None:
     """Chance and ceiling: one line if all share it, else a mark in each variant's row."""
     for name, style in _LEVELS.items():
         if name not in rows:
@@ -93,10 +110,10 @@ def _levels(axes: Any, rows: Any) -> None:
         if not len(known):
             continue
         if np.ptp(known) < 1e-9 and len(known) == len(values):
-            axes.axvline(known[0], ls=style, lw=1, color=_FAINT, zorder=1)
+            axes.axvline(known[0], ls=style, lw=1, color=page.faint, zorder=1)
         else:
             for place, value in enumerate(values):
-                axes.plot([value] * 2, [place - 0.3, place + 0.3], ls=style, lw=1, color=_FAINT)
+                axes.plot([value] * 2, [place - 0.3, place + 0.3], ls=style, lw=1, color=page.faint)
         axes.annotate(
             f"{name} {_span(known)}",
             (float(np.mean(known)), 1),
@@ -106,7 +123,7 @@ def _levels(axes: Any, rows: Any) -> None:
             ha="center",
             va="bottom",
             fontsize=7.5,
-            color=_FAINT,
+            color=page.faint,
         )
 
 
@@ -119,6 +136,7 @@ def curves(
     columns: Sequence[str] = ("train_loss", "val_loss", "val_accuracy"),
     *,
     x: str = "epoch",
+    dark: bool = False,
 ) -> Figure:
     """Training curves: a panel per column, a line per variant, a band from seed to seed.
 
@@ -126,6 +144,7 @@ def curves(
         runs: Variant → one table per seed, a row per epoch.
         columns: What to draw; a panel is left out where no run has it.
         x: The column that counts epochs.
+        dark: Draw for a dark page.
 
     Returns:
         The figure. A line is the mean over the seeds that reached the epoch; the band reaches
@@ -142,7 +161,9 @@ def curves(
     if not shown:
         known = sorted({str(name) for table in tables for name in table})
         raise unknown_name("curve", ", ".join(columns), known)
-    figure = Figure(figsize=(3.1 * len(shown) + 0.2, 2.5), layout="constrained")
+    page = _DARK if dark else _LIGHT
+    size = (3.1 * len(shown) + 0.2, 2.6)
+    figure = Figure(figsize=size, layout="constrained", facecolor=page.paper)
     for panel, name in enumerate(shown):
         axes = figure.add_subplot(1, len(shown), panel + 1)
         for i, (variant, seeds) in enumerate(runs.items()):
@@ -151,9 +172,17 @@ def curves(
         axes.set_title(name.replace("_", " "), fontsize=9)
         axes.set_xlabel(x, fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _plain(axes)
+        _plain(axes, page)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=6,
+        fontsize=8,
+        frameon=False,
+        labelcolor=page.ink,
+    )
     return figure
 
 
@@ -170,11 +199,14 @@ def _curve(axes: Any, tables: Sequence[Any], name: str, x: str, **style: Any) ->
         axes.fill_between(mean.index, rows.min(), rows.max(), **band)
 
 
-def _plain(axes: Any) -> None:
-    """Only what is read: a faint grid, no frame."""
-    axes.grid(axis="x", color="#e5e5e5", lw=0.6)
+def _plain(axes: Any, page: _Page) -> None:
+    """Only what is read: a faint grid, no frame, letters that show on the page."""
+    axes.set_facecolor(page.paper)
+    axes.grid(axis="x", color=page.grid, lw=0.6)
     axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8, length=0)
+    axes.tick_params(labelsize=8, length=0, colors=page.ink)
+    for text in (axes.title, axes.xaxis.label):
+        text.set_color(page.ink)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_FAINT)
+    axes.spines["bottom"].set_color(page.faint)

@@ -42,7 +42,7 @@ def test_a_full_disk_leaves_the_old_picture_and_no_crumbs(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunError, match=r"cannot write .*a.png: No space left on device"):
+    with pytest.raises(RunError, match=r"write .*a.png: no space left on device"):
         save_png(PICTURE[::-1], path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.png"]
@@ -50,12 +50,12 @@ def test_a_full_disk_leaves_the_old_picture_and_no_crumbs(
 
 def test_a_folder_in_the_way_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.png").mkdir()
-    with pytest.raises(RunError, match=r"cannot write .*a.png"):
+    with pytest.raises(RunError, match=r"write .*a.png"):
         save_png(PICTURE, tmp_path / "a.png")
     assert os.listdir(tmp_path) == ["a.png"]
 
 
 def test_a_file_where_the_folder_should_be_is_said(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
-    with pytest.raises(RunError, match="cannot write"):
+    with pytest.raises(RunError, match="write"):
         save_png(PICTURE, tmp_path / "a" / "b.png")
