@@ -102,7 +102,7 @@ def largest_boxes(masks: np.ndarray) -> np.ndarray:
     Returns:
         Half-open boxes, (b, 4) int64.
     """
-    labelled, owner = _components(masks)
+    labelled, owner = components(masks)
     if not len(owner):
         return np.zeros((len(masks), 4), dtype=np.int64)
     areas = np.bincount(labelled.ravel())[1:]
@@ -138,7 +138,7 @@ def component_boxes(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _searched_boxes(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from scipy import ndimage
 
-    labelled, owner = _components(masks)
+    labelled, owner = components(masks)
     if not len(owner):
         return owner, np.zeros((0, 4), dtype=np.int64)
     spans = ndimage.find_objects(labelled)  # type: ignore[attr-defined]  # scipy has no stubs
@@ -173,13 +173,20 @@ def _best_fit(boxes: np.ndarray, masks: np.ndarray) -> np.ndarray:
     return fit
 
 
-def _components(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each place's component, (b, h, w), 0 for none; and the mask of component i + 1 at i."""
-    from scipy import ndimage  # heavy: only boxes need it
+def components(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The 8-connected components of some masks, numbered by where they begin.
+
+    Args:
+        masks: (b, h, w), bool.
+
+    Returns:
+        Each place's component from 1, 0 for none, (b, h, w); and the mask of component i + 1 at i.
+    """
+    from scipy import ndimage
 
     around = np.zeros((3, 3, 3), dtype=bool)
     around[1] = True  # neighbours within a mask, never across masks
-    labelled, found = ndimage.label(masks, around)  # type: ignore[attr-defined]  # the same
+    labelled, found = ndimage.label(masks, around)  # type: ignore[attr-defined]  # no stubs
     owner = np.zeros(found + 1, dtype=np.int64)
     owner[labelled] = np.arange(len(masks))[:, None, None]
     return labelled, owner[1:]

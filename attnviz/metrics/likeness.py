@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -105,17 +107,16 @@ def _twice_ranks(values: Tensor) -> Tensor:
 
 
 def _ssim(ours: Batch, theirs: Batch, fit: Tensor) -> Tensor:
-    from skimage.metrics import structural_similarity
+    from skimage import metrics as skimage_metrics
 
+    similarity: Callable[..., float] = skimage_metrics.structural_similarity
     shape = (-1, ours.height, ours.width)
     pairs = [batch.scaled.view(shape).cpu().numpy() for batch in (ours, theirs)]
     window = min(_WINDOW, (min(shape[1:]) - 1) // 2 * 2 + 1)
     scores = np.full(len(fit), np.nan)
     if window >= 3:
         for i in torch.nonzero(fit).view(-1).tolist():
-            scores[i] = structural_similarity(  # type: ignore[no-untyped-call]  # skimage has none
-                pairs[0][i], pairs[1][i], data_range=1.0, win_size=window
-            )
+            scores[i] = similarity(pairs[0][i], pairs[1][i], data_range=1.0, win_size=window)
     return torch.from_numpy(scores).to(ours.values.device)
 
 
