@@ -134,7 +134,7 @@ def save_run(
     content = _first_document(variant, settings, seed, dataset, environment)
     aside, lock = _begun(target, content)
     try:
-        writer = RunWriter(aside, content, lock)
+        writer = RunWriter(aside, content, lock, unseen=True)
         writer.samples(samples)
         for keep, arrays in ((writer.maps, maps), (writer.gates, gates), (writer.rows, rows)):
             for name, array in (arrays or {}).items():
@@ -224,12 +224,13 @@ class RunWriter:
         id: The folder's name.
     """
 
-    def __init__(self, path: Path, content: Document, lock: int) -> None:
+    def __init__(self, path: Path, content: Document, lock: int, *, unseen: bool = False) -> None:
         self.path = path
         self.id = path.name
         self._content = content
         self._lock = lock
         self._amends = content["status"] == "complete"
+        self._at_once = self._amends or unseen  # run.json waits for the end
         self._handed_out: set[str] = set()
         self._replaced: set[str] = set()
         self._last_beat = -_BEAT_APART
@@ -263,7 +264,7 @@ class RunWriter:
         """
         self._needs_open()
         self._content["progress"] = self._content["progress"] | plain(progress, "progress")
-        if not self._amends and time.monotonic() - self._last_beat >= _BEAT_APART:
+        if not self._at_once and time.monotonic() - self._last_beat >= _BEAT_APART:
             self._commit()
 
     def curve(self, **row: Any) -> None:
@@ -460,8 +461,8 @@ class RunWriter:
         return at
 
     def _change(self, files: Document) -> None:
-        """Take a new list of files: at once, or at the end of an amendment."""
-        if self._amends:
+        """Take a new list of files: now, or at the end."""
+        if self._at_once:
             self._content = {**self._content, "files": files}
         else:
             self._commit(files=files)
