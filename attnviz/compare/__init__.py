@@ -8,7 +8,8 @@ sources of chance, on the same images for all variants, so that differences are 
     tables      … from dicts and arrays
     recorded    … from run folders, if they may be compared at all
     resampling  the hierarchical bootstrap, the sign-flip test, Holm
-    ranking     `Comparison`: the result, as a sentence, a table, LaTeX, a figure
+    ranking     groups → `Comparison`: means, intervals, pairs, tests
+    comparison  the result as a sentence, a table, LaTeX, a figure
 
 The module carries the name of its one function because the front door does (`attnviz.compare`).
 Importing a submodule puts it where that function was, so the module can be called too, and
@@ -22,9 +23,10 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+from attnviz.compare.comparison import Comparison
 from attnviz.compare.groups import LOWER_IS_BETTER, Group
 from attnviz.compare.inputs import Source, read_groups
-from attnviz.compare.ranking import Comparison, rank
+from attnviz.compare.ranking import rank
 from attnviz.errors import InputError
 
 __all__ = ["LOWER_IS_BETTER", "Comparison", "Group", "compare"]

@@ -31,9 +31,9 @@ def read_groups(
         InputError: It is no table and no run, lacks a metric, or is not comparable.
     """
     if not isinstance(source, Mapping):
-        groups, notes = run_groups(_by_variant(_open(source)), map_name)
+        groups, notes = run_groups(by_variant(open_runs(source)), map_name)
     elif any(_is_run(entry) for entry in source.values()):
-        opened = {str(name): _open(entry) for name, entry in source.items()}
+        opened = {str(name): open_runs(entry) for name, entry in source.items()}
         groups, notes = run_groups(opened, map_name)
     else:
         groups = [table_group(str(name), entry, primary) for name, entry in source.items()]
@@ -104,7 +104,7 @@ def _is_run(entry: Any) -> bool:
     return isinstance(entry, (str, os.PathLike)) or hasattr(entry, "samples")
 
 
-def _open(source: Any) -> list[Any]:
+def open_runs(source: Any) -> list[Any]:
     """Runs from runs, paths, folders, or any list of these."""
     if isinstance(source, (str, os.PathLike)):
         from attnviz.runs import list_runs
@@ -117,10 +117,11 @@ def _open(source: Any) -> list[Any]:
             "compare: expected {variant: scores}, runs, or a folder of runs, "
             f"got {type(source).__name__}"
         )
-    return [run for entry in source for run in _open(entry)]
+    return [run for entry in source for run in open_runs(entry)]
 
 
-def _by_variant(runs: Iterable[Any]) -> dict[str, list[Any]]:
+def by_variant(runs: Iterable[Any]) -> dict[str, list[Any]]:
+    """Runs under the name of their variant, in the order in which they came."""
     grouped: dict[str, list[Any]] = {}
     for run in runs:
         grouped.setdefault(str(run.variant), []).append(run)

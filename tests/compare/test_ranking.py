@@ -150,7 +150,7 @@ class TestWords:
         result = compare({"a": 0.5 + noise[0], "b": 0.5 + noise[1]}, resamples=200)
         assert result.winner is None
         assert result.sentence.startswith("no clear winner: ")
-        assert "cannot be told apart, paired difference +0." in result.sentence
+        assert "cannot be told apart: paired difference +0." in result.sentence
 
     def test_a_leader_must_be_clear_of_everyone(self) -> None:
         """Clear of the second, not of the third, whose scores scatter: no winner."""
@@ -161,8 +161,8 @@ class TestWords:
         assert result.variants == ["a", "b", "c"]
         assert result.differences["clear"].tolist()[:2] == [True, False]
         assert result.winner is None
-        assert "a (energy" in result.sentence
-        assert "and c (" in result.sentence
+        assert ": a, energy" in result.sentence
+        assert "and c, " in result.sentence
 
     def test_one_variant(self) -> None:
         assert compare({"a": study(0.5)}, resamples=50).sentence.endswith(
