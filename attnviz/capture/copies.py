@@ -17,15 +17,146 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 
+_WEIGHTS = ("softmax", "gate", "scores")
+
 
 def same_shape(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
-    """Carry a tag over to a copy, a cast, a masked or shifted version of the same tensor."""
+    """Carry a tag over to a cast or a masked version of the same tensor."""
     if not len(watcher.tags):
         return func(*args, **kwargs)
-    tag, source = _first(watcher, args)
+    tag, source, _ = _first(watcher, args)
     out = func(*args, **kwargs)
     if tag is not None and isinstance(out, Tensor):
         carry(watcher, tag, source, out)
+    return out
+
+
+def clone(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+    """A copy in another memory order; one of six axes cuts windows."""
+    out = func(*args, **kwargs)
+    if out.dim() == 6:
+        watcher.windows.cut(args[0], out, watcher.tags.get(args[0]))
+    if len(watcher.tags):
+        tag = watcher.tags.get(args[0])
+        if tag is not None:
+            carry(watcher, tag, args[0], out)
+    return out
+
+
+def add(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+    """Logits keep their name under a bias or mask, weights and gates under a number."""
+    if not len(watcher.tags):
+        return func(*args, **kwargs)
+    tag, source, rest = _first(watcher, args)
+    out = func(*args, **kwargs)
+    if not isinstance(out, Tensor) or out.dim() < 1:
+        return out
+    if tag is None:
+        outer(watcher, args, out)
+    elif tag.kind == "parameter" or tag.kind == "clip":
+        carry(watcher, tag, source, out)
+    elif tag.kind == "scores":
+        alike = rest is not None and not watcher.is_parameter(rest) and rest.shape == out.shape
+        carry(watcher, tag, source, out, mixed=tag.mixed or alike)
+    elif tag.kind in _WEIGHTS and source.shape == out.shape:
+        if rest is None or rest.dim() == 0 or _weighs(watcher, rest):
+            carry(watcher, tag, source, out)
+    elif tag.kind == "gate" and rest is not None and _weighs(watcher, rest):
+        carry(watcher, tag, source, out)
+    return out
+
+
+def _weighs(watcher: Watcher, x: Tensor) -> bool:
+    tag = watcher.tags.get(x)
+    return tag is not None and tag.kind in ("softmax", "gate", "parameter")
+
+
+def outer(watcher: Watcher, args: Any, out: Tensor) -> None:
+    """Tag what two broadcast tensors were combined to: each spans axes that the other lacks."""
+    if len(args) < 2 or not isinstance(args[1], Tensor) or not isinstance(args[0], Tensor):
+        return
+    x, y = args[0], args[1]
+    if out.dim() < 4 or x.dim() != out.dim() or y.dim() != out.dim():
+        return
+    if x.shape == out.shape and 0 not in x.stride():
+        return
+    if y.shape == out.shape and 0 not in y.stride():
+        return
+    watcher.tags.put(out, Tag("outer"))
+
+
+def join(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+    """Concatenated or stacked weights keep the axis that sums to one."""
+    out = func(*args, **kwargs)
+    if not len(watcher.tags):
+        return out
+    tensors = [x for x in args[0] if isinstance(x, Tensor)]
+    tags = [watcher.tags.get(x) for x in tensors]
+    first = tags[0] if tags else None
+    if first is None or any(tag is None or tag.kind != first.kind for tag in tags):
+        return out
+    if first.kind == "parameter":
+        watcher.tags.put(out, first)
+    elif first.kind in _WEIGHTS:
+        dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()
+        axis = first.find(tensors[0])
+        if axis is not None and func is aten.stack.default:
+            axis += axis >= dim
+        elif axis == dim:
+            axis = None
+        watcher.tags.put(out, first.on(out, axis))
+    return out
+
+
+def normal(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+    """A norm over mixed heads keeps the axes, though nothing sums to one any more."""
+    out = func(*args, **kwargs)
+    if len(watcher.tags):
+        tag = watcher.tags.get(args[0])
+        if tag is not None and tag.kind in ("softmax", "scores"):
+            carry(watcher, tag, args[0], out[0], mixed=True)
+    return out
+
+
+def convolve(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+    """A convolution over `(b, heads, q, k)` mixes heads and neighbouring places."""
+    out = func(*args, **kwargs)
+    if len(watcher.tags):
+        tag = watcher.tags.get(args[0])
+        if (
+            tag is not None
+            and tag.kind in ("softmax", "scores")
+            and out.shape[2:] == args[0].shape[2:]
+        ):
+            axis = tag.find(args[0])
+            if tag.kind == "scores" or (axis is not None and axis > 1):
+                watcher.tags.put(out, tag.on(out, axis, mixed=True))
+    return out
+
+
+def overwrite(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+    """A tensor that is written over takes its source's tag, or loses its own."""
+    out = func(*args, **kwargs)
+    if len(watcher.tags):
+        tag = watcher.tags.get(args[1]) if isinstance(args[1], Tensor) else None
+        if tag is not None and tag.kind in _WEIGHTS and args[0].shape == args[1].shape:
+            carry(watcher, tag, args[1], args[0])
+        elif args[0].numel() * args[0].element_size() == args[0].untyped_storage().nbytes():
+            watcher.tags.drop(args[0])
+    return out
+
+
+def only_parameters(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+    """What is made of parameters alone does not depend on the input."""
+    out = func(*args, **kwargs)
+    if len(watcher.tags):
+        tag = watcher.tags.get(args[0])
+        if tag is not None and (tag.kind == "parameter" or (
+            tag.kind == "scores" and func in _KEEP_SCORES)):  # fmt: skip
+            if tag.kind == "parameter":
+                watcher.tags.put(out, tag)
+            else:
+                carry(watcher, tag, args[0], out)
     return out
 
 
@@ -36,26 +167,77 @@ def carry(watcher: Watcher, tag: Tag, source: Tensor, out: Tensor, **changes: An
         return
     axis = tag.find(source)
     if axis is not None:
-        axis += out.dim() - source.dim()
-        if axis < 0 or out.shape[axis] != source.shape[axis - out.dim() + source.dim()]:
-            axis = None
+        moved = axis + out.dim() - source.dim()
+        axis = moved if moved >= 0 and out.shape[moved] == source.shape[axis] else None
     watcher.tags.put(out, tag.on(out, axis, **changes))
 
 
-def _first(watcher: Watcher, args: Any) -> tuple[Tag | None, Any]:
-    """The first tagged tensor among the arguments that is no parameter, or a parameter."""
+def _first(watcher: Watcher, args: Any) -> tuple[Tag | None, Any, Tensor | None]:
+    """The first tagged tensor that is no parameter, with the other one.
+
+    A parameter's tag is given only if all tensors are parameters or numbers.
+    """
+    found: tuple[Tag | None, Any] = (None, None)
     parameter: tuple[Tag | None, Any] = (None, None)
+    rest: Tensor | None = None
     data = False
     for x in args:
-        if isinstance(x, Tensor):
-            tag = watcher.tags.get(x)
-            if tag is None:
-                data = data or x.dim() > 0
-            elif tag.kind != "parameter":
-                return tag, x
-            else:
-                parameter = tag, x
-    return (None, None) if data else parameter
+        if not isinstance(x, Tensor):
+            continue
+        tag = watcher.tags.get(x)
+        if tag is not None and tag.kind != "parameter" and found[0] is None:
+            found = tag, x
+            continue
+        rest = x
+        if tag is None:
+            data = data or x.dim() > 0
+        elif tag.kind == "parameter":
+            parameter = tag, x
+    if found[0] is not None:
+        return (*found, rest)
+    return (*((None, None) if data else parameter), rest)
 
 
-RULES: dict[Any, Any] = dict.fromkeys((aten.clone.default, aten._to_copy.default, aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.sub_.Tensor, aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.masked_fill_.Scalar, aten.masked_fill_.Tensor, aten.where.self, aten.clamp.default, aten.clamp_.default, aten.clamp_min.default, aten.nan_to_num.default, aten.upsample_bilinear2d.default, aten.upsample_nearest2d.default, aten.upsample_bicubic2d.default), same_shape)
+def _ops(*names: str) -> list[Any]:
+    """Overloads by name, those that this torch has."""
+    found = []
+    for name in names:
+        packet, overload = name.rsplit(".", 1)
+        op = getattr(getattr(aten, packet, None), overload, None)
+        if op is not None:
+            found.append(op)
+    return found
+
+
+_KEEP_SCORES = frozenset(_ops("relu.default", "relu_.default"))
+
+RULES: dict[Any, Any] = {
+    aten.clone.default: clone,
+    aten.copy_.default: overwrite,
+    **dict.fromkeys(
+        _ops(
+            "_to_copy.default", "masked_fill.Scalar", "masked_fill.Tensor", "masked_fill_.Scalar",
+            "masked_fill_.Tensor", "where.self", "where.ScalarOther", "clamp_min.default",
+            "clamp_max.default", "nan_to_num.default", "upsample_bilinear2d.default",
+            "upsample_nearest2d.default", "upsample_bicubic2d.default", "repeat.default",
+            "rsub.Scalar", "detach.default", "alias.default", "_upsample_bilinear2d_aa.default",
+            "lift_fresh.default", "tril.default", "triu.default",
+        ),
+        same_shape,
+    ),
+    **dict.fromkeys(_ops("add.Tensor", "add_.Tensor", "sub.Tensor", "sub_.Tensor", "add.Scalar",
+                         "sub.Scalar"), add),
+    **dict.fromkeys(_ops("cat.default", "stack.default"), join),
+    **dict.fromkeys(_ops("native_layer_norm.default", "native_batch_norm.default",
+                         "_native_batch_norm_legit.default", "cudnn_batch_norm.default",
+                         "_native_batch_norm_legit_no_training.default",
+                         "_batch_norm_with_update.default", "_batch_norm_no_update.default",
+                         "miopen_batch_norm.default"), normal),
+    aten.convolution.default: convolve,
+    **dict.fromkeys(
+        _ops("relu.default", "relu_.default", "gelu.default", "silu.default", "index.Tensor",
+             "index_select.default", "embedding.default", "gather.default", "pow.Tensor_Scalar",
+             "_unsafe_index.Tensor", "slice_scatter.default", "constant_pad_nd.default"),
+        only_parameters,
+    ),
+}  # fmt: skip

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnviz.capture import copies, kernels, products, scaling, squashing
+from attnviz.capture import copies, kernels, products, scaling, squashing, windowing
 from attnviz.capture.options import Options
 from attnviz.capture.places import Call, Place, calls, place
 from attnviz.capture.recorder import Recorder
 from attnviz.capture.seen import Capture
-from attnviz.capture.tags import PARAMETER, Tag, Tags
+from attnviz.capture.tags import PARAMETER, Tags
 
 Rule = Callable[["Watcher", Any, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -32,15 +32,26 @@ RULES: dict[Any, Rule] = {
     **products.RULES,
     **scaling.RULES,
     **squashing.RULES,
+    **windowing.RULES,
 }
 
 _in_backward = torch._C._current_graph_task_id
-_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
-_AS_THEY_ARE: dict[Any, bool] = {}
+_RECIPE = torch._C.DispatchKey.CompositeImplicitAutograd
+_KERNELS = (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA, torch._C.DispatchKey.MPS)
+_WHOLE: set[Any] = set()
+_PARTS: set[Any] = set()
 
 
 class Watcher(TorchDispatchMode):
-    """One watch of one model, while it is entered."""
+    """One watch of one model, while it is entered.
+
+    Attributes:
+        model: The model.
+        names: Each module's dotted name, by its identity.
+        modules: Each module by its name.
+        ops: How many ops ran, of any kind.
+        trusted: Whether recomputed weights were checked before, on the same model.
+    """
 
     supports_higher_order_operators = True
 
@@ -48,18 +59,26 @@ class Watcher(TorchDispatchMode):
         super().__init__()
         self.model = model
         self.options = options
-        self.names = {id(module): name for name, module in model.named_modules()}
+        self.modules = {own_name(name): module for name, module in model.named_modules()}
+        self.names = {id(module): name for name, module in reversed(self.modules.items())}
         self.tags = Tags()
+        self.windows = windowing.Cuts()
         self.recorder = Recorder(self, seen)
+        self.ops = 0
+        self.trusted = False
         self._parameters = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # the wrapper it asks for costs as much as a rule, and imports torch._dynamo
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        self.ops += 1
         rule = RULES.get(func)
         if rule is None:
-            if func in _AS_THEY_ARE or not composite(func):
-                _AS_THEY_ARE[func] = True
+            if func in _WHOLE or not is_recipe(func):
                 return func(*args, **kwargs) if kwargs else func(*args)
             rule = decompose
         if _in_backward() != -1:
@@ -74,10 +93,6 @@ class Watcher(TorchDispatchMode):
         """The running modules, innermost first."""
         return calls(self.names)
 
-    def tag(self, tensor: Any) -> Tag | None:
-        """What is known of a tensor."""
-        return self.tags.get(tensor) if isinstance(tensor, Tensor) else None
-
     def is_parameter(self, tensor: Tensor) -> bool:
         """Whether a tensor is a parameter or a buffer, or was made of them alone."""
         if not self._parameters:
@@ -88,21 +103,38 @@ class Watcher(TorchDispatchMode):
     def _know_parameters(self) -> None:
         self._parameters = True
         for tensor in (*self.model.parameters(), *self.model.buffers()):
-            if type(tensor) is not nn.UninitializedParameter and tensor.layout is torch.strided:
+            if tensor.layout is torch.strided and not isinstance(tensor, nn.UninitializedParameter):
                 self.tags.put(tensor, PARAMETER)
 
-    def close(self) -> None:
-        """Finish the records and forget all tags."""
+    def finish(self, seen: Capture | None = None) -> None:
+        """Finish the records of a forward pass, and start those of another, if it is given."""
         self.recorder.finish()
+        if seen is not None:
+            self.recorder.seen = seen
+
+    def close(self) -> None:
+        """Forget all tags."""
         self.tags.clear()
         self._parameters = False
 
 
-def composite(func: Any) -> bool:
+def own_name(name: str) -> str:
+    """A module's dotted name in the model as it was written, before `torch.compile` wrapped it."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def is_recipe(func: Any) -> bool:
     """Whether an op is only a recipe of other ops, as `inference_mode` delivers them."""
-    return isinstance(func, torch._ops.OpOverload) and bool(
-        torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE)
-    )
+    if func in _PARTS:
+        return True
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    if isinstance(func, torch._ops.OpOverload):
+        name = func.name()
+        if has(name, _RECIPE) and not any(has(name, key) for key in _KERNELS):
+            _PARTS.add(func)
+            return True
+    _WHOLE.add(func)
+    return False
 
 
 def decompose(watcher: Watcher, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -6,72 +6,171 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from attnviz.capture.grids import by_aspect
+from attnviz.capture.record import Grid
+
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
     """How a gate's axes are to be read.
 
     Attributes:
-        axis: `"channel"`, `"spatial"`, `"rows"`, `"columns"`, `"branch"`, `"element"`.
-        single: The axes that are repeated, to be kept at size one.
-        lead: Axes missing in front.
-        last: Whether channels are the last axis.
+        axis: `"channel"`, `"spatial"`, `"rows"`, `"columns"`, `"branch"`, `"image"`, `"element"`.
+        shape: What the gate multiplies: its sizes, 1 along which the gate is repeated.
+        order: These axes in the order (b, c, places …).
+        grid: Height and width into which a single axis of tokens unfolds, None if it does not.
     """
 
     axis: str
-    single: tuple[int, ...]
-    lead: int
-    last: bool
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+    grid: Grid | None = None
 
     def present(self, gate: Tensor) -> Tensor:
-        """The gate as `(b, c, 1, 1)`, `(b, 1, h, w)`, or as it is."""
-        for i in self.single:
-            if i >= self.lead and gate.stride(i - self.lead) == 0:
-                gate = gate.narrow(i - self.lead, 0, 1)
-        gate = gate.reshape(*(1,) * self.lead, *gate.shape)
-        if self.last:
-            gate = gate.movedim(-1, 1)
-        while gate.dim() < 4:
-            gate = gate.unsqueeze(-1)
-        return gate
+        """The gate as `(b, c, 1, 1)`, `(b, 1, h, w)`, or with all its axes."""
+        gate = gate.reshape(*(1,) * (len(self.shape) - gate.dim()), *gate.shape)
+        for i, size in enumerate(self.shape):
+            if size == 1 and gate.shape[i] > 1:
+                gate = gate.narrow(i, 0, 1)
+        return self.arrange(gate)
+
+    def gather(self, gradient: Tensor) -> Tensor:
+        """The gradient of an expanded gate, summed over what was expanded, as presented."""
+        lead = len(self.shape) - gradient.dim()
+        gradient = gradient.reshape(*(1,) * lead, *gradient.shape)
+        for i, size in enumerate(self.shape):
+            if size == 1 and gradient.shape[i] > 1:
+                gradient = gradient.sum(i, keepdim=True)
+        return self.arrange(gradient)
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """Axes in the order (b, c, places …), four at least."""
+        x = x.permute(self.order)
+        if self.grid is not None:
+            x = x.unflatten(-1, self.grid) if x.shape[-1] > 1 else x.unsqueeze(-1)
+        while x.dim() < 4:
+            x = x.unsqueeze(-1)
+        return x
 
     def restore(self, scale: Tensor, like: Tensor) -> Tensor:
         """A scale as presented, in the gate's own shape."""
-        dims = like.dim() + self.lead
-        while scale.dim() > max(dims, 1):
-            scale = scale.squeeze(-1)
-        if self.last:
-            scale = scale.movedim(1, -1)
-        for _ in range(self.lead):
-            scale = scale.squeeze(0)
-        return scale.expand_as(like)
+        x = scale.reshape([self.shape[i] for i in self.order])
+        x = x.permute([self.order.index(i) for i in range(len(self.order))])
+        return x.reshape(x.shape[len(self.shape) - like.dim() :]).expand_as(like)
 
 
-def arrange(gate: Tensor, other: Tensor, repeated: list[int]) -> Arrangement:
-    """Read a gate against what it multiplies: `(b, c, …)`, or `(b, …, c)` where it tells."""
-    dims, lead = other.dim(), other.dim() - gate.dim()
-    places = set(range(2, dims))
-    single, given = tuple(repeated), set(range(1, dims)) - set(repeated)
-    shape = tuple(other.shape)
-    varies = {i for i in given if shape[i] > 1}
-    if varies == {1} or (not varies and 1 in given):
-        return Arrangement("channel", single, lead, False)
-    if varies == {dims - 1} and set(range(1, dims - 1)) <= {i for i in range(dims) if i in single or
-                                                            shape[i] == 1}:  # fmt: skip
-        if dims == 3:
-            return Arrangement("channel", single, lead, True)
-        if dims > 3 and 1 in repeated and set(range(1, dims - 1)) & set(repeated):
-            return _last_axis(single, lead, dims, shape)
-    if 1 in repeated and varies <= places and (dims - 1) in varies:
-        return Arrangement("spatial", single, lead, False)
-    if dims - 1 in repeated and 1 in varies:
-        axis = "spatial" if dims == 3 or dims - 2 in varies else "rows"
-        return Arrangement(axis, single, lead, dims - 2 in varies)
-    return Arrangement("element", single, lead, False)
+def arrange(gate: Tensor, other: Tensor, repeated: list[int], image: Grid | None) -> Arrangement:
+    """Read a gate against what it multiplies.
+
+    Features are `(b, c, places …)`, or `(b, places …, c)` where the image's own proportions say
+    so, or where the gate ranges over the last axis alone.
+    """
+    lead = other.dim() - gate.dim()
+    shape = tuple(
+        1 if i in repeated or i < lead else gate.shape[i - lead] for i in range(other.dim())
+    )
+    varies = {i for i in range(1, other.dim()) if shape[i] > 1}
+    dims = other.dim()
+    if dims == 3:
+        return _tokens(shape, varies, tuple(other.shape), image)
+    last = _channels_last(varies, tuple(other.shape), image)
+    order = (0, dims - 1, *range(1, dims - 1)) if last else tuple(range(dims))
+    return Arrangement(_axis({order.index(i) for i in varies}, dims), shape, order)
 
 
-def _last_axis(
-    single: tuple[int, ...], lead: int, dims: int, shape: tuple[int, ...]
+def _axis(varies: set[int], dims: int) -> str:
+    if not varies:
+        return "image"
+    if varies == {1}:
+        return "channel"
+    if dims == 5 and 1 in varies and varies <= {1, 2}:
+        return "branch"
+    if 1 in varies and len(varies) == dims - 1:
+        return "element"
+    if 1 not in varies and len(varies) == dims - 2:
+        return "spatial"
+    return "rows" if dims - 1 not in varies else "columns"
+
+
+def _channels_last(varies: set[int], shape: tuple[int, ...], image: Grid | None) -> bool:
+    dims = len(shape)
+    if varies == {dims - 1}:
+        return shape[1] != 1
+    if varies == {1} or dims != 4:
+        return False
+    if image is None:
+        return False
+    if by_aspect(shape[2] * shape[3], image) == shape[2:]:
+        return False
+    return by_aspect(shape[1] * shape[2], image) == shape[1:3]
+
+
+def _tokens(
+    shape: tuple[int, ...], varies: set[int], other: tuple[int, ...], image: Grid | None
 ) -> Arrangement:
-    """Only the last axis varies: channels behind the places."""
-    return Arrangement("channel", single, lead, True)
+    """`(b, tokens, c)`, or `(b, c, tokens)` where only that fits the image."""
+    grids = [None if image is None else by_aspect(n, image) for n in other[1:]]
+    tokens = 2 if grids[0] is None and (grids[1] is not None or varies == {1}) else 1
+    order = (0, 1, 2) if tokens == 2 else (0, 2, 1)
+    axis = "channel" if varies == {3 - tokens} else "spatial" if varies == {tokens} else "element"
+    return Arrangement(axis if varies else "image", shape, order, grids[tokens - 1])
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """How a softmax over places is to be read when it multiplies and a sum follows.
+
+    Attributes:
+        shape: What it multiplies: its sizes, 1 along which the weights are repeated.
+        keys: The axes that sum to one.
+        rest: The others, images first.
+    """
+
+    shape: tuple[int, ...]
+    keys: tuple[int, ...]
+    rest: tuple[int, ...]
+
+    def present(self, weights: Tensor) -> Tensor:
+        """`(b, heads, 1, k)`."""
+        x = weights.reshape(*(1,) * (len(self.shape) - weights.dim()), *weights.shape)
+        for i, size in enumerate(self.shape):
+            if size == 1 and x.shape[i] > 1:
+                x = x.narrow(i, 0, 1)
+        x = x.permute(*self.rest, *self.keys)
+        x = x.flatten(len(self.rest))
+        return x.reshape(x.shape[0], -1, 1, x.shape[-1])
+
+    def restore(self, weights: Tensor, like: Tensor) -> Tensor:
+        """Weights `(b, heads, 1, k)` in their own shape."""
+        order = (*self.rest, *self.keys)
+        x = weights.reshape([self.shape[i] for i in order])
+        x = x.permute([order.index(i) for i in range(len(order))])
+        return x.reshape(x.shape[len(self.shape) - like.dim() :]).expand_as(like)
+
+
+def pooling(
+    weights: Tensor, other: Tensor, repeated: list[int], axis: int | None, size: int
+) -> Pooling | None:
+    """Read softmax weights against what they multiply; None where their axis is not among these."""
+    lead = other.dim() - weights.dim()
+    shape = tuple(
+        1 if i in repeated or i < lead else weights.shape[i - lead] for i in range(other.dim())
+    )
+    if axis is not None:
+        keys: tuple[int, ...] = (axis + lead,)
+    else:
+        keys = _run(shape, size)
+    if not keys:
+        return None
+    return Pooling(shape, keys, tuple(i for i in range(other.dim()) if i not in keys))
+
+
+def _run(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """Neighbouring axes, two or more, that hold an axis of this size between them."""
+    for first in range(1, len(shape)):
+        n = 1
+        for last in range(first, len(shape)):
+            n *= shape[last]
+            if n == size and last > first and size > 1:
+                return tuple(range(first, last + 1))
+    return ()

@@ -39,22 +39,26 @@ def geometry(calls: Sequence[Call], queries: int, keys: int) -> Geometry:
     images, image = model_input(calls)
     if image is None:
         return Geometry(images)
-    tokens = _tokens(calls)
-    known = next(
-        (int(call.module.num_prefix_tokens) for call in reversed(calls)
-         if isinstance(getattr(call.module, "num_prefix_tokens", None), int)), None
-    )  # fmt: skip
+    tokens, known = token_counts(calls), _prefix_tokens(calls)
     prefix, key = _grid(keys, tokens, image, known)
     if queries == keys:
         return Geometry(images, image, key, key, prefix)
-    query_prefix, query = _grid(queries, tokens, image, known)
+    own, query = _grid(queries, tokens, image, known) if queries > 1 else (0, None)
     if key is None and query is not None:
-        key = by_aspect(keys - query_prefix, image)
-        prefix = query_prefix
-    if query is None or queries == 1 or query_prefix != prefix:
-        query = by_aspect(queries - prefix, image) if queries > prefix and queries > 1 and (
-            queries in tokens) else None  # fmt: skip
+        # reduced keys: no module was called with as many tokens, but they lie as the image does
+        key, prefix = by_aspect(keys - own, image), own
+    if query is not None and own != prefix:
+        query = by_aspect(queries - prefix, image)
     return Geometry(images, image, query, key, prefix)
+
+
+def _prefix_tokens(calls: Sequence[Call]) -> int | None:
+    """The number of class and register tokens, where a module says it."""
+    for call in reversed(calls):
+        count = getattr(call.module, "num_prefix_tokens", None)
+        if isinstance(count, int):
+            return count
+    return None
 
 
 def model_input(calls: Sequence[Call]) -> tuple[int | None, Grid | None]:
@@ -99,7 +103,7 @@ def _grid(count: int, tokens: set[int], image: Grid, known: int | None) -> tuple
     return 0, None
 
 
-def _tokens(calls: Sequence[Call]) -> set[int]:
+def token_counts(calls: Sequence[Call]) -> set[int]:
     """The numbers of tokens that the running modules' inputs could hold."""
     found: set[int] = set()
     for call in calls:

@@ -3,36 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import torch
+from torch import nn
 
-Choose = str | Sequence[str] | Callable[[str, torch.nn.Module], bool] | None
-"""Which modules: a glob on the dotted name, a kind, several of them, or a function."""
+from attnviz.capture.edits import Edit
+from attnviz.capture.reductions import Reduction
+
+Choice = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
+"""Which modules: a glob on the dotted name, a kind, several, or `(name, module) -> bool`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """A watch's options, as given to `watch`."""
+    """A watch's options, once they are read. See `watch`."""
 
-    where: Choose = None
-    heads: int | Sequence[int] | None = None
-    to: torch.device | str | None = None
+    where: Choice = None
+    heads: tuple[int, ...] | None = None
+    to: torch.device | None = None
     dtype: torch.dtype | None = None
-    reduce: Mapping[str, Callable[..., torch.Tensor]] | None = None
-    edit: Mapping[str, object] | None = None
+    reduce: Mapping[str, Reduction] = field(default_factory=dict)
+    edit: Mapping[str, Edit] = field(default_factory=dict)
     keep_graph: bool = False
     features: bool = False
     operands: bool = False
 
-    def wants(self, kind: str, names: Sequence[str], module: torch.nn.Module) -> bool:
+    def wants(self, kind: str, names: Sequence[str], module: nn.Module) -> bool:
         """Whether a record of this kind under one of these names is asked for."""
         if self.where is None:
             return True
         if callable(self.where):
             return bool(self.where(names[0], module))
         given = [self.where] if isinstance(self.where, str) else self.where
-        return any(
-            choice == kind or any(fnmatchcase(name, choice) for name in names) for choice in given
-        )
+        return any(choice == kind or matches(choice, names) for choice in given)
+
+    def edit_of(self, names: Sequence[str]) -> tuple[str, Edit] | None:
+        """The first edit whose name or glob means one of these names."""
+        for pattern, edit in self.edit.items():
+            if matches(pattern, names):
+                return pattern, edit
+        return None
+
+
+def matches(pattern: str, names: Sequence[str]) -> bool:
+    """Whether a name or glob means one of these names, or the module that holds it."""
+    return any(fnmatchcase(name, pattern) for name in names)

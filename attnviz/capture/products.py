@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,80 +17,107 @@ aten = torch.ops.aten
 
 
 def bmm(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
-    """`(n, i, j) @ (n, j, k)`."""
+    """`(n, i, j) @ (n, j, k)`, and `(i, j) @ (j, k)`."""
     return _product(watcher, func, args, kwargs, 0, 1)
 
 
 def baddbmm(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
-    """`β · input + α · (n, i, j) @ (n, j, k)`."""
+    """`β · input + α · (n, i, j) @ (n, j, k)`, and the same with two axes."""
     return _product(watcher, func, args, kwargs, 1, 2)
-
-
-def mm(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
-    """`(i, j) @ (j, k)`, a linear layer if one side is a parameter."""
-    return _plain(watcher, func, args, kwargs, 0, 1)
-
-
-def addmm(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
-    """`β · bias + α · (i, j) @ (j, k)`."""
-    return _plain(watcher, func, args, kwargs, 1, 2)
-
-
-def _plain(watcher: Watcher, func: Any, args: Any, kwargs: Any, i: int, j: int) -> Any:
-    if watcher.is_parameter(args[j]) or watcher.is_parameter(args[i]):
-        out = func(*args, **kwargs)
-        _mixed(watcher, args[i], args[j], out)
-        return out
-    return _product(watcher, func, args, kwargs, i, j)
-
-
-def _mixed(watcher: Watcher, x: Tensor, weight: Tensor, out: Tensor) -> None:
-    """A linear layer over the heads keeps the softmax's axis, and makes new heads."""
-    tag = watcher.tags.get(x)
-    if tag is None or tag.kind not in ("softmax", "scores"):
-        if tag is not None and tag.kind == "parameter" and watcher.is_parameter(weight):
-            watcher.tags.put(out, tag)
-        return
-    last = len(tag.shape) - 1
-    if tag.axis == last or x.shape[-1] != tag.shape[last] or tag.stride[last] != 1:
-        return
-    shape = (*tag.shape[:-1], out.shape[-1])
-    if torch.Size(shape).numel() == out.numel():
-        stride = torch.empty(shape, device="meta").stride()
-        watcher.tags.put(out, Tag(tag.kind, shape, stride, tag.axis, tag.squash, tag.scores,
-                                  tag.factor, tag.raw, True))  # fmt: skip
 
 
 def _product(watcher: Watcher, func: Any, args: Any, kwargs: Any, i: int, j: int) -> Any:
     left, right = args[i], args[j]
-    for operand, other, side, query, key in (
-        (left, right, i, left.dim() - 2, left.dim() - 1),
-        (right, left, j, right.dim() - 1, right.dim() - 2),
-    ):
-        tag = watcher.tags.get(operand)
-        if tag is None or tag.kind != "softmax" or watcher.is_parameter(other):
+    parameters = watcher.is_parameter(left), watcher.is_parameter(right)
+    if any(parameters):
+        out = func(*args, **kwargs)
+        if len(watcher.tags):
+            _mixed(watcher, left, right, parameters, out)
+        return out
+    tags = watcher.tags.get(left), watcher.tags.get(right)
+    for side, operand, tag, rows in ((i, left, tags[0], -2), (j, right, tags[1], -1)):
+        if tag is None or tag.kind != "softmax":
             continue
-        replaced = watcher.recorder.attention(tag, operand, query, key, other)
+        query, key = operand.dim() + rows, operand.dim() - 3 - rows
+        values, known = (right, tags[1]) if side == i else (left, tags[0])
+        if known is not None and known.kind == "softmax" and side == i and _fits(
+            known, right, right.dim() - 2) and not _fits(tag, operand, key):  # fmt: skip
+            continue  # the right one is the attention, the left one its values
+        replaced = watcher.recorder.attention(tag, operand, query, key, values, known)
         if replaced is not None:
             args = (*args[:side], replaced, *args[side + 1 :])
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        watcher.tags.put(out, Tag("context"))
+        if replaced is not None:
+            watcher.recorder.guard(out)
+        return out
     out = func(*args, **kwargs)
-    _scored(watcher, left, right, out, float(kwargs.get("alpha", 1.0)))
+    _scored(watcher, left, right, tags, out, float(kwargs.get("alpha", 1.0)))
     return out
 
 
-def _scored(watcher: Watcher, left: Tensor, right: Tensor, out: Tensor, alpha: float) -> None:
-    """Tag a product of data with data: logits, if a softmax follows."""
-    if watcher.is_parameter(left) or watcher.is_parameter(right):
-        return
-    scale = alpha
-    for side in (left, right):
-        tag = watcher.tags.get(side)
-        if tag is not None and tag.kind == "scores":
-            watcher.recorder.linear(tag, side, out)
-            return
+def _fits(tag: Tag, operand: Tensor, key: int) -> bool:
+    """Whether the contracted axis is the one that sums to one."""
+    return tag.find(operand) == key
+
+
+def _mixed(
+    watcher: Watcher, left: Tensor, right: Tensor, parameters: tuple[bool, bool], out: Tensor
+) -> None:
+    """A linear layer over the heads keeps the softmax's axis, and makes new heads."""
+    if all(parameters):
+        tag = watcher.tags.get(left)
         if tag is not None:
-            scale *= tag.factor
+            watcher.tags.put(out, tag)
+        return
+    x, contracted = (right, right.dim() - 2) if parameters[0] else (left, left.dim() - 1)
+    tag = watcher.tags.get(x)
+    if tag is None or tag.kind not in ("softmax", "scores"):
+        return
+    size, stride = x.shape[contracted], x.stride(contracted)
+    hits = [a for a, n in enumerate(tag.shape) if n == size and tag.stride[a] == stride]
+    if not hits or tag.axis == hits[-1]:
+        return
+    rest = [a for a in range(len(tag.shape)) if a != hits[-1]]
+    made = out.shape[-2] if parameters[0] else out.shape[-1]
+    order = [-1, *rest] if parameters[0] else [*rest, -1]
+    shape = tuple(made if a < 0 else tag.shape[a] for a in order)
+    if torch.Size(shape).numel() == out.numel() and out.is_contiguous():
+        axis = None if tag.axis is None else order.index(tag.axis)
+        stride_ = _strides(shape)
+        watcher.tags.put(out, Tag(tag.kind, shape, stride_, axis, tag.squash, tag.scores,
+                                  tag.factor, None, True))  # fmt: skip
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
+
+
+def _scored(
+    watcher: Watcher,
+    left: Tensor,
+    right: Tensor,
+    tags: tuple[Tag | None, Tag | None],
+    out: Tensor,
+    alpha: float,
+) -> None:
+    """Tag a product of data with data: logits, if a softmax follows."""
+    scale = alpha
+    for tag, operand in zip(tags, (left, right), strict=True):
+        if tag is None:
+            continue
+        if tag.kind == "scores" and not tag.mixed and tag.scores is not None:
+            other = right if operand is left else left
+            watcher.recorder.linear(tag, operand, other)
+            watcher.tags.put(out, Tag("context"))
+            return
+        if tag.kind == "factor":
+            whole = operand.numel() * operand.element_size() == operand.untyped_storage().nbytes()
+            scale *= tag.factor if whole or tag.extra else nan
     keep = watcher.options.operands
     scores = Scores(
         left if keep else None,
@@ -104,6 +132,6 @@ def _scored(watcher: Watcher, left: Tensor, right: Tensor, out: Tensor, alpha: f
 RULES: dict[Any, Any] = {
     aten.bmm.default: bmm,
     aten.baddbmm.default: baddbmm,
-    aten.mm.default: mm,
-    aten.addmm.default: addmm,
+    aten.mm.default: bmm,
+    aten.addmm.default: baddbmm,
 }

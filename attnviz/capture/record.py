@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,15 +17,15 @@ Grid = tuple[int, int]
 class Windows:
     """How windows lie on an image, for attention that stays within them.
 
-    The weights' first axis holds `b · count` windows. `cells` says where the tokens of each window
-    lie on the `grid`; it already contains padding and shift.
+    The weights' first axis holds `b · count` windows.
 
     Attributes:
         count: Windows per image.
-        size: Height and width of a window, in places.
+        size: Height and width of a window, in tokens.
         grid: Height and width of the whole image, in places.
-        cells: `(count, tokens)`, the place `y · w + x` of each token, −1 where it is padding.
-        shift: By how many places the windows are shifted.
+        cells: `(count, tokens)`, the place `y · w + x` of each token on the image; shift and
+            dilation are undone, and −1 stands for padding.
+        shift: By how many places the windows are shifted, down and to the right.
     """
 
     count: int
@@ -33,6 +33,19 @@ class Windows:
     grid: Grid
     cells: Tensor
     shift: Grid = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """The tensor in the model's own graph that stands for a record's weights or scale.
+
+    Attributes:
+        tensor: What to differentiate by; for a fused kernel its output.
+        read: From the gradient of that tensor to the gradient of the weights.
+    """
+
+    tensor: Tensor
+    read: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -43,15 +56,16 @@ class Record:
         name: The module's dotted name; `name#0`, `name#1` where it was seen several times.
         kind: `"attention"` or `"gate"`.
         weights: Attention `(b, heads, q, k)`, `k` being the axis that meets the values; before
-            dropout. None for linear attention, and where `reduce=` dropped them. For windowed
-            attention `b` holds images × windows, see `windows`.
+            dropout, and after an edit. None for linear attention and where `reduce=` dropped
+            them. For windowed attention `b` holds images × windows, see `windows`.
         scale: A gate `(b, c, 1, 1)` (channel), `(b, 1, h, w)` (spatial), or as it multiplies.
         axis: For attention the axis word that sums to one: `"k"` where all is well, `"q"`,
             `"heads"` or `"b"` where it is another, None where none does. For a gate what it
-            ranges over: `"channel"`, `"spatial"`, `"branch"`, `"rows"`, `"columns"`, `"element"`.
+            ranges over: `"channel"`, `"spatial"`, `"branch"`, `"rows"`, `"columns"`, `"image"`,
+            `"element"`.
         heads: How many heads the model has (`weights` may hold the chosen ones only).
         query_grid: Height and width in places of the queries, None where unknown.
-        key_grid: The same of the keys.
+        key_grid: The same of the keys. Within windows both are the window's.
         prefix: Leading class and register tokens among queries and keys.
         how: `"fused"` (recomputed from q, k), `"qk"` (a softmax over q · k), `"direct"` (a
             softmax of something else), `"pooled"` (multiplied and summed), `"linear"` (no weights
@@ -59,24 +73,28 @@ class Record:
         exact: Whether the values are the model's own; recomputed ones are not.
         check: For recomputed weights the largest difference of A V from the kernel's output,
             relative to the largest output, on a few rows. None where it cannot be checked.
-        source: `"file.py:123"` in the model's source.
+        source: `"file.py:123"`, the line of the model's source that attends or gates.
         op: The function that made the values: `"softmax"`, `"sigmoid"`, …
         module: The class of the module.
-        softmax: Whether a softmax made the weights.
+        softmax: Whether a softmax made the values.
         double_softmax: Whether the softmax ran on the result of another one.
-        factor: By what the weights were multiplied after the softmax.
+        factor: By what the values were multiplied after their function; NaN for a tensor.
         mixed: Whether parameters mixed the heads after the softmax.
         dropout: Whether dropout followed; `weights` are from before it.
         logit_scale: What q · kᵀ was multiplied by before the softmax, None where not found.
         d_k: The width of queries and keys, None where not found.
-        row_sums: `(b, heads, q)` sums over `k`, None without weights.
-        query: `(b, heads, q, d)` with `operands=True`, None otherwise or where not found.
+        query: `(b, heads, q, d)` with `operands=True`, as they met in the product.
         key: `(b, heads, k, d)`, the same.
         windows: Where the windows lie, None for attention over the whole image.
-        features: What the gate multiplies, where asked for.
+        features: With `features=True`, what the gate multiplies, laid out as `scale` is.
         reduced: Results of `reduce=`, by name.
         images: How many images the model was given; None where not found.
+        image: Their height and width; None where the model was not given images.
         path: The source file in full.
+        origin: The dotted name of the module in which the function itself ran.
+        shape: Of the weights or the scale, also where these were dropped.
+        edited: Whether `edit=` replaced the values.
+        leaf: With `keep_graph=True`, what to differentiate by; see `gradient`.
         note: What else there is to say.
     """
 
@@ -108,35 +126,58 @@ class Record:
     features: Tensor | None = None
     reduced: Mapping[str, Tensor] = field(default_factory=dict)
     images: int | None = None
+    image: Grid | None = None
     path: str = ""
     origin: str = ""
     shape: tuple[int, ...] = ()
+    edited: bool = False
+    leaf: Leaf | None = None
     note: str = ""
 
     @property
     def row_sums(self) -> Tensor | None:
-        """`(b, heads, q)`, what each row of the weights sums to."""
+        """`(b, heads, q)`, what each row of the weights sums to; None without weights."""
         return None if self.weights is None else self.weights.sum(-1)
 
     def __repr__(self) -> str:
-        what = tuple(self.shape) or ("reduced" if self.reduced else "no weights")
-        grid = f", grid={self.key_grid[0]}×{self.key_grid[1]}" if self.key_grid else ""
-        return f"Record({self.name!r}, {self.kind}, {what}, {self.axis}, {self.how}{grid})"
+        what = "×".join(map(str, self.shape)) or "no weights"
+        grid = f", grid {self.key_grid[0]}×{self.key_grid[1]}" if self.key_grid else ""
+        return f"Record({self.name!r}, {self.kind} {what}, {self.axis}, {self.how}{grid})"
 
-    def on_image(self, values: Tensor) -> Tensor:
-        """Values per key, window by window, laid onto the image they came from.
+    def with_grid(self, query: Grid | None, key: Grid | None = None, prefix: int = 0) -> Record:
+        """The same record with grids that only the caller knows; keys as queries if not given."""
+        return replace(self, query_grid=query, key_grid=key or query, prefix=prefix)
+
+    def gradient(self, outputs: Tensor) -> Tensor:
+        """`∂ Σ outputs / ∂ weights` (or `/ ∂ scale`), in the shape of the record.
+
+        For a fused kernel it is `∂/∂O Vᵀ`, exact though the kernel never held the weights.
 
         Args:
-            values: `(b · count, …, tokens)`, one value per token of each window.
+            outputs: What to explain, with its graph; it is summed. Each image's entry depends on
+                that image's weights only.
+
+        Raises:
+            InputError: The watch did not keep the graph, or the outputs do not depend on this.
+        """
+        return gradients([self], outputs)[0]
+
+    def on_image(self, values: Tensor) -> Tensor:
+        """Values per token of each window, laid onto the image that the windows were cut from.
+
+        Args:
+            values: `(b · count, …, tokens)`.
 
         Returns:
-            `(b, …, h, w)`; the windows lie where they were cut out, shift and padding undone.
+            `(b, …, h, w)`, shift and padding undone; zero where no window lies.
 
         Raises:
             InputError: The record has no windows.
         """
         if self.windows is None:
-            raise InputError(f"{self.name!r} is not windowed: its values need no mapping back")
+            raise InputError(
+                f"on_image: {self.name!r} has no windows; its keys lie on key_grid as they are"
+            )
         count, (h, w) = self.windows.count, self.windows.grid
         values = values.unflatten(0, (-1, count)).movedim(1, -2).flatten(-2)
         cells = self.windows.cells.flatten().to(values.device)
@@ -144,3 +185,39 @@ class Record:
         out = torch.zeros((*values.shape[:-1], h * w), dtype=values.dtype, device=values.device)
         out[..., cells[kept]] = values[..., kept]
         return out.unflatten(-1, (h, w))
+
+
+def gradients(records: Iterable[Record], outputs: Tensor) -> tuple[Tensor, ...]:
+    """`∂ Σ outputs / ∂ weights` of several records, by one backward pass.
+
+    Args:
+        records: Records of a watch with `keep_graph=True`.
+        outputs: What to explain, with its graph; it is summed.
+
+    Returns:
+        One tensor per record, in the shape of its weights or its scale.
+
+    Raises:
+        InputError: A record without a graph, or on which the outputs do not depend.
+    """
+    listed = list(records)
+    leaves: list[Leaf] = []
+    for record in listed:
+        if record.leaf is None or not record.leaf.tensor.requires_grad:
+            raise InputError(
+                f"gradient: {record.name!r} has no graph; run the model with gradients enabled "
+                "inside watch(model, keep_graph=True)"
+            )
+        leaves.append(record.leaf)
+    if not outputs.requires_grad:
+        raise InputError("gradient: expected outputs with their graph, got a tensor without one")
+    slopes = torch.autograd.grad(
+        outputs.sum(), [leaf.tensor for leaf in leaves], retain_graph=True, allow_unused=True
+    )
+    for record, slope in zip(listed, slopes, strict=True):
+        if slope is None:
+            raise InputError(
+                f"gradient: the outputs do not depend on {record.name!r}; "
+                "were they computed within the same watch?"
+            )
+    return tuple(leaf.read(slope) for leaf, slope in zip(leaves, slopes, strict=True))

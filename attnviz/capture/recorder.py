@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnviz.capture import fused as fusion
-from attnviz.capture.gating import arrange
-from attnviz.capture.grids import geometry
+from attnviz.capture import reductions
+from attnviz.capture.edits import checked
+from attnviz.capture.fused import Fused
+from attnviz.capture.gating import arrange, pooling
+from attnviz.capture.grids import Geometry, geometry, token_counts
 from attnviz.capture.layout import Layout, layout
 from attnviz.capture.places import Call, Place
-from attnviz.capture.record import Record
+from attnviz.capture.record import Leaf, Record
 from attnviz.capture.seen import Capture
 from attnviz.capture.tags import Squash, Tag
+from attnviz.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from attnviz.capture.dispatch import Watcher
+
+_CHUNK = 1 << 19  # weights computed at once where only a reduction is kept; they stay in the cache
 
 
 class Recorder:
@@ -27,126 +36,531 @@ class Recorder:
         self.watcher = watcher
         self.options = watcher.options
         self.seen = seen
+        self.edited: set[str] = set()
+        self.passed_over: list[str] = []
         self._made: list[Squash] = []
+        self._guarded: list[Tensor] = []
+        self._summed: set[int] = set()
+        self._pooled: dict[int, tuple[Tag, Tensor, Tensor, list[int]]] = {}
+
+    # what the rules report -------------------------------------------------------------------
 
     def made(self, squash: Squash) -> None:
         """Remember a softmax or a gate until it is seen to be used."""
         self._made.append(squash)
 
     def attention(
-        self, tag: Tag, operand: Tensor, query: int, key: int, values: Tensor
+        self, tag: Tag, operand: Tensor, query: int, key: int, values: Tensor, known: Tag | None
     ) -> Tensor | None:
         """A softmax's result meets values. Returns what shall take its place, if edited."""
         squash = tag.squash
-        calls = self.watcher.calls()
-        if squash is None or not calls:
+        if squash is None:
             return None
         squash.used = True
-        where = squash.place
-        name, module = self._name(where, calls)
-        if not self.options.wants("attention", (name, where.name), module):
+        feature_map = known is not None and known.kind == "context" and squash.scores is None
+        if feature_map and tag.find(operand) == key:
+            return None  # linear attention's queries, softmaxed over channels, meet their context
+        calls = self.watcher.calls()
+        name, module = self._name(squash.place, calls)
+        if not self._chosen("attention", name, squash.place, module):
             return None
         shape = geometry(calls, operand.shape[query], operand.shape[key])
         read = layout(operand, query, key, tag, module, shape.images)
-        weights = read.present(_before_dropout(tag, operand))
+        with self._graph():
+            raw = _before_dropout(tag, operand)
+            weights = read.present(raw)
         found = squash.scores
-        self._keep(Record(
+        record = Record(
             name, "attention", weights, None, _axis_word(tag, operand, query, key, read),
-            weights.shape[1], shape.query, shape.key, shape.prefix,
-            "direct" if found is None else "qk", True, None, where.source, squash.op,
-            type(module).__name__, double_softmax=squash.twice, factor=tag.factor,
-            mixed=tag.mixed, dropout=tag.raw is not None,
-            logit_scale=None if found is None else found.scale,
+            weights.shape[1], op=squash.op, how="direct" if found is None else "qk",
+            double_softmax=squash.twice, factor=tag.factor, mixed=tag.mixed,
+            dropout=tag.raw is not None, logit_scale=squash.logit_scale,
             d_k=None if found is None else found.width,
-            query=None if found is None else _operand(found.query, weights),
-            key=None if found is None else _operand(found.key, weights),
-            images=shape.images, path=where.path, origin=where.name,
-        ))  # fmt: skip
-        return None
+            query=None if found is None else _operand(found.query, weights, -2),
+            key=None if found is None else _operand(found.key, weights, -1),
+            leaf=self._leaf(raw, read.present),
+        )  # fmt: skip
+        record = self._placed(record, squash.place, module, shape, weights)
+        again = operand.storage_offset() in squash.numbers
+        return self._finish(record, squash, operand, read.restore, keep=not again)
 
-    def fused(self, fused: fusion.Fused, output: Tensor) -> Tensor | None:
+    def fused(self, fused: Fused, output: Tensor) -> Tensor | None:
         """A fused kernel has run. Returns what shall take its output's place, if edited."""
-        calls = self.watcher.calls()
         where = self.watcher.place()
-        if where is None:
+        if where is None or not self._chosen("attention", where.name, where, where.module):
             return None
-        name, module = where.name, where.module
-        if not self.options.wants("attention", (name,), module):
-            return None
-        shape = geometry(calls, fused.query.shape[-2], fused.key.shape[-2])
-        weights = fusion.weights(fused)
-        keep = self.options.operands
-        self._keep(Record(
-            name, "attention", weights, None, "k", weights.shape[1], shape.query, shape.key,
-            shape.prefix, "fused", False, fusion.discrepancy(fused, weights, output),
-            where.source, "scaled_dot_product_attention", type(module).__name__,
-            dropout=fused.dropout > 0, logit_scale=fused.scale, d_k=fused.query.shape[-1],
-            query=fused.query.detach() if keep else None,
-            key=fused.key.detach() if keep else None,
-            images=shape.images, path=where.path, origin=where.name,
-        ))  # fmt: skip
-        return None
-
-    def gate(self, tag: Tag, gate: Tensor, other: Tensor, repeated: list[int]) -> Tensor | None:
-        """A gate is laid over features. Returns what shall take its place, if edited."""
-        squash = tag.squash
         calls = self.watcher.calls()
-        if squash is None or not calls:
+        q, k = fused.query.shape[-2], fused.key.shape[-2]
+        shape = geometry(calls, q, k)
+        keep = self.options.operands
+        record = Record(
+            where.name, "attention", None, None, "k", fused.query.shape[-3], how="fused",
+            exact=False, op="scaled_dot_product_attention", dropout=fused.dropout > 0,
+            logit_scale=fused.scale, d_k=fused.query.shape[-1],
+            query=fused.query if keep else None, key=fused.key if keep else None,
+            leaf=self._leaf(output, lambda slope: fusion.slope(fused, slope)),
+        )  # fmt: skip
+        record = self._placed(record, where, where.module, shape, None)
+        edit = self._edit(record, where)
+        if edit is None and self._only_reduced(record, fused, output):
             return None
-        squash.used = True
-        where = squash.place
-        name, module = self._name(where, calls)
-        if not self.options.wants("gate", (name, where.name), module):
+        with self._graph():
+            weights = fusion.weights(fused)
+        check = fusion.discrepancy(fused, output, weights.detach())
+        record = replace(
+            self._windowed(record, weights.shape, shape.images), weights=weights, check=check
+        )
+        if edit is None:
+            self._keep(record)
             return None
-        read = arrange(gate, other, repeated)
-        self._keep(Record(
-            name, "gate", None, read.present(gate), read.axis, how="gate", source=where.source,
-            op=squash.op, module=type(module).__name__, softmax=squash.op == "softmax",
-            factor=tag.factor, features=other.detach() if self.options.features else None,
-            images=other.shape[0], path=where.path, origin=where.name,
-        ))  # fmt: skip
-        return None
+        edited = self._edited(record, edit)
+        assert edited.weights is not None
+        self._keep(edited)
+        return fusion.applied(fused, edited.weights, output)
 
-    def linear(self, tag: Tag, operand: Tensor, out: Tensor) -> None:
-        """A product of products, without a softmax between."""
+    def projected(
+        self, fused: Fused, output: Tensor, finished: Callable[[Tensor, Any], Tensor]
+    ) -> Tensor | None:
+        """A kernel that projects, too. `finished` makes its output from A V of some rows."""
+        where = self.watcher.place()
+        if where is None or not self._chosen("attention", where.name, where, where.module):
+            return None
+        shape = geometry(self.watcher.calls(), fused.query.shape[-2], fused.key.shape[-2])
+        weights = fusion.weights(fused)
+
+        def out(weights: Tensor, rows: Any) -> Tensor:
+            mixed = weights[..., rows, :].to(fused.value.dtype) @ fused.value
+            return finished(mixed.transpose(1, 2).flatten(2), rows)
+
+        rows = fusion.some_rows(weights.shape[-2])
+        own = output[:, rows]
+        difference = (out(weights, rows) - own).abs().max()
+        record = Record(
+            where.name, "attention", weights, None, "k", weights.shape[1], how="fused",
+            exact=False, check=float(difference / own.abs().max().clamp_min(1e-30)),
+            op="fast path", logit_scale=fused.scale, d_k=fused.query.shape[-1],
+            query=fused.query if self.options.operands else None,
+            key=fused.key if self.options.operands else None,
+        )  # fmt: skip
+        record = self._placed(record, where, where.module, shape, weights)
+        edit = self._edit(record, where)
+        if edit is None:
+            self._keep(record)
+            return None
+        record = self._edited(record, edit)
+        assert record.weights is not None
+        self._keep(record)
+        return torch.empty_like(output).copy_(out(record.weights, slice(None)))
+
+    def nested(self) -> None:
+        """A kernel ran on nested tensors, whose rows have no common length."""
+        where = self.watcher.place()
+        if where is None or not self._chosen("attention", where.name, where, where.module):
+            return
+        record = Record(where.name, "attention", axis="k", how="fused", exact=False, op="fast path",
+                        note="nested tensors: build the encoder with "
+                             "enable_nested_tensor=False to see their weights")  # fmt: skip
+        self._refuse_edit(record, where)
+        self._keep(self._placed(record, where, where.module, Geometry(), None))
+
+    def gate(
+        self, tag: Tag, gate: Tensor, other: Tensor, repeated: list[int]
+    ) -> tuple[Tensor | None, Tag | None]:
+        """A gate is laid over features.
+
+        Returns:
+            What shall take its place, if edited; and a tag for the product, if a sum over it
+            would make this pooled attention.
+        """
+        squash = tag.squash
+        if squash is None:
+            return None, None
+        squash.used = True
+        calls = self.watcher.calls()
+        name, module = self._name(squash.place, calls)
+        shape = geometry(calls, 0, 0)
+        offset = gate.storage_offset()
+        weighted: Tag | None = None
+        pool = None
+        if squash.op == "softmax" and tag.axis is not None:
+            size = tag.shape[tag.axis]
+            pool = pooling(gate, other, repeated, tag.find(gate), size)
+        kind = "gate"
+        if pool is not None:
+            number = len(self.seen)
+            weighted = Tag("weighted", extra=(number, pool.keys))
+            kind = "attention" if len(repeated) == 1 else "gate"
+        elif squash.op == "softmax" and repeated:
+            return self._branch(tag, gate, other, name, module, shape), None
+        if not self._chosen(kind, name, squash.place, module):
+            return None, None
+        again = offset in squash.numbers
+        if kind == "attention" and pool is not None:
+            with self._graph():
+                weights = pool.present(_before_dropout(tag, gate))
+            keys = geometry(calls, 1, weights.shape[-1])
+            record = Record(
+                name, "attention", weights, None, "k", weights.shape[1], how="pooled",
+                op=squash.op, factor=tag.factor, mixed=tag.mixed, dropout=tag.raw is not None,
+                leaf=self._leaf(gate, pool.present),
+            )  # fmt: skip
+            record = self._placed(record, squash.place, module, keys, weights)
+            if not again:
+                self._pooled[number] = (tag, gate, other, repeated)
+            return self._finish(record, squash, gate, pool.restore, keep=not again), weighted
+        record, restore = self._gate_record(tag, gate, other, repeated, name, shape)
+        record = self._placed(record, squash.place, module, shape, None)
+        if weighted is not None and not again:
+            self._pooled[number] = (tag, gate, other, repeated)
+        return self._finish(record, squash, gate, restore, keep=not again), weighted
+
+    def pooled(self, tag: Tag, axes: set[int]) -> None:
+        """What a softmax weighted is summed over some axes: attention, if they are its own."""
+        number, keys = tag.extra
+        if not set(keys) <= axes or number not in self._pooled:
+            return
+        self._summed.add(number)
+        record = self.seen._records[number]
+        if record.kind == "attention" or record.axis == "branch" or record.scale is None:
+            return
+        old, gate, other, repeated = self._pooled[number]
+        assert old.axis is not None
+        pool = pooling(gate, other, repeated, old.find(gate), old.shape[old.axis])
+        if pool is None:
+            return
+        weights = pool.present(gate)
+        shape = geometry(self.watcher.calls(), 1, weights.shape[-1])
+        self._keep(replace(
+            record, kind="attention", weights=weights, scale=None, axis="k", how="pooled",
+            heads=weights.shape[1], key_grid=shape.key, prefix=shape.prefix, features=None,
+        ), number)  # fmt: skip
+
+    def linear(self, tag: Tag, operand: Tensor, other: Tensor) -> None:
+        """A product of a product, without a softmax between."""
+        scores = tag.scores
+        where = self.watcher.place()
+        if scores is None or where is None or operand.dim() < 2:
+            return
+        calls = self.watcher.calls()
+        rows, columns = scores.shape[-2:]
+        plain = scores.width < min(rows, columns) or (
+            rows == columns and rows in token_counts(calls) and scores.width != rows
+        )
+        if not self._chosen("attention", where.name, where, where.module):
+            return
+        shape = geometry(calls, rows, columns)
+        if not plain:
+            record = Record(where.name, "attention", how="linear", op="product", softmax=False,
+                            note="q (kᵀ v): no weights exist")  # fmt: skip
+            self._refuse_edit(record, where)
+            self._keep(self._placed(record, where, where.module, replace(
+                shape, query=None, key=None, prefix=0), None))  # fmt: skip
+            return
+        weights = operand.detach()
+        weights = weights.reshape(-1, 1, *weights.shape[-2:])
+        factor = None if tag.factor != tag.factor else scores.scale * tag.factor
+        record = Record(
+            where.name, "attention", weights, None, None, how="unnormalised", op="product",
+            softmax=False, logit_scale=factor, d_k=scores.width,
+            note="q · kᵀ reaches the values without a softmax",
+        )  # fmt: skip
+        self._refuse_edit(record, where)
+        self._keep(self._placed(record, where, where.module, shape, weights))
+
+    def guard(self, output: Tensor) -> None:
+        """Let a backward pass through an edit fail: it would be that of the model unedited."""
+        self._flush()
+        if torch.is_grad_enabled():
+            self._guarded.append(output)
 
     def finish(self) -> None:
-        """Close the books."""
+        """Close the books of one forward pass."""
+        self._flush()
+        for number, (tag, gate, other, repeated) in self._pooled.items():
+            record = self.seen._records[number]
+            if number not in self._summed and record.kind == "attention":
+                shape = Geometry(record.images, record.image)
+                made, _ = self._gate_record(tag, gate, other, repeated, record.name, shape)
+                self._keep(replace(
+                    record, kind="gate", scale=made.scale, weights=None, axis=made.axis,
+                    how="gate", heads=1, query_grid=None, key_grid=None, prefix=0, reduced={},
+                ), number)  # fmt: skip
+        self.seen.unused = [self._unused(squash) for squash in self._made if _matters(squash)]
         self._made.clear()
+        self._pooled.clear()
+        self._summed.clear()
+        for reduction in self.options.reduce.values():
+            if isinstance(reduction, reductions.Rollout):
+                reduction.reset()
 
-    def _name(self, where: Place, calls: list[Call]) -> tuple[str, torch.nn.Module]:
+    # how a record is made --------------------------------------------------------------------
+
+    def _name(self, where: Place, calls: list[Call]) -> tuple[str, nn.Module]:
         """The module that attends: an activation's own module lends its parent's name."""
         module = where.module
-        plain = not any(True for _ in module.children()) and not module._parameters
-        if not plain or calls[0].module is module or not where.name:
+        plain = not module._modules and not module._parameters
+        if not plain or not where.name or (calls and calls[0].module is module):
             return where.name, module
         parent = where.name.rpartition(".")[0]
-        return parent, self.watcher.model.get_submodule(parent)
+        return parent, self.watcher.modules[parent]
 
-    def _keep(self, record: Record) -> None:
-        changes: dict[str, Any] = {"name": record.name or type(self.watcher.model).__name__}
-        for field in ("weights", "scale", "query", "key"):
+    def _chosen(self, kind: str, name: str, where: Place, module: nn.Module) -> bool:
+        chosen = self.options.wants(kind, self._names(name, where), module)
+        if not chosen:
+            self.passed_over.append(name or self._root)
+        return chosen
+
+    def _names(self, name: str, where: Place) -> tuple[str, ...]:
+        return (name or self._root, where.name or self._root)
+
+    @property
+    def _root(self) -> str:
+        return type(self.watcher.model).__name__
+
+    def _placed(
+        self, record: Record, where: Place, module: nn.Module, shape: Geometry,
+        weights: Tensor | None,
+    ) -> Record:  # fmt: skip
+        record = replace(
+            record, name=record.name or self._root, source=where.source, path=where.path,
+            origin=where.name or self._root, module=type(module).__name__, images=shape.images,
+            image=shape.image, query_grid=shape.query, key_grid=shape.key, prefix=shape.prefix,
+        )  # fmt: skip
+        return record if weights is None else self._windowed(record, weights.shape, shape.images)
+
+    def _windowed(self, record: Record, sizes: Sequence[int], images: int | None) -> Record:
+        """Windows, where as many of them were cut as these weights have, and more than images."""
+        b, _, q, k = sizes
+        if images is None or b == images or q > k or (k - q > 1 and q > 1):
+            return record
+        windows = self.watcher.windows.find(b, k) or self.watcher.windows.find(b, q)
+        if windows is None or b != images * windows.count:
+            return record
+        prefix = k - windows.size[0] * windows.size[1]
+        query = windows.size if q == k else None
+        return replace(
+            record, windows=windows, query_grid=query, key_grid=windows.size, prefix=prefix
+        )
+
+    def _gate_record(
+        self, tag: Tag, gate: Tensor, other: Tensor, repeated: list[int], name: str,
+        shape: Geometry,
+    ) -> tuple[Record, Callable[[Tensor, Tensor], Tensor]]:  # fmt: skip
+        squash = tag.squash
+        assert squash is not None
+        read = arrange(gate, other, repeated, shape.image)
+        with self._graph():
+            scale = read.present(gate)
+        features = read.arrange(other) if self.options.features else None
+        record = Record(
+            name, "gate", None, scale, read.axis, how="gate", op=squash.op,
+            softmax=squash.op == "softmax", factor=tag.factor, features=features,
+            leaf=self._leaf(gate, read.gather),
+        )  # fmt: skip
+        return record, read.restore
+
+    def _branch(
+        self, tag: Tag, gate: Tensor, other: Tensor, name: str, module: nn.Module, shape: Geometry
+    ) -> Tensor | None:
+        """One branch's part of a softmax over branches: one record for all of them."""
+        squash = tag.squash
+        assert squash is not None
+        if not self._chosen("gate", name, squash.place, module):
+            return None
+        whole = gate.as_strided(tag.shape, tag.stride, 0)
+        record = Record(
+            name, "gate", None, whole, "branch", how="gate", op="softmax", factor=tag.factor,
+            features=other if self.options.features else None,
+        )  # fmt: skip
+        record = self._placed(record, squash.place, module, replace(shape, key=None), None)
+
+        def restore(values: Tensor, like: Tensor) -> Tensor:
+            return values.contiguous().as_strided(like.shape, like.stride(), like.storage_offset())
+
+        return self._finish(record, squash, gate, restore, keep=not squash.numbers)
+
+    def _finish(
+        self, record: Record, squash: Squash, operand: Tensor,
+        restore: Callable[[Tensor, Tensor], Tensor], *, keep: bool,
+    ) -> Tensor | None:  # fmt: skip
+        """Edit where asked, keep what was applied; the edited operand, if any."""
+        edit = self._edit(record, squash.place)
+        if edit is not None:
+            if record.dropout:
+                raise UnsupportedError(
+                    f"edit of {record.name!r}: dropout follows its weights, and an edit would "
+                    "undo it; call model.eval() or set the dropout to 0"
+                )
+            record = self._edited(record, edit)
+        if keep:
+            squash.numbers[operand.storage_offset()] = len(self.seen)
+            self._keep(record)
+        if edit is None:
+            return None
+        values = record.weights if record.kind == "attention" else record.scale
+        assert values is not None
+        return restore(values, operand).to(operand.dtype)
+
+    def _edit(self, record: Record, where: Place) -> Any:
+        if not self.options.edit:
+            return None
+        count = sum(other.name == record.name for other in self.seen._records)
+        names = (*self._names(record.name, where), f"{record.name}#{count}")
+        found = self.options.edit_of(names)
+        if found is None:
+            return None
+        self.edited.add(found[0])
+        return found[1]
+
+    def _refuse_edit(self, record: Record, where: Place) -> None:
+        if self._edit(record, where) is not None:
+            raise UnsupportedError(
+                f"edit of {record.name!r}: it holds no weights to replace "
+                f"({record.how}{': ' + record.note if record.note else ''}); "
+                "choose another module, or edit its gates"
+            )
+
+    def _edited(self, record: Record, edit: Any) -> Record:
+        if record.weights is not None:
+            weights = checked(edit, record.weights.detach(), record)
+            return replace(record, weights=weights, edited=True, leaf=None)
+        assert record.scale is not None
+        return replace(record, scale=checked(edit, record.scale.detach(), record), edited=True,
+                       leaf=None)  # fmt: skip
+
+    def _only_reduced(self, record: Record, fused: Fused, output: Tensor) -> bool:
+        """Reduce a fused kernel's weights a few queries at a time, if its reductions allow."""
+        asked = self.options.reduce
+        if not asked or any(way not in reductions.BY_CHUNKS for way in asked.values()):
+            return False
+        if self.options.heads is not None:
+            return False
+        parts: dict[str, list[Tensor]] = {name: [] for name in asked}
+        q, k = fused.query.shape[-2], fused.key.shape[-2]
+        first = all(reductions.BY_CHUNKS[way] == "first" for way in asked.values())
+        step = 1 if first else max(1, min(q, _CHUNK // max(1, fused.query.shape[:-2].numel() * k)))
+        for start in range(0, 1 if first else q, step):
+            chunk = slice(start, min(q, start + step))
+            part = replace(record, weights=fusion.weights(fused, chunk))
+            for name, way in asked.items():
+                if start and reductions.BY_CHUNKS[way] == "first":
+                    continue
+                value = way(part)
+                assert value is not None
+                if reductions.BY_CHUNKS[way] == "mean":
+                    value = value * ((chunk.stop - chunk.start) / q)
+                parts[name].append(value)
+        reduced = {name: _joined(asked[name], values) for name, values in parts.items()}
+        shape = (*fused.query.shape[:-1], k)
+        record = self._windowed(record, shape, record.images)
+        check = None if self.watcher.trusted else fusion.discrepancy(fused, output)
+        self._store(replace(record, check=check, shape=shape), reduced)
+        return True
+
+    # how a record is kept --------------------------------------------------------------------
+
+    def _keep(self, record: Record, number: int | None = None) -> None:
+        values = record.weights if record.kind == "attention" else record.scale
+        record = replace(record, shape=() if values is None else tuple(values.shape))
+        reduced: dict[str, Tensor] = {}
+        if record.weights is not None and self.options.heads is not None:
+            record = replace(record, weights=record.weights[:, list(self.options.heads)])
+        if self.options.reduce:
+            plain = replace(record, weights=_detached(record.weights),
+                            scale=_detached(record.scale))  # fmt: skip
+            for name, way in self.options.reduce.items():
+                value = way(plain)
+                if value is not None:
+                    reduced[name] = value
+            record = replace(record, weights=None)
+        self._store(record, reduced, number)
+
+    def _store(self, record: Record, reduced: dict[str, Tensor], number: int | None = None) -> None:
+        keep_graph = self.options.keep_graph
+        changes: dict[str, Any] = {}
+        for field in ("weights", "scale", "query", "key", "features"):
             tensor = getattr(record, field)
-            if tensor is None:
+            if tensor is not None:
+                changes[field] = self._moved(tensor if keep_graph else tensor.detach())
+        if reduced:
+            changes["reduced"] = {name: self._moved(value) for name, value in reduced.items()}
+            self._forget_rollout(reduced)
+        if record.name == "":
+            changes["name"] = self._root
+        record = replace(record, **changes)
+        if number is None:
+            self.seen._add(record)
+        else:
+            self.seen._set(number, record)
+
+    def _forget_rollout(self, reduced: dict[str, Tensor]) -> None:
+        """Only the last layer keeps the product of all of them."""
+        for name, way in self.options.reduce.items():
+            if not isinstance(way, reductions.Rollout) or name not in reduced:
                 continue
-            tensor = tensor.detach()
-            if field == "weights":
-                changes["shape"] = tuple(tensor.shape)
-                if self.options.heads is not None:
-                    chosen = self.options.heads
-                    tensor = tensor[:, [chosen] if isinstance(chosen, int) else list(chosen)]
-            elif field == "scale":
-                changes["shape"] = tuple(tensor.shape)
-            if self.options.to is not None or self.options.dtype is not None:
-                tensor = tensor.to(device=self.options.to, dtype=self.options.dtype)
-            changes[field] = tensor
-        self.seen._add(_with(record, changes))
+            for number, earlier in enumerate(self.seen._records):
+                value = earlier.reduced.get(name)
+                if value is not None and value.shape == reduced[name].shape:
+                    kept = {key: v for key, v in earlier.reduced.items() if key != name}
+                    self.seen._set(number, replace(earlier, reduced=kept))
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        if self.options.to is None and self.options.dtype is None:
+            return tensor
+        with self._graph():
+            return tensor.to(device=self.options.to, dtype=self.options.dtype)
+
+    def _graph(self) -> Any:
+        """Within a rule nothing is differentiated; this opens the graph again, where asked."""
+        if self.options.keep_graph and torch.is_grad_enabled():
+            return torch._C._RestorePythonTLSSnapshot()
+        return nullcontext()
+
+    def _leaf(self, tensor: Tensor, read: Callable[[Tensor], Tensor]) -> Leaf | None:
+        return Leaf(tensor, read) if self.options.keep_graph else None
+
+    def _flush(self) -> None:
+        for output in self._guarded:
+            if output.requires_grad and not output.is_leaf:
+                output.register_hook(_refuse_gradient)
+        self._guarded.clear()
+
+    def _unused(self, squash: Squash) -> Record:
+        where = squash.place
+        return Record(
+            where.name or self._root, "gate" if squash.op != "softmax" else "attention",
+            source=where.source, path=where.path, op=squash.op, shape=squash.shape,
+            softmax=squash.op == "softmax", origin=where.name or self._root,
+            module=type(where.module).__name__, how="not applied",
+            note="computed, and never multiplied with data",
+        )  # fmt: skip
 
 
-def _with(record: Record, changes: dict[str, Any]) -> Record:
-    from dataclasses import replace
+def _matters(squash: Squash) -> bool:
+    """Whether an unused result looks as if it was meant for something."""
+    if squash.used:
+        return False
+    if squash.op == "softmax":
+        return squash.scores is not None
+    return len(squash.shape) == 4 and (squash.shape[2:] == (1, 1) or squash.shape[1] == 1)
 
-    return replace(record, **changes)
+
+def _refuse_gradient(_: Tensor) -> None:
+    raise UnsupportedError(
+        "backward through an edited watch: the gradients would be those of the model unedited; "
+        "run it under torch.no_grad()"
+    )
+
+
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
+
+
+def _joined(way: Any, values: list[Tensor]) -> Tensor:
+    how = reductions.BY_CHUNKS[way]
+    if how == "first":
+        return values[0]
+    return torch.stack(values).sum(0) if how == "mean" else torch.cat(values, -1)
 
 
 def _before_dropout(tag: Tag, operand: Tensor) -> Tensor:
@@ -170,12 +584,12 @@ def _axis_word(tag: Tag, operand: Tensor, query: int, key: int, read: Layout) ->
     size = tag.shape[tag.axis]
     if read.heads is not None and read.leading[read.heads] == size:
         return "heads"
-    return "b"
+    return "b" if size in read.leading else None
 
 
-def _operand(tensor: Tensor | None, weights: Tensor) -> Tensor | None:
+def _operand(tensor: Tensor | None, weights: Tensor, axis: int) -> Tensor | None:
     """Queries or keys `(n, tokens, d)` as `(b, heads, tokens, d)`, where that fits."""
-    if tensor is None:
+    if tensor is None or tensor.shape[-2] != weights.shape[axis]:
         return None
     b, heads = weights.shape[:2]
     lead = tensor.shape[:-2].numel()

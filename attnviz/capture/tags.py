@@ -9,6 +9,7 @@ tagged.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import isnan
 from typing import Any
 
 import torch
@@ -36,32 +37,41 @@ class Scores:
     scale: float
     width: int
     shape: tuple[int, ...]
-    place: Place | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Squash:
-    """One run of a softmax or a gate's function, whatever becomes of its result.
+    """One run of a softmax or of a gate's function, whatever becomes of its result.
 
     Attributes:
         op: Its name, such as `"softmax"` or `"sigmoid"`.
         place: Who ran it, and where in the source.
-        scores: The q · k it was computed from, if it was.
-        used: Whether its result met data in a product.
-        source: The input's storage, to tell x · σ(x) from a gate.
         shape: The result's shape.
+        scores: The q · k it was computed from, if it was.
+        factor: What these were multiplied by in between; NaN if by a tensor.
         twice: Whether its input was itself a softmax's result.
+        outer: Whether its input was a sum or product of broadcast tensors, as in BAM.
+        used: Whether its result met data in a product.
+        numbers: The records made of it, by storage offset: a softmax may be used in parts.
     """
 
     op: str
     place: Place
     shape: tuple[int, ...]
     scores: Scores | None = None
-    used: bool = False
-    source: int = 0
+    factor: float = 1.0
     twice: bool = False
     outer: bool = False
-    number: int = -1
+    used: bool = False
+    numbers: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def logit_scale(self) -> float | None:
+        """What q · k was multiplied by in all, None where it is not a known number."""
+        if self.scores is None:
+            return None
+        scale = self.scores.scale * self.factor
+        return None if isnan(scale) else scale
 
 
 @dataclass(slots=True)
@@ -69,15 +79,19 @@ class Tag:
     """What a storage holds.
 
     Attributes:
-        kind: `"softmax"`, `"gate"`, `"scores"`, `"parameter"`, `"factor"`, `"dropout"`, …
+        kind: `"softmax"`, `"gate"`, `"scores"`, `"parameter"`, `"factor"` (multiplied by a
+            number), `"dropout"` (a mask), `"weighted"` (softmax × data), `"outer"`, `"clip"`
+            (between 0 and 6), `"exp"`, `"total"` (a sum of those), `"context"` (softmax @ data),
+            `"moved"` (rolled or padded).
         shape: Sizes of the tensor as it was written.
         stride: Its strides, the same.
-        axis: Which of its dimensions sums to one; None where none does.
+        axis: Which of its dimensions sums to one; None where none does or it was lost.
         squash: The function that made it.
         scores: The data product that made it.
         factor: By which number it was multiplied since.
         raw: The tensor before dropout, where dropout followed.
-        mixed: Whether parameters have mixed its heads since.
+        mixed: Whether parameters have mixed its heads, or data was added, since.
+        extra: What else its kind needs.
     """
 
     kind: str
@@ -89,7 +103,7 @@ class Tag:
     factor: float = 1.0
     raw: Tensor | None = None
     mixed: bool = False
-    extra: Any = field(default=None)
+    extra: Any = None
 
     def find(self, view: Tensor) -> int | None:
         """The dimension of a view that is this tag's axis, None if it was lost."""
@@ -99,7 +113,7 @@ class Tag:
         if shape == self.shape and stride == self.stride:
             return self.axis
         size, step = self.shape[self.axis], self.stride[self.axis]
-        hits = [i for i, n in enumerate(shape) if n == size and (stride[i] == step)]
+        hits = [i for i, n in enumerate(shape) if n == size and stride[i] == step]
         return hits[-1] if hits else None
 
     def on(self, tensor: Tensor, axis: int | None, **changes: Any) -> Tag:
@@ -117,7 +131,7 @@ class Tags:
 
     def __init__(self) -> None:
         self._tags: dict[int, Tag] = {}
-        self._alive: dict[int, Any] = {}
+        self._alive: dict[int, int] = {}
         self._limit = _SWEEP
 
     def __len__(self) -> int:

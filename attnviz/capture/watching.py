@@ -2,31 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
+import torch
 from torch import nn
 
 from attnviz.capture.dispatch import Watcher
-from attnviz.capture.options import Choose, Options
+from attnviz.capture.edits import read_edits
+from attnviz.capture.missing import check
+from attnviz.capture.options import Choice, Options
+from attnviz.capture.reductions import read_reductions
 from attnviz.capture.seen import Capture
+from attnviz.errors import InputError
 
 
 @contextmanager
 def watch(
     model: nn.Module,
     *,
-    where: Choose = None,
+    where: Choice = None,
+    heads: int | Sequence[int] | None = None,
+    to: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    reduce: Any = None,
+    edit: Mapping[str, Any] | None = None,
     keep_graph: bool = False,
     features: bool = False,
     operands: bool = False,
+    empty: bool = False,
 ) -> Iterator[Capture]:
-    """See every attention map and every gate that a model computes within the block."""
+    """See every attention map and every gate that a model computes within the block.
+
+    The model is not changed: no hook is registered, its output keeps every bit, and whatever was
+    switched on is off again when the block ends, however it ends. Only this thread's forward
+    passes are seen, and only this model's.
+
+    Args:
+        model: Any module, in the mode it is in.
+        where: Which modules: a glob on the dotted name such as `"blocks.*.attn"`, `"attention"` or
+            `"gate"`, several of these, or a function `(name, module) -> bool`. All if not given.
+        heads: Keep these heads only; they count from 0.
+        to: Keep tensors on this device, such as `"cpu"`.
+        dtype: Keep them in this type, such as `torch.float16`.
+        reduce: Keep this instead of attention weights: `"received"`, `"class_row"`, `"head_mean"`,
+            `"rollout"`, `"entropy"`, `"distance"`, `reductions.rows(3, 17)`, a function of a
+            record, several of them, or a mapping of names to them. Results are in
+            `record.reduced`. Gates are kept as they are.
+        edit: Replace weights or gates while the model runs: from names or globs to functions of
+            the values, or to the names of ready edits (`"uniform"`, `"zero"`, …; see
+            `attnviz.capture.edits`). `name#1` means a module's second call.
+        keep_graph: Keep the values in the model's graph, for `record.gradient(outputs)`.
+        features: Keep what each gate multiplies, in `record.features`.
+        operands: Keep queries and keys, where found, in `record.query` and `record.key`.
+        empty: Whether seeing nothing is no error.
+
+    Yields:
+        The capture, which fills while the model runs.
+
+    Raises:
+        NothingSeenError: The block ended, and nothing was seen.
+        InputError: An unknown reduction or edit, an edit that met nothing, or `reduce` together
+            with `keep_graph`.
+        UnsupportedError: An edit of something that holds no weights.
+    """
+    options = _options(where, heads, to, dtype, reduce, edit, keep_graph, features, operands)
     seen = Capture()
-    watcher = Watcher(model, Options(where=where, keep_graph=keep_graph,
-                                     features=features, operands=operands), seen)  # fmt: skip
-    try:
-        with watcher:
-            yield seen
-    finally:
-        watcher.close()
+    watcher = Watcher(model, options, seen)
+    with _eager():
+        try:
+            with watcher:
+                yield seen
+            watcher.finish()
+        finally:
+            watcher.close()
+    if not empty:
+        check(watcher, seen)
+
+
+def _options(
+    where: Choice,
+    heads: int | Sequence[int] | None,
+    to: torch.device | str | None,
+    dtype: torch.dtype | None,
+    reduce: Any,
+    edit: Mapping[str, Any] | None,
+    keep_graph: bool,
+    features: bool,
+    operands: bool,
+) -> Options:
+    if reduce is not None and keep_graph:
+        raise InputError(
+            "watch: reduce= drops the weights and keep_graph=True keeps them; choose one"
+        )
+    return Options(
+        where,
+        (heads,) if isinstance(heads, int) else None if heads is None else tuple(heads),
+        None if to is None else torch.device(to),
+        dtype,
+        read_reductions(reduce),
+        read_edits(edit),
+        keep_graph,
+        features,
+        operands,
+    )
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Compiled code runs as it was written while it is watched; modes cannot see into it."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()  # nothing can have been compiled
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
