@@ -20,12 +20,12 @@ BLANKS = ("black", "blur", "mean", "white", "zero")
 """`black` and `white` are the ends of the value range, `zero` is 0, `mean` each image's own mean
 per channel, `blur` the image itself under a Gaussian of σ = max(h, w) / 12 (edges repeated)."""
 
-Blank: TypeAlias = str | float | Tensor
+Blank: TypeAlias = str | int | float | Tensor
 """A name of `BLANKS`, a value for every pixel, or an image or images to take the pixels from."""
 
 
 def blank_like(
-    images: Images, blank: Blank, *, value_range: tuple[float, float] = (-1.0, 1.0)
+    images: Images, blank: Blank, *, value_range: tuple[int | float, int | float] = (-1.0, 1.0)
 ) -> Images:
     """The image that shows through where an image is taken away.
 
@@ -67,7 +67,7 @@ def _expanded(blank: Tensor, images: Tensor) -> Tensor:
         ) from error
 
 
-def _check_range(images: Tensor, blank: str, value_range: tuple[float, float]) -> None:
+def _check_range(images: Tensor, blank: str, value_range: tuple[int | float, int | float]) -> None:
     low, high = value_range
     slack = 1e-3 * (high - low)
     if images.numel() and not (low - slack <= images.min() and images.max() <= high + slack):

@@ -66,7 +66,7 @@ def attribute(
     sign: Sign = "positive",
     channels: Channels | None = None,
     baseline: Blank | None = None,
-    value_range: tuple[float, float] = (-1.0, 1.0),
+    value_range: tuple[int | float, int | float] = (-1.0, 1.0),
     size: Grid | Literal["own"] | None = None,
     interpolation: Interpolation = "bilinear",
     memory: int = MEMORY,
@@ -145,7 +145,7 @@ def infidelity(
     maps: Maps,
     *,
     target: Target = None,
-    noise: float = 0.1,
+    noise: int | float = 0.1,
     samples: int = 32,
     normalize: bool = True,
     memory: int = MEMORY,
@@ -210,7 +210,7 @@ def sensitivity(
     model: nn.Module,
     images: Images,
     *,
-    radius: float = 0.02,
+    radius: int | float = 0.02,
     samples: int = 10,
     seed: int = 0,
     **how: Any,
@@ -265,7 +265,7 @@ def _question(
     layer: str | nn.Module | None,
     target: Target,
     baseline: Blank | None,
-    value_range: tuple[float, float],
+    value_range: tuple[int | float, int | float],
     seed: int,
     options: dict[str, Any],
 ) -> Question:
@@ -311,7 +311,7 @@ def _baseline(
     explainer: Any,
     images: Images,
     baseline: Blank | None,
-    value_range: tuple[float, float],
+    value_range: tuple[int | float, int | float],
 ) -> Tensor | None:
     needs = method.name in ("gradient_shap", "GradientShap")
     if baseline is None and not needs:

@@ -1,0 +1,93 @@
+"""What a model says of many versions of an image: confidences, a few rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from attnviz.attribution.asking import rows_of_outputs
+from attnviz.attribution.state import undisturbed
+from attnviz.errors import InputError, unknown_name
+from attnviz.shapes import Images, Scores
+from attnviz.targets import Target, target_indices
+
+Output: TypeAlias = Literal["probability", "logit"]
+"""What is followed: the sigmoid of a single output or the softmax over several, or the output as
+the model gives it."""
+
+ROWS = 128
+"""Default number of images in one forward."""
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How sure a model is of its target.
+
+    Attributes:
+        model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs.
+        target: Which output, for all images or one index per image; needed for `n > 1`.
+        output: `"probability"` or `"logit"`.
+        rows: Images in one forward.
+    """
+
+    model: nn.Module
+    target: Target
+    output: Output
+    rows: int
+
+    def of(self, images: Images, which: slice | Tensor = slice(None), b: int = -1) -> Scores:
+        """`(rows,)` confidences; `which` of the `b` images each row is a version of."""
+        b = len(images) if b < 0 else b
+        parts = [images.new_zeros(0)]
+        numbers = torch.arange(b)[which]
+        for start in range(0, len(images), self.rows):
+            part = slice(start, start + self.rows)
+            parts.append(self._read(self.model(images[part]), numbers[part], b))
+        return torch.cat(parts)
+
+    def of_versions(self, versions: Iterable[Images]) -> Tensor:
+        """`(versions, b)` confidences of whole batches, one after the other."""
+        return torch.stack([self.of(images) for images in versions])
+
+    def _read(self, outputs: object, numbers: Tensor, b: int) -> Scores:
+        rows = rows_of_outputs(outputs, b, self.target)
+        index = target_indices(b, rows.shape[1], self.target)[numbers].to(rows.device)
+        if self.output == "probability":
+            # In double precision: a confident model's probability is 1 in single precision.
+            rows = rows.double()
+            rows = rows.sigmoid() if rows.shape[1] == 1 else rows.softmax(1)
+        return rows.gather(1, index[:, None])[:, 0].float()
+
+
+@contextmanager
+def asking(model: nn.Module, target: Target, output: Output, rows: int) -> Iterator[Confidence]:
+    """The model's confidences, in evaluation mode and without gradients, and all restored after."""
+    if output not in ("probability", "logit"):
+        raise unknown_name("output", output, ("probability", "logit"))
+    if rows < 1:
+        raise InputError(f"rows: expected at least 1 image in a forward, got {rows}")
+    with undisturbed(model), torch.no_grad():
+        yield Confidence(model, target, output, rows)
+
+
+def check_pair(images: Tensor, maps: Tensor) -> None:
+    """Raise an InputError unless there is one map per image, at the images' size."""
+    if images.ndim != 4 or not images.is_floating_point():
+        raise InputError(
+            f"expected floating point images (b, c, h, w), got {images.dtype} {tuple(images.shape)}"
+        )
+    if maps.shape != images[:, 0].shape:
+        raise InputError(
+            f"expected maps {tuple(images[:, 0].shape)} at the images' size, got "
+            f"{tuple(maps.shape)}; resize them with size= or attnviz.maps.resized"
+        )
+
+
+def fitting(maps: Tensor) -> Tensor:
+    """`(b,)`, whether a map can be scored: all its values are finite."""
+    return maps.flatten(1).isfinite().all(1)

@@ -1,0 +1,51 @@
+"""All scores by name are the scores one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import attnviz as av
+from attnviz import faithfulness
+from attnviz.errors import InputError
+from attnviz.faithfulness import DEFAULT, METRICS, faithfulness_scores
+from tests.faithfulness.nets import Corner, corner_images, corner_maps
+
+
+def test_the_front_door_knows_them():
+    assert av.faithfulness_scores is faithfulness_scores
+    assert av.knockout is faithfulness.knockout
+    assert av.randomisation is faithfulness.randomisation
+
+
+def test_every_default_metric_is_given_by_name_and_equals_its_own_function():
+    images, maps = corner_images(), corner_maps()
+    options = {"target": 1, "seed": 2, "steps": 8, "baseline": "mean", "percentiles": (30,)}
+    scores = faithfulness_scores(Corner(), images, maps, **options)
+    assert tuple(scores) == DEFAULT == tuple(METRICS)[:-1]
+    takes = {
+        "deletion_auc": ("seed", "steps", "baseline"),
+        "insertion_auc": ("seed", "steps", "baseline"),
+        "road_morf": ("seed", "percentiles"),
+        "road_lerf": ("seed", "percentiles"),
+        "road_combined": ("seed", "percentiles"),
+        "avg_drop": ("baseline",),
+        "increase_in_confidence": ("baseline",),
+    }
+    for name, score in scores.items():
+        assert score.shape == (3,)
+        assert score.dtype == torch.float32
+        own = {key: options[key] for key in (*takes[name], "target")}
+        assert_close(score, getattr(faithfulness, name)(Corner(), images, maps, **own))
+
+
+def test_metrics_can_be_chosen_and_infidelity_asked_for():
+    images, maps = corner_images(), corner_maps()
+    scores = faithfulness_scores(
+        Corner(), images, maps, metrics=["infidelity", "road_combined"], target=1
+    )
+    assert list(scores) == ["infidelity", "road_combined"]
+    assert scores["infidelity"].shape == (3,)
+    with pytest.raises(InputError, match=r"'deletion': did you mean 'deletion_auc'"):
+        faithfulness_scores(Corner(), images, maps, metrics=["deletion"], target=1)
