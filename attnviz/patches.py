@@ -21,8 +21,6 @@ from attnviz.shapes import Boxes, Images, Masks
 SHAPES = ("square", "disc", "ring", "bar", "line", "cross", "L", "dots", "texture")
 """What a patch can look like inside its `size` × `size` box."""
 
-_ATTEMPTS = 24  # two 16-pixel squares in 96 × 96 collide at random in 1 of 9 draws
-
 
 class Patched(NamedTuple):
     """Images with patches in them, and where those are.
@@ -99,38 +97,26 @@ def inject_patch(
 
 
 def _places(keys: Tensor, rows: int, columns: int, size: int, count: int) -> Int[Tensor, "b n 2"]:
-    """Upper left corners `(y, x)` of each image's patches, drawn anew until none overlaps."""
-    corners: list[Tensor] = []
+    """Upper left corners `(y, x)` of each image's patches, drawn from the room that is left."""
+    row, column = torch.arange(rows, device=keys.device), torch.arange(columns, device=keys.device)
+    free = torch.ones(len(keys), rows, columns, dtype=torch.bool, device=keys.device)
+    corners = []
     for patch in range(count):
-        first = 1 + 2 * patch * _ATTEMPTS
-        place = _corner(keys, first, rows, columns)
-        for attempt in range(1, _ATTEMPTS):
-            clash = _overlaps(place, corners, size)
-            if not clash.any():
-                break
-            again = _corner(keys, first + 2 * attempt, rows, columns)
-            place = torch.where(clash[:, None], again, place)
-        if bool(_overlaps(place, corners, size).any()):
+        room = free.flatten(1).cumsum(1, dtype=torch.int32)
+        if not bool((room[:, -1] > 0).all()):
             raise InputError(
                 f"inject_patch: found no room for {count} patches of {size} pixels that do not "
                 f"overlap in {rows + size - 1} × {columns + size - 1} pixels; "
                 "expected fewer or smaller patches"
             )
-        corners.append(place)
+        chosen = _below(_draw(keys, 1 + patch), room[:, -1]).to(torch.int32)
+        place = torch.searchsorted(room, chosen[:, None], right=True)[:, 0]
+        corner = torch.stack([place // columns, place % columns], dim=1)
+        near_y = (row - corner[:, :1]).abs() < size
+        near_x = (column - corner[:, 1:]).abs() < size
+        free &= ~(near_y[:, :, None] & near_x[:, None, :])
+        corners.append(corner)
     return torch.stack(corners, dim=1)
-
-
-def _corner(keys: Tensor, counter: int, rows: int, columns: int) -> Int[Tensor, "b 2"]:
-    y = _below(_draw(keys, counter), rows)
-    x = _below(_draw(keys, counter + 1), columns)
-    return torch.stack([y, x], dim=1)
-
-
-def _overlaps(place: Tensor, others: list[Tensor], size: int) -> Bool[Tensor, "b"]:
-    clash = torch.zeros(len(place), dtype=torch.bool, device=place.device)
-    for other in others:
-        clash |= ((place - other).abs() < size).all(dim=1)
-    return clash
 
 
 def _paint(stencils: Tensor, corners: Tensor, h: int, w: int) -> Masks:
@@ -199,7 +185,7 @@ def _wrap(number: int) -> int:
     return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
-def _below(bits: Tensor, n: int) -> Tensor:
+def _below(bits: Tensor, n: int | Tensor) -> Tensor:
     """Integers in [0, n), by multiplication instead of a remainder's bias."""
     return ((bits & 0x7FFFFFFF) * n) >> 31
 

@@ -70,8 +70,9 @@ def restore(
         model.load_state_dict(_below(tensors, "model/"))
         progress = Progress(**json.loads(metadata["progress"]))
     except Exception as error:
+        first = str(error).partition("\n")[0]
         raise RunError(
-            f"resume {path}: expected a checkpoint of this model, got: {error}; "
+            f"resume {path}: expected a checkpoint of this model, got: {first}; "
             "delete the run to begin again"
         ) from error
     state = optimizer.state_dict()
@@ -79,6 +80,10 @@ def restore(
         number, key = name.split("/")
         state["state"].setdefault(int(number), {})[key] = value
     optimizer.load_state_dict(state)
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if value.shape == parameter.shape:  # the fused step needs its parameter's own layout
+                moments[name] = torch.empty_like(parameter).copy_(value)
     torch.set_rng_state(tensors["generator"])
     if "generator/cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["generator/cuda"])

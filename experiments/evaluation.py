@@ -70,7 +70,7 @@ def measure_run(trained: Trained, settings: Settings, writer: RunWriter) -> Run:
         "loss": float(_loss(seen.logits, seen.labels).mean()),
         "map": variants()[settings.variant].map,
         "layers": seen.layers,
-        "threshold": {name: taus["max_iou"] for name, taus in thresholds.items()},
+        "threshold": {name: taus.get("max_iou") for name, taus in thresholds.items()},
         "thresholds": thresholds,
         "metrics": metrics,
         "diagnosis": "",
@@ -145,6 +145,8 @@ def _loss(logits: Tensor, labels: Tensor) -> Tensor:
 def _thresholds(grid_maps: Tensor, masks: Tensor) -> dict[str, float]:
     """The τ of each metric that needs one, best on the validation images."""
     maps = _upsampled(grid_maps, masks)
+    if not torch.isfinite(localization(maps, masks, ["oracle_iou"])["oracle_iou"]).any():
+        return {}  # every map is constant: there is nothing to choose a threshold by
     tau = calibrate_threshold(maps, masks, "iou")
     boxes = {
         "max_box_acc": calibrate_threshold(maps, masks, "max_box_acc"),

@@ -126,8 +126,8 @@ def _laid(images: Tensor, masks: Tensor, fill: float, settings: Settings) -> Ten
 
 def _shrunk(masks: Tensor, margin: int) -> Tensor:
     """Masks with `margin` pixels taken off all around."""
-    outside = (~masks).float()[:, None]
-    grown = F.max_pool2d(outside, 2 * margin + 1, stride=1, padding=margin)
+    outside = F.pad((~masks).float()[:, None], [margin] * 4, value=1.0)
+    grown = F.max_pool2d(outside, 2 * margin + 1, stride=1)
     return grown[:, 0] < 0.5
 
 

@@ -1,0 +1,122 @@
+"""The reference models: what they are, and that anyone's hook can look into them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attnviz import InputError, build_model
+from attnviz.models import PatchNet, variants
+from experiments.published import as_published, published_loss
+
+NAMES = list(variants())
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_gives_one_logit_per_image(name: str) -> None:
+    assert build_model(name)(torch.rand(2, 3, 32, 32)).shape == (2,)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("training", [False, True])
+def test_the_published_form_agrees_on_the_same_weights(name: str, training: bool) -> None:
+    model = build_model(name).train(training)
+    images = torch.rand(3, 3, 48, 48) * 2 - 1
+    torch.manual_seed(1)
+    ours = model(images).sigmoid()
+    model = build_model(name).train(training) if training else model
+    if training:  # batch norm has moved; start from the same state again
+        torch.manual_seed(0)
+        model = build_model(name).train()
+    assert isinstance(model, PatchNet)
+    torch.manual_seed(1)
+    published = as_published(model)(images)
+    torch.testing.assert_close(ours, published, atol=1e-5, rtol=0)
+
+
+def test_the_published_loss_is_the_binary_cross_entropy() -> None:
+    logits, labels = torch.randn(64), (torch.rand(64) > 0.5).float()
+    ours = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
+    torch.testing.assert_close(published_loss(logits.sigmoid(), labels), ours, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["mha_reshape", "mha", "mha_conv1d"])
+def test_any_hook_on_the_softmax_sees_the_weights_and_moves_nothing(name: str) -> None:
+    model = build_model(name).eval()
+    images = torch.rand(2, 3, 32, 32)
+    plain = model(images)
+    seen: list[torch.Tensor] = []
+    softmax = model.get_submodule("features.attention.attend.softmax")
+    handle = softmax.register_forward_hook(lambda _module, _inputs, out: seen.append(out))
+    hooked = model(images)
+    handle.remove()
+    assert seen[0].shape == (2, 4, 64, 64)
+    torch.testing.assert_close(seen[0].sum(-1), torch.ones(2, 4, 64))
+    torch.testing.assert_close(hooked, plain, atol=1e-6, rtol=1e-5)
+    assert torch.equal(model(images), plain)
+
+
+def test_gates_are_modules_a_hook_can_see() -> None:
+    model = build_model("cbam").eval()
+    shapes: dict[str, torch.Size] = {}
+    for name, module in model.named_modules():
+        if name.endswith(".gate"):
+
+            def keep(_module: object, _inputs: object, out: torch.Tensor, name: str = name) -> None:
+                shapes[name] = out.shape
+
+            module.register_forward_hook(keep)
+    model(torch.rand(2, 3, 32, 32))
+    assert shapes == {
+        "features.attention.channel.gate": (2, 32),
+        "features.attention.spatial.gate": (2, 1, 8, 8),
+    }
+
+
+def test_tokens_as_places_follow_their_places_and_reshaped_ones_do_not() -> None:
+    """Permuting the places of the input permutes the output; after a reshape it does not."""
+    x = torch.randn(1, 32, 6, 6)
+    order = torch.randperm(36)
+
+    def permuted(t: torch.Tensor) -> torch.Tensor:
+        return t.flatten(2)[:, :, order].reshape(t.shape)
+
+    for name, follows in (("mha", True), ("mha_conv1d", True), ("mha_reshape", False)):
+        layer = build_model(name).eval().get_submodule("features.attention")
+        same = torch.allclose(layer(permuted(x)), permuted(layer(x)), atol=1e-4)
+        assert same is follows, name
+
+
+@pytest.mark.parametrize("placement", [0, 1, 2, 3])
+def test_attention_sits_where_it_is_placed(placement: int) -> None:
+    model = build_model("cbam", placement=placement)
+    names = [name for name, _ in model.get_submodule("features").named_children()]
+    before = {0: None, 1: "pool1", 2: "pool2", 3: "conv3"}[placement]
+    at = names.index("attention")
+    assert (names[at - 1] if at else None) == before
+    assert model(torch.rand(1, 3, 16, 16)).shape == (1,)
+
+
+def test_training_under_autocast_keeps_gradients_finite() -> None:
+    model = build_model("mha")
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(torch.rand(2, 3, 32, 32))
+    logits.float().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_an_unknown_variant_is_offered_its_nearest_name() -> None:
+    with pytest.raises(InputError, match=r"unknown variant 'mha_conv': did you mean 'mha_conv1d'"):
+        build_model("mha_conv")
+
+
+def test_an_unknown_setting_is_named() -> None:
+    with pytest.raises(InputError, match=r"'mha' does not take .*'colour'"):
+        build_model("mha", colour=3)
+    with pytest.raises(InputError, match=r"expected a placement from 0 to 3, got 4"):
+        build_model("mha", placement=4)
