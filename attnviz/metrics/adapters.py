@@ -61,7 +61,7 @@ class LocalizationMetric(Metric):
         *,
         threshold: Threshold | None = None,
         k: int | float = TOP,
-        tolerance: float = 0,
+        tolerance: int | float = 0,
         sign: Sign = "positive",
         **kwargs: Any,
     ) -> None:

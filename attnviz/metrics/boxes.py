@@ -21,7 +21,7 @@ V2 = (0.3, 0.5, 0.7)
 
 
 def max_box_acc(
-    maps: AnyMaps, masks: AnyMasks, *, threshold: float, overlap: float = 0.5
+    maps: AnyMaps, masks: AnyMasks, *, threshold: int | float, overlap: float = 0.5
 ) -> Scores:
     """Whether the box of the map's largest component fits a box of the mask: 1 or 0 per image.
 
@@ -56,7 +56,7 @@ def max_box_acc(
     )
 
 
-def max_box_acc_v2(maps: AnyMaps, masks: AnyMasks, *, threshold: float) -> Scores:
+def max_box_acc_v2(maps: AnyMaps, masks: AnyMasks, *, threshold: int | float) -> Scores:
     """`max_box_acc` averaged over the overlaps .3, .5 and .7.
 
     Args:
@@ -79,14 +79,16 @@ def max_box_acc_v2(maps: AnyMaps, masks: AnyMasks, *, threshold: float) -> Score
     )
 
 
-def box_hits_of(batch: Batch, *, threshold: float, levels: tuple[float, ...] = (0.5,)) -> Tensor:
+def box_hits_of(
+    batch: Batch, *, threshold: int | float, levels: tuple[float, ...] = (0.5,)
+) -> Tensor:
     """The share of the overlaps that the box of each map reaches, (b,) float64."""
     fit = batch.once(("box", threshold), lambda: _box_fit(batch, threshold))
     hits = torch.stack([fit >= level for level in levels]).double()
     return hits.mean(0)
 
 
-def _box_fit(batch: Batch, threshold: float) -> Tensor:
+def _box_fit(batch: Batch, threshold: int | float) -> Tensor:
     shape = (-1, batch.height, batch.width)
     chosen = (batch.scaled >= threshold).view(shape).cpu().numpy()
     fit = _best_fit(largest_boxes(chosen), batch.labels.view(shape).cpu().numpy())

@@ -134,7 +134,7 @@ def sort_curves(values: Tensor, labels: Tensor) -> Curves:
 
 def _packed(values: Tensor, labels: Tensor) -> Tensor:
     """Value and label in one integer, (b, D): int32 if no value is negative, else int64."""
-    if values.dtype != torch.float32 or bool((values.amin() if values.numel() else values) < 0):
+    if values.dtype != torch.float32 or bool((values < 0).any()):
         return (descending(values) << 1).bitwise_or_(labels)
     # Without a sign a value has 31 bits, less than 2^31 - 2^23 of them in use: centred around
     # zero they leave the lowest bit of 32 to the label.

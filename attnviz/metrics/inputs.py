@@ -263,7 +263,12 @@ def count(rows: Tensor) -> Tensor:
 def row_sum(rows: Tensor) -> Tensor:
     """The sum of each row, (b, D) float64 to (b,), by the same additions whatever the batch."""
     # torch splits a long reduction among threads when the batch is small: other roundings.
-    return rows.sum(1) if rows.is_cuda else torch.from_numpy(np.add.reduce(rows.numpy(), axis=1))
+    if rows.is_cuda:
+        return rows.sum(1)
+    with np.errstate(
+        invalid="ignore", over="ignore"
+    ):  # of rows that hold NaN or Inf, which are not scored
+        return torch.from_numpy(np.add.reduce(rows.numpy(), axis=1))
 
 
 def score(

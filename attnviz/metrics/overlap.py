@@ -25,7 +25,7 @@ FLAT = UNSCORABLE | Reason.CONSTANT
 """A constant map has no range to be scaled to, so no threshold of it."""
 
 
-def iou(maps: AnyMaps, masks: AnyMasks, *, threshold: float) -> Scores:
+def iou(maps: AnyMaps, masks: AnyMasks, *, threshold: int | float) -> Scores:
     """Intersection over union of the mask with the places where the scaled map reaches τ.
 
     |P ∩ G| / |P ∪ G| with P = {a′ ≥ τ} and a′ the map min-max scaled to [0, 1].
@@ -47,7 +47,7 @@ def iou(maps: AnyMaps, masks: AnyMasks, *, threshold: float) -> Scores:
     return score(maps, masks, lambda batch: iou_of(batch, threshold=threshold), blocked=FLAT)
 
 
-def max_iou(maps: AnyMaps, masks: AnyMasks, *, threshold: float) -> Scores:
+def max_iou(maps: AnyMaps, masks: AnyMasks, *, threshold: int | float) -> Scores:
     """The IoU at the threshold whose mean IoU was best on the validation split.
 
     The same arithmetic as `iou`; the name is the claim that τ came from `calibrate_threshold` on
@@ -89,18 +89,18 @@ def oracle_iou(maps: AnyMaps, masks: AnyMasks) -> Scores:
     return score(maps, masks, lambda batch: batch.curves.best_iou(), blocked=UNSCORABLE)
 
 
-def iou_of(batch: Batch, *, threshold: float) -> Tensor:
+def iou_of(batch: Batch, *, threshold: int | float) -> Tensor:
     """The IoU of a batch at a threshold, (b,)."""
     return batch.once(("iou", threshold), lambda: _overlap(batch, threshold))
 
 
-def _overlap(batch: Batch, threshold: float) -> Tensor:
+def _overlap(batch: Batch, threshold: int | float) -> Tensor:
     chosen = batch.scaled >= threshold
     both = count(chosen & batch.labels)
     return both.double() / (count(chosen) + batch.area - both).double()
 
 
-def check_threshold(threshold: float) -> None:
+def check_threshold(threshold: int | float) -> None:
     """Raise an `InputError` unless the threshold lies in [0, 1]."""
     if not 0 <= threshold <= 1:
         raise InputError(

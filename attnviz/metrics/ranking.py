@@ -20,7 +20,7 @@ TOP = 0.01
 """The share of places that `topk_intersection` looks at unless told otherwise."""
 
 
-def pointing_game(maps: AnyMaps, masks: AnyMasks, *, tolerance: float = 0) -> Scores:
+def pointing_game(maps: AnyMaps, masks: AnyMasks, *, tolerance: int | float = 0) -> Scores:
     """Whether the map's maximum lies in the mask; of several maxima, the share that does.
 
     Source: J. Zhang et al., "Top-down neural attention by excitation backprop", 2018.
@@ -141,7 +141,7 @@ def pixel_ap(maps: AnyMaps, masks: AnyMasks) -> Scores:
     return score(maps, masks, lambda batch: batch.curves.average_precision(), blocked=UNSCORABLE)
 
 
-def pointing_of(batch: Batch, *, tolerance: float = 0) -> Tensor:
+def pointing_of(batch: Batch, *, tolerance: int | float = 0) -> Tensor:
     """The pointing game of a batch, (b,)."""
     peaks = batch.values == batch.highest[:, None]
     goal = batch.labels
@@ -182,7 +182,7 @@ def how_many(k: int | float, pixels: int) -> int:
     return max(1, round(k * pixels))
 
 
-def _widened(masks: Tensor, radius: float) -> Tensor:
+def _widened(masks: Tensor, radius: int | float) -> Tensor:
     """The places within a radius of the mask, (b, h, w) bool: a disc, row by row."""
     padded = masks.float()[:, None]
     height = masks.shape[1]

@@ -57,7 +57,7 @@ class LocalizationMeter:
         *,
         threshold: Threshold | None = None,
         k: int | float = TOP,
-        tolerance: float = 0,
+        tolerance: int | float = 0,
         sign: Sign = "positive",
         pixels: bool = False,
     ) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ from attnviz.metrics.ranking import (
     topk_of,
 )
 
-Threshold = float | Mapping[str, float]
+Threshold: TypeAlias = int | float | Mapping[str, int | float]
 """One τ for every metric that needs one, or one by the metric's key."""
 
 
@@ -88,7 +88,7 @@ class Options:
 
     threshold: Threshold | None = None
     k: int | float = TOP
-    tolerance: float = 0
+    tolerance: int | float = 0
     sign: Sign = "positive"
 
     def tau(self, key: str) -> float:
@@ -330,7 +330,7 @@ def localization(
     *,
     threshold: Threshold | None = None,
     k: int | float = TOP,
-    tolerance: float = 0,
+    tolerance: int | float = 0,
     sign: Sign = "positive",
 ) -> ScoreTable:
     """How well each map finds its mask, by every metric at once, one score per image.
