@@ -1,0 +1,203 @@
+"""What the doctor says: findings, each with its evidence and remedy.
+
+A finding's code is stable, so that a script may wait for it; its words may change.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias, overload
+
+Severity: TypeAlias = Literal["error", "warning", "note"]
+
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+"""From worst to mildest: `error` is a fault whatever the weights are, `warning` one if it was not
+meant, `note` something to know before reading a map."""
+
+_WIDTH = 100
+_SHOWN = 3  # modules named in print; the others are counted
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with, or to be known of, one module.
+
+    Attributes:
+        code: A stable name, such as `"scrambled-tokens"`.
+        severity: `"error"`, `"warning"` or `"note"`.
+        where: The module's dotted name, `"input"`, `"model"` or `"run"`.
+        evidence: What was measured, by name.
+        meaning: One sentence in plain words.
+        remedy: What to do, as code where it fits.
+        page: The page that explains it, relative to the repository's root.
+    """
+
+    code: str
+    severity: Severity
+    where: str
+    evidence: Mapping[str, float] = field(hash=False)
+    meaning: str
+    remedy: str
+    page: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The finding as JSON knows it."""
+        return {
+            "code": self.code,
+            "severity": self.severity,
+            "where": self.where,
+            "evidence": {name: _jsonable(value) for name, value in self.evidence.items()},
+            "meaning": self.meaning,
+            "remedy": self.remedy,
+            "page": self.page,
+        }
+
+    def __str__(self) -> str:
+        return f"{self.severity} {self.code} at {self.where}: {self.meaning}"
+
+
+class Findings(Sequence[Finding]):
+    """All findings about one model or run, the worst first; `print` shows them as text.
+
+    Args:
+        findings: In any order.
+        name: What was examined; the headline begins with it.
+        checked: How many attentions and gates were looked at, None if it was not a model.
+    """
+
+    def __init__(
+        self,
+        findings: Iterable[Finding] = (),
+        *,
+        name: str = "",
+        checked: Mapping[str, int] | None = None,
+    ) -> None:
+        self._findings = tuple(sorted(findings, key=lambda one: SEVERITIES.index(one.severity)))
+        self.name = name
+        self.checked = MappingProxyType(dict(checked or {}))
+
+    @overload
+    def __getitem__(self, index: int) -> Finding: ...
+    @overload
+    def __getitem__(self, index: slice) -> Findings: ...
+    def __getitem__(self, index: int | slice) -> Finding | Findings:
+        if isinstance(index, slice):
+            return self._with(self._findings[index])
+        return self._findings[index]
+
+    def __len__(self) -> int:
+        return len(self._findings)
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self._findings)
+
+    def __add__(self, other: Iterable[Finding]) -> Findings:
+        return self._with((*self._findings, *other))
+
+    @property
+    def errors(self) -> Findings:
+        """The errors alone."""
+        return self.of("error")
+
+    @property
+    def warnings(self) -> Findings:
+        """The warnings alone."""
+        return self.of("warning")
+
+    @property
+    def notes(self) -> Findings:
+        """The notes alone."""
+        return self.of("note")
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """Every code that was found, once, the worst first."""
+        return tuple(dict.fromkeys(one.code for one in self._findings))
+
+    @property
+    def worst(self) -> Finding | None:
+        """The first of the worst, None if nothing was found."""
+        return self._findings[0] if self._findings else None
+
+    @property
+    def headline(self) -> str:
+        """One line: the worst finding, or that there is none."""
+        worst = self.worst
+        start = f"{self.name}: " if self.name else ""
+        if worst is None:
+            return f"{start}nothing wrong was found"
+        same = sum(one.code == worst.code for one in self._findings) - 1
+        more = f" and {same} more" if same else ""
+        return f"{start}{worst.severity} {worst.code} at {worst.where}{more}: {worst.meaning}"
+
+    def of(self, severity: Severity) -> Findings:
+        """Those of one severity."""
+        return self._with(one for one in self._findings if one.severity == severity)
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """The findings as JSON knows them, for `run.json` and for machines."""
+        return [one.as_dict() for one in self._findings]
+
+    def _with(self, findings: Iterable[Finding]) -> Findings:
+        return Findings(findings, name=self.name, checked=self.checked)
+
+    def __repr__(self) -> str:
+        blocks = [self._summary()]
+        blocks += [_block(group) for group in _grouped(self._findings)]
+        return "\n".join(blocks)
+
+    def _summary(self) -> str:
+        counts = [
+            f"{n} {severity}{'s' if n != 1 else ''}"
+            for severity in SEVERITIES
+            if (n := len(self.of(severity)))
+        ]
+        seen = ", ".join(f"{n} {kind}" for kind, n in self.checked.items())
+        looked = f" ({seen} looked at)" if seen else ""
+        start = f"{self.name}: " if self.name else ""
+        return f"{start}{', '.join(counts) or 'nothing wrong was found'}{looked}"
+
+
+def _grouped(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """Findings of one code and severity together, in order."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for one in findings:
+        groups.setdefault((one.severity, one.code), []).append(one)
+    return list(groups.values())
+
+
+def _block(group: Sequence[Finding]) -> str:
+    first = group[0]
+    places = ", ".join(one.where for one in group[:_SHOWN])
+    if len(group) > _SHOWN:
+        places += f" and {len(group) - _SHOWN} more"
+    numbers = ", ".join(f"{name} {_number(value)}" for name, value in first.evidence.items())
+    lines = [f"{first.severity:<8}{first.code} at {places}", *_wrapped(first.meaning)]
+    if numbers:
+        lines += _wrapped(f"seen: {numbers}")
+    return "\n".join([*lines, *_wrapped(f"do:   {first.remedy}"), f"        → {first.page}"])
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=" " * 8,
+        subsequent_indent=" " * 14 if text[4:6] in (": ", "  ") or text[2:4] == ": " else " " * 8,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+def _jsonable(value: float) -> float | int | None:
+    """JSON has no NaN and no infinity."""
+    if isinstance(value, int):
+        return int(value)
+    return float(value) if value == value and abs(value) != float("inf") else None

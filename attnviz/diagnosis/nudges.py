@@ -1,0 +1,233 @@
+"""One place of the image is changed, and every tensor is asked where it changed.
+
+Attention is the identity and gates are held meanwhile, so that nothing but the way tokens are laid
+out can carry a change from one place to another. Permuting the tokens instead, the usual test of
+equivariance, says nothing about layers with 3 × 3 queries and keys or with position embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnviz.capture import Record
+
+Grid = tuple[int, int]
+
+SPOTS = ((0.34, 0.38), (0.62, 0.70), (0.70, 0.30))
+"""Where the image is changed, as shares of its height and width: away from borders and centre."""
+
+JUDGED = 0.4
+"""If less of a change stays near its place before the attention, the order of its tokens is not
+judged: the receptive field is too wide."""
+
+_PART = 16  # a spot's side is this part of the image's
+_FINE = 12  # grids with fewer rows or columns than this are too coarse for a margin of two
+
+
+@dataclass(frozen=True)
+class Event:
+    """A tensor that a module took or gave, and where it changed.
+
+    Attributes:
+        shape: Without the images' axis.
+        grid: Its places; None for tokens, whose grid the shape does not tell.
+        channels: How many features a place has.
+        energy: `(spots, h, w)`, or `(spots, tokens)` where the grid is unknown: the squared
+            change at each place, summed over features.
+    """
+
+    shape: tuple[int, ...]
+    grid: Grid | None
+    channels: int
+    energy: Tensor
+
+    def at(self, grid: Grid, prefix: int) -> Tensor | None:
+        """`(spots, h, w)` on a grid, None if the tensor does not lie on it."""
+        if self.grid is not None:
+            return self.energy if self.grid == grid else None
+        n = grid[0] * grid[1]
+        count = self.energy.shape[1]
+        if count not in (n, n + prefix):
+            return None
+        map_: Tensor = self.energy[:, count - n :].unflatten(1, grid)
+        return map_
+
+
+@dataclass(frozen=True)
+class Nudged:
+    """What one run over an image and its nudged copies showed.
+
+    Attributes:
+        records: What was captured, in order, with queries and keys.
+        events: Tensors at the modules' doors, in order.
+        moments: For each record that could be held, how many events came before it.
+        places: What of the image was changed, one `(y0, x0, y1, x1)` per spot, as shares.
+    """
+
+    records: Sequence[Record]
+    events: Sequence[Event]
+    moments: Mapping[int, int]
+    places: Sequence[tuple[float, float, float, float]]
+
+    def before(self, number: int) -> Iterator[Event]:
+        """Events before a record, the latest first."""
+        return reversed(self.events[: self.moments.get(number, 0)])
+
+    def after(self, number: int) -> Iterator[Event]:
+        """Events after a record and before the next one."""
+        start = self.moments.get(number, len(self.events))
+        later = [moment for moment in self.moments.values() if moment > start]
+        return iter(self.events[start : min(later, default=len(self.events))])
+
+
+def nudge(image: Tensor) -> tuple[Tensor, list[tuple[float, float, float, float]]]:
+    """An image and its copies with one changed spot each.
+
+    Args:
+        image: `(1, c, h, w)`.
+
+    Returns:
+        `(1 + spots, c, h, w)` and the spots as shares of height and width.
+    """
+    h, w = image.shape[-2:]
+    high, wide = max(1, round(h / _PART)), max(1, round(w / _PART))
+    noise = torch.Generator().manual_seed(0)
+    strength = float(image.float().std()) or 1.0
+    copies, places = [image], []
+    for y, x in SPOTS:
+        top, left = min(int(y * h), h - high), min(int(x * w), w - wide)
+        changed = image.clone()
+        change = torch.randn(image.shape[1], high, wide, generator=noise) + 1
+        changed[0, :, top : top + high, left : left + wide] += 2 * strength * change.to(image)
+        copies.append(changed)
+        places.append((top / h, left / w, (top + high) / h, (left + wide) / w))
+    return torch.cat(copies), places
+
+
+def share_near(energy: Tensor, places: Sequence[tuple[float, float, float, float]]) -> float | None:
+    """Which share of a change stays within two places of where the image was changed.
+
+    Args:
+        energy: `(spots, h, w)`.
+        places: The spots.
+
+    Returns:
+        The median over the spots, 0 to 1. None where nothing changed, or where the grid is so
+        coarse that more than half of it is near.
+    """
+    h, w = energy.shape[-2:]
+    if len(energy) != len(places):
+        return None
+    margin = 2 if min(h, w) >= _FINE else 1
+    shares = []
+    for map_, (y0, x0, y1, x1) in zip(energy.double(), places, strict=True):
+        rows = _span(y0, y1, h, margin)
+        columns = _span(x0, x1, w, margin)
+        if (rows.stop - rows.start) * (columns.stop - columns.start) > h * w / 2:
+            return None
+        total = float(map_.sum())
+        if total > 0:
+            shares.append(float(map_[rows, columns].sum()) / total)
+    return sorted(shares)[len(shares) // 2] if shares else None
+
+
+def _span(low: float, high: float, n: int, margin: int) -> slice:
+    last = max(int(low * n), -int(-high * n // 1) - 1)
+    return slice(max(0, int(low * n) - margin), min(n, last + 1 + margin))
+
+
+class Still:
+    """The edit that keeps places apart: each looks at itself alone, gates stay as in image 0.
+
+    Where queries lie on another grid than keys, each looks at the key that lies where it does.
+
+    Attributes:
+        moments: At how many events each edit was asked.
+    """
+
+    def __init__(self, images: int, events: list[Event]) -> None:
+        self.images, self.events = images, events
+        self.moments: list[int] = []
+
+    def __call__(self, values: Tensor, record: Record) -> Tensor:
+        """The values that take the model's own place."""
+        self.moments.append(len(self.events))
+        q, k = values.shape[-2:]
+        own = None
+        if record.kind == "attention" and q == k:
+            own = torch.arange(k)
+        elif record.kind == "attention" and record.windows is None:
+            own = _beneath(record, q, k)
+        if own is None:
+            return held(values, self.images)
+        rows = torch.nn.functional.one_hot(own, k).to(values)
+        return rows.expand_as(values).clone()
+
+
+def _beneath(record: Record, queries: int, keys: int) -> Tensor | None:
+    """For each query the key at its place, leading tokens each to their own."""
+    if record.query_grid is None or record.key_grid is None:
+        return None
+    (h, w), (y, x), p = record.query_grid, record.key_grid, record.prefix
+    if queries not in (h * w, h * w + p) or keys not in (y * x, y * x + p):
+        return None
+    lead = queries - h * w
+    rows, columns = torch.arange(h) * y // h, torch.arange(w) * x // w
+    places = (rows[:, None] * x + columns).flatten() + keys - y * x
+    return torch.cat([torch.arange(lead).clamp(max=keys - 1), places])
+
+
+def held(values: Tensor, images: int) -> Tensor:
+    """The first image's values for all images; windows of an image lie together."""
+    if values.shape[0] % images:
+        return values
+    own = values.shape[0] // images
+    return values[:own].repeat(images, *(1,) * (values.dim() - 1))
+
+
+@contextmanager
+def overheard(model: nn.Module, images: int) -> Iterator[list[Event]]:
+    """Every tensor `(images, …)` that a module takes or gives, as events, in order."""
+    events: list[Event] = []
+
+    def hear(value: Any) -> None:
+        if isinstance(value, Tensor):
+            event = _event(value, images)
+            if event is not None:
+                events.append(event)
+        elif isinstance(value, tuple | list):
+            for one in value:
+                hear(one)
+
+    handles = []
+    for module in model.modules():
+        handles.append(module.register_forward_pre_hook(lambda _module, args: hear(args)))
+        handles.append(module.register_forward_hook(lambda _module, _args, out: hear(out)))
+    try:
+        yield events
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _event(x: Tensor, images: int) -> Event | None:
+    if not x.is_floating_point() or x.shape[0] != images or x.dim() not in (3, 4):
+        return None
+    squared = (x[1:].detach().float() - x[:1].detach().float()).square_()
+    shape = tuple(x.shape[1:])
+    if x.dim() == 3:
+        return Event(shape, None, shape[1], squared.sum(2))
+    if shape[2] > shape[0] and shape[0] > 1 and _squarer(shape[:2], shape[1:]):
+        return Event(shape, (shape[0], shape[1]), shape[2], squared.sum(3))
+    return Event(shape, (shape[1], shape[2]), shape[0], squared.sum(1))
+
+
+def _squarer(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
+    """Whether two axes look more like a grid than two others: channels last."""
+    return abs(first[0] - first[1]) < abs(second[0] - second[1])
