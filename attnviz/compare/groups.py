@@ -12,6 +12,17 @@ from attnviz.errors import InputError
 LOWER_IS_BETTER = frozenset({"deletion_auc", "avg_drop", "complexity", "infidelity", "sensitivity"})
 """The metrics of which less is better; of all others, more is."""
 
+_SHARES = (
+    *("pointing_game", "energy_pointing_game", "relevance_rank_accuracy", "topk_intersection"),
+    *("pixel_auroc", "pixel_ap", "iou", "iou_at_area", "max_iou", "oracle_iou", "sparseness"),
+    *("max_box_acc", "max_box_acc_v2"),
+)
+LIMITS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(_SHARES, (0.0, 1.0)),
+    **dict.fromkeys(("mass_lift", "complexity"), (0.0, float("inf"))),
+}
+"""Between what a metric's mean can lie at all; an interval that reached further says no more."""
+
 LEVELS = ("chance", "centre", "ceiling")
 """What stands beside a score: a random map's, a centred blob's, the grid's best."""
 

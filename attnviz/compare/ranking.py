@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from attnviz.compare.comparison import Comparison
-from attnviz.compare.groups import LEVELS, LOWER_IS_BETTER, Group
+from attnviz.compare.groups import LEVELS, LIMITS, LOWER_IS_BETTER, Group
 from attnviz.compare.resampling import (
     half_width,
     holm,
@@ -167,12 +167,13 @@ def _row(
     against = lead[lead["other"] == group.variant]
     better = sum(_badness(other, metric) < _badness(group, metric) for other in ranked)
     nan = float("nan")
+    least, most = LIMITS.get(metric, (-float("inf"), float("inf")))
     return {
         "variant": group.variant,
         "metric": metric,
         "mean": mean,
-        "low": mean - width,
-        "high": mean + width,
+        "low": max(mean - width, min(mean, least)),
+        "high": min(mean + width, max(mean, most)),
         "valid": int(np.isfinite(scores).sum()),
         "n": scores.size,
         "seeds": len(group.seeds),

@@ -85,7 +85,7 @@ def _group(
     scores, correct, levels = [], [], []
     for name, run in runs.items():
         frame = frames[name]
-        chosen = _map_of(run, frame, map_name)
+        chosen = map_of(run, frame, map_name)
         patched = frame[(frame["x1"] > frame["x0"]) & (frame["y1"] > frame["y0"])]
         scores.append(_columns(patched, f"{chosen}/"))
         correct.append(patched["correct"].to_numpy(dtype=np.float64))
@@ -110,7 +110,7 @@ def _columns(frame: Any, prefix: str) -> dict[str, np.ndarray]:
     }
 
 
-def _map_of(run: Any, frame: Any, map_name: str | None) -> str:
+def map_of(run: Any, frame: Any, map_name: str | None) -> str:
     """The map whose scores count: the one asked for, the run's primary one, or its only one."""
     columns = [str(column) for column in frame.columns if "/" in str(column)]
     known = list(dict.fromkeys(column.rpartition("/")[0] for column in columns))

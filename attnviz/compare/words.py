@@ -10,8 +10,14 @@ import pandas as pd
 
 
 def spoken(metric: str) -> str:
-    """A metric's key as words."""
-    return metric.replace("_", " ")
+    """A metric's key as words, abbreviations as they are written."""
+    return " ".join(_WRITTEN.get(word, word) for word in metric.split("_"))
+
+
+_WRITTEN = {
+    **{word.lower(): word for word in ("AUROC", "AUC", "AP", "SSIM", "ROAD", "MPRT", "IoU")},
+    **{"topk": "top-k", "morf": "MoRF", "lerf": "LeRF", "acc": "accuracy"},
+}
 
 
 def localises(metric: str) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from attnviz.compare import LOWER_IS_BETTER, Comparison, compare
+from attnviz.compare.groups import LIMITS
 from attnviz.compare.resampling import sign_flip
 
 PRIMARY = "energy_pointing_game"
@@ -119,7 +120,23 @@ class TestNumbers:
         assert result.variants == ["a", "b"]
         assert result.differences.iloc[0].difference < 0
         assert result.winner == "a"
-        assert result.sentence.startswith("a ranks first: deletion auc 0.")
+        assert result.sentence.startswith("a ranks first: deletion AUC 0.")
+
+    def test_an_interval_stays_where_the_mean_can_be(self) -> None:
+        hits = np.array([[1.0] * 9 + [0.0], [1.0] * 10])
+        both = {"pointing_game": hits, "my_own": hits}
+        rows = compare({"a": both}, primary="pointing_game", resamples=500).table
+        assert rows["high"].iloc[0] == 1.0
+        assert rows["high"].iloc[1] > 1.0
+        percent = compare({"a": {"iou": 50 * (1 + hits)}}, primary="iou", resamples=500).table
+        assert percent["high"].iloc[0] == percent["mean"].iloc[0]
+
+    def test_limits_are_those_of_the_metrics_own_table(self) -> None:
+        from attnviz.metrics.suite import METRICS
+
+        assert set(LIMITS) == set(METRICS)
+        shares = {key for key, metric in METRICS.items() if metric.limits == "0 to 1"}
+        assert shares <= {key for key, limits in LIMITS.items() if limits == (0, 1)}
 
     def test_agrees_with_the_metrics_own_table_on_which_way_is_better(self) -> None:
         from attnviz.metrics.suite import METRICS

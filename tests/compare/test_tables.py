@@ -100,7 +100,10 @@ def test_only_shared_metrics_unless_named() -> None:
         ({"a": scores(0.5), "b": scores(0.5, 9)}, "different images: a on 10, b on 9; measure"),
         ({"a": np.zeros((2, 3, 4))}, r"a, energy_pointing_game: .*got \(2, 3, 4\)"),
         ({"a": []}, "a, energy_pointing_game: expected one score per image"),
-        ({"a": np.array(["high", "low"])}, "a, energy_pointing_game: expected an array of numbers, got"),
+        (
+            {"a": np.array(["high", "low"])},
+            "a, energy_pointing_game: expected an array of numbers, got",
+        ),
         ({"a": [{PRIMARY: scores(1)}, {}]}, "a: .* got no 'energy_pointing_game' for seed 1"),
         (
             {"a": {PRIMARY: scores(1), "max_iou": scores(1, 9)}},

@@ -1,0 +1,65 @@
+"""`attnviz compare RUNS …`: rank runs, with intervals and paired tests."""
+
+from __future__ import annotations
+
+import argparse
+
+from attnviz.cli.tables import as_json, printable
+from attnviz.compare import Comparison, compare
+from attnviz.compare.inputs import open_runs
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    parser.add_argument("runs", nargs="+", help="folders of runs, or of single runs")
+    parser.add_argument(
+        "--primary",
+        default="energy_pointing_game",
+        metavar="METRIC",
+        help="the metric that ranks (default: %(default)s)",
+    )
+    parser.add_argument("--metrics", nargs="+", metavar="METRIC", help="report only these besides")
+    parser.add_argument("--map", metavar="NAME", help="score this map; each run's primary map")
+    parser.add_argument("--resamples", type=int, default=10_000, help="default: %(default)s")
+    parser.add_argument("--confidence", type=float, default=0.95, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print everything as JSON")
+    form.add_argument("--csv", action="store_true", help="print the table as CSV")
+    form.add_argument("--markdown", action="store_true", help="print the ranking as Markdown")
+    form.add_argument("--latex", action="store_true", help="print the ranking for LaTeX")
+    parser.add_argument("--figure", metavar="PNG", help="write the dot plot there, too")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare, print, and write the figure if asked for."""
+    result = compare(
+        open_runs(args.runs),
+        primary=args.primary,
+        metrics=args.metrics,
+        resamples=args.resamples,
+        confidence=args.confidence,
+        seed=args.seed,
+        map_name=args.map,
+    )
+    if args.figure:
+        from attnviz.figures import save_png
+
+        save_png(result.figure(), args.figure)
+    print(_text(result, args))
+    return 0
+
+
+def _text(result: Comparison, args: argparse.Namespace) -> str:
+    """The result in the form asked for; only JSON escapes what a terminal would obey itself."""
+    if args.json:
+        return as_json(result.to_dict())
+    if args.csv:
+        text = result.table.to_csv(index=False).rstrip("\n")
+    elif args.markdown:
+        text = result.to_markdown(args.metrics and result.metrics)
+    elif args.latex:
+        text = result.to_latex(args.metrics and result.metrics).rstrip("\n")
+    else:
+        text = repr(result)
+    return "\n".join(map(printable, text.split("\n")))

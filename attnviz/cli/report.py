@@ -1,0 +1,40 @@
+"""`attnviz report RUNS …`: write one self-contained HTML page about some runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from attnviz.cli.tables import printable
+from attnviz.compare.inputs import open_runs
+from attnviz.report import write_report
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    parser.add_argument("runs", nargs="+", help="folders of runs, or of single runs")
+    parser.add_argument(
+        "--out", default="report.html", metavar="HTML", help="where to (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--primary",
+        default="energy_pointing_game",
+        metavar="METRIC",
+        help="the metric that ranks (default: %(default)s)",
+    )
+    parser.add_argument("--map", metavar="NAME", help="score this map; each run's primary map")
+    parser.add_argument(
+        "--title", default="Which variant looks at the patch?", help="default: %(default)s"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page; 1 where its runs may not be ranked, which the page says, too."""
+    study = write_report(
+        open_runs(args.runs), args.out, primary=args.primary, map_name=args.map, title=args.title
+    )
+    print(printable(args.out))
+    if study.refusal:
+        print(f"attnviz: not ranked: {printable(study.refusal)}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,335 @@
+"""The page's sections, each a function of the study; an empty one is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from attnviz.compare.groups import LEVELS, LOWER_IS_BETTER
+from attnviz.compare.recorded import differing, flattened
+from attnviz.compare.words import WELL_KNOWN, interval, number, percent, span, spoken, with_sign
+from attnviz.errors import AttnvizError
+from attnviz.figures import curves
+from attnviz.figures.sheets import SCALING
+from attnviz.report.definitions import DEFINITIONS, TERMS
+from attnviz.report.markup import Html, joined, line, table, tag
+from attnviz.report.pictures import plot, tile
+from attnviz.report.study import Sample, Study
+
+_SHOWN = 4  # images in the strip, and best and worst of each variant
+
+
+def ranking(study: Study) -> Html | None:
+    """The table, the dot plot, and what must be said beside them."""
+    comparison = study.comparison
+    if comparison is None:
+        return _unranked(study)
+    rows = comparison.of(study.primary)
+    known = [name for name in WELL_KNOWN if name in comparison.metrics]
+    others = list(dict.fromkeys([*known, *comparison.metrics]))
+    others = [name for name in others if name != study.primary][:4]
+    header = ["variant", "rank", spoken(study.primary), f"{percent(comparison.confidence)} CI"]
+    header += [*map(spoken, others), "accuracy", "seeds", "valid"]
+    body: list[Any] = [_ranked(row, comparison, others) for _, row in rows.iterrows()]
+    for level in LEVELS:
+        spans = [span(comparison.of(metric)[level]) for metric in (study.primary, *others)]
+        if any(spans):
+            body.append(line([level, "", spans[0], "", *spans[1:], "", "", ""], class_="level"))
+    alt = "; ".join(f"{r.variant} {number(r['mean'])} ({interval(r)})" for _, r in rows.iterrows())
+    levels = "".join(f"; {level} {span(rows[level])}" for level in LEVELS if span(rows[level]))
+    dots = plot(
+        lambda dark: comparison.figure(order=list(study.variants), dark=dark),
+        f"{spoken(study.primary)}: {alt}{levels}",
+        "A dot is a variant's mean, its line the interval, a tick one training seed.",
+    )
+    notes = tag("ul", (tag("li", note) for note in comparison.notes), class_="soft")
+    return joined([table(header, body, caption=_how(study)), dots, notes])
+
+
+def _how(study: Study) -> str:
+    comparison = study.comparison
+    assert comparison is not None, "only called where there is a ranking"
+    return (
+        f"Ranked by {spoken(study.primary)} on {comparison.images} images with a patch; "
+        f"{comparison.resamples:,} bootstrap resamples"
+    )
+
+
+def _ranked(row: Any, comparison: Any, others: Sequence[str]) -> list[str]:
+    means = []
+    for metric in others:
+        rows = comparison.of(metric)
+        means.append(number(rows[rows["variant"] == row["variant"]].iloc[0]["mean"]))
+    head = [str(row["variant"]), str(row["rank"]), number(row["mean"]), interval(row)]
+    valid = f"{row['valid']}/{row['n']}"
+    return [*head, *means, number(row["accuracy"]), str(row["seeds"]), valid]
+
+
+def _unranked(study: Study) -> Html:
+    """What each run says of itself, side by side but in no order."""
+    rows = []
+    for run in study.complete:
+        name = str(run.summary.get("map"))
+        score = ((run.summary.get("metrics") or {}).get(name) or {}).get(study.primary) or {}
+        mean, accuracy = score.get("mean"), run.summary.get("accuracy")
+        rows.append(
+            [run.id, run.variant, str(run.dataset), _told(mean), _told(accuracy)],
+        )
+    header = ["run", "variant", "images", spoken(study.primary), "accuracy"]
+    return table(header, rows, caption="Each run on its own images: not to be ranked")
+
+
+def differences(study: Study) -> Html | None:
+    """Every pair on the primary metric, and the scores of right and wrong answers."""
+    if study.comparison is None:
+        return None
+    found = study.comparison.differences
+    pairs = found[found["metric"] == study.primary]
+    parts = []
+    if len(pairs):
+        header = ["variants", "difference", "paired CI", "clear", "p", "Holm", "images", "seeds"]
+        rows = [_pair(row) for _, row in pairs.iterrows()]
+        parts.append(table(header, rows, caption=f"Paired differences, {spoken(study.primary)}"))
+    split = study.comparison.split
+    split = split[split["metric"] == study.primary]
+    if len(split):
+        header = ["variant", "answered rightly", "scores", "wrongly", "scores"]
+        rows = [_split(row) for _, row in split.iterrows()]
+        caption = f"{spoken(study.primary).capitalize()} by whether the model was right"
+        parts.append(table(header, rows, caption=caption))
+    return joined(parts) if parts else None
+
+
+def _pair(row: Any) -> list[str]:
+    return [
+        f"{row['variant']} over {row['other']}",
+        with_sign(row["difference"]),
+        interval(row, signed=True),
+        "yes" if row["clear"] else "no",
+        number(row["p"]),
+        number(row["p_holm"]),
+        str(row["images"]),
+        str(row["seeds"]),
+    ]
+
+
+def _split(row: Any) -> list[str]:
+    right, wrong = number(row["right"]), number(row["wrong"])
+    return [str(row["variant"]), right, str(row["n_right"]), wrong, str(row["n_wrong"])]
+
+
+def strip(study: Study) -> Html | None:
+    """The same images in every variant, from the hardest to the easiest."""
+    if study.comparison is None:
+        return None
+    samples = {variant: study.first(variant) for variant in study.order}
+    stacked = np.stack([sample.scores for sample in samples.values()])
+    scored = np.flatnonzero(np.isfinite(stacked).all(0))
+    if not len(scored):
+        return None
+    by_mean = scored[np.argsort(stacked[:, scored].mean(0), kind="stable")]
+    places = np.linspace(0, len(by_mean) - 1, min(_SHOWN, len(by_mean))).round().astype(int)
+    picked = [int(i) for i in by_mean[places]]
+    data = next(iter(samples.values())).dataset
+    images, boxes = data.images(picked), data.boxes()[picked]
+    maps = {variant: sample.maps(picked) for variant, sample in samples.items()}
+    rows = []
+    for k, index in enumerate(picked):
+        bare = tile(images[k], None, boxes[k], f"test image {index}, patch outlined", f"#{index}")
+        cells = [tag("td", bare)]
+        for variant, sample in samples.items():
+            score = number(sample.scores[index])
+            alt = f"{variant} on test image {index}: {spoken(study.primary)} {score}"
+            cells.append(tag("td", tile(images[k], maps[variant][k], boxes[k], alt, score)))
+        rows.append(tag("tr", cells))
+    head = tag("tr", (tag("th", name, scope="col") for name in ["image", *samples]))
+    said = (
+        f"Below each tile its {spoken(study.primary)}; first seed of each variant; images from "
+        f"the lowest to the highest mean over variants. Raw maps, {SCALING}; box: the patch."
+    )
+    grid = tag("table", tag("caption", said), tag("thead", head), tag("tbody", rows))
+    label = "the same images in every variant"
+    return tag("div", grid, class_="wide strip", tabindex="0", role="region", aria_label=label)
+
+
+def extremes(study: Study) -> Html | None:
+    """The images that each variant is worst and best at."""
+    parts: list[Html] = []
+    for variant in study.order:
+        try:
+            parts += _extremes_of(variant, study.first(variant), study.primary)
+        except AttnvizError as error:
+            parts += [tag("h3", variant), fault(error)]
+    return joined(parts) if parts else None
+
+
+def _extremes_of(variant: str, sample: Sample, primary: str) -> Iterable[Html]:
+    scored = np.flatnonzero(np.isfinite(sample.scores))
+    order = [int(i) for i in scored[np.argsort(sample.scores[scored], kind="stable")]]
+    if primary in LOWER_IS_BETTER:
+        order.reverse()
+    if not order:
+        return
+    few = min(_SHOWN, len(order))
+    yield tag("h3", f"{variant}: ", tag("span", f"{sample.map}, {sample.run.id}", class_="soft"))
+    ends = (("worst", order[:few]), ("best", order[::-1][:few]))
+    yield tag("div", (_few(variant, sample, primary, *end) for end in ends), class_="pair")
+
+
+def _few(variant: str, sample: Sample, primary: str, what: str, picked: list[int]) -> Html:
+    images, boxes = sample.dataset.images(picked), sample.dataset.boxes()[picked]
+    maps, tiles = sample.maps(picked), []
+    for k, index in enumerate(picked):
+        score = number(sample.scores[index])
+        answer = "right" if sample.table.iloc[index]["correct"] else "wrong"
+        alt = f"{variant}, {what} {k + 1}: test image {index}, {spoken(primary)} {score}, {answer}"
+        below = f"{score}, #{index}, {answer}"
+        tiles.append(tag("li", tile(images[k], maps[k], boxes[k], alt, below)))
+    return tag("div", tag("p", what.capitalize(), class_="soft"), tag("ul", tiles, class_="tiles"))
+
+
+def training(study: Study) -> Html | None:
+    """Curves, as far as the runs kept them."""
+    kept = {variant: [run.curves() for run in runs] for variant, runs in study.variants.items()}
+    known = {str(name) for tables in kept.values() for table in tables for name in table}
+    wanted = ("train_loss", "val_loss", "val_accuracy", f"val_{study.primary}")
+    shown = [name for name in wanted if name in known]
+    if not shown or "epoch" not in known:
+        return None
+    ends = "; ".join(
+        f"{variant} {spoken(shown[-1])} {number(float(tables[0][shown[-1]].iloc[-1]))}"
+        for variant, tables in kept.items()
+        if tables and shown[-1] in tables[0]
+    )
+    return plot(
+        lambda dark: curves(kept, shown, dark=dark),
+        f"curves of {', '.join(map(spoken, shown))}; last epoch: {ends}",
+        "A line is the mean over seeds, its band reaches from the lowest to the highest.",
+    )
+
+
+def findings(study: Study) -> Html | None:
+    """What the diagnosis found, the worst first; what several runs share is told once."""
+    shared: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for run in study.complete:
+        for finding in run.summary.get("findings") or ():
+            if isinstance(finding, Mapping):
+                key = tuple(str(finding.get(name, "")) for name in _FINDING)
+                shared.setdefault(key, []).append((run.id, _evidence(finding.get("evidence"))))
+    if not shared:
+        return None
+    worst_first = sorted(shared, key=lambda key: (_SEVERITIES.get(key[0], 3), key))
+    header = ["severity", "finding", "where", "what it means and what to do", "seen in"]
+    rows = [_found(key, shared[key]) for key in worst_first]
+    return table(
+        header, rows, caption=f"{len(rows)} kinds of findings in {len(study.complete)} runs"
+    )
+
+
+_FINDING = ("severity", "code", "where", "meaning", "remedy")
+_SEVERITIES = {"error": 0, "warning": 1, "note": 2}
+
+
+def _found(key: tuple[str, ...], seen: Sequence[tuple[str, str]]) -> list[Any]:
+    severity, code, where, meaning, remedy = key
+    by_evidence: dict[str, list[str]] = {}
+    for run_id, evidence in seen:
+        by_evidence.setdefault(evidence, []).append(run_id)
+    places = (
+        tag("p", ", ".join(run_ids), f": {evidence}" if evidence else "", class_="soft")
+        for evidence, run_ids in by_evidence.items()
+    )
+    look = {"error": "bad", "warning": "warning"}.get(severity)
+    return [
+        tag("span", severity, class_=look),
+        tag("code", code),
+        tag("code", where),
+        joined([tag("p", meaning), tag("p", remedy)]),
+        joined(places),
+    ]
+
+
+def _evidence(evidence: Any) -> str:
+    if not isinstance(evidence, Mapping):
+        return "" if evidence is None else str(evidence)
+    return ", ".join(f"{spoken(str(key))} {_told(value)}" for key, value in evidence.items())
+
+
+def settings(study: Study) -> Html | None:
+    """The settings in which variants differ, and those that they share."""
+    per_run = {run.id: run.settings for run in study.complete}
+    odd = differing(per_run)
+    rows = []
+    for key, values in odd.items():
+        cells = [
+            ", ".join(dict.fromkeys(values[run.id] for run in runs))
+            for runs in study.variants.values()
+        ]
+        rows.append([tag("code", key), *cells])
+    parts = []
+    if rows:
+        parts.append(table(["setting", *study.variants], rows, caption="Settings that differ"))
+    first = flattened(study.complete[0].settings)
+    shared = {key: value for key, value in first.items() if key not in odd}
+    if shared:
+        parts.append(_folded(f"{len(shared)} settings shared by all runs", shared))
+    return joined(parts) if parts else None
+
+
+def runs(study: Study) -> Html:
+    """Every run and its state, the environment, the digest of the test images."""
+    rows = [
+        [run.id, run.variant or "–", str(run.seed), run.state, run.reason or "", _date(run)]
+        for run in study.runs
+    ]
+    header = ["run", "variant", "seed", "state", "reason", "started (UTC)"]
+    seen = {run.id: run.environment for run in study.complete}
+    odd = differing(seen)
+    shared = {
+        key: value
+        for key, value in flattened(study.complete[0].environment).items()
+        if key not in odd
+    }
+    shared |= {
+        key: ", ".join(dict.fromkeys(values.values())) + " (differs between runs)"
+        for key, values in odd.items()
+    }
+    shared["test images"] = ", ".join(dict.fromkeys(str(run.dataset) for run in study.complete))
+    listed = table(header, rows, caption=f"{len(rows)} runs")
+    return joined([listed, _folded("Environment", shared)])
+
+
+def words(study: Study) -> Html:
+    """What every word of the tables means."""
+    shown = [study.primary] if study.comparison is None else study.comparison.metrics
+    entries = []
+    for metric in shown:
+        if metric in DEFINITIONS:
+            text, source = DEFINITIONS[metric]
+            entries.append((spoken(metric), joined([text, " ", tag("i", source)])))
+    entries += [(term, joined([text])) for term, text in TERMS]
+    return tag("dl", ((tag("dt", name), tag("dd", text)) for name, text in entries))
+
+
+def fault(error: AttnvizError) -> Html:
+    """A part of the page that could not be made, and why."""
+    return tag("p", f"cannot be shown: {error}", class_="bad")
+
+
+def _folded(summary: str, values: Mapping[str, Any]) -> Html:
+    pairs = ((tag("dt", tag("code", key)), tag("dd", _told(v))) for key, v in values.items())
+    return tag("details", tag("summary", summary), tag("dl", pairs))
+
+
+def _date(run: Any) -> str:
+    return "–" if run.created is None else f"{run.created:%Y-%m-%d %H:%M}"
+
+
+def _told(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)

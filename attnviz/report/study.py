@@ -1,0 +1,130 @@
+"""Everything a page is about: the runs, their ranking or why there is none, their test images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from attnviz.compare import Comparison, compare
+from attnviz.compare.inputs import Source, by_variant, open_runs
+from attnviz.compare.recorded import map_of
+from attnviz.errors import AttnvizError, InputError
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs that were made to be compared.
+
+    Attributes:
+        runs: All of them, whole or not.
+        variants: Variant → its complete runs, in the order of their seeds.
+        comparison: The ranking, or None where they may not be ranked.
+        refusal: Why they may not, empty where they may.
+        primary: The metric that ranks.
+        map_name: Whose scores were taken, None for each run's primary map.
+    """
+
+    runs: tuple[Any, ...]
+    variants: Mapping[str, Sequence[Any]]
+    comparison: Comparison | None
+    refusal: str
+    primary: str
+    map_name: str | None
+
+    @property
+    def order(self) -> list[str]:
+        """The variants, first in rank first; by name where there is no rank."""
+        return sorted(self.variants) if self.comparison is None else self.comparison.variants
+
+    @property
+    def complete(self) -> list[Any]:
+        """The complete runs."""
+        return [run for runs in self.variants.values() for run in runs]
+
+    def first(self, variant: str) -> Sample:
+        """What the variant's first seed saw."""
+        return self._samples[variant]
+
+    @cached_property
+    def _samples(self) -> dict[str, Sample]:
+        return {
+            variant: Sample(runs[0], self.primary, self.map_name)
+            for variant, runs in self.variants.items()
+        }
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run's test images, maps and scores, read when asked for."""
+
+    run: Any
+    primary: str
+    asked: str | None
+
+    @cached_property
+    def table(self) -> Any:
+        """One row per test image."""
+        return self.run.samples()
+
+    @cached_property
+    def map(self) -> str:
+        """The name of the map that is shown and scored."""
+        return map_of(self.run, self.table, self.asked)
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """The primary score of each test image, NaN where it has none or no patch."""
+        column = f"{self.map}/{self.primary}"
+        patched = (self.table["x1"] > self.table["x0"]) & (self.table["y1"] > self.table["y0"])
+        scores = self.table[column].to_numpy(np.float64, na_value=np.nan)
+        return np.where(patched, scores, np.nan)
+
+    @cached_property
+    def dataset(self) -> Any:
+        """The test images that lie beside the run."""
+        from attnviz.runs import open_dataset
+
+        if self.run.dataset is None:
+            raise InputError(f"run {self.run.id} names no test images")
+        where = self.run.location.rstrip("/")
+        return open_dataset(where.rpartition("/")[0] or ".", self.run.dataset)
+
+    def maps(self, indices: Sequence[int]) -> np.ndarray:
+        """Raw maps (n, h, w) of some images; where there are heads, their mean."""
+        maps = np.asarray(self.run.maps(self.map, indices))
+        return np.asarray(maps.mean(1)) if maps.ndim == 4 else maps
+
+
+def study_of(source: Source, *, primary: str, map_name: str | None) -> Study:
+    """Open runs and rank them, if they may be ranked.
+
+    Raises:
+        InputError: There is no complete run among them.
+        RunError: There is no such folder.
+    """
+    if isinstance(source, Mapping):
+        grouped = {str(name): open_runs(entry) for name, entry in source.items()}
+    else:
+        grouped = by_variant(open_runs(source))
+    runs = tuple(run for group in grouped.values() for run in group)
+    kept = {
+        variant: sorted(
+            (run for run in group if run.state == "complete"),
+            key=lambda run: (run.seed is None, run.seed or 0, run.id),
+        )
+        for variant, group in grouped.items()
+    }
+    kept = {variant: group for variant, group in kept.items() if group}
+    if not kept:
+        states = ", ".join(f"{run.id} is {run.state}" for run in runs[:5]) or "no run at all"
+        raise InputError(f"report: expected at least one complete run, got {states}")
+    comparison, refusal = None, ""
+    try:
+        comparison = compare(grouped, primary=primary, map_name=map_name)
+    except AttnvizError as error:
+        refusal = str(error)
+    return Study(runs, kept, comparison, refusal, primary, map_name)
