@@ -8,6 +8,7 @@
 from attnviz.capture import edits, reductions
 from attnviz.capture.record import Record, Windows, gradients
 from attnviz.capture.seen import Capture
+from attnviz.capture.streaming import stream
 from attnviz.capture.watching import watch
 
-__all__ = ["Capture", "Record", "Windows", "edits", "gradients", "reductions", "watch"]
+__all__ = ["Capture", "Record", "Windows", "edits", "gradients", "reductions", "stream", "watch"]

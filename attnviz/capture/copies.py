@@ -113,7 +113,7 @@ def normal(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     out = func(*args, **kwargs)
     if len(watcher.tags):
         tag = watcher.tags.get(args[0])
-        if tag is not None and tag.kind in ("softmax", "scores"):
+        if tag is not None and _heads_first(tag, args[0]):
             carry(watcher, tag, args[0], out[0], mixed=True)
     return out
 
@@ -123,14 +123,27 @@ def convolve(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     out = func(*args, **kwargs)
     if len(watcher.tags):
         tag = watcher.tags.get(args[0])
-        if (
-            tag is not None
-            and tag.kind in ("softmax", "scores")
-            and out.shape[2:] == args[0].shape[2:]
-        ):
+        if tag is not None and out.shape[2:] == args[0].shape[2:] and _heads_first(tag, args[0]):
             axis = tag.find(args[0])
             if tag.kind == "scores" or (axis is not None and axis > 1):
                 watcher.tags.put(out, tag.on(out, axis, mixed=True))
+    return out
+
+
+def _heads_first(tag: Tag, x: Tensor) -> bool:
+    """Whether a tensor still is a map of queries and keys, and no feature made of one."""
+    if tag.kind == "scores" and tag.scores is not None:
+        return {*tag.scores.shape[-2:]} <= {*x.shape[1:]}
+    return tag.kind == "softmax"
+
+
+def resize(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+    """A gate that was computed on a coarser grid is one, even where it is as large as features."""
+    out = func(*args, **kwargs)
+    if len(watcher.tags):
+        tag = watcher.tags.get(args[0])
+        if tag is not None and tag.kind in ("gate", "parameter"):
+            carry(watcher, tag, args[0], out, extra="resized")
     return out
 
 
@@ -218,15 +231,16 @@ RULES: dict[Any, Any] = {
         _ops(
             "_to_copy.default", "masked_fill.Scalar", "masked_fill.Tensor", "masked_fill_.Scalar",
             "masked_fill_.Tensor", "where.self", "where.ScalarOther", "clamp_min.default",
-            "clamp_max.default", "nan_to_num.default", "upsample_bilinear2d.default",
-            "upsample_nearest2d.default", "upsample_bicubic2d.default", "repeat.default",
-            "rsub.Scalar", "detach.default", "alias.default", "_upsample_bilinear2d_aa.default",
-            "lift_fresh.default", "tril.default", "triu.default",
+            "clamp_max.default", "nan_to_num.default", "repeat.default", "rsub.Scalar",
+            "detach.default", "alias.default", "lift_fresh.default", "tril.default", "triu.default",
         ),
         same_shape,
     ),
     **dict.fromkeys(_ops("add.Tensor", "add_.Tensor", "sub.Tensor", "sub_.Tensor", "add.Scalar",
                          "sub.Scalar"), add),
+    **dict.fromkeys(_ops("upsample_bilinear2d.default", "upsample_nearest2d.default",
+                         "upsample_bicubic2d.default", "_upsample_nearest_exact2d.default",
+                         "_upsample_bilinear2d_aa.default"), resize),
     **dict.fromkeys(_ops("cat.default", "stack.default"), join),
     **dict.fromkeys(_ops("native_layer_norm.default", "native_batch_norm.default",
                          "_native_batch_norm_legit.default", "cudnn_batch_norm.default",

@@ -51,12 +51,13 @@ class Watcher(TorchDispatchMode):
         modules: Each module by its name.
         ops: How many ops ran, of any kind.
         trusted: Whether recomputed weights were checked before, on the same model.
+        learning: Whether to note in which modules something was found, for a stream.
     """
 
     supports_higher_order_operators = True
 
     def __init__(self, model: nn.Module, options: Options, seen: Capture) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types here
         self.model = model
         self.options = options
         self.modules = {own_name(name): module for name, module in model.named_modules()}
@@ -66,6 +67,7 @@ class Watcher(TorchDispatchMode):
         self.recorder = Recorder(self, seen)
         self.ops = 0
         self.trusted = False
+        self.learning = False
         self._parameters = False
 
     @classmethod
@@ -106,16 +108,33 @@ class Watcher(TorchDispatchMode):
             if tensor.layout is torch.strided and not isinstance(tensor, nn.UninitializedParameter):
                 self.tags.put(tensor, PARAMETER)
 
-    def finish(self, seen: Capture | None = None) -> None:
-        """Finish the records of a forward pass, and start those of another, if it is given."""
+    def running(self) -> frozenset[str] | None:
+        """The names of the running modules, if they are to be noted."""
+        return frozenset(call.name for call in self.calls()) if self.learning else None
+
+    def scopes(self) -> list[nn.Module]:
+        """The modules within which everything found so far was computed, none inside another."""
+        names = sorted(set(self.recorder.reached))
+        outer = [
+            name
+            for name in names
+            if not any(name != other and within(name, other) for other in names)
+        ]
+        return [self.modules[name] for name in outer]
+
+    def finish(self) -> None:
+        """Finish the records of a forward pass."""
         self.recorder.finish()
-        if seen is not None:
-            self.recorder.seen = seen
 
     def close(self) -> None:
         """Forget all tags."""
         self.tags.clear()
         self._parameters = False
+
+
+def within(name: str, other: str) -> bool:
+    """Whether a module lies inside another one, by their dotted names."""
+    return not other or name.startswith(f"{other}.")
 
 
 def own_name(name: str) -> str:

@@ -80,7 +80,8 @@ def swap(first: int = 0, second: int = 1) -> Edit:
             )
         order = torch.arange(len(images), device=values.device)
         order[[first, second]] = order[[second, first]]
-        return images[order].flatten(0, 1)
+        swapped: Tensor = images.index_select(0, order).flatten(0, 1)
+        return swapped
 
     return edit
 
@@ -104,7 +105,8 @@ def shuffle(seed: int = 0) -> Edit:
         generator = torch.Generator().manual_seed(seed)
         if record.kind == "gate" and axis == -1:
             flat = values.flatten(2)
-            return flat[..., torch.randperm(flat.shape[-1], generator=generator)].view_as(values)
+            order = torch.randperm(flat.shape[-1], generator=generator).to(values.device)
+            return flat.index_select(-1, order).view_as(values)
         order = torch.randperm(values.shape[axis], generator=generator).to(values.device)
         return values.index_select(axis, order)
 

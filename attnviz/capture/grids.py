@@ -39,11 +39,11 @@ def geometry(calls: Sequence[Call], queries: int, keys: int) -> Geometry:
     images, image = model_input(calls)
     if image is None:
         return Geometry(images)
-    tokens, known = token_counts(calls), _prefix_tokens(calls)
-    prefix, key = _grid(keys, tokens, image, known)
+    counts, known = token_counts(calls), _prefix_tokens(calls)
+    prefix, key = _grid(keys, counts, image, known)
     if queries == keys:
         return Geometry(images, image, key, key, prefix)
-    own, query = _grid(queries, tokens, image, known) if queries > 1 else (0, None)
+    own, query = _grid(queries, counts, image, known) if queries > 1 else (0, None)
     if key is None and query is not None:
         # reduced keys: no module was called with as many tokens, but they lie as the image does
         key, prefix = by_aspect(keys - own, image), own
@@ -76,38 +76,45 @@ def model_input(calls: Sequence[Call]) -> tuple[int | None, Grid | None]:
 
 
 def by_aspect(count: int, image: Grid) -> Grid | None:
-    """The grid of `count` places that an image is cut into by square strides."""
+    """The grid of `count` places that has the image's proportions, up to rounding."""
     if count < 1:
         return None
     height, width = image
-    h = max(1, round((count * height / width) ** 0.5))
-    for rows in (h, h + 1, h - 1):
-        if rows < 1 or count % rows:
-            continue
-        columns = count // rows
-        if any(
-            rows in (height // s, -(-height // s)) and columns in (width // s, -(-width // s))
-            for s in {max(1, height // rows), -(-height // rows), max(1, width // columns)}
-        ):
-            return rows, columns
+    near = round((count * height / width) ** 0.5)
+    for rows in (near, near + 1, near - 1):
+        if rows > 0 and count % rows == 0:
+            columns = count // rows
+            if (
+                abs(rows * width / height - columns) < 1
+                and abs(columns * height / width - rows) < 1
+            ):
+                return rows, columns
     return None
 
 
-def _grid(count: int, tokens: set[int], image: Grid, known: int | None) -> tuple[int, Grid | None]:
-    order = range(_MOST_PREFIX + 1) if known is None else (known, *range(_MOST_PREFIX + 1))
-    for prefix in order:
-        if count in tokens or count - prefix in tokens:
+def _grid(
+    count: int, counts: tuple[set[int], set[int]], image: Grid, known: int | None
+) -> tuple[int, Grid | None]:
+    """Leading tokens and grid of so many tokens; (0, None) if they are no places."""
+    places, sequences = counts
+    for prefix in range(_MOST_PREFIX + 1) if known is None else (known, 0):
+        if count in sequences or count - prefix in places:
             grid = by_aspect(count - prefix, image)
             if grid is not None:
                 return prefix, grid
     return 0, None
 
 
-def token_counts(calls: Sequence[Call]) -> set[int]:
-    """The numbers of tokens that the running modules' inputs could hold."""
-    found: set[int] = set()
+def token_counts(calls: Sequence[Call]) -> tuple[set[int], set[int]]:
+    """How many places, and how long sequences, the running modules were given."""
+    places: set[int] = set()
+    sequences: set[int] = set()
     for call in calls:
         for shape in call.shapes:
-            found.update(shape[:-1])
-            found.update(a * b for a, b in zip(shape[1:], shape[2:], strict=False))
-    return found
+            if len(shape) == 4:
+                places.update((shape[1] * shape[2], shape[2] * shape[3]))
+            elif len(shape) == 3:
+                sequences.update(shape[:2])
+        if sum(len(shape) == 4 for shape in call.shapes) > 2:  # queries, keys and values by head
+            sequences.update(shape[2] for shape in call.shapes if len(shape) == 4)
+    return places, sequences

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -111,9 +113,19 @@ def arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     return given
 
 
+@contextmanager
+def as_called() -> Iterator[None]:
+    """Autograd and autocast as they were when the model called the current op; no mode on."""
+    snapshot = torch._C._RestorePythonTLSSnapshot  # type: ignore[attr-defined]  # no stub upstream
+    with snapshot(), torch._C._DisableTorchDispatch():
+        yield
+
+
 def _as_called(func: Any, args: Any, kwargs: Any) -> Any:
-    # autocast is off within a handler, and these kernels call ops that it would have cast
-    with torch._C._RestorePythonTLSSnapshot():
+    # autocast is off within a rule, and these kernels call ops that it would have cast
+    if torch._C._len_torch_dispatch_stack():
+        return func(*args, **kwargs)  # for the next mode; the last one sees to it
+    with as_called():
         return func(*args, **kwargs)
 
 

@@ -125,6 +125,7 @@ def _scored(
         scale,
         left.shape[-1],
         tuple(out.shape),
+        watcher.running(),
     )
     watcher.tags.put(out, Tag("scores", tuple(out.shape), out.stride(), None, None, scores))
 

@@ -184,7 +184,8 @@ class Record:
         kept = cells >= 0
         out = torch.zeros((*values.shape[:-1], h * w), dtype=values.dtype, device=values.device)
         out[..., cells[kept]] = values[..., kept]
-        return out.unflatten(-1, (h, w))
+        laid: Tensor = out.unflatten(-1, (h, w))
+        return laid
 
 
 def gradients(records: Iterable[Record], outputs: Tensor) -> tuple[Tensor, ...]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +18,25 @@ from attnviz.capture.fused import Fused
 from attnviz.capture.gating import arrange, pooling
 from attnviz.capture.grids import Geometry, geometry, token_counts
 from attnviz.capture.layout import Layout, layout
+from attnviz.capture.kernels import as_called
 from attnviz.capture.places import Call, Place
-from attnviz.capture.record import Leaf, Record
+from attnviz.capture.record import Leaf, Record, Windows
 from attnviz.capture.seen import Capture
-from attnviz.capture.tags import Squash, Tag
+from attnviz.capture.tags import Scores, Squash, Tag
 from attnviz.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from attnviz.capture.dispatch import Watcher
 
 _CHUNK = 1 << 19  # weights computed at once where only a reduction is kept; they stay in the cache
+
+
+class Look(NamedTuple):
+    """Who attends, and on which grids."""
+
+    name: str
+    module: nn.Module
+    shape: Geometry
 
 
 class Recorder:
@@ -38,6 +48,10 @@ class Recorder:
         self.seen = seen
         self.edited: set[str] = set()
         self.passed_over: list[str] = []
+        self.reached: list[str] = []
+        self.plan: dict[Any, Any] | None = None
+        self._looks: dict[Any, Any] = {}
+        self._counts: Counter[Any] = Counter()
         self._made: list[Squash] = []
         self._guarded: list[Tensor] = []
         self._summed: set[int] = set()
@@ -60,11 +74,10 @@ class Recorder:
         feature_map = known is not None and known.kind == "context" and squash.scores is None
         if feature_map and tag.find(operand) == key:
             return None  # linear attention's queries, softmaxed over channels, meet their context
-        calls = self.watcher.calls()
-        name, module = self._name(squash.place, calls)
+        look = self._look(squash.place, operand.shape[query], operand.shape[key], squash)
+        name, module, shape = look
         if not self._chosen("attention", name, squash.place, module):
             return None
-        shape = geometry(calls, operand.shape[query], operand.shape[key])
         read = layout(operand, query, key, tag, module, shape.images)
         with self._graph():
             raw = _before_dropout(tag, operand)
@@ -72,7 +85,7 @@ class Recorder:
         found = squash.scores
         record = Record(
             name, "attention", weights, None, _axis_word(tag, operand, query, key, read),
-            weights.shape[1], op=squash.op, how="direct" if found is None else "qk",
+            weights.shape[1], op=squash.op, how=_how(found, operand.shape[query]),
             double_softmax=squash.twice, factor=tag.factor, mixed=tag.mixed,
             dropout=tag.raw is not None, logit_scale=squash.logit_scale,
             d_k=None if found is None else found.width,
@@ -89,9 +102,7 @@ class Recorder:
         where = self.watcher.place()
         if where is None or not self._chosen("attention", where.name, where, where.module):
             return None
-        calls = self.watcher.calls()
-        q, k = fused.query.shape[-2], fused.key.shape[-2]
-        shape = geometry(calls, q, k)
+        shape = self._look(where, fused.query.shape[-2], fused.key.shape[-2]).shape
         keep = self.options.operands
         record = Record(
             where.name, "attention", None, None, "k", fused.query.shape[-3], how="fused",
@@ -125,7 +136,7 @@ class Recorder:
         where = self.watcher.place()
         if where is None or not self._chosen("attention", where.name, where, where.module):
             return None
-        shape = geometry(self.watcher.calls(), fused.query.shape[-2], fused.key.shape[-2])
+        shape = self._look(where, fused.query.shape[-2], fused.key.shape[-2]).shape
         weights = fusion.weights(fused)
 
         def out(weights: Tensor, rows: Any) -> Tensor:
@@ -176,15 +187,15 @@ class Recorder:
         if squash is None:
             return None, None
         squash.used = True
-        calls = self.watcher.calls()
-        name, module = self._name(squash.place, calls)
-        shape = geometry(calls, 0, 0)
         offset = gate.storage_offset()
         weighted: Tag | None = None
         pool = None
         if squash.op == "softmax" and tag.axis is not None:
             size = tag.shape[tag.axis]
             pool = pooling(gate, other, repeated, tag.find(gate), size)
+        name, module, shape = self._look(
+            squash.place, 1, 0 if pool is None or tag.axis is None else tag.shape[tag.axis], squash
+        )
         kind = "gate"
         if pool is not None:
             number = len(self.seen)
@@ -198,18 +209,17 @@ class Recorder:
         if kind == "attention" and pool is not None:
             with self._graph():
                 weights = pool.present(_before_dropout(tag, gate))
-            keys = geometry(calls, 1, weights.shape[-1])
             record = Record(
                 name, "attention", weights, None, "k", weights.shape[1], how="pooled",
                 op=squash.op, factor=tag.factor, mixed=tag.mixed, dropout=tag.raw is not None,
                 leaf=self._leaf(gate, pool.present),
             )  # fmt: skip
-            record = self._placed(record, squash.place, module, keys, weights)
+            record = self._placed(record, squash.place, module, shape, weights)
             if not again:
                 self._pooled[number] = (tag, gate, other, repeated)
             return self._finish(record, squash, gate, pool.restore, keep=not again), weighted
         record, restore = self._gate_record(tag, gate, other, repeated, name, shape)
-        record = self._placed(record, squash.place, module, shape, None)
+        record = self._placed(record, squash.place, module, bare(shape), None)
         if weighted is not None and not again:
             self._pooled[number] = (tag, gate, other, repeated)
         return self._finish(record, squash, gate, restore, keep=not again), weighted
@@ -243,18 +253,18 @@ class Recorder:
             return
         calls = self.watcher.calls()
         rows, columns = scores.shape[-2:]
-        plain = scores.width < min(rows, columns) or (
-            rows == columns and rows in token_counts(calls) and scores.width != rows
-        )
+        places, sequences = token_counts(calls)
+        tokens = {*places, *sequences}
+        plain = {rows, columns} <= tokens if scores.width in tokens or rows in tokens else (
+            scores.width < min(rows, columns))  # fmt: skip
         if not self._chosen("attention", where.name, where, where.module):
             return
-        shape = geometry(calls, rows, columns)
+        shape = self._look(where, rows, columns).shape
         if not plain:
             record = Record(where.name, "attention", how="linear", op="product", softmax=False,
                             note="q (kᵀ v): no weights exist")  # fmt: skip
             self._refuse_edit(record, where)
-            self._keep(self._placed(record, where, where.module, replace(
-                shape, query=None, key=None, prefix=0), None))  # fmt: skip
+            self._keep(self._placed(record, where, where.module, bare(shape), None))
             return
         weights = operand.detach()
         weights = weights.reshape(-1, 1, *weights.shape[-2:])
@@ -285,6 +295,7 @@ class Recorder:
                     record, kind="gate", scale=made.scale, weights=None, axis=made.axis,
                     how="gate", heads=1, query_grid=None, key_grid=None, prefix=0, reduced={},
                 ), number)  # fmt: skip
+        self._counts.clear()
         self.seen.unused = [self._unused(squash) for squash in self._made if _matters(squash)]
         self._made.clear()
         self._pooled.clear()
@@ -292,6 +303,36 @@ class Recorder:
         for reduction in self.options.reduce.values():
             if isinstance(reduction, reductions.Rollout):
                 reduction.reset()
+
+    # where it happens ------------------------------------------------------------------------
+
+    def _look(self, where: Place, queries: int, keys: int, squash: Squash | None = None) -> Look:
+        """Who attends or gates, and on which grids; read once per place in a stream."""
+        key = (where.name, where.source, queries, keys)
+        if self.plan is not None:
+            known = self.plan.get((*key, self._count(key)))
+            if known is not None:
+                look: Look = known
+                return look
+        calls = self.watcher.calls()
+        name, module = self._name(where, calls)
+        look = Look(name, module, geometry(calls, queries, keys))
+        if self.plan is None and self.watcher.learning:
+            self._learn(squash, calls)
+            self._looks[(*key, self._count(key))] = look
+        return look
+
+    def _count(self, key: tuple[Any, ...]) -> int:
+        self._counts[key] += 1
+        return self._counts[key]
+
+    def _learn(self, squash: Squash | None, calls: list[Call]) -> None:
+        """Note the innermost module that runs from the logits to the product."""
+        running = [call.name for call in calls]
+        for earlier in [] if squash is None else [squash.running, squash.scores_running]:
+            if earlier is not None:
+                running = [name for name in running if name in earlier]
+        self.reached.append(running[0] if running else "")
 
     # how a record is made --------------------------------------------------------------------
 
@@ -333,7 +374,7 @@ class Recorder:
         b, _, q, k = sizes
         if images is None or b == images or q > k or (k - q > 1 and q > 1):
             return record
-        windows = self.watcher.windows.find(b, k) or self.watcher.windows.find(b, q)
+        windows = self._windows(record, b // images, q, k, b)
         if windows is None or b != images * windows.count:
             return record
         prefix = k - windows.size[0] * windows.size[1]
@@ -341,6 +382,19 @@ class Recorder:
         return replace(
             record, windows=windows, query_grid=query, key_grid=windows.size, prefix=prefix
         )
+
+    def _windows(self, record: Record, count: int, q: int, k: int, b: int) -> Windows | None:
+        key = ("windows", record.name, record.source, count, q, k)
+        if self.plan is not None:
+            return self.plan.get((*key, self._count(key)))
+        windows = self.watcher.windows.find(b, k) or self.watcher.windows.find(b, q)
+        if self.watcher.learning and windows is not None:
+            self._looks[(*key, self._count(key))] = windows
+        return windows
+
+    def learned(self) -> None:
+        """From now on, places and grids are those of the forward pass just seen."""
+        self.plan = self._looks
 
     def _gate_record(
         self, tag: Tag, gate: Tensor, other: Tensor, repeated: list[int], name: str,
@@ -372,7 +426,7 @@ class Recorder:
             name, "gate", None, whole, "branch", how="gate", op="softmax", factor=tag.factor,
             features=other if self.options.features else None,
         )  # fmt: skip
-        record = self._placed(record, squash.place, module, replace(shape, key=None), None)
+        record = self._placed(record, squash.place, module, bare(shape), None)
 
         def restore(values: Tensor, like: Tensor) -> Tensor:
             return values.contiguous().as_strided(like.shape, like.stride(), like.storage_offset())
@@ -393,7 +447,7 @@ class Recorder:
                 )
             record = self._edited(record, edit)
         if keep:
-            squash.numbers[operand.storage_offset()] = len(self.seen)
+            squash.numbers[int(operand.storage_offset())] = len(self.seen)
             self._keep(record)
         if edit is None:
             return None
@@ -513,7 +567,7 @@ class Recorder:
     def _graph(self) -> Any:
         """Within a rule nothing is differentiated; this opens the graph again, where asked."""
         if self.options.keep_graph and torch.is_grad_enabled():
-            return torch._C._RestorePythonTLSSnapshot()
+            return as_called()
         return nullcontext()
 
     def _leaf(self, tensor: Tensor, read: Callable[[Tensor], Tensor]) -> Leaf | None:
@@ -536,6 +590,11 @@ class Recorder:
         )  # fmt: skip
 
 
+def bare(shape: Geometry) -> Geometry:
+    """The same without grids."""
+    return Geometry(shape.images, shape.image)
+
+
 def _matters(squash: Squash) -> bool:
     """Whether an unused result looks as if it was meant for something."""
     if squash.used:
@@ -543,6 +602,12 @@ def _matters(squash: Squash) -> bool:
     if squash.op == "softmax":
         return squash.scores is not None
     return len(squash.shape) == 4 and (squash.shape[2:] == (1, 1) or squash.shape[1] == 1)
+
+
+def _how(scores: Scores | None, queries: int) -> str:
+    if scores is not None:
+        return "qk"
+    return "pooled" if queries == 1 else "direct"
 
 
 def _refuse_gradient(_: Tensor) -> None:

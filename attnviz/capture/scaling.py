@@ -83,8 +83,8 @@ def _spans(
     axes = repeated(gate, other)
     if axes:
         return axes
-    outer = tag.squash is not None and tag.squash.outer
-    return [] if outer and gate.shape == other.shape else None
+    whole = tag.extra == "resized" or (tag.squash is not None and tag.squash.outer)
+    return [] if whole and gate.shape == other.shape else None
 
 
 def repeated(gate: Tensor, other: Tensor) -> list[int]:

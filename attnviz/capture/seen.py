@@ -6,6 +6,7 @@ import difflib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from attnviz.capture.record import Record
 from attnviz.errors import InputError
@@ -18,7 +19,9 @@ class Capture(Mapping[str, Record]):
     record within `attn`.
 
     Attributes:
-        unused: Softmaxes and gates that were computed and never met the data, as one-line texts.
+        unused: Softmaxes of q · k and gates that were computed and never met the data.
+        output: In a stream, what the model put out.
+        batch: In a stream, the loader's own item.
     """
 
     def __init__(self) -> None:
@@ -26,6 +29,8 @@ class Capture(Mapping[str, Record]):
         self._named: dict[str, Record] = {}
         self._stale = False
         self.unused: list[Record] = []
+        self.output: Any = None
+        self.batch: Any = None
 
     def _add(self, record: Record) -> int:
         self._records.append(record)
@@ -35,9 +40,6 @@ class Capture(Mapping[str, Record]):
     def _set(self, number: int, record: Record) -> None:
         self._records[number] = record
         self._stale = True
-
-    def _clear(self) -> None:
-        self._records, self._named, self.unused = [], {}, []
 
     @property
     def _by_name(self) -> dict[str, Record]:

@@ -34,7 +34,7 @@ def normalised(watcher: Watcher, out: Tensor, axis: int, source: Tag | None) -> 
     where = watcher.place()
     if where is None:
         return
-    squash = Squash("softmax", where, tuple(out.shape))
+    squash = Squash("softmax", where, tuple(out.shape), running=watcher.running())
     if source is not None and source.kind == "scores":
         squash.scores, squash.factor = source.scores, source.factor
     squash.twice = source is not None and source.kind == "softmax" and not source.mixed
@@ -61,7 +61,7 @@ def squashed(watcher: Watcher, out: Tensor, op: str, source: Tag | None) -> None
     where = watcher.place()
     if where is None or out.dim() < 1:
         return
-    squash = Squash(op, where, tuple(out.shape))
+    squash = Squash(op, where, tuple(out.shape), running=watcher.running())
     squash.outer = source is not None and source.kind == "outer"
     watcher.recorder.made(squash)
     watcher.tags.put(out, Tag("gate", tuple(out.shape), out.stride(), None, squash))

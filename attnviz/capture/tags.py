@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from math import isnan
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class Scores:
         scale: What the product has been multiplied by since, and its factors before it.
         width: The length of the contracted axis, d_k.
         shape: The product's shape.
+        running: The names of the modules that ran, noted in a stream's first batch.
     """
 
     query: Tensor | None
@@ -37,6 +38,7 @@ class Scores:
     scale: float
     width: int
     shape: tuple[int, ...]
+    running: frozenset[str] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +55,7 @@ class Squash:
         outer: Whether its input was a sum or product of broadcast tensors, as in BAM.
         used: Whether its result met data in a product.
         numbers: The records made of it, by storage offset: a softmax may be used in parts.
+        running: The names of the modules that ran, noted in a stream's first batch.
     """
 
     op: str
@@ -64,6 +67,12 @@ class Squash:
     outer: bool = False
     used: bool = False
     numbers: dict[int, int] = field(default_factory=dict)
+    running: frozenset[str] | None = None
+
+    @property
+    def scores_running(self) -> frozenset[str] | None:
+        """The modules that ran when the logits were computed, where that was noted."""
+        return None if self.scores is None else self.scores.running
 
     @property
     def logit_scale(self) -> float | None:
@@ -145,7 +154,7 @@ class Tags:
     def put(self, tensor: Tensor, tag: Tag) -> None:
         """Tag a tensor's storage for as long as it lives."""
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = cast(int, storage._cdata)  # torch declares a storage here
         if key not in self._alive:
             self._alive[key] = storage._weak_ref()
         self._tags[key] = tag

@@ -68,10 +68,10 @@ def watch(
             with `keep_graph`.
         UnsupportedError: An edit of something that holds no weights.
     """
-    options = _options(where, heads, to, dtype, reduce, edit, keep_graph, features, operands)
+    options = read_options(where, heads, to, dtype, reduce, edit, keep_graph, features, operands)
     seen = Capture()
     watcher = Watcher(model, options, seen)
-    with _eager():
+    with eager():
         try:
             with watcher:
                 yield seen
@@ -82,7 +82,7 @@ def watch(
         check(watcher, seen)
 
 
-def _options(
+def read_options(
     where: Choice,
     heads: int | Sequence[int] | None,
     to: torch.device | str | None,
@@ -93,6 +93,11 @@ def _options(
     features: bool,
     operands: bool,
 ) -> Options:
+    """A watch's options from what the caller wrote.
+
+    Raises:
+        InputError: An unknown name, or options that exclude each other.
+    """
     if reduce is not None and keep_graph:
         raise InputError(
             "watch: reduce= drops the weights and keep_graph=True keeps them; choose one"
@@ -110,7 +115,7 @@ def _options(
     )
 
 
-def _eager() -> AbstractContextManager[Any]:
+def eager() -> AbstractContextManager[Any]:
     """Compiled code runs as it was written while it is watched; modes cannot see into it."""
     if "torch._dynamo" not in sys.modules:
         return nullcontext()  # nothing can have been compiled

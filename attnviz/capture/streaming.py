@@ -1,0 +1,150 @@
+"""`stream`: a whole data set through a watched model, in the memory of one batch.
+
+The first batch is watched op by op. It tells in which modules attention and gates are computed;
+from then on only these are watched, and everything else runs as if nobody looked.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnviz.capture.dispatch import Watcher
+from attnviz.capture.missing import check
+from attnviz.capture.options import Choice
+from attnviz.capture.seen import Capture
+from attnviz.capture.watching import eager, read_options
+from attnviz.errors import InputError
+
+
+def stream(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    reduce: Any,
+    where: Choice = None,
+    heads: int | Sequence[int] | None = None,
+    to: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    edit: Mapping[str, Any] | None = None,
+    features: bool = False,
+    device: torch.device | str | None = None,
+    progress: bool | None = None,
+) -> Iterator[tuple[Tensor, Capture]]:
+    """Run a model over a data set and yield each batch with what was seen of it.
+
+    The model runs under `torch.no_grad()`, in the mode it is in. Its outputs are in `seen.output`,
+    and the loader's own item, labels and all, in `seen.batch`.
+
+    Args:
+        model: Any module.
+        loader: Batches of images, or tuples or mappings that hold them first.
+        reduce: What to keep instead of attention weights; see `watch`. None keeps the weights of
+            the current batch.
+        where: Which modules; see `watch`.
+        heads: Which heads.
+        to: Where to keep what is kept.
+        dtype: In which type.
+        edit: What to replace while the model runs.
+        features: Keep what gates multiply.
+        device: Where to move images before the model runs; the model's own device if not given.
+        progress: A progress bar on stderr; if not given, where stderr is a terminal.
+
+    Yields:
+        `(images, seen)`, the images on the model's device.
+
+    Raises:
+        NothingSeenError: The first batch showed neither attention nor gates.
+        InputError: A batch without a tensor.
+    """
+    options = read_options(where, heads, to, dtype, reduce, edit, False, features, False)
+    target = torch.device(device) if device is not None else _device(model)
+    watcher = Watcher(model, options, Capture())
+    watcher.learning = True
+    scopes: list[nn.Module] | None = None
+    try:
+        for batch in _shown(loader, progress):
+            images = _images(batch).to(target)
+            seen = Capture()
+            seen.batch = batch
+            watcher.recorder.seen = seen
+            with eager(), torch.no_grad(), _watched(watcher, scopes):
+                seen.output = model(images)
+                watcher.finish()
+            if scopes is None:
+                check(watcher, seen)
+                scopes = _learned(watcher)
+            yield images, seen
+    finally:
+        watcher.close()
+
+
+def _learned(watcher: Watcher) -> list[nn.Module]:
+    """Where to look from now on, after the first batch."""
+    watcher.learning, watcher.trusted = False, True
+    watcher.recorder.learned()
+    return watcher.scopes()
+
+
+@contextmanager
+def _watched(watcher: Watcher, scopes: Sequence[nn.Module] | None) -> Iterator[None]:
+    """Watch the whole model, or only while some of its modules run."""
+    if scopes is None:
+        with watcher:
+            yield
+        return
+    changed: list[nn.Module] = []
+    try:
+        for module in scopes:
+            module.__dict__["forward"] = _entered(watcher, module.forward)
+            changed.append(module)
+        yield
+    finally:
+        for module in changed:
+            del module.__dict__["forward"]
+
+
+def _entered(watcher: Watcher, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A module's forward, with the mode on. No hook: hooks switch fast paths off."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with watcher:
+            return forward(*args, **kwargs)
+
+    return run
+
+
+def _device(model: nn.Module) -> torch.device:
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def _images(batch: Any) -> Tensor:
+    """The first tensor of a batch."""
+    if isinstance(batch, Tensor):
+        return batch
+    values = batch.values() if isinstance(batch, Mapping) else batch
+    if isinstance(values, Iterable) and not isinstance(values, str):
+        for value in values:
+            if isinstance(value, Tensor):
+                return value
+    raise InputError(
+        "stream: expected batches that are a tensor of images or hold one, "
+        f"got {type(batch).__name__}"
+    )
+
+
+def _shown(loader: Iterable[Any], progress: bool | None) -> Iterable[Any]:
+    shown = sys.stderr.isatty() if progress is None else progress
+    if not shown:
+        return loader
+    from tqdm import tqdm
+
+    bar: Iterable[Any] = tqdm(loader, desc="watching", unit="batch", file=sys.stderr)
+    return bar
