@@ -7,6 +7,7 @@ Orders are always passed on explicitly: a layered chart sorted by `"-x"` comes o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import altair as alt
@@ -151,6 +152,8 @@ def lines(
     band: bool = False,
     height: int = 300,
     zero: bool = True,
+    whole: bool = False,
+    columns: int = 3,
 ) -> Any:
     """Lines by `variant`, told apart by colour and by dash; `low` and `high` make a band.
 
@@ -165,6 +168,8 @@ def lines(
         band: Whether `low` and `high` are drawn.
         height: In pixels.
         zero: Whether the y axis begins at zero.
+        whole: Whether `x` counts in whole numbers.
+        columns: Of the legend.
     """
     n = len(order)
     colour = alt.Color(
@@ -174,7 +179,7 @@ def lines(
         scale=alt.Scale(domain=list(order), range=_cycled(ink.series, n)),
         legend=alt.Legend(
             orient="top",
-            columns=3,
+            columns=columns,
             symbolType="stroke",
             symbolSize=500,
             symbolStrokeWidth=3,
@@ -187,7 +192,8 @@ def lines(
         title=None,
         scale=alt.Scale(domain=list(order), range=_cycled(DASHES, n)),
     )
-    across = alt.X(f"{x}:Q", title=x_title)
+    ticks = alt.Axis(tickMinStep=1, format="d") if whole else alt.Axis()
+    across = alt.X(f"{x}:Q", title=x_title, axis=ticks, scale=alt.Scale(zero=False, nice=False))
     up = alt.Y(f"{y}:Q", title=y_title, scale=alt.Scale(zero=zero))
     base = alt.Chart(data).encode(x=across)
     tip = ["variant", alt.Tooltip(f"{x}:Q"), alt.Tooltip(f"{y}:Q", format=".4f")]
@@ -244,7 +250,7 @@ def _apart(values: np.ndarray, gap: float) -> np.ndarray:
     step = gap * (np.ptp(values) or 1.0)
     out = values.astype(float).copy()
     order = np.argsort(out, kind="stable")
-    for below, above in zip(order, order[1:]):
+    for below, above in pairwise(order):
         out[above] = max(out[above], out[below] + step)
     return out
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import streamlit as st
 
 from dashboard.palettes import Ink, ink
-from dashboard.selection import one_of
+from dashboard.selection import one_of, several, share
 
 T = TypeVar("T")
 
@@ -105,7 +105,53 @@ def chooser(
     return value
 
 
-def _write(name: str, key: str, default: str, forget: Sequence[str]) -> None:
+def typed(label: str, name: str, hint: str) -> str:
+    """A line of text that is bound to a query parameter."""
+    key = f"type_{name}"
+    value = str(st.query_params.get(name, ""))
+    st.session_state[key] = value
+    st.text_input(label, key=key, placeholder=hint, on_change=_write, args=(name, key, "", ()))
+    return value
+
+
+def number(label: str, name: str, low: int, high: int, value: int) -> None:
+    """A whole number that is bound to a query parameter; `value` is what was read from it."""
+    key = f"number_{name}"
+    st.session_state[key] = value
+    st.number_input(label, low, high, key=key, on_change=_write, args=(name, key, None, ()))
+
+
+def ratio(label: str, name: str, default: float, *, help: str | None = None) -> float:
+    """A slider from 0 to 1 that is bound to a query parameter."""
+    key = f"ratio_{name}"
+    value = heard(share(st.query_params, name, default))
+    st.session_state[key] = value
+    st.slider(
+        label, 0.0, 1.0, step=0.05, key=key, help=help, on_change=_write,
+        args=(name, key, default, ()),
+    )  # fmt: skip
+    return value
+
+
+def many(label: str, name: str, options: Mapping[str, str]) -> list[str]:
+    """A choice of several that is bound to a query parameter, separated by commas."""
+    key = f"many_{name}"
+    value = heard(several(st.query_params, name, options))
+    st.session_state[key] = value
+    st.multiselect(
+        label, list(options), key=key, format_func=lambda one: options.get(one, one),
+        on_change=_write_many, args=(name, key),
+    )  # fmt: skip
+    return value
+
+
+def _write_many(name: str, key: str) -> None:
+    st.query_params[name] = ",".join(st.session_state[key])
+    if not st.session_state[key]:
+        st.query_params.pop(name, None)
+
+
+def _write(name: str, key: str, default: Any, forget: Sequence[str]) -> None:
     value = st.session_state[key]
     for old in forget:
         st.query_params.pop(old, None)

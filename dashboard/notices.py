@@ -49,7 +49,12 @@ def broken(error: Exception, run: Any | None = None) -> None:
     """A file that cannot be read; the rest of the page goes on."""
     st.error(f"{plain(error)}", icon=":material/broken_image:")
     if run is not None:
-        command(f"attnviz verify {quote(run.location)}")
+        verify(run)
+
+
+def verify(run: Any) -> None:
+    """The command that names every fault of a run."""
+    command(f"attnviz verify {quote(run.location)}")
 
 
 def readable(read: Callable[[], T], run: Any | None = None) -> T | None:
@@ -80,7 +85,7 @@ def not_ranked(listing: Any) -> None:
             st.markdown(f"- {quoted(name)}: left out, {plain(reason)}")
         faulty = [run for run in others if run.state == "broken"]
         if faulty:
-            command(f"attnviz verify {quote(faulty[0].location)}")
+            verify(faulty[0])
 
 
 def state_in_words(state: str) -> str:

@@ -1,4 +1,4 @@
-"""IoU of a map against its mask at every threshold, with numpy: what the gallery does in the browser.
+"""IoU of a map at every threshold, with numpy: what the gallery does in the browser.
 
 The same steps as `attnviz.metrics.iou`: the map at the image's size by bilinear interpolation with
 half-pixel centres, scaled from its least to its greatest value, then cut at τ.

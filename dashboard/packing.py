@@ -85,6 +85,8 @@ def pack(
     controls: bool = True,
     opens: bool = True,
     arrows: bool = True,
+    steps: str = "",
+    counted: str = "images",
     tile: float = 7.0,
 ) -> bytes:
     """Everything that a gallery shows, as bytes.
@@ -99,6 +101,8 @@ def pack(
         controls: Whether threshold, opacity, box and colours can be changed.
         opens: Whether a tile can be opened.
         arrows: Whether the arrow keys walk from tile to tile.
+        steps: If given, the layers are steps of this name, under a slider.
+        counted: What the tiles are, in the line with the mean.
         tile: The least width of a tile, in rem.
     """
     h, w = images.shape[1:3]
@@ -119,6 +123,8 @@ def pack(
         "controls": controls,
         "opens": opens,
         "arrows": arrows,
+        "steps": steps,
+        "counted": counted,
         "tile": tile,
     }
     return _block(head, parts)
@@ -180,6 +186,13 @@ def pack_rows(
         "place": _middle(box, image.shape[:2], query_grid),
         "palette": COLOUR_MAPS[colours],
     }
+    return _block(head, parts)
+
+
+def pack_image(image: np.ndarray, *, x: int, y: int, size: int) -> bytes:
+    """One image `(h, w, 3)` for the pointer, with a square of `size` pixels at `(x, y)`."""
+    parts: list[bytes] = []
+    head = {"image": _part(parts, _atlas(image[None])), "x": x, "y": y, "size": size}
     return _block(head, parts)
 
 

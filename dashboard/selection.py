@@ -18,6 +18,7 @@ from attnviz.compare import LOWER_IS_BETTER
 from attnviz.compare.recorded import asks, differing, flattened, incidental
 
 PAGE_SIZE = 48
+AGREEMENT = "agreement_"
 ORDERS = {
     "worst": "worst first",
     "best": "best first",
@@ -174,6 +175,13 @@ def differences(runs: Sequence[Any]) -> pd.DataFrame:
     return table.rename_axis("setting")
 
 
+def matching(run: Any, words: str) -> bool:
+    """Whether each word is found in a run's id, variant, state, or `setting=value`."""
+    flat = [f"{key}={value}" for key, value in flattened(run.settings).items()]
+    text = " ".join([run.id, run.variant, run.state, f"seed={run.seed}", *flat]).casefold()
+    return all(word in text for word in words.casefold().split())
+
+
 def _question(run: Any) -> tuple[tuple[str, str], ...]:
     flat = flattened(run.settings)
     return tuple(sorted((key, str(value)) for key, value in flat.items() if asks(key)))
@@ -309,7 +317,17 @@ def map_names(samples: pd.DataFrame) -> list[str]:
 
 
 def metric_names(samples: pd.DataFrame, map_name: str) -> list[str]:
-    """The metrics of one map, in the table's order."""
+    """The metrics of one map against the mask, in the table's order."""
+    return [name for name in _columns_of(samples, map_name) if not name.startswith(AGREEMENT)]
+
+
+def agreement_names(samples: pd.DataFrame, map_name: str) -> list[str]:
+    """The columns that say how far a map agrees with an attribution, without their prefix."""
+    found = _columns_of(samples, map_name)
+    return [name.removeprefix(AGREEMENT) for name in found if name.startswith(AGREEMENT)]
+
+
+def _columns_of(samples: pd.DataFrame, map_name: str) -> list[str]:
     prefix = f"{map_name}/"
     return [c.removeprefix(prefix) for c in samples.columns if c.startswith(prefix)]
 

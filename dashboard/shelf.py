@@ -131,6 +131,27 @@ def _maps(key: tuple[Any, ...], _run: Any, name: str, where: tuple[int, ...]) ->
     return _run.maps(name, list(where))
 
 
+def all_maps(run: Any, name: str) -> np.ndarray:
+    """One map of all images it was kept of, `(n, h, w)`; for the few pinned in training."""
+    found = _all_maps(stamp(run, f"maps/{name}.safetensors"), run, name)
+    return found.mean(axis=1) if found.ndim == 4 else found
+
+
+@st.cache_resource(max_entries=512, show_spinner=False)
+def _all_maps(key: tuple[Any, ...], _run: Any, name: str) -> np.ndarray:
+    return _run.maps(name)
+
+
+def curves(run: Any) -> pd.DataFrame:
+    """A run's curves, read anew while it grows."""
+    return _curves(stamp(run, "curves.jsonl"), run)
+
+
+@st.cache_resource(max_entries=256, show_spinner=False)
+def _curves(key: tuple[Any, ...], _run: Any) -> pd.DataFrame:
+    return _run.curves()
+
+
 @dataclass(frozen=True)
 class Pictures:
     """Test images with what is to be found in them.

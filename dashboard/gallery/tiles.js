@@ -42,7 +42,8 @@ async function load(gallery, head) {
   const [w, h] = head.side;
   const atlas = await createImageBitmap(new Blob([head.blob(head.atlas)], { type: "image/webp" }));
   if (gallery.id !== id) return; // newer data came while this was decoded
-  Object.assign(gallery, { head, atlas, w, h, settings: { ...head.settings }, grey: greyed(atlas) });
+  const settings = head.steps ? kept(gallery, head) : { ...head.settings };
+  Object.assign(gallery, { head, atlas, w, h, settings, grey: greyed(atlas) });
   gallery.masks = head.masks ? unpackBits(head.blob(head.masks), head.tiles.length, w * h) : null;
   gallery.maps = head.maps.map((map) => ({ ...map, values: numbers(head.blob(map), map.bits) }));
   gallery.pixels = new Map();
@@ -50,6 +51,14 @@ async function load(gallery, head) {
   layOut(gallery);
   controls(gallery);
   paint(gallery);
+}
+
+// New steps came: who stood on the last goes on to the newest, everybody else stays.
+function kept(gallery, head) {
+  const { head: before, settings } = gallery;
+  if (!before) return { ...head.settings };
+  const last = settings.map === before.maps.length - 1;
+  return { ...settings, map: last ? head.maps.length - 1 : Math.min(settings.map, head.maps.length - 1) };
 }
 
 // Under a map the image loses its colours, so that every colour seen is the map's.
@@ -122,7 +131,7 @@ function controls(gallery) {
     cancelAnimationFrame(gallery.frame);
     gallery.frame = requestAnimationFrame(() => paint(gallery));
   };
-  const map = choice("Map", head.maps.map((m, i) => [i, m.label]), settings.map, (value) => {
+  const map = head.steps ? stepper(gallery, changed) : choice("Map", head.maps.map((m, i) => [i, m.label]), settings.map, (value) => {
     settings.threshold = head.maps[Number(value)].threshold;
     controls(gallery);
     changed("map", Number(value));
@@ -134,15 +143,26 @@ function controls(gallery) {
     choice("Colours", Object.keys(head.palettes).map((name) => [name, name]), settings.colours, (value) => changed("colours", value)),
     tick("Box", settings.box, (value) => changed("box", value)),
   );
-  gallery.controls.onchange = () => remember(head, settings);
+  gallery.controls.onchange = () => head.steps || remember(head, settings);
 }
 
-function slider(name, value, changed) {
+// The layers as steps, such as the epochs of a training.
+function stepper(gallery, changed) {
+  const { head, settings } = gallery;
+  const range = { min: 0, max: head.maps.length - 1, step: 1 };
+  return slider(head.steps, settings.map, (value) => changed("map", value), range, (value) => head.maps[value].label);
+}
+
+function slider(name, value, changed, range = { min: 0, max: 1, step: 0.01 }, spoken = (value) => `${name} ${value.toFixed(2)}`) {
   const label = element("label");
   const words = element("span");
   const input = element("input");
-  const say = () => (words.textContent = `${name} ${Number(input.value).toFixed(2)}`);
-  Object.assign(input, { type: "range", min: 0, max: 1, step: 0.01, value });
+  const say = () => {
+    words.textContent = spoken(Number(input.value));
+    input.setAttribute("aria-valuetext", words.textContent);
+  };
+  Object.assign(input, { type: "range", ...range });
+  input.value = value;
   input.setAttribute("aria-label", name);
   input.addEventListener("input", () => (say(), changed(Number(input.value))));
   input.addEventListener("keydown", (event) => event.stopPropagation());
@@ -206,8 +226,8 @@ function paint(gallery) {
   if (head.controls && gallery.masks) {
     const mean = scores.reduce((sum, value) => sum + value, 0) / scores.length;
     gallery.status.textContent = scores.length
-      ? `Mean IoU of these ${scores.length} images at threshold ${settings.threshold.toFixed(2)}: ${mean.toFixed(3)}`
-      : "None of these images has a patch, so there is no IoU.";
+      ? `Mean IoU of these ${scores.length} ${head.counted} at threshold ${settings.threshold.toFixed(2)}: ${mean.toFixed(3)}`
+      : `None of these ${head.counted} has a patch, so there is no IoU.`;
   }
   gallery.list.dataset.painted = String(Number(gallery.list.dataset.painted ?? 0) + 1);
   gallery.list.dataset.milliseconds = (performance.now() - started).toFixed(1);

@@ -61,7 +61,9 @@ def _metric(tables: dict[str, pd.DataFrame]) -> str:
     """The metric, among those that every run's primary map has."""
     shared: list[str] = []
     for table in tables.values():
-        names = dict.fromkeys(c.rpartition("/")[2] for c in table.columns if "/" in c)
+        names = dict.fromkeys(
+            metric for name in map_names(table) for metric in metric_names(table, name)
+        )
         shared = [n for n in shared if n in names] if shared else list(names)
     default = PRIMARY if PRIMARY in shared else (shared[0] if shared else PRIMARY)
     return chooser(
@@ -124,7 +126,7 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
         "image",
         before,
         after if after is not None or before is not None else start,
-        f"Image **{image}** of {len(first)} · the arrow keys ← → go through the images with a patch",
+        f"Image **{image}** of {len(first)} · ← → go through those with a patch",
     )
     tiles, maps, h, w = [], [np.zeros((1, 1))], *found.images.shape[1:3]
     box = tuple(int(v) for v in found.boxes[0]) if found.masks[0].any() else None

@@ -155,7 +155,7 @@ def _tiles(
     st.caption(
         f"{plain(run.variant)}, seed {run.seed}. Coloured is what lies at or above the threshold "
         f"τ of the map, each scaled to its own range; validation images chose τ = "
-        f"{by.threshold:.2f} for {plain(by.name)}. The box is the patch. Enter or a click opens an image."
+        f"{by.threshold:.2f} for {plain(by.name)}. The box is the patch. A click or Enter opens it."
     )
     if can_run():
         block = pack(

@@ -10,7 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import charts, notices, shelf
-from dashboard.compared import Chosen, chosen
+from dashboard.compared import chosen
 from dashboard.frame import chooser, colours, heard, offer, stepper
 from dashboard.gallery import can_run, gallery
 from dashboard.overlap import energy
@@ -126,19 +126,28 @@ def _variant(
     for map_name in sorted(map_names(table), key=lambda one: one != first):
         if map_name not in run.map_names:
             continue
-        stored = notices.readable(lambda m=map_name: shelf.head_maps(run, m, [image])[0], run)
-        if stored is None:
-            continue
-        heads = stored if stored.ndim == 3 else stored[None]
-        maps.append(heads.mean(axis=0))
         value = float(row.get(f"{map_name}/energy_pointing_game", np.nan))
+        found = notices.readable(lambda m=map_name: shelf.maps(run, m, [image])[0], run)
+        if found is None:
+            continue
+        maps.append(found)
         tiles.append(_tile(name, map_name, value, image, box))
-        if stored.ndim == 3 and len(stored) > 1:
-            for head, values in enumerate(stored, 1):
-                value = float(energy(values[None], held.masks)[0])
-                maps.append(values)
-                tiles.append(_tile(name, f"{map_name}, head {head}", value, image, box))
+        for head, values in enumerate(_heads(run, map_name, image), 1):
+            value = float(energy(values[None], held.masks)[0])
+            maps.append(values)
+            tiles.append(_tile(name, f"head {head}", value, image, box))
     _show(name, tiles, maps, held, image)
+
+
+def _heads(run: Any, map_name: str, image: int) -> np.ndarray:
+    """The map head by head, `(heads, h, w)`; empty where the run kept no heads of it."""
+    apart = f"{map_name}.heads"
+    name = apart if apart in run.map_names else map_name
+    shape = run.files[f"maps/{name}.safetensors"].shape
+    if shape is None or len(shape) != 4:
+        return np.empty((0, 1, 1))
+    found = notices.readable(lambda: shelf.head_maps(run, name, [image])[0], run)
+    return np.empty((0, 1, 1)) if found is None or len(found) < 2 else found
 
 
 def _tile(name: str, title: str, value: float, image: int, box: Any) -> Tile:

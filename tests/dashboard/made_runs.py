@@ -23,11 +23,24 @@ SIDE, GRID, PATCH = 96, 24, 16
 # variant: how much of the map is on the patch, how diffuse it is, accuracy, its primary map
 VARIANTS = {
     "cnn": (0.30, 9.0, 0.99, "layer_gradcam"),
-    "mha_reshape": (0.00, 0.0, 0.74, "attend"),
-    "mha": (0.75, 2.2, 0.99, "attend"),
-    "mha_conv1d": (0.55, 4.0, 0.98, "attend"),
+    "mha_reshape": (0.00, 0.0, 0.74, "received"),
+    "mha": (0.75, 2.2, 0.99, "received"),
+    "mha_conv1d": (0.55, 4.0, 0.98, "received"),
     "cbam_channel": (0.22, 6.0, 0.99, "channel_gated"),
-    "cbam": (0.50, 5.0, 0.99, "spatial"),
+    "cbam": (0.50, 5.0, 0.99, "gate_map"),
+}
+SETTINGS = {
+    "data": "photos",
+    "side": SIDE,
+    "test_images": 64,
+    "shape": "square",
+    "size": PATCH,
+    "opacity": 1.0,
+    "epochs": 12,
+    "batch": 32,
+    "lr": 4e-3,
+    "device": "cpu",
+    "model": {},
 }
 ATTENTION = ("mha_reshape", "mha", "mha_conv1d")
 
@@ -116,28 +129,30 @@ def run(
     rng = np.random.default_rng([seed, *variant.encode()])
     on, width, accuracy, primary = VARIANTS[variant]
     maps = {primary: looking(masks, on, width, rng)}
+    heads = {}
     if variant in ATTENTION:
-        heads = np.stack([looking(masks, on * s, width, rng) for s in (1.2, 1, 0.6, 0.2)], axis=1)
-        maps[primary] = heads
+        each = [looking(masks, on * share, width, rng) for share in (1.2, 1, 0.6, 0.2)]
+        heads = {f"{primary}.heads": np.stack(each, axis=1)}
+        maps[primary] = np.mean(each, axis=0)
+    if primary != "layer_gradcam":
         maps["layer_gradcam"] = looking(masks, 0.35, 7.0, rng)
-    if primary != "integrated_gradients":
-        maps["integrated_gradients"] = looking(masks, 0.4, 3.0, rng)
-    flat = {name: m.mean(1) if m.ndim == 4 else m for name, m in maps.items()}
-    table, summary = _table(flat, masks, boxes, labels, accuracy, primary, rng)
+    maps["integrated_gradients"] = looking(masks, 0.4, 3.0, rng)
+    table, summary = _table(maps, masks, boxes, labels, accuracy, primary, rng)
     path = root / (run_id or f"{variant}-{seed}")
-    held_rows = {"attend": attention_rows(masks[:4:2], rng)} if rows else {}
-    gates = {"channel": rng.beta(2, 2, (len(masks), 32))} if variant.startswith("cbam") else {}
+    held_rows = {"received": attention_rows(masks[:4:2], rng)} if rows else {}
+    gates = {}
+    if variant.startswith("cbam"):
+        gates["channel_gated"] = rng.beta(2, 2, (len(masks), 32))
     if variant == "cbam":
-        gates["spatial"] = maps[primary]
+        gates["gate_map"] = maps[primary]
     save_run(
         path,
         variant=variant,
         seed=seed,
         dataset=digest,
-        settings={"data": "photos", "epochs": 12, "learning_rate": 1e-3, "patch": {"size": PATCH}}
-        | (settings or {}),
+        settings=SETTINGS | (settings or {}),
         samples=table,
-        maps=maps,
+        maps=maps | heads,
         gates=gates,
         curves=curves(12, on, accuracy, rng),
         summary=summary,
@@ -149,7 +164,7 @@ def run(
 
         with amend_run(path) as writer:
             about = {"query_grid": [GRID, GRID], "key_grid": [GRID, GRID], "prefix": 0}
-            writer.rows("attend", held_rows["attend"], images=[0, 2], about=about)
+            writer.rows("received", held_rows["received"], images=[0, 2], about=about)
     return path
 
 
@@ -201,6 +216,9 @@ def _table(
                 "centre": centre,
                 "ceiling": ceiling,
             }
+    if primary != "layer_gradcam":
+        for key, low, high in (("spearman", -0.2, 0.9), ("ssim", 0, 0.6), ("topk_iou", 0, 0.7)):
+            table[f"{primary}/agreement_{key}"] = rng.uniform(low, high, n)
     summary = {
         "accuracy": float(right.mean()),
         "loss": 0.1,
@@ -220,17 +238,19 @@ def findings(where: str) -> list[dict[str, Any]]:
             "code": "attention-sink",
             "severity": "warning",
             "where": where,
-            "message": "a few keys take most of the attention from every query",
-            "evidence": "3 of 576 keys hold 41 % of the attention of every image",
+            "evidence": {"keys": 3, "share": 0.41},
+            "meaning": "A few keys take most of the attention of every query.",
             "remedy": "look at the maps without these keys, or add register tokens",
+            "page": "docs/findings.md#attention-sink",
         },
         {
             "code": "uniform-heads",
-            "severity": "info",
-            "where": f"{where}, head 3",
-            "message": "a head attends everywhere alike",
-            "evidence": "normalised entropy 0.998 on 64 images",
+            "severity": "note",
+            "where": where,
+            "evidence": {"head": 3, "entropy": 0.998},
+            "meaning": "A head attends everywhere alike.",
             "remedy": "leave the head out of the mean, or train with fewer heads",
+            "page": "docs/findings.md#uniform-heads",
         },
     ]
 
@@ -300,13 +320,13 @@ def training_run(root: Path, run_id: str = "mha-9", *, epochs: int = 5) -> Any:
         variant="mha",
         seed=9,
         dataset=digest,
-        settings={"data": "photos", "epochs": 12, "learning_rate": 1e-3, "patch": {"size": PATCH}},
+        settings=SETTINGS,
     )
     rng = np.random.default_rng(9)
     for epoch, row in enumerate(curves(epochs, 0.75, 0.99, rng), 1):
         writer.curve(**row)
         maps = looking(masks, 0.75 * (1 - np.exp(-epoch / 3)), 2.5, rng)
-        writer.maps(f"attend@{epoch}", maps, about={"epoch": epoch, "images": [0, 2, 4, 6]})
+        writer.maps(f"received@{epoch:04d}", maps, about={"epoch": epoch, "images": [0, 2, 4, 6]})
     writer.heartbeat(epoch=epochs, epochs=12)
     return writer
 
@@ -353,7 +373,7 @@ def hostile_run(root: Path) -> Path:
     return _edited(
         path,
         variant=f"{evil} ../../etc :red[x] $a$ [y](javascript:alert(1))",
-        settings={evil: "../../../etc/passwd", "data": "photos", "patch": {"size": PATCH}},
+        settings=SETTINGS | {evil: "../../../etc/passwd"},
     )
 
 

@@ -1,0 +1,93 @@
+"""About this data: which images, what the numbers mean, and where they were made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from attnviz.compare.recorded import flattened
+from dashboard import charts, notices, shelf
+from dashboard.compared import Chosen, chosen
+from dashboard.definitions import DEFINITIONS
+from dashboard.selection import map_names, metric_names, patch_sizes, patched
+
+
+def main() -> None:
+    """The page."""
+    st.title("About this data")
+    choice = chosen()
+    if choice is None:
+        _metrics(list(DEFINITIONS))
+        return
+    _images(choice)
+    run = choice.runs[0]
+    table = notices.readable(lambda: shelf.samples(run), run)
+    if table is not None:
+        used = [metric for name in map_names(table) for metric in metric_names(table, name)]
+        _metrics(list(dict.fromkeys(used)))
+    _environment(choice)
+
+
+def _images(choice: Chosen) -> None:
+    st.subheader("Test images")
+    run = choice.runs[0]
+    if not run.dataset:
+        st.caption("The runs name no test images.")
+        return
+    st.markdown("Digest (of the pixels, masks, boxes and labels; equal digests are equal images):")
+    st.code(choice.digest, language=None)
+    info = notices.readable(lambda: shelf.dataset_info(choice.listing.root, choice.digest), run)
+    table = notices.readable(lambda: shelf.samples(run), run)
+    facts: dict[str, Any] = {}
+    if table is not None:
+        sizes = sorted({int(size) for size in patch_sizes(table) if size})
+        facts |= {"images": len(table), "with a patch": int(patched(table).sum())}
+        facts |= {"patch sizes in pixels": ", ".join(map(str, sizes)) or "none"}
+    facts |= flattened(info or {})
+    _pairs(facts, "Test images")
+
+
+def _pairs(facts: dict[str, Any], alt: str) -> None:
+    rows = pd.DataFrame({"what": list(facts), "value": [str(value) for value in facts.values()]})
+    words = "; ".join(f"{key} {value}" for key, value in list(facts.items())[:12])
+    st.dataframe(rows, hide_index=True, alt=f"{alt}: {words}")
+
+
+def _metrics(used: list[str]) -> None:
+    st.subheader("What the numbers mean")
+    for key in used:
+        known = DEFINITIONS.get(key)
+        if known is None:
+            st.markdown(f"- **{charts.spoken(key)}**: a metric of the lab's own.")
+        else:
+            st.markdown(f"- **{known.name}**. {known.meaning} {known.scale}. *{known.source}.*")
+    st.caption(
+        "Only images with a patch count; one that cannot be scored is left out and counted. "
+        "Chance is what a random map gets, the ceiling is the best that a map of this grid can "
+        "reach. Intervals are of 95 %, from a bootstrap over seeds and images; with one seed they "
+        "speak of the images alone. Thresholds were chosen on validation images."
+    )
+
+
+def _environment(choice: Chosen) -> None:
+    st.subheader("Environment")
+    flat = {run.id: flattened(run.environment) for run in choice.runs}
+    first = next(iter(flat.values()))
+    shared = {k: v for k, v in first.items() if all(one.get(k) == v for one in flat.values())}
+    if shared:
+        _pairs(shared, "Environment of all runs")
+    odd = sorted({key for one in flat.values() for key in one} - set(shared))
+    if odd:
+        st.markdown("In these the runs differ:")
+        rows = {run: [str(one.get(key, "(none)")) for key in odd] for run, one in flat.items()}
+        st.dataframe(
+            pd.DataFrame(rows, index=pd.Index(odd, name="what")),
+            alt=f"{len(odd)} facts in which the runs' environments differ",
+        )
+    if not shared and not odd:
+        st.caption("The runs say nothing about where they were made.")
+
+
+main()

@@ -1,0 +1,134 @@
+"""Diagnosis: what is wrong with each run's attention, with the evidence and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from dashboard.compared import Chosen, chosen
+from dashboard.frame import chooser, offer
+from dashboard.notices import command
+from dashboard.selection import plain, quoted
+
+_SEVERITIES = ("error", "warning", "note")
+_ICONS = {"error": ":material/error:", "warning": ":material/warning:", "note": ":material/info:"}
+
+
+def main() -> None:
+    """The page."""
+    st.title("Diagnosis")
+    choice = chosen()
+    if choice is None:
+        return
+    findings, unasked = _findings(choice)
+    _sentence(findings, len(choice.runs) - len(unasked))
+    if findings:
+        shown = _filtered(findings)
+        for severity in _SEVERITIES:
+            _group(severity, [one for one in shown if one["severity"] == severity])
+        table = pd.DataFrame(
+            [{**one, "evidence": _evidence(one["evidence"])} for one in shown], dtype=str
+        )
+        offer(
+            "Findings as CSV",
+            lambda: table.to_csv(index=False).encode(),
+            "findings.csv",
+            "text/csv",
+            key="csv",
+        )
+    if unasked:
+        names = ", ".join(f"`{run.id}`" for run in unasked[:8])
+        more = f" and {len(unasked) - 8} more" if len(unasked) > 8 else ""
+        st.info(f"Not examined yet: {names}{more}.", icon=":material/stethoscope:")
+        command(f"attnviz doctor {unasked[0].location}")
+
+
+def _findings(choice: Chosen) -> tuple[list[dict[str, Any]], list[Any]]:
+    """All findings, each with its run; and the runs that hold none because nobody asked."""
+    found: list[dict[str, Any]] = []
+    unasked = []
+    for run in choice.runs:
+        kept = run.summary.get("findings")
+        if not isinstance(kept, list):
+            unasked.append(run)
+            continue
+        for one in kept:
+            if isinstance(one, Mapping):
+                found.append(_whole(one, run))
+    return found, unasked
+
+
+def _whole(one: Mapping[str, Any], run: Any) -> dict[str, Any]:
+    """A finding with every field, whatever its writer left out."""
+    severity = one.get("severity")
+    texts = {name: str(one.get(name, "")) for name in ("code", "where", "meaning", "remedy")}
+    return {
+        "run": run.id,
+        "variant": run.variant,
+        "severity": severity if severity in _SEVERITIES else "note",
+        "evidence": one.get("evidence", {}),
+        **texts,
+    }
+
+
+def _sentence(findings: list[dict[str, Any]], examined: int) -> None:
+    if not examined:
+        return
+    counts = [
+        f"{n} {severity}{'s' if n > 1 else ''}"
+        for severity in _SEVERITIES
+        if (n := sum(one["severity"] == severity for one in findings))
+    ]
+    if counts:
+        st.subheader(f"{', '.join(counts)} in {examined} runs")
+    else:
+        st.subheader(f"Nothing wrong was found in {examined} runs")
+
+
+def _filtered(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    left, right = st.columns(2)
+    names = {"all": "all variants"} | {one["variant"]: one["variant"] for one in findings}
+    codes = {"all": "all findings"} | {one["code"]: one["code"] for one in findings}
+    with left:
+        variant = chooser("Variant", "variant", names, "all")
+    with right:
+        code = chooser("Finding", "code", codes, "all")
+    return [
+        one
+        for one in findings
+        if variant in ("all", one["variant"]) and code in ("all", one["code"])
+    ]
+
+
+def _group(severity: str, findings: list[dict[str, Any]]) -> None:
+    """The findings of one severity; the same one in several runs is told once."""
+    told: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for one in findings:
+        key = (one["variant"], one["code"], one["where"], one["meaning"], one["remedy"])
+        told.setdefault(key, []).append(one)
+    for (variant, code, where, meaning, remedy), same in told.items():
+        with st.container(border=True):
+            st.markdown(
+                f"{_ICONS[severity]} **{severity}: {plain(code)}** · {plain(variant)}, "
+                f"{quoted(where)}"
+            )
+            st.markdown(plain(meaning))
+            for one in same:
+                st.markdown(f"- `{one['run']}`: {plain(_evidence(one['evidence']))}")
+            if remedy:
+                st.markdown(f"**What to do:** {plain(remedy)}")
+
+
+def _evidence(evidence: Any) -> str:
+    if not isinstance(evidence, Mapping):
+        return str(evidence)
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in evidence.items()
+    )
+
+
+main()

@@ -1,0 +1,114 @@
+"""Runs: what is in the folder, in which state and why; what tells chosen runs apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from dashboard import notices
+from dashboard.compared import listed
+from dashboard.frame import chooser, go, heard, typed
+from dashboard.selection import differences, matching, plain, several
+
+_STATES = ("complete", "running", "stale", "stopped", "broken", "newer")
+
+
+def main() -> None:
+    """The page."""
+    st.title("Runs")
+    listing = listed()
+    if listing is None:
+        return
+    wanted = heard(several(st.query_params, "runs", [run.id for run in listing.runs]))
+    left, right = st.columns([3, 1])
+    with left:
+        words = typed("Filter", "q", "variant, id, setting=value …")
+    with right:
+        there = [state for state in _STATES if listing.of(state)]
+        states = {"all": f"all {len(listing.runs)}"} | {
+            state: f"{notices.state_in_words(state)} ({len(listing.of(state))})" for state in there
+        }
+        state = chooser("State", "state", states, "all")
+    shown = [
+        run
+        for run in listing.runs
+        if (state == "all" or run.state == state) and matching(run, words)
+    ]
+    if listing.left_out:
+        names = ", ".join(f"`{plain(name)}`" for name in list(listing.left_out)[:5])
+        st.caption(f"{len(listing.left_out)} folders hold no run.json and are left out: {names}.")
+    if not shown:
+        st.info("No run passes this filter.", icon=":material/filter_alt_off:")
+        return
+    chosen = _table(shown, wanted)
+    _faults(shown)
+    _chosen(chosen)
+
+
+def _table(shown: list[Any], wanted: list[str]) -> list[Any]:
+    """The table; what is ticked in it."""
+    rows = pd.DataFrame([_row(run) for run in shown])
+    ticked = [i for i, run in enumerate(shown) if run.id in wanted]
+    event = st.dataframe(
+        rows,
+        hide_index=True,
+        key="runs_table",
+        on_select="rerun",
+        selection_mode="multi-row",
+        selection_default={"selection": {"rows": ticked}},
+        height=min(38 + 35 * len(rows), 560),
+        column_config={
+            "accuracy": st.column_config.NumberColumn(format="%.3f"),
+            "energy": st.column_config.NumberColumn(
+                format="%.3f", help="Mean energy pointing game of the primary map"
+            ),
+            "seconds": st.column_config.NumberColumn(format="%.0f"),
+            "started": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm"),
+        },
+        alt=f"{len(rows)} runs with state, reason, seed, accuracy and score",
+    )
+    st.caption(f"{len(rows)} runs. Tick two or more to see what tells them apart.")
+    return [shown[i] for i in event.selection.rows if i < len(shown)]
+
+
+def _row(run: Any) -> dict[str, Any]:
+    summary = run.summary
+    metrics = (summary.get("metrics") or {}).get(summary.get("map")) or {}
+    epoch = run.progress.get("epoch")
+    return {
+        "run": run.id,
+        "variant": run.variant,
+        "seed": run.seed,
+        "state": notices.state_in_words(run.state),
+        "why": run.reason or (f"epoch {epoch}" if run.state == "running" and epoch else ""),
+        "accuracy": summary.get("accuracy"),
+        "energy": (metrics.get("energy_pointing_game") or {}).get("mean"),
+        "seconds": summary.get("seconds"),
+        "images": (run.dataset or "")[:10],
+        "started": run.created,
+    }
+
+
+def _faults(shown: list[Any]) -> None:
+    broken = [run for run in shown if run.state == "broken"]
+    if broken:
+        st.markdown(f"{len(broken)} of these are broken. What is wrong, file by file:")
+        notices.verify(broken[0])
+
+
+def _chosen(chosen: list[Any]) -> None:
+    if len(chosen) < 2:
+        return
+    st.subheader(f"What tells these {len(chosen)} runs apart")
+    table = differences(chosen)
+    if table.empty:
+        st.caption("Nothing: their settings are the same.")
+    else:
+        st.dataframe(table, alt=f"{len(table)} settings in which the chosen runs differ")
+    if st.button("Compare these", type="primary", icon=":material/leaderboard:"):
+        go("compare", runs=",".join(run.id for run in chosen))
+
+
+main()

@@ -1,0 +1,190 @@
+"""Training: how the runs came to be; live while one is running, and only then."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboard import charts, notices, shelf
+from dashboard.compared import listed
+from dashboard.epochs import epoch_maps, found_at, seed_bands
+from dashboard.frame import chooser, colours, heard, root
+from dashboard.gallery import can_run, gallery
+from dashboard.overlap import energy
+from dashboard.packing import MapLayer, Settings, Tile, pack
+from dashboard.pictures import in_words, sheet
+from dashboard.selection import cohorts, plain, quoted, several
+
+_PANELS = {
+    "Loss": ("val_loss", "train_loss"),
+    "Accuracy": ("val_accuracy", "train_accuracy"),
+    "Localisation": ("val_energy_pointing_game", "val_pointing_game", "val_max_iou"),
+}
+_EVERY = 2.0  # seconds between two looks at a run in progress
+
+
+def main() -> None:
+    """The page; a part of it repeats itself while a run is running."""
+    st.title("Training")
+    listing = listed()
+    if listing is None:
+        return
+    heard(several(st.query_params, "runs", [run.id for run in listing.runs]))
+    live = bool(listing.of("running"))
+    body = st.fragment(_body, run_every=_EVERY if live else None)
+    body()
+
+
+def _body() -> None:
+    listing = shelf.listing(root())
+    runs = _shown(listing)
+    if not runs:
+        st.info("None of these runs has curves.", icon=":material/show_chart:")
+        return
+    _progress(listing)
+    tables: dict[str, list[pd.DataFrame]] = {}
+    for run in runs:
+        table = notices.readable(lambda run=run: shelf.curves(run), run)
+        if table is not None and "epoch" in table:
+            label = run.variant
+            if run.state != "complete":
+                label = f"{run.variant} ({notices.state_in_words(run.state)})"
+            tables.setdefault(label, []).append(table)
+    if tables:
+        _panels(tables, _chance(runs))
+    _maps(listing, runs)
+
+
+def _shown(listing: shelf.Listing) -> list[Any]:
+    """The runs of the address; else the best group and everything unfinished."""
+    asked, _ = several(st.query_params, "runs", [run.id for run in listing.runs])
+    one = st.query_params.get("run")
+    if asked:
+        return [run for run in listing.runs if run.id in asked]
+    groups = cohorts(listing.runs)
+    shown = list(groups[0].runs) if groups else []
+    shown += listing.of("running", "stale", "stopped")
+    named = listing.find(one) if one else None
+    if named is not None and named not in shown:
+        shown.append(named)
+    return shown
+
+
+def _progress(listing: shelf.Listing) -> None:
+    for run in listing.of("running"):
+        epoch, epochs = run.progress.get("epoch"), run.progress.get("epochs")
+        words = f"{run.variant}, seed {run.seed} (`{run.id}`)"
+        if isinstance(epoch, int) and isinstance(epochs, int) and epochs > 0:
+            st.progress(min(epoch / epochs, 1.0), text=f"{words}: epoch {epoch} of {epochs}")
+        else:
+            st.markdown(f"{words}: training")
+    for run in listing.of("stale", "stopped"):
+        st.caption(
+            f"`{run.id}`: {notices.state_in_words(run.state)}, {plain(run.reason)}. "
+            "Its curves so far are below; it is not ranked."
+        )
+
+
+def _panels(tables: dict[str, list[pd.DataFrame]], chance: float | None) -> None:
+    """Loss, accuracy and localisation by epoch: mean over seeds, band from least to greatest."""
+    order = list(tables)
+    for name, wanted in _PANELS.items():
+        known = [c for c in wanted if any(c in t for group in tables.values() for t in group)]
+        if not known:
+            continue
+        st.subheader(name)
+        words = {c: charts.spoken(c.replace("val_", "validation ")) for c in known}
+        column = chooser("Curve", f"curve_{name.lower()}", words, known[0])
+        data = seed_bands(tables, column)
+        if data.empty:
+            continue
+        st.altair_chart(
+            charts.lines(
+                data, colours(), x="epoch", y="mean", x_title="epoch", y_title=words[column],
+                order=order, band=True, zero=name != "Loss", whole=True, columns=7,
+            ),
+            theme=None,
+            alt=charts.lines_in_words(data, x="epoch", y="mean", y_title=words[column], name=name),
+        )  # fmt: skip
+        st.caption(plain(_last(data, words[column])))
+        if name == "Localisation":
+            _found(data, order, chance)
+
+
+def _chance(runs: list[Any]) -> float | None:
+    """What a random map gets, as the first complete run says."""
+    for run in runs:
+        metrics = (run.summary.get("metrics") or {}).get(run.summary.get("map")) or {}
+        chance = (metrics.get("energy_pointing_game") or {}).get("chance")
+        if isinstance(chance, float):
+            return chance
+    return None
+
+
+def _last(data: pd.DataFrame, words: str) -> str:
+    last = data.sort_values("epoch").groupby("variant", sort=False).tail(1)
+    return f"Last {words}: " + ", ".join(f"{r.variant} {r.mean:.3f}" for r in last.itertuples())
+
+
+def _found(data: pd.DataFrame, order: list[str], chance: float | None) -> None:
+    """When did attention find the patch?"""
+    said = []
+    for variant in order:
+        part = data[data["variant"] == variant].sort_values("epoch")
+        epoch = found_at(part["epoch"].to_numpy(), part["mean"].to_numpy(), chance)
+        said.append(f"{plain(variant)} {'never' if epoch is None else f'in epoch {epoch:g}'}")
+    st.markdown(
+        f"**When did attention find the patch?** {'; '.join(said)}. That is the epoch from which "
+        "on it stays above half of its last value, if that is at least twice chance."
+    )
+
+
+def _maps(listing: shelf.Listing, runs: list[Any]) -> None:
+    """The maps of a few pinned images, epoch by epoch under a slider."""
+    kept = {run.id: run for run in runs if epoch_maps(run)}
+    if not kept:
+        return
+    st.subheader("The map, epoch by epoch")
+    words = {run.id: f"{run.variant} · seed {run.seed} · {run.id}" for run in kept.values()}
+    first = next((run.id for run in kept.values() if run.state == "running"), next(iter(kept)))
+    run = kept[chooser("Run", "run", words, first)] if len(kept) > 1 else kept[first]
+    series = epoch_maps(run)
+    images = series[-1].images
+    held = notices.readable(lambda: shelf.pictures(listing.root, str(run.dataset), images), run)
+    if held is None:
+        return
+    layers = []
+    for one in series:
+        values = notices.readable(lambda one=one: shelf.all_maps(run, one.name), run)
+        if values is not None and len(values) == len(images):
+            shares = energy(values, held.masks)
+            said = tuple(f"energy {v:.3f}" if np.isfinite(v) else "no score" for v in shares)
+            layers.append(MapLayer(str(one.epoch), f"epoch {one.epoch}", values, 0.0, said))
+    if not layers:
+        return
+    tiles = [
+        Tile(str(i), f"#{i}", (), f"Image {i}", place,
+             tuple(int(v) for v in held.boxes[place]) if held.masks[place].any() else None)
+        for place, i in enumerate(images)
+    ]  # fmt: skip
+    if not can_run():
+        st.image(sheet(held.images, tiles, layers[-1].values), alt=in_words(tiles))
+        return
+    gallery(
+        pack(
+            held.images, tiles, layers, held.masks, label=f"Maps of {run.id} by epoch",
+            settings=Settings(map=len(layers) - 1, threshold=0.0), opens=False, steps="Epoch",
+            tile=9,
+        ),
+        key="epochs",
+    )  # fmt: skip
+    st.caption(
+        f"{quoted(run.id)}: pinned images under the model of each epoch, {len(layers)} epochs. "
+        "Each map is scaled to its own range."
+    )
+
+
+main()

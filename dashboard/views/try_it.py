@@ -1,0 +1,198 @@
+"""Try it: put the patch where you like, or bring an image, and see what the model says, live."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from dashboard import notices, shelf
+from dashboard.compared import Chosen, chosen, one_run
+from dashboard.frame import chooser, heard, many, number, ratio
+from dashboard.gallery import can_run, gallery
+from dashboard.overlap import energy, enlarged
+from dashboard.packing import MapLayer, Settings, Tile, pack, pack_image
+from dashboard.pictures import in_words, sheet
+from dashboard.pointer import pointer
+from dashboard.selection import patched, plain, threshold_of, whole
+from dashboard.uploads import FORMATS, MOST_BYTES, MOST_PIXELS, decoded
+
+_WEIGHTS = "model.safetensors"
+_SHAPES = ("square", "disc", "ring", "bar", "line", "cross", "L", "dots", "texture")
+
+
+@dataclass(frozen=True)
+class Patch:
+    """The patch that the reader put."""
+
+    x: int
+    y: int
+    size: int
+    shape: str
+    fill: float
+    opacity: float
+
+
+def main() -> None:
+    """The page."""
+    st.title("Try it")
+    choice = chosen()
+    if choice is None:
+        return
+    run = one_run(choice)
+    if run is None:
+        return
+    if _WEIGHTS not in run.files:
+        st.warning(f"`{run.id}` keeps no weights, so its model cannot be asked. Train it again:")
+        notices.command(f"uv run python -m experiments train --variant {run.variant}")
+        return
+    try:
+        from dashboard import live
+    except ImportError as error:
+        st.warning(
+            f"This page runs the model and needs PyTorch, which is not here ({plain(error)}). "
+            "All other pages work without it. To have it:",
+            icon=":material/extension_off:",
+        )
+        notices.command("pip install torch torchvision")
+        return
+    model = notices.readable(lambda: _model(shelf.stamp(run, _WEIGHTS), run), run)
+    if model is None:
+        return
+    left, right = st.columns([1, 2], gap="large")
+    with left:
+        image = _image(choice, run)
+        if image is None:
+            return
+        patch = _patch(image.shape[0])
+        picture, mask = live.patched(image, **vars(patch))
+        _place(picture, patch)
+    with right:
+        _answer(live, model, run, picture, mask, patch)
+
+
+@st.cache_resource(max_entries=4, show_spinner="Building the model …")
+def _model(key: tuple[Any, ...], _run: Any) -> Any:
+    from dashboard.live import rebuilt
+
+    return rebuilt(_run.variant, _run.settings, _run.weights())
+
+
+def _image(choice: Chosen, run: Any) -> np.ndarray | None:
+    """A test image without a patch, or the reader's own."""
+    limits = f"{', '.join(FORMATS)}; at most {MOST_BYTES / 1e6:.0f} MB, {MOST_PIXELS / 1e6:.0f} MP"
+    file = st.file_uploader(
+        "Your own image", type=["png", "jpg", "jpeg", "webp"], key="upload", help=limits
+    )
+    if file is not None:
+        side = run.settings.get("side")
+        side = side if isinstance(side, int) and 16 <= side <= 1024 else 96
+        return notices.readable(lambda: decoded(file.getvalue(), side))
+    table = notices.readable(lambda: shelf.samples(run), run)
+    if table is None:
+        return None
+    bare = np.flatnonzero(~patched(table))
+    first = int(bare[0]) if len(bare) else 0
+    image = heard(whole(st.query_params, "image", 0, len(table) - 1, first))
+    number("Or test image", "image", 0, len(table) - 1, image)
+    if not len(bare) or patched(table)[image]:
+        st.caption("This test image already has a patch of its own.")
+    held = notices.readable(
+        lambda: shelf.pictures(choice.listing.root, str(run.dataset), [image]), run
+    )
+    return None if held is None else held.images[0]
+
+
+def _patch(side: int) -> Patch:
+    shape = chooser("Patch", "shape", ("none", *_SHAPES), "square")
+    size = heard(whole(st.query_params, "size", 2, side, min(16, side)))
+    number("Size in pixels", "size", 2, side, size)
+    fill = ratio("Grey", "fill", 1.0, help="0 is black, 1 is white")
+    opacity = ratio("Opacity", "opacity", 1.0)
+    middle = (side - size) // 2
+    x = heard(whole(st.query_params, "x", 0, side - 1, middle))
+    y = heard(whole(st.query_params, "y", 0, side - 1, middle))
+    x, y = min(x, side - size), min(y, side - size)
+    nothing = shape == "none" or opacity == 0
+    return Patch(
+        x, y, 0 if nothing else size, "square" if nothing else shape, 2 * fill - 1, opacity or 1.0
+    )
+
+
+def _place(picture: np.ndarray, patch: Patch) -> None:
+    """The image, to be clicked."""
+    if not can_run():
+        st.image(picture, alt=f"The image with its patch at {patch.x}, {patch.y}")
+        return
+    placed = pointer(pack_image(picture, x=patch.x, y=patch.y, size=patch.size), key="pointer")
+    if placed is not None and placed != (patch.x, patch.y):
+        st.query_params.update(x=str(placed[0]), y=str(placed[1]))
+        st.rerun()
+
+
+def _answer(
+    live: Any, model: Any, run: Any, picture: np.ndarray, mask: np.ndarray, patch: Patch
+) -> None:
+    before = notices.readable(lambda: live.ask(model, picture))
+    if before is None:
+        return
+    switches = {one.key: one.words for one in before.switches}
+    off = many("Intervene", "off", switches) if switches else []
+    answer = notices.readable(lambda: live.ask(model, picture, off)) if off else before
+    if answer is None:
+        return
+    said = (
+        ("a patch", "no patch")
+        if run.settings.get("question", "patch") == "patch"
+        else ("yes", "no")
+    )
+    verdict = said[0] if answer.logit > 0 else said[1]
+    st.subheader(f"{verdict}: p = {answer.probability:.3f}, logit {answer.logit:+.2f}")
+    if off:
+        st.markdown(
+            f"Untouched: p = {before.probability:.3f}, logit {before.logit:+.2f}; the change is "
+            f"{answer.logit - before.logit:+.2f}."
+        )
+    _views(answer, run, picture, mask, patch)
+
+
+def _views(answer: Any, run: Any, picture: np.ndarray, mask: np.ndarray, patch: Patch) -> None:
+    views = [view for view in answer.views if np.isfinite(view.values).all()]
+    if not views:
+        st.caption("The model showed no map.")
+        return
+    box = _hull(mask)
+    tiles, maps = [], []
+    for view in views:
+        share = float(energy(view.values[None], mask[None])[0])
+        said = f"energy {share:.3f}" if np.isfinite(share) else "no patch, no score"
+        alt = f"{view.name} ({view.construction}): {said}"
+        tiles.append(Tile(view.name, view.name, (view.construction, said), alt, 0, box))
+        maps.append(enlarged(view.values[None], *mask.shape)[0])
+    threshold = threshold_of(run, views[0].construction)
+    if can_run():
+        masks = np.repeat(mask[None], len(tiles), axis=0)
+        block = pack(
+            picture[None], tiles, [MapLayer("map", "map", np.stack(maps), threshold)], masks,
+            settings=Settings(threshold=threshold), label="What the model looked at", opens=False,
+            counted="maps", tile=8,
+        )  # fmt: skip
+        gallery(block, key="live")
+    else:
+        st.image(sheet(picture[None], tiles, maps, columns=4), alt=in_words(tiles))
+    st.caption(
+        f"Chance is {mask.mean():.3f}, the patch's share of the image. Coloured is what reaches "
+        f"the threshold; validation images chose {threshold:.2f} for {views[0].construction}."
+    )
+
+
+def _hull(mask: np.ndarray) -> tuple[int, int, int, int] | None:
+    if not mask.any():
+        return None
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+main()
