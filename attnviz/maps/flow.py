@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from attnviz import capture
 from attnviz.errors import InputError, unknown_name
 from attnviz.maps.places import (
     Attention,
@@ -23,7 +24,9 @@ from attnviz.maps.places import (
     key_grid,
     name_of,
     prefix_of,
+    reduced_of,
     weights_of,
+    windows_of,
 )
 from attnviz.maps.rows import need_class_token
 from attnviz.shapes import Maps
@@ -59,7 +62,8 @@ def rollout(
     Zuidema 2020, *Quantifying attention flow in transformers*, section 3.2).
 
     Args:
-        records: The layers' records, first to last; of a capture its attention is taken.
+        records: The layers' records, first to last; of a capture its attention is taken. A watch
+            with `reduce="rollout"` has done the product already.
         size: `(h, w)` of the map; None keeps the grid.
         interpolation: How it is resized: `bilinear` (pixel centres aligned), `nearest`, `bicubic`.
         fuse: How heads become one; the paper takes the mean.
@@ -76,14 +80,25 @@ def rollout(
     """
     if fuse not in _FUSIONS:
         raise unknown_name("fuse", fuse, _FUSIONS)
-    layers = _square(records)
-    flow: Tensor | None = None
-    for weights in map(weights_of, layers):
+    layers = _listed(records)
+    flow = _rolled_while_watching(layers, fuse)
+    for weights in map(weights_of, _square(layers) if flow is None else ()):
         mixed = _FUSIONS[fuse](weights, 1) + _identity(weights)
         mixed = mixed / mixed.sum(-1, keepdim=True)
         flow = mixed if flow is None else mixed @ flow
     assert flow is not None  # _square raises where there are no layers
     return _read(flow, layers[-1], read, size, interpolation, grid, prefix)
+
+
+def _rolled_while_watching(layers: Sequence[Attention], fuse: str) -> Tensor | None:
+    """The product that `reduce="rollout"` left in the last record, heads averaged."""
+    flow = reduced_of(layers[-1]).get("rollout") if layers else None
+    if flow is not None and fuse != "mean":
+        raise InputError(
+            f"{name_of(layers[-1])} was reduced to a rollout of mean heads; for fuse={fuse!r} "
+            "watch without reduce="
+        )
+    return None if flow is None else flow.float()
 
 
 def gradient_weighted(
@@ -168,6 +183,7 @@ def attention_gradcam(
     Raises:
         InputError: As `received`, several outputs without a target, and weights without a graph.
     """
+    _whole(record)
     slope = gradients if gradients is not None else _gradients([record], outputs, target)[0]
     weights = weights_of(record).detach()
     p = prefix_of(record, prefix)
@@ -187,6 +203,14 @@ def _listed(records: Records) -> list[Attention]:
     return list(records)
 
 
+def _whole(layer: Attention) -> None:
+    if windows_of(layer) is not None:
+        raise InputError(
+            f"{name_of(layer)} attends within windows, where this map is undefined; "
+            "received and query_row lay windows back onto the image"
+        )
+
+
 def _square(records: Records) -> list[Attention]:
     """The layers, once they are known to be n × n maps of the same n tokens."""
     layers = _listed(records)
@@ -194,6 +218,7 @@ def _square(records: Records) -> list[Attention]:
         raise InputError("expected at least one attention record, got none")
     tokens = weights_of(layers[0]).shape[-1]
     for layer in layers:
+        _whole(layer)
         q, k = weights_of(layer).shape[2:]
         if q != k or k != tokens:
             raise InputError(
@@ -214,6 +239,8 @@ def _gradients(
     """`∂output/∂A` for each layer; the images' outputs do not depend on each other's weights."""
     if outputs is None:
         raise InputError("expected outputs=, the model's logits with their graph, or gradients=")
+    if all(getattr(layer, "leaf", None) is not None for layer in layers):
+        return capture.gradients(layers, target_scores(outputs, target))  # type: ignore[arg-type]  # records
     raw = [layer if isinstance(layer, Tensor) else layer.weights for layer in layers]
     missing = [
         name_of(layer)

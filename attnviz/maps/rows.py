@@ -174,7 +174,8 @@ def class_row(
 ) -> Float[Tensor, "b *heads h w"]:
     """Where the class token looks: `M[k] = A[0, p + k]`, its row over the places.
 
-    The map of DINO (Caron et al. 2021, figure 1) and of most vision transformer notebooks.
+    The map of DINO (Caron et al. 2021, figure 1) and of most vision transformer notebooks. A record
+    that was watched with `reduce="class_row"` is read from its reduced values.
 
     Args:
         record: An attention record, or weights `(b, heads, q, k)`.
@@ -192,7 +193,10 @@ def class_row(
         InputError: As `received`, and a record without a class token.
     """
     need_class_token(record, prefix)
-    return _drawn(record, weights_of(record)[:, :, 0], size, interpolation, heads, grid, prefix)
+    row = reduced_of(record).get("class_row")
+    if row is None:
+        row = weights_of(record)[:, :, 0]
+    return _drawn(record, row, size, interpolation, heads, grid, prefix)
 
 
 def head_mean(
