@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from attnviz.compare.resampling import half_width, image_draws
+from attnviz.diagnosis import diagnose
 from attnviz.maps import resized
 from attnviz.metrics import METRICS, agreement, baselines, calibrate_threshold, localization
 from attnviz.models import variants
@@ -33,6 +34,9 @@ from experiments.training import Loader, Trained, device_of
 
 ROWS = 16
 """For how many test images a run keeps the whole attention: 4 × 576 × 576 are 2.7 MB an image."""
+
+DIAGNOSED = 32
+"""How many test images the doctor sees."""
 
 RESAMPLES = 10_000
 
@@ -65,6 +69,8 @@ def measure_run(trained: Trained, settings: Settings, writer: RunWriter) -> Run:
     table |= _agreements(seen)
     _write(writer, seen, table)
     writer.weights({k: v.cpu().numpy() for k, v in trained.model.state_dict().items()})
+    few = test.batch(torch.arange(min(DIAGNOSED, len(test))))
+    findings = diagnose(trained.model, few.images, few.masks)
     summary = {
         "accuracy": float(np.mean(table["correct"])),
         "loss": float(_loss(seen.logits, seen.labels).mean()),
@@ -73,7 +79,8 @@ def measure_run(trained: Trained, settings: Settings, writer: RunWriter) -> Run:
         "threshold": {name: taus.get("max_iou") for name, taus in thresholds.items()},
         "thresholds": thresholds,
         "metrics": metrics,
-        "diagnosis": "",
+        "findings": findings.as_dicts(),
+        "diagnosis": findings.headline,
         **_cost(trained, device),
     }
     writer.drop(checkpoints.FILE)
