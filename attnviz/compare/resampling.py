@@ -45,7 +45,7 @@ def image_draws(
     centred = np.where(valid, columns - centres[:, None], 0.0).astype(np.float32).T
     whole = bool(valid.all())
     weight = valid.astype(np.float32).T
-    draws = np.empty((resamples, len(columns)))
+    draws = np.empty((resamples, len(columns)), dtype=np.float32)
     for start in range(0, resamples, _CHUNK):
         size = min(_CHUNK, resamples - start)
         picks = rng.integers(0, n, (size, n)) + np.arange(size)[:, None] * n
