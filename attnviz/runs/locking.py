@@ -19,24 +19,42 @@ except ImportError:  # Windows: the heartbeat alone guards against a second writ
     fcntl = None  # type: ignore[assignment]  # a module stands here where it exists
 
 
-def locked(folder: Path) -> int:
-    """An open handle that holds the folder's lock; closing it, or dying, lets go.
+class Lock:
+    """A folder's lock, taken when made; released on request, when forgotten, or by dying.
 
     Raises:
         RunError: another writer holds it.
         OSError: there is no such folder.
     """
-    if fcntl is None:
-        return os.open(os.devnull, os.O_RDONLY)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise RunError(f"write {folder}: another process is writing it; stop that one") from error
-    except OSError:  # this file system cannot lock; the heartbeat guards alone
-        pass
-    return handle
+
+    def __init__(self, folder: Path) -> None:
+        self._handle = -1
+        handle = os.open(folder if fcntl is not None else os.devnull, os.O_RDONLY)
+        try:
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise RunError(
+                f"write {folder}: another process is writing it; stop that one"
+            ) from error
+        except OSError:  # this file system cannot lock; the heartbeat guards alone
+            pass
+        self._handle = handle
+
+    def __del__(self) -> None:
+        self.release()
+
+    @property
+    def held(self) -> bool:
+        """Whether it has not been released."""
+        return self._handle >= 0
+
+    def release(self) -> None:
+        """Let go of it; again does nothing."""
+        if self.held:
+            os.close(self._handle)
+            self._handle = -1
 
 
 def refuse_if_written_elsewhere(folder: Path, header: Header) -> None:

@@ -121,11 +121,7 @@ class RemoteStore:
 
     filesystem: Any
     path: str
-
-    @property
-    def where(self) -> str:
-        """The address with its scheme."""
-        return str(self.filesystem.unstrip_protocol(self.path)).rstrip("/")
+    where: str
 
     @property
     def name(self) -> str:
@@ -134,7 +130,7 @@ class RemoteStore:
 
     def below(self, folder: str) -> RemoteStore:
         """The store of a sub-folder."""
-        return RemoteStore(self.filesystem, f"{self.path}/{folder}")
+        return RemoteStore(self.filesystem, f"{self.path}/{folder}", f"{self.where}/{folder}")
 
     def tree(self) -> Sizes:
         """Every file with its size: one request, and one more where there is none."""
@@ -214,7 +210,7 @@ def open_store(place: Place) -> Store:
         filesystem, path = url_to_fs(text)  # type: ignore[no-untyped-call]  # fsspec has no types
     except Exception as error:  # a backend may fail in its own way at once
         raise RunError(f"open {text}: {cause_of(error)}") from error
-    return RemoteStore(filesystem, path.rstrip("/"))
+    return RemoteStore(filesystem, path.rstrip("/"), text.rstrip("/"))
 
 
 def local_path(place: Place) -> Path:

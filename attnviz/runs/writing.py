@@ -29,7 +29,7 @@ import numpy as np
 
 from attnviz.errors import InputError, RunError
 from attnviz.runs.header import Document, document, now, parse, plain, this_writer, written
-from attnviz.runs.locking import locked, refuse_if_written_elsewhere
+from attnviz.runs.locking import Lock, refuse_if_written_elsewhere
 from attnviz.runs.migrations import SCHEMA, upgraded
 from attnviz.runs.names import checked, checked_file, checked_id
 from attnviz.runs.reading import CURVES, HEADER, SAMPLES, WEIGHTS, Run, open_run, whole_rows
@@ -148,7 +148,7 @@ def save_run(
         _removed(aside, lock)
         raise
     _into_place(aside, target, lock)
-    os.close(lock)
+    lock.release()
     return open_run(target)
 
 
@@ -169,7 +169,7 @@ def resume_run(path: Place) -> RunWriter:
     try:
         writer._resume()
     except BaseException:
-        writer._release()
+        writer._lock.release()
         raise
     return writer
 
@@ -209,7 +209,7 @@ def migrate_run(path: Place) -> bool:
     try:
         writer._add_checksums()
     finally:
-        writer._release()
+        writer._lock.release()
     return True
 
 
@@ -224,7 +224,7 @@ class RunWriter:
         id: The folder's name.
     """
 
-    def __init__(self, path: Path, content: Document, lock: int, *, unseen: bool = False) -> None:
+    def __init__(self, path: Path, content: Document, lock: Lock, *, unseen: bool = False) -> None:
         self.path = path
         self.id = path.name
         self._content = content
@@ -244,7 +244,7 @@ class RunWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._lock < 0:
+        if not self._lock.held:
             return
         if error is None and self._amends:
             self.finish()
@@ -384,7 +384,7 @@ class RunWriter:
         """
         self._needs_open()
         self._complete(summary)
-        self._release()
+        self._lock.release()
         return open_run(self.path)
 
     def stop(self, reason: str) -> None:
@@ -396,7 +396,7 @@ class RunWriter:
             else:
                 self._commit(status="stopped", reason=str(reason)[:500])
         finally:
-            self._release()
+            self._lock.release()
 
     def _scaled(
         self,
@@ -506,13 +506,8 @@ class RunWriter:
         self._commit(files=files)
 
     def _needs_open(self) -> None:
-        if self._lock < 0:
+        if not self._lock.held:
             raise RunError(f"write {self.path}: this writer has finished or stopped")
-
-    def _release(self) -> None:
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
 
 
 def this_environment() -> dict[str, Any]:
@@ -554,7 +549,7 @@ def _first_document(
     }
 
 
-def _begun(path: Path, content: Document) -> tuple[Path, int]:
+def _begun(path: Path, content: Document) -> tuple[Path, Lock]:
     """A hidden, locked folder beside the run's future place, with its run.json inside."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise RunError(
@@ -562,12 +557,12 @@ def _begun(path: Path, content: Document) -> tuple[Path, int]:
             "or choose another id"
         )
     aside = path.with_name(partial_name(path.name))
-    lock = -1
+    lock = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
         aside.mkdir()
-        lock = locked(aside)
+        lock = Lock(aside)
         write_whole(aside / HEADER, written(content))
     except BaseException as error:
         _removed(aside, lock)
@@ -577,7 +572,7 @@ def _begun(path: Path, content: Document) -> tuple[Path, int]:
     return aside, lock
 
 
-def _into_place(aside: Path, path: Path, lock: int) -> None:
+def _into_place(aside: Path, path: Path, lock: Lock) -> None:
     """Rename a whole folder to its name; of two writers exactly one gets it."""
     try:
         aside.rename(path)
@@ -589,22 +584,22 @@ def _into_place(aside: Path, path: Path, lock: int) -> None:
     sync_folder(path.parent)
 
 
-def _removed(aside: Path, lock: int) -> None:
+def _removed(aside: Path, lock: Lock | None) -> None:
     shutil.rmtree(aside, ignore_errors=True)
-    if lock >= 0:
-        os.close(lock)
+    if lock is not None:
+        lock.release()
 
 
 def _taken(folder: Path) -> RunWriter:
     """The writer of an existing run, locked; its header is read again under the lock."""
-    lock = locked(folder)
+    lock = Lock(folder)
     try:
         raw = LocalStore(folder).read(HEADER)
         refuse_if_written_elsewhere(folder, parse(raw))
         _tidy(folder)
         content = upgraded(document(raw))
     except BaseException:
-        os.close(lock)
+        lock.release()
         raise
     for key in ("settings", "environment", "summary", "progress", "files"):
         content[key] = content.get(key) or {}
@@ -630,8 +625,7 @@ def _sweep(path: Path) -> None:
         with suppress(OSError):
             mine = left.name[1:].rsplit(".", 2)[0] == path.name
             if mine or time.time() - left.stat().st_mtime > _ABANDONED:
-                lock = locked(left)
-                _removed(left, lock)
+                _removed(left, Lock(left))
 
 
 def _append(path: Path, line: bytes) -> None:
