@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(as_json({"runs": [run.id for run in runs], "differences": found}))
     elif found:
-        print(table(("", *(run.id for run in runs)), ((k, *v) for k, v in found.items())))
+        print(table(("setting", *(run.id for run in runs)), ((k, *v) for k, v in found.items())))
     else:
         print("no difference")
     return 0

@@ -45,11 +45,11 @@ def _sections(run: Run) -> Iterator[str]:
     yield printable(f"{run.id}: {state}")
     facts = {"variant": run.variant, "seed": run.seed, "created": run.created}
     facts |= {"dataset": run.dataset} | flat(run.progress, "progress.")
-    yield table(("run", ""), facts.items())
+    yield table(("run", "value"), facts.items())
     summary = {k: v for k, v in run.summary.items() if k not in ("metrics", "findings")}
     for title, values in (("settings", run.settings), ("summary", summary)):
         if values:
-            yield table((title, ""), flat(values).items())
+            yield table((title, "value"), flat(values).items())
     scores = list(_scores(run.summary.get("metrics")))
     if scores:
         yield table(("map", "metric", "mean", "low", "high", "chance", "ceiling"), scores)

@@ -103,7 +103,8 @@ def parse(content: bytes) -> Header:
         NewerError: its schema is newer than this version's.
         RunError: it is not JSON or a field is not what it should be; the message says which.
     """
-    return _header(upgraded(document(content)))
+    found = document(content)
+    return dataclasses.replace(_header(upgraded(found)), schema=found["schema"])
 
 
 def document(content: bytes, name: str = "run.json") -> Document:

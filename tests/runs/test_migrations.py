@@ -24,7 +24,7 @@ def old(tmp_path: Path) -> Path:
 def test_a_run_of_schema_0_opens_as_it_lies(old: Path) -> None:
     before = everything(old)
     run = open_run(old)
-    assert (run.state, run.reason, run.schema) == ("complete", "", 1)
+    assert (run.state, run.reason, run.schema) == ("complete", "", 0)
     assert (run.variant, run.seed) == ("cbam", 4)
     assert run.settings == {"epochs": 2, "patch": {"size": 16}}
     assert run.summary == {"accuracy": 0.75}

@@ -1,0 +1,143 @@
+"""`attnviz dashboard`: found in the checkout and in the wheel, served to this machine alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from attnviz.cli import dashboard, run
+from attnviz.errors import UnsupportedError
+from tests.runs.made import make
+
+ROOT = Path(__file__).parents[2]
+
+
+def options(**changes: object) -> Namespace:
+    given = {"runs": "runs", "port": 8501, "host": "127.0.0.1", "no_browser": True}
+    return Namespace(**(given | changes))
+
+
+def test_it_is_bound_to_this_machine_and_told_where_the_runs_are() -> None:
+    words, environment = dashboard.command(dashboard.app(), options(runs="s3://bucket/runs"))
+    assert words[1:4] == ["-m", "streamlit", "run"]
+    assert words[words.index("--server.address") + 1] == "127.0.0.1"
+    assert environment["ATTNVIZ_RUNS"] == "s3://bucket/runs"
+    assert environment["PYTHONPATH"].split(os.pathsep)[0] == str(dashboard.app().parents[1])
+
+
+def test_in_the_checkout_the_pages_lie_beside_the_package() -> None:
+    assert dashboard.app() == ROOT / "dashboard" / "app.py"
+
+
+def test_in_the_wheel_they_lie_below_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "site-packages" / "attnviz"
+    monkeypatch.setattr(dashboard, "_PACKAGE", package)
+    with pytest.raises(UnsupportedError, match="its pages are not installed"):
+        dashboard.app()
+    (tmp_path / "site-packages" / "dashboard").mkdir(parents=True)
+    (tmp_path / "site-packages" / "dashboard" / "app.py").touch()  # somebody else's
+    shutil.copytree(ROOT / "dashboard", package / "reading_room" / "dashboard")
+    assert dashboard.app() == package / "reading_room" / "dashboard" / "app.py"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none"], "dashboard: no folder 'none'; `uv run python -m experiments quickstart` makes"),
+        ([".", "--port", "70000"], "--port: expected 1 to 65535, got 70000"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_starts(
+    tmp_path: Path,
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["dashboard", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def serves(words: list[str], home: Path, **environment: str) -> None:
+    """Start it, wait until it answers, interrupt it as Ctrl-C does, and see it end well."""
+    port = free_port()
+    with subprocess.Popen(
+        [*words, "--port", str(port), "--no-browser"],
+        cwd=home,
+        env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as child:
+        try:
+            assert answer(child, f"http://127.0.0.1:{port}/_stcore/health") == b"ok"
+        finally:
+            os.killpg(child.pid, signal.SIGINT)
+        assert child.wait(30) == 0
+
+
+def answer(child: subprocess.Popen[bytes], address: str) -> bytes:
+    for _ in range(600):
+        assert child.poll() is None, child.stderr.read() if child.stderr else ""
+        try:
+            with urllib.request.urlopen(address, timeout=1) as page:
+                content: bytes = page.read()
+                return content
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("no answer within a minute")
+
+
+def test_it_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+    make(tmp_path / "runs" / "a")
+    serves([sys.executable, "-m", "attnviz", "dashboard", "runs"], tmp_path)
+
+
+def test_the_wheel_brings_one_package_and_serves_from_outside_the_checkout(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="needs hatchling to build the wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    names = {path.name for path in site.iterdir()}
+    assert {name for name in names if not name.endswith(".dist-info")} == {"attnviz"}
+    assert (site / "attnviz" / "py.typed").is_file()
+    code = (
+        "from attnviz.cli import dashboard as d; from argparse import Namespace as N; import os\n"
+        "words, env = d.command(d.app(), N(runs='r', port=1, host='h', no_browser=True))\n"
+        "print(d.app()); print(env['PYTHONPATH'].split(os.pathsep)[0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    room = site / "attnviz" / "reading_room"
+    assert done.stdout.splitlines() == [str(room / "dashboard" / "app.py"), str(room)]
+    make(tmp_path / "runs" / "a")
+    words = [sys.executable, "-m", "attnviz", "dashboard", "runs"]
+    serves(words, tmp_path, PYTHONPATH=str(site))
