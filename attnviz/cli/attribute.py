@@ -1,0 +1,133 @@
+"""`attnviz attribute RUNS … --method …`: map what trained models look at, and score the maps."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attnviz.attribution import attribute, methods
+from attnviz.cli.scoring import (
+    add_runs,
+    as_images,
+    complete_runs,
+    merged_metrics,
+    pieces,
+    rebuilt,
+    score_table,
+    scored,
+    test_set,
+    with_columns,
+)
+from attnviz.cli.tables import as_json, table
+from attnviz.errors import InputError
+from attnviz.runs import Run, amend_run
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    add_runs(parser)
+    parser.add_argument(
+        "--method", default="layer_gradcam", help="of Captum (default: %(default)s)",
+        metavar="NAME",
+    )  # fmt: skip
+    parser.add_argument("--layer", metavar="NAME", help="dotted name, for layer methods")
+    parser.add_argument("--target", type=int, metavar="INDEX", help="for models of several outputs")
+    parser.add_argument("--sign", default="positive", help="positive, abs or signed")
+    parser.add_argument("--channels", help="sum, mean, max_abs or norm; the method's own")
+    parser.add_argument("--baseline", help="black, white, zero, mean, blur or a number")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE",
+        help="a further argument of Captum's, such as n_steps=100; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--name", help="of the map in the run (default: the method's)")
+    parser.add_argument("--replace", action="store_true", help="overwrite a map of that name")
+    parser.add_argument(
+        "--memory", type=int, default=512, metavar="MIB", help="budget (default: %(default)s MiB)"
+    )
+    parser.add_argument("--methods", action="store_true", help="list the methods and do nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Add the map and its scores to each run; 0 when all have them."""
+    if args.methods:
+        print(as_json(methods()) if args.json else table(("method", ""), methods().items()))
+        return 0
+    name = args.name or args.method
+    options = _options(args)
+    runs = complete_runs(args.runs)
+    for found in runs:
+        if name in found.map_names and not args.replace:
+            raise InputError(f"{found.id} already has a map {name!r}: pass --name or --replace")
+    reports = [_attributed(found, name, options, args) for found in runs]
+    if args.json:
+        print(as_json({"runs": reports}))
+        return 0
+    for report in reports:
+        print(f"{report['id']}: maps/{name} {' × '.join(map(str, report['shape']))}")
+        print(score_table(report["metrics"]) + "\n")
+    return 0
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `attribute` is told."""
+    options: dict[str, Any] = {"method": args.method, "sign": args.sign, "seed": args.seed}
+    for name in ("layer", "target", "channels"):
+        if getattr(args, name) is not None:
+            options[name] = getattr(args, name)
+    if args.baseline is not None:
+        options["baseline"] = _number(args.baseline)
+    for pair in args.option:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(f"--option: expected KEY=VALUE, got {pair!r}")
+        options[key] = _number(value)
+    return options
+
+
+def _number(text: str) -> Any:
+    """A number, list or truth value where the text is one, else the text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _attributed(
+    found: Run, name: str, options: dict[str, Any], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Draw, score (before anything is rounded), and amend the run."""
+    model, dataset = rebuilt(found, args.device), test_set(found)
+    parts = [
+        _drawn(model, as_images(dataset.images(list(part)), args.device), options, args)
+        for part in pieces(dataset.count)
+    ]
+    maps = torch.cat(parts)
+    columns, summaries = scored(lambda part: maps[_slice(part)], dataset)
+    samples = with_columns(found.samples(), name, columns, anew=True)
+    about = {key: value for key, value in options.items() if key != "seed"} | {"seed": args.seed}
+    with amend_run(found.path) as writer:
+        writer.maps(name, maps.numpy(), about=about)
+        writer.samples(samples)
+        writer.finish({"metrics": merged_metrics(found, {name: summaries}, anew=True)})
+    return {"id": found.id, "map": name, "shape": list(maps.shape), "metrics": {name: summaries}}
+
+
+def _drawn(
+    model: nn.Module, images: Tensor, options: dict[str, Any], args: argparse.Namespace
+) -> Tensor:
+    shown = sys.stderr.isatty() and not args.json
+    maps = attribute(
+        model, images, size="own", memory=args.memory * 2**20, progress=shown, **options
+    )
+    return maps.cpu()
+
+
+def _slice(part: Sequence[int]) -> np.ndarray:
+    return np.asarray(part)

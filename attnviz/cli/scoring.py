@@ -1,0 +1,194 @@
+"""What `attribute` and `measure` share: a run's model, its images, and scores as columns.
+
+A run is read a piece at a time, so that the maps of ten thousand images never are in memory at
+once, and it is amended at the end in one step: a kill leaves it as it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attnviz.cli.tables import table
+from attnviz.compare.resampling import half_width, image_draws
+from attnviz.errors import InputError, RunError
+from attnviz.maps import resized
+from attnviz.metrics import METRICS, baselines, localization
+from attnviz.models import build_model
+from attnviz.runs import Dataset, Run, list_runs, open_dataset
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+PIECE = 256
+"""Images read and scored at a time."""
+
+RESAMPLES = 10_000
+
+
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """The arguments that both commands take."""
+    parser.add_argument("runs", nargs="+", help="folders of runs, or of single runs")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (default: cpu)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def complete_runs(places: Sequence[str]) -> list[Run]:
+    """The complete runs at these places.
+
+    Raises:
+        InputError: There is none; the message says what state the others are in.
+    """
+    found = [run for place in places for run in list_runs(place)]
+    complete = [run for run in found if run.state == "complete"]
+    if not complete:
+        states = ", ".join(f"{run.id} is {run.state}" for run in found[:5]) or "no run at all"
+        raise InputError(f"expected at least one complete run, got {states}")
+    return complete
+
+
+def rebuilt(run: Run, device: str) -> nn.Module:
+    """The run's trained model, in evaluation mode.
+
+    Raises:
+        InputError: The variant is none of `attnviz.models`, or its settings do not fit.
+        RunError: The run kept no weights, or other ones.
+    """
+    model = build_model(run.variant, **dict(run.settings.get("model") or {}))
+    state = {name: torch.from_numpy(np.array(array)) for name, array in run.weights().items()}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise RunError(f"{run.id}: the weights do not fit {run.variant!r}: {error}") from error
+    return model.to(device).eval()
+
+
+def test_set(run: Run) -> Dataset:
+    """The images that the run was tested on.
+
+    Raises:
+        RunError: The run names none, or they are not beside it.
+    """
+    if run.dataset is None:
+        raise RunError(f"{run.id}: expected the digest of its test images, the run names none")
+    return open_dataset(run.path.parent, run.dataset)
+
+
+def as_images(pixels: np.ndarray, device: str) -> Tensor:
+    """`(n, h, w, 3)` bytes as the reference models take them: `(n, 3, h, w)` in [−1, 1]."""
+    images = torch.from_numpy(np.array(pixels)).to(device)
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def pieces(n: int, size: int = PIECE) -> Iterator[range]:
+    """`0 … n − 1` in pieces."""
+    for start in range(0, n, size):
+        yield range(start, min(n, start + size))
+
+
+def scored(
+    read: Callable[[Sequence[int]], Tensor],
+    dataset: Dataset,
+    metrics: Sequence[str] | None = None,
+    threshold: Mapping[str, float] | None = None,
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
+    """Localisation scores of a set of maps, and their summary.
+
+    Args:
+        read: Image numbers → maps `(k, h, w)` on their own grid; they are upsampled bilinearly.
+        dataset: Where the thing to be found is.
+        metrics: Keys of `attnviz.metrics.METRICS`; None takes all that need no other threshold.
+        threshold: By metric, from the validation images.
+
+    Returns:
+        Metric → `(n,)` scores, and metric → mean, interval, counts, chance, centre and ceiling.
+    """
+    if metrics is None:
+        metrics = [
+            key for key, m in METRICS.items() if not m.thresholded or key in (threshold or {})
+        ]
+    parts: dict[str, list[Tensor]] = {key: [] for key in metrics}
+    grid = (1, 1)
+    for part in pieces(dataset.count):
+        masks = torch.from_numpy(np.array(dataset.masks(list(part))))
+        maps = read(part).cpu()
+        grid = (int(maps.shape[-2]), int(maps.shape[-1]))
+        upsampled = resized(maps, (int(masks.shape[-2]), int(masks.shape[-1])), "bilinear")
+        scores = localization(upsampled, masks, list(metrics), threshold=threshold)
+        for key, score in scores.items():
+            parts[key].append(score)
+    columns = {key: torch.cat(found).numpy() for key, found in parts.items()}
+    levels = _levels(dataset, grid, metrics, threshold)
+    return columns, {key: summary(c, levels.get(key)) for key, c in columns.items()}
+
+
+def _levels(
+    dataset: Dataset,
+    grid: tuple[int, int],
+    metrics: Sequence[str],
+    threshold: Mapping[str, float] | None,
+) -> Mapping[str, Mapping[str, float]]:
+    """Chance, centre and ceiling on these very masks; none where every mask is empty."""
+    masks = dataset.masks()
+    found = masks.reshape(len(masks), -1).any(1)
+    if not found.any():
+        return {}
+    return baselines(torch.from_numpy(masks[found]), grid, list(metrics), threshold=threshold)
+
+
+def summary(scores: np.ndarray, levels: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Mean and 95 % interval over images, with how many counted, beside chance and ceiling."""
+    column = np.asarray(scores, dtype=np.float64)[None]
+    centres, draws = image_draws(column, resamples=RESAMPLES, rng=np.random.default_rng(0))
+    mean = float(centres[0])
+    half = half_width(column, draws[:, 0], 0.95)
+    numbers = {"mean": mean, "low": mean - half, "high": mean + half, **(levels or {})}
+    counts = {"valid": int(np.isfinite(column).sum()), "n": column.shape[1]}
+    return {k: v if math.isfinite(v) else None for k, v in numbers.items()} | counts
+
+
+def with_columns(
+    samples: DataFrame, name: str, columns: Mapping[str, np.ndarray], *, anew: bool = False
+) -> DataFrame:
+    """The samples with a map's scores; `anew` drops the scores it had before."""
+    import pandas as pd
+
+    if anew:
+        samples = samples[[c for c in samples.columns if not c.startswith(f"{name}/")]]
+    fresh = {f"{name}/{key}": column for key, column in columns.items()}
+    for key, column in fresh.items():
+        if len(column) != len(samples):
+            raise RunError(
+                f"{key}: expected {len(samples)} scores, one per sample, got {len(column)}"
+            )
+    kept = samples[[column for column in samples.columns if column not in fresh]]
+    return pd.concat([kept, pd.DataFrame(fresh, index=samples.index)], axis=1)
+
+
+def merged_metrics(
+    run: Run, fresh: Mapping[str, Mapping[str, Any]], *, anew: bool = False
+) -> dict[str, Any]:
+    """The summary's metrics with these put in; maps and metrics that are not named stay."""
+    before = dict(run.summary.get("metrics") or {})
+    for name, scores in fresh.items():
+        before[name] = {**({} if anew else before.get(name, {})), **scores}
+    return before
+
+
+def score_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Maps and metrics as text: mean, interval, chance, ceiling and how many counted."""
+    header = ("map", "metric", "mean", "low", "high", "chance", "ceiling", "valid")
+    rows = [
+        (name, key, s["mean"], s["low"], s["high"], s.get("chance"), s.get("ceiling"),
+         f"{s['valid']}/{s['n']}")
+        for name, scores in summaries.items()
+        for key, s in scores.items()
+    ]  # fmt: skip
+    return table(header, rows)
