@@ -66,7 +66,7 @@ def table(header: Iterable[Any], rows: Iterable[Iterable[Any]], *, caption: Any)
         tag("table", tag("caption", caption), tag("thead", head), tag("tbody", body)),
         class_="wide",
         tabindex="0",
-        role="region",
+        role="group",
         aria_label=str(caption),
     )
 

@@ -151,7 +151,7 @@ def strip(study: Study) -> Html | None:
     )
     grid = tag("table", tag("caption", said), tag("thead", head), tag("tbody", rows))
     label = "the same images in every variant"
-    return tag("div", grid, class_="wide strip", tabindex="0", role="region", aria_label=label)
+    return tag("div", grid, class_="wide strip", tabindex="0", role="group", aria_label=label)
 
 
 def extremes(study: Study) -> Html | None:

@@ -35,6 +35,7 @@ tbody th { font-weight: 600; } tr.level th, tr.level td { font-weight: 400; colo
 figure { margin: 0; } figure.tile { width: 8.5rem; } figcaption { line-height: 1.3; }
 .tiles { display: flex; flex-wrap: wrap; gap: .6rem; margin: .3rem 0 .8rem; padding: 0; }
 .tiles li { list-style: none; } .tiles .tile { width: 7.6rem; }
+.tiles figcaption { font-size: .82rem; }
 .pair { display: flex; flex-wrap: wrap; gap: 0 1.75rem; }
 img { max-width: 100%; height: auto; display: block; } .tile img { width: 100%; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.25rem; margin: .5rem 0;
