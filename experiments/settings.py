@@ -53,7 +53,7 @@ class Settings:
     epochs: int = _setting(6, "how many at most")
     patience: int = _setting(20, "stop after so many epochs without a better validation loss")
     batch: int = _setting(32, "images a step")
-    lr: float = _setting(4e-3, "Adam's, the highest of its schedule")
+    lr: float = _setting(2e-3, "Adam's, the highest of its schedule")
     schedule: str = _setting("one_cycle", "of the learning rate", choices=("one_cycle", "constant"))
     precision: str = _setting(
         "auto", "of convolutions; auto: bf16 where it pays", choices=("auto", "bf16", "fp32")

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import jaxtyping
 import pytest
 
+import tests.checker  # noqa: F401 - the run-time checks name it; it must be there before attnviz
+
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
