@@ -41,6 +41,12 @@ RULES: tuple[Rule, ...] = (
 """What is asked of every model, in this order."""
 
 _EXPLAINED = {"batch-attention", "gate-over-batch", "wrong-axis"}  # faults that leak by themselves
+_FOLLOWS = {
+    "scrambled-output": ("no-effect",),
+    "duplicate-heads": ("near-uniform", "collapsed-heads"),
+    "saturated-heads": ("collapsed-heads",),
+}
+"""What is a consequence of what, at one module."""
 
 
 def diagnose(
@@ -111,6 +117,7 @@ def diagnose(
 def examined(case: Examination) -> list[Finding]:
     """All findings of one examination."""
     found = [one for rule in RULES for one in rule(case)]
+    found = [one for one in found if not _superseded(one, found)]
     if not _EXPLAINED & {one.code for one in found}:
         found += leak_findings(case)
     if not case.records and not any(one.severity == "error" for one in found):
@@ -118,6 +125,12 @@ def examined(case: Examination) -> list[Finding]:
     elif case.trained is False:
         found.append(finding("untrained", "model"))
     return found
+
+
+def _superseded(one: Finding, found: list[Finding]) -> bool:
+    """Whether another finding at the same module says what this one follows from."""
+    causes = _FOLLOWS.get(one.code, ())
+    return any(other.code in causes and other.where == one.where for other in found)
 
 
 def _check(model: nn.Module, images: Tensor, masks: Tensor | None, padding: Tensor | None) -> None:

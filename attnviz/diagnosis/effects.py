@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -19,16 +18,13 @@ NOTHING = 1e-6
 LITTLE = 1e-3
 """A change, relative to that between two images, below which attention is not used."""
 
-_EACH = 3  # records asked per line of source: the same layer in fifty blocks is one layer
-_MOST = 24
-
 
 def effect_findings(case: Examination) -> Iterator[Finding]:
     """Attention and gates that do not reach the output, and attention that is not used."""
     plain = case.fewer.output
     if plain is None or case.is_random or not bool(plain.isfinite().all()) or not plain.any():
         return
-    for i in chosen(case):
+    for i in case.chosen:
         record = case.records[i]
         other = jumbled_gate if record.kind == "gate" else far_away
         change = _change(_edited(case, i, other), plain)
@@ -40,24 +36,12 @@ def effect_findings(case: Examination) -> Iterator[Finding]:
             yield from _used(case, i, record, plain)
 
 
-def chosen(case: Examination) -> list[int]:
-    """Records that are asked: a few of each line of source, from all depths."""
-    lines: Counter[tuple[str, str]] = Counter()
-    found = []
-    for i in case.editable:
-        record = case.records[i]
-        key = (record.source, record.module)
-        lines[key] += 1
-        if lines[key] <= _EACH:
-            found.append(i)
-    return found[:_MOST]
-
-
 def far_away(weights: Tensor) -> Tensor:
     """Each query looks at one key alone, another one for each query and head."""
     heads, q, k = weights.shape[1:]
     turn = torch.arange(heads, device=weights.device)[:, None] * 5
-    key = (torch.arange(q, device=weights.device)[None] * 7 + 3 + turn) % k
+    # half of the keys are never looked at: a permutation would keep the mean over places
+    key = (torch.arange(q, device=weights.device)[None] * 7 + 3 + turn) % max(1, (k + 1) // 2)
     rows = torch.nn.functional.one_hot(key, k).to(weights.dtype)
     return rows.expand_as(weights).clone()
 

@@ -6,6 +6,7 @@ over a handful of images however many rules there are.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ FEW = 8
 _SOME = 3  # images in a run that only asks whether something changes
 _ASLEEP = 1e-3  # parameters this small at initialisation hide the branch that they scale
 _AWAKE = 0.1
+_EACH, _MOST = 3, 24  # the same layer in fifty blocks is one layer
 _RANDOM = 1e-5  # two runs of the same sums on the same machine agree to the last bits
 
 
@@ -136,15 +138,22 @@ class Examination:
     @cached_property
     def nudged(self) -> Nudged | None:
         """An image and its copies changed at one spot, attention held; None if that failed."""
+        return self.nudge()
+
+    def nudge(self, silent: int | None = None) -> Nudged | None:
+        """The same, with the attention of one record (by its number) switched off."""
         images, places = nudge(self.few[:1])
-        with overheard(self.model, len(images)) as events:
-            still = Still(len(images), events)
+        off = None if silent is None else self.editable.index(silent)
+        maps = {(one.shape[-2], one.shape[-1]) for _, one in self.attention() if one.shape}
+        with overheard(self.model, images, maps) as events:
+            still = Still(len(images), events, off)
             edits = {self.records[i].name: still for i in self.editable}
             records = self.attempt(images, edit=edits or None).records
         if len(records) != len(self.records) or len(still.moments) != len(self.editable):
             return None
         moments = dict(zip(self.editable, still.moments, strict=True))
-        return Nudged(records, events, moments, places)
+        blurred = len(events) if still.blurred is None else still.blurred
+        return Nudged(records, events, moments, blurred, places)
 
     @cached_property
     def kinds(self) -> dict[int, Kind]:
@@ -169,6 +178,18 @@ class Examination:
         """Numbers of the records whose values can be replaced, in order."""
         return [i for i, one in enumerate(self.records)
                 if one.weights is not None or one.scale is not None]  # fmt: skip
+
+    @cached_property
+    def chosen(self) -> list[int]:
+        """Numbers of the records that are asked one by one: a few of each line of source."""
+        lines: Counter[tuple[str, str]] = Counter()
+        found = []
+        for i in self.editable:
+            line = (self.records[i].source, self.records[i].module)
+            lines[line] += 1
+            if lines[line] <= _EACH:
+                found.append(i)
+        return found[:_MOST]
 
     @property
     def records(self) -> list[Record]:

@@ -124,11 +124,13 @@ class Findings(Sequence[Finding]):
 
     @property
     def headline(self) -> str:
-        """One line: the worst finding, or that there is none."""
+        """One line: the worst error or warning; if there is none, that, and the notes' codes."""
         worst = self.worst
         start = f"{self.name}: " if self.name else ""
         if worst is None:
             return f"{start}nothing wrong was found"
+        if worst.severity == "note":
+            return f"{start}nothing wrong was found (to know: {', '.join(self.codes)})"
         same = sum(one.code == worst.code for one in self._findings) - 1
         more = f" and {same} more" if same else ""
         return f"{start}{worst.severity} {worst.code} at {worst.where}{more}: {worst.meaning}"

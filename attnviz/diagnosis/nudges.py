@@ -7,7 +7,7 @@ equivariance, says nothing about layers with 3 × 3 queries and keys or with pos
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,24 +35,32 @@ class Event:
     """A tensor that a module took or gave, and where it changed.
 
     Attributes:
-        shape: Without the images' axis.
         grid: Its places; None for tokens, whose grid the shape does not tell.
         channels: How many features a place has.
-        energy: `(spots, h, w)`, or `(spots, tokens)` where the grid is unknown: the squared
-            change at each place, summed over features.
+        change: `(spots, features, h, w)` or `(spots, features, tokens)`: nudged less plain.
     """
 
-    shape: tuple[int, ...]
     grid: Grid | None
     channels: int
-    energy: Tensor
+    change: Tensor
+
+    @property
+    def energy(self) -> Tensor:
+        """`(spots, h, w)` or `(spots, tokens)`: the squared change, summed over features."""
+        energy: Tensor = self.change.square().sum(1)
+        return energy
+
+    def without(self, other: Event) -> Event | None:
+        """What changed here and not there; None for tensors of another shape."""
+        if self.change.shape != other.change.shape or self.grid != other.grid:
+            return None
+        return Event(self.grid, self.channels, self.change - other.change)
 
     def at(self, grid: Grid, prefix: int) -> Tensor | None:
         """`(spots, h, w)` on a grid, None if the tensor does not lie on it."""
         if self.grid is not None:
             return self.energy if self.grid == grid else None
-        n = grid[0] * grid[1]
-        count = self.energy.shape[1]
+        n, count = grid[0] * grid[1], self.change.shape[-1]
         if count not in (n, n + prefix):
             return None
         map_: Tensor = self.energy[:, count - n :].unflatten(1, grid)
@@ -67,12 +75,14 @@ class Nudged:
         records: What was captured, in order, with queries and keys.
         events: Tensors at the modules' doors, in order.
         moments: For each record that could be held, how many events came before it.
+        blurred: At how many events attention first had to be left as it was.
         places: What of the image was changed, one `(y0, x0, y1, x1)` per spot, as shares.
     """
 
     records: Sequence[Record]
     events: Sequence[Event]
     moments: Mapping[int, int]
+    blurred: int
     places: Sequence[tuple[float, float, float, float]]
 
     def before(self, number: int) -> Iterator[Event]:
@@ -147,17 +157,26 @@ class Still:
 
     Where queries lie on another grid than keys, each looks at the key that lies where it does.
 
+    Args:
+        images: How many there are, the plain one first.
+        events: What was overheard so far.
+        silent: The record whose attention is switched off, by its number among the edited.
+
     Attributes:
         moments: At how many events each edit was asked.
+        blurred: At how many events attention was first held instead.
     """
 
-    def __init__(self, images: int, events: list[Event]) -> None:
-        self.images, self.events = images, events
+    def __init__(self, images: int, events: list[Event], silent: int | None = None) -> None:
+        self.images, self.events, self.silent = images, events, silent
         self.moments: list[int] = []
+        self.blurred: int | None = None
 
     def __call__(self, values: Tensor, record: Record) -> Tensor:
         """The values that take the model's own place."""
         self.moments.append(len(self.events))
+        if len(self.moments) - 1 == self.silent:
+            return torch.zeros_like(values)
         q, k = values.shape[-2:]
         own = None
         if record.kind == "attention" and q == k:
@@ -165,6 +184,8 @@ class Still:
         elif record.kind == "attention" and record.windows is None:
             own = _beneath(record, q, k)
         if own is None:
+            if record.kind == "attention" and self.blurred is None:
+                self.blurred = len(self.events)
             return held(values, self.images)
         rows = torch.nn.functional.one_hot(own, k).to(values)
         return rows.expand_as(values).clone()
@@ -192,14 +213,22 @@ def held(values: Tensor, images: int) -> Tensor:
 
 
 @contextmanager
-def overheard(model: nn.Module, images: int) -> Iterator[list[Event]]:
-    """Every tensor `(images, …)` that a module takes or gives, as events, in order."""
+def overheard(
+    model: nn.Module, images: Tensor, besides: Collection[Grid] = ()
+) -> Iterator[list[Event]]:
+    """Every tensor that a module takes or gives for these images, as events, in order.
+
+    Args:
+        model: Is given hooks, and is rid of them on exit.
+        images: The plain one first.
+        besides: Queries × keys of its attention, which are no grids of places.
+    """
     events: list[Event] = []
 
     def hear(value: Any) -> None:
         if isinstance(value, Tensor):
-            event = _event(value, images)
-            if event is not None:
+            event = _event(value, len(images), images.shape[-2] / images.shape[-1])
+            if event is not None and event.grid not in besides:
                 events.append(event)
         elif isinstance(value, tuple | list):
             for one in value:
@@ -216,18 +245,21 @@ def overheard(model: nn.Module, images: int) -> Iterator[list[Event]]:
             handle.remove()
 
 
-def _event(x: Tensor, images: int) -> Event | None:
+def _event(x: Tensor, images: int, aspect: float) -> Event | None:
     if not x.is_floating_point() or x.shape[0] != images or x.dim() not in (3, 4):
         return None
-    squared = (x[1:].detach().float() - x[:1].detach().float()).square_()
-    shape = tuple(x.shape[1:])
+    change = x[1:].detach().float() - x[:1].detach().float()
+    a, *rest = x.shape[1:]
     if x.dim() == 3:
-        return Event(shape, None, shape[1], squared.sum(2))
-    if shape[2] > shape[0] and shape[0] > 1 and _squarer(shape[:2], shape[1:]):
-        return Event(shape, (shape[0], shape[1]), shape[2], squared.sum(3))
-    return Event(shape, (shape[1], shape[2]), shape[0], squared.sum(1))
+        return Event(None, rest[0], change.transpose(1, 2))
+    b, c = rest
+    if _like(b, c, aspect) and not (_like(a, b, aspect) and abs(a - b) < abs(b - c)):
+        return Event((b, c), a, change)
+    if _like(a, b, aspect):
+        return Event((a, b), c, change.permute(0, 3, 1, 2))
+    return None  # heads × tokens × features, and the like
 
 
-def _squarer(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
-    """Whether two axes look more like a grid than two others: channels last."""
-    return abs(first[0] - first[1]) < abs(second[0] - second[1])
+def _like(h: int, w: int, aspect: float) -> bool:
+    """Whether two sizes are in an image's proportion, but for rounding."""
+    return abs(h - w * aspect) <= max(1.0, aspect)

@@ -16,12 +16,14 @@ from attnviz.diagnosis.axes import last_grid
 from attnviz.diagnosis.catalogue import finding
 from attnviz.diagnosis.examination import Examination
 from attnviz.diagnosis.findings import Finding
-from attnviz.diagnosis.nudges import JUDGED, Nudged, share_near
+from attnviz.diagnosis.nudges import JUDGED, Grid, Nudged, share_near
 from attnviz.diagnosis.weights import normalised
 
 KEPT = 0.75
 """Tokens are in order if the change that stays near its place is this share of what stayed near
 before the attention."""
+
+_LEADING = 8  # more leading tokens than this are no class and register tokens, but padding
 
 
 def token_findings(case: Examination) -> Iterator[Finding]:
@@ -40,36 +42,41 @@ def token_findings(case: Examination) -> Iterator[Finding]:
 
 def order_findings(case: Examination) -> Iterator[Finding]:
     """Tokens in another order than places, before the attention or after it."""
-    nudged = case.nudged
-    if nudged is None:
-        return
     for i, _ in case.attention():
-        if case.kinds[i].word in ("channels", "swapped", "images"):
+        nudged = case.nudged
+        if nudged is None or case.kinds[i].word in ("channels", "swapped", "images"):
             continue
-        yield from _order(nudged, i, nudged.records[i])
-
-
-def _order(nudged: Nudged, number: int, record: Record) -> Iterator[Finding]:
-    if record.key_grid is None or _padded(nudged, number, record):
-        return
-    before = _near_before(nudged, number, record)
-    if before is not None and before < JUDGED:
-        return
-    limit = KEPT * (1.0 if before is None else before)
-    for energy in _key_energy(record):
-        share = share_near(energy, nudged.places)
+        record = nudged.records[i]
+        limit = _limit(nudged, i, record)
+        if limit is None:
+            continue
+        share = _lowest(nudged, _key_energy(record))
         if share is not None and share < limit:
-            yield finding("scrambled-tokens", record.name, share=share, before=before or 1.0)
-            return
-    after = _near_after(nudged, number, record)
-    if after is not None and after < limit:
-        yield finding("scrambled-output", record.name, share=after, before=before or 1.0)
+            yield finding("scrambled-tokens", record.name, share=share, before=limit / KEPT)
+        elif i in case.chosen and (off := case.nudge(silent=i)) is not None:
+            share = _lowest(nudged, _branch(nudged, off, i, record))
+            if share is not None and share < limit:
+                yield finding("scrambled-output", record.name, share=share, before=limit / KEPT)
 
 
-def _padded(nudged: Nudged, number: int, record: Record) -> bool:
-    """Whether windows lie on another grid than the features they were cut from."""
+def _limit(nudged: Nudged, number: int, record: Record) -> float | None:
+    """How much of a change has to stay near its place, None where that cannot be judged."""
+    grid = record.key_grid if record.windows is None else record.windows.grid
+    if grid is None or record.prefix > _LEADING or nudged.moments.get(number, 0) > nudged.blurred:
+        return None
     last = last_grid(nudged, number)
-    return record.windows is not None and (last is None or last.grid != record.windows.grid)
+    if last is not None and last.grid != grid:
+        return None
+    before = _near_before(nudged, number, grid, record.prefix)
+    if before is None:
+        return KEPT
+    return None if before < JUDGED else KEPT * before
+
+
+def _lowest(nudged: Nudged, energies: Iterator[Tensor]) -> float | None:
+    """The smallest share of a change that stays near its place."""
+    shares = (share_near(energy, nudged.places) for energy in energies)
+    return min((share for share in shares if share is not None), default=None)
 
 
 def _key_energy(record: Record) -> Iterator[Tensor]:
@@ -100,26 +107,33 @@ def _energy(key: Tensor, images: int) -> Tensor:
     return change[:, 0] if change.shape[1] == 1 else change
 
 
-def _near_before(nudged: Nudged, number: int, record: Record) -> float | None:
-    """How local the change was before: in the last feature map, or the first tokens, on the grid."""
-    grid = record.key_grid
-    if grid is None:
-        return None
+def _near_before(nudged: Nudged, number: int, grid: Grid, prefix: int) -> float | None:
+    """How local it was in the last feature map on the keys' grid, or in the first tokens on it."""
     first = None
     for event in nudged.before(number):
         if event.grid == grid:
             return share_near(event.energy, nudged.places)
-        energy = event.at(grid, record.prefix)
+        energy = event.at(grid, prefix)
         first = first if energy is None else energy
     return None if first is None else share_near(first, nudged.places)
 
 
-def _near_after(nudged: Nudged, number: int, record: Record) -> float | None:
-    """How local it is in the first tensor after the attention that lies on the queries' grid."""
-    if record.query_grid is None or record.key_grid is None or record.windows is not None:
-        return None
-    for event in nudged.after(number):
-        energy = event.at(record.query_grid, record.prefix)
-        if energy is not None and bool(energy.any()):
-            return share_near(energy, nudged.places)
-    return None
+def _branch(on: Nudged, off: Nudged, number: int, record: Record) -> Iterator[Tensor]:
+    """Where the attention's own part of the change lies after it, `(spots, h, w)`.
+
+    What changes with the attention switched off too, as a residual does, is taken out. Asked are
+    the first tokens and the first feature map that lie on the queries' grid.
+    """
+    grid = record.query_grid
+    if grid is None or grid != record.key_grid or record.windows is not None:
+        return  # fewer keys than queries: each stands for several places
+    asked: set[bool] = set()
+    for event, other in zip(on.after(number), off.after(number), strict=False):
+        own = event.without(other)
+        energy = None if own is None else own.at(grid, record.prefix)
+        if own is None or energy is None or not bool(energy.any()) or (own.grid is None) in asked:
+            continue
+        yield energy
+        asked.add(own.grid is None)
+        if own.grid is not None:
+            return

@@ -75,7 +75,7 @@ def _structure(record: Record, taller: Record | None) -> Iterator[Finding]:
         yield finding("wrong-axis", record.name, lowest=low, highest=high)
     elif record.double_softmax:
         yield _double(record)
-    elif off and record.factor == 1 and _of_filled_rows(sums) > SUM:
+    elif off and not _rescaled(record) and _of_filled_rows(sums) > SUM:
         yield finding("rows-not-one", record.name, lowest=low, highest=high, smallest=smallest)
 
 
@@ -106,8 +106,13 @@ def _empty(record: Record) -> Iterator[Finding]:
 
 
 def _scaled(record: Record) -> Iterator[Finding]:
-    if abs(record.factor - 1) > 1e-3:
+    if _rescaled(record):
         yield finding("scaled-after-softmax", record.name, factor=record.factor)
+
+
+def _rescaled(record: Record) -> bool:
+    """Whether one number multiplies all weights after the softmax."""
+    return abs(record.factor - 1) > 1e-3  # the factor is NaN where it was a tensor
 
 
 def _temperature(record: Record) -> Iterator[Finding]:
