@@ -13,11 +13,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+import jaxtyping
 import torch
 from torch import Tensor, nn
 
 _TORCH = str(Path(torch.__file__).parent)
 _HERE = str(Path(__file__).parent)
+_SHAPES = str(Path(jaxtyping.__file__).parent)  # where shapes are checked at run time
+_PASSED = (_TORCH, _HERE, _SHAPES, "<")
 _CALL = nn.Module._call_impl.__code__
 
 
@@ -52,9 +55,9 @@ def place(names: dict[int, str]) -> Place | None:
     torch_line: tuple[str, int] | None = None
     for frame in _frames():
         code = frame.f_code
-        if not code.co_filename.startswith(_TORCH):
+        if not code.co_filename.startswith(_PASSED):
             line = line or (code.co_filename, frame.f_lineno)
-        elif torch_line is None:
+        elif torch_line is None and code.co_filename.startswith(_TORCH):
             torch_line = (code.co_filename, frame.f_lineno)
         module = _module(frame, names)
         if module is not None:
@@ -102,7 +105,7 @@ def _caller(frame: FrameType) -> tuple[str, int] | None:
     back = frame.f_back
     while back is not None:
         name = back.f_code.co_filename
-        if not name.startswith((_TORCH, _HERE)):
+        if not name.startswith(_PASSED):
             return name, back.f_lineno
         back = back.f_back
     return None

@@ -1,0 +1,377 @@
+"""Attention is seen in whatever way it is written, and comes out as (b, heads, q, k)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attnviz.capture import Record, watch
+from tests.capture import nets
+
+
+def slow_weights(model: nn.Module, x: Tensor) -> Tensor:
+    """Each weight by its definition, one image, head and query at a time."""
+    attn = model.attn
+    assert isinstance(attn, nets.Attention)
+    with torch.no_grad():
+        features = model.stem(x)  # type: ignore[operator]  # a submodule, to mypy a tensor too
+        tokens = attn.qkv(features.flatten(2).mT)
+    b, n, _ = tokens.shape
+    d = nets.WIDTH // attn.num_heads
+    out = torch.zeros(b, attn.num_heads, n, n)
+    for i in range(b):
+        for head in range(attn.num_heads):
+            q = tokens[i, :, head * d : (head + 1) * d]
+            k = tokens[i, :, nets.WIDTH + head * d : nets.WIDTH + (head + 1) * d]
+            for j in range(n):
+                powers = torch.exp(torch.stack([q[j] @ key for key in k]) / d**0.5)
+                out[i, head, j] = powers / powers.sum()
+    return out
+
+
+def only(model: nn.Module, x: Tensor, **options: object) -> Record:
+    """The one record of a model, which must not change its output."""
+    with torch.no_grad():
+        before = model(x)
+        with watch(model, **options) as seen:  # type: ignore[arg-type]  # options by name
+            assert torch.equal(model(x), before)
+    assert len(seen) == 1, seen
+    return next(iter(seen.values()))
+
+
+@pytest.mark.parametrize("way", nets.EQUAL)
+def test_every_way_to_write_it_gives_the_same_weights(way: str) -> None:
+    model = nets.around(nets.Attention(nets.EQUAL[way]))
+    x = nets.images()
+    record = only(model, x, operands=True)
+    assert record.weights is not None
+    torch.testing.assert_close(record.weights, slow_weights(model, x), atol=1e-6, rtol=1e-5)
+    assert record.row_sums is not None
+    assert float((record.row_sums - 1).abs().max()) < 1e-5
+    assert (record.name, record.kind, record.axis, record.heads) == ("attn", "attention", "k", 2)
+    assert (record.query_grid, record.key_grid, record.prefix) == ((4, 6), (4, 6), 0)
+    assert record.how == ("fused" if way == "fused" else "qk")
+    assert record.exact is (way != "fused")
+    assert (record.check is not None and record.check < 1e-5) is (way == "fused")
+    assert record.source.startswith("nets.py:")
+    assert record.images == 2
+
+
+@pytest.mark.parametrize("way", [w for w in nets.EQUAL if w != "in_place"])
+def test_scale_and_operands_of_the_logits_are_found(way: str) -> None:
+    record = only(nets.around(nets.Attention(nets.EQUAL[way])), nets.images(), operands=True)
+    assert record.d_k == 4
+    assert record.logit_scale == pytest.approx(0.5)
+    if way == "columns":  # the product's factors are keys and queries, in this order
+        return
+    assert record.query is not None and record.key is not None and record.weights is not None
+    logits = record.query @ record.key.mT
+    scaled = logits * (0.5 if way in ("plain", "fused", "einsum", "merged", "by_hand") else 1.0)
+    scaled = scaled * (0.5 if way == "values_first" else 1.0)
+    torch.testing.assert_close(scaled.softmax(-1), record.weights, atol=1e-6, rtol=1e-5)
+
+
+def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    logits = plain_logits(q, k).masked_fill(~torch.ones(q.shape[2], k.shape[2]).tril().bool(), -1e9)
+    return logits.softmax(-1) @ v
+
+
+def plain_logits(q: Tensor, k: Tensor) -> Tensor:
+    return q @ k.mT * q.shape[-1] ** -0.5
+
+
+def sdpa_causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def sdpa_boolean(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    mask = torch.ones(q.shape[2], k.shape[2]).tril().bool()
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def sdpa_additive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    mask = torch.zeros(q.shape[2], k.shape[2]).masked_fill(
+        ~torch.ones(q.shape[2], k.shape[2]).tril().bool(), -torch.inf
+    )
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+@pytest.mark.parametrize("attend", [masked, sdpa_causal, sdpa_boolean, sdpa_additive])
+def test_masks_leave_their_keys_at_zero(attend: nets.Attend) -> None:
+    record = only(nets.around(nets.Attention(attend)), nets.images())
+    assert record.weights is not None
+    assert not record.weights.triu(1).any()
+    torch.testing.assert_close(record.weights.sum(-1), torch.ones(2, 2, 24))
+    if record.how == "fused":
+        assert record.check is not None and record.check < 1e-5
+
+
+def test_a_fully_masked_row_of_a_kernel_is_zero() -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = torch.ones(q.shape[2], k.shape[2]).bool()
+        mask[3] = False
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    record = only(nets.around(nets.Attention(attend)), nets.images())
+    assert record.weights is not None
+    assert not record.weights[:, :, 3].any()
+    assert record.check is not None and record.check < 1e-5
+
+
+@pytest.mark.parametrize("scale", [None, 0.1, 3.0])
+def test_a_kernels_scale_is_used(scale: float | None) -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+    record = only(nets.around(nets.Attention(attend)), nets.images())
+    assert record.logit_scale == pytest.approx(0.5 if scale is None else scale)
+    assert record.check is not None and record.check < 1e-5
+
+
+def test_grouped_queries_share_their_keys() -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k[:, :2], v[:, :2], enable_gqa=True)
+
+    record = only(nets.around(nets.Attention(attend, heads=4)), nets.images())
+    assert record.weights is not None
+    assert record.weights.shape == (2, 4, 24, 24)
+    assert record.check is not None and record.check < 1e-5
+
+
+class Cross(nn.Module):
+    """Queries from learned tokens, keys from places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.randn(5, nets.WIDTH))
+        self.key = nn.Linear(nets.WIDTH, nets.WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = x.flatten(2).mT
+        weights = (self.tokens.expand(len(x), -1, -1) * 1.0 @ self.key(places).mT).softmax(-1)
+        return (weights @ places).mT[..., None]
+
+
+def test_cross_attention_knows_the_keys_grid_alone() -> None:
+    record = only(nets.around(Cross()), nets.images())
+    assert record.weights is not None
+    assert record.weights.shape == (2, 1, 5, 24)
+    assert record.query_grid is None
+    assert record.key_grid == (4, 6)
+
+
+class ClassToken(nn.Module):
+    """One or more leading tokens, and places."""
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(nets.WIDTH, 2, batch_first=True)
+        self.token = nn.Parameter(torch.randn(1, prefix, nets.WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), x.flatten(2).mT], 1)
+        return self.attn(tokens, tokens, tokens)[0].mT[..., None]
+
+
+@pytest.mark.parametrize("prefix", [1, 2, 5])
+@pytest.mark.parametrize("size", [(16, 24), (32, 32)])
+def test_class_and_register_tokens_are_told_from_places(prefix: int, size: tuple[int, int]) -> None:
+    record = only(nets.around(ClassToken(prefix)), nets.images(2, *size))
+    assert record.prefix == prefix
+    assert record.key_grid == (size[0] // 4, size[1] // 4)
+
+
+def test_reduced_keys_lie_as_the_image_does() -> None:
+    class Reduced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = nn.Conv2d(nets.WIDTH, nets.WIDTH, 2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k = x.flatten(2).mT, self.pool(x).flatten(2).mT
+            return F.scaled_dot_product_attention(q, k, k).mT.unflatten(-1, x.shape[-2:])
+
+    record = only(nets.around(Reduced()), nets.images(2, 32, 48))
+    assert (record.query_grid, record.key_grid) == ((8, 12), (4, 6))
+
+
+def test_attention_over_channels_has_no_grid() -> None:
+    class Channels(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            q = x.flatten(2)
+            return ((q @ q.mT).softmax(-1) @ q).view_as(x)
+
+    record = only(nets.around(Channels()), nets.images(2, 32, 32))
+    assert record.weights is not None
+    assert record.weights.shape == (2, 1, 8, 8)
+    assert record.key_grid is None
+
+
+def wrong_axis(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return plain_logits(q, k).softmax(-2) @ v
+
+
+def over_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return plain_logits(q, k).softmax(1) @ v
+
+
+def over_batch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return plain_logits(q, k).softmax(0) @ v
+
+
+@pytest.mark.parametrize(
+    ("attend", "axis"), [(nets.plain, "k"), (wrong_axis, "q"), (over_heads, "heads"),
+                         (over_batch, "b")],
+)  # fmt: skip
+def test_the_axis_that_sums_to_one_is_told(attend: nets.Attend, axis: str) -> None:
+    record = only(nets.around(nets.Attention(attend)), nets.images(3))
+    assert record.axis == axis
+    assert record.weights is not None
+    total = record.weights.sum("b heads q k".split().index(axis))
+    torch.testing.assert_close(total, torch.ones_like(total))
+
+
+def twice(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return plain_logits(q, k).softmax(-1).softmax(-1) @ v
+
+
+def scaled_after(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (plain_logits(q, k).softmax(-1) * 0.25) @ v
+
+
+def test_faults_that_the_flow_of_data_shows() -> None:
+    assert only(nets.around(nets.Attention(twice)), nets.images()).double_softmax
+    record = only(nets.around(nets.Attention(scaled_after)), nets.images())
+    assert record.factor == 0.25
+    assert record.row_sums is not None
+    torch.testing.assert_close(record.row_sums, torch.full((2, 2, 24), 0.25))
+
+
+def test_attention_that_is_computed_and_not_applied_is_told() -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        plain_logits(q, k).softmax(-1)
+        return v
+
+    model = nets.around(nets.Attention(attend))
+    with watch(model, empty=True) as seen:
+        model(nets.images())
+    assert not len(seen)
+    assert [(r.name, r.op) for r in seen.unused] == [("attn", "softmax")]
+
+
+def unnormalised(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return plain_logits(q, k) @ v
+
+
+def linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    return (q @ (k.mT @ v)) / (q @ k.sum(2, keepdim=True).mT)
+
+
+def test_products_without_a_softmax_are_told_for_what_they_are() -> None:
+    record = only(nets.around(nets.Attention(unnormalised)), nets.images())
+    assert (record.how, record.axis, record.softmax) == ("unnormalised", None, False)
+    assert record.weights is not None
+    record = only(nets.around(nets.Attention(linear)), nets.images())
+    assert (record.how, record.weights) == ("linear", None)
+
+
+def efficient(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Shen et al.: queries softmaxed over channels, keys over places."""
+    return q.softmax(-1) @ (k.softmax(-2).mT @ v)
+
+
+def test_attention_with_softmaxed_keys_is_no_map_of_places() -> None:
+    record = only(nets.around(nets.Attention(efficient)), nets.images())
+    assert record.how == "direct"
+    assert record.weights is not None
+    assert record.weights.shape == (2, 2, 4, 24)  # each channel of a head looks at places
+    assert record.query_grid is None
+    assert record.key_grid == (4, 6)
+
+
+class Pooled(nn.Module):
+    """Attention pooling: one weight per place, multiplied and summed."""
+
+    def __init__(self, matmul: bool) -> None:
+        super().__init__()
+        self.score, self.matmul = nn.Linear(nets.WIDTH, 1), matmul
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = x.flatten(2).mT
+        weights = self.score(places).softmax(1)
+        pooled = weights.mT @ places if self.matmul else (places * weights).sum(1, keepdim=True)
+        return pooled.mT[..., None]
+
+
+@pytest.mark.parametrize("matmul", [False, True])
+def test_pooling_by_attention_is_one_query(matmul: bool) -> None:
+    record = only(nets.around(Pooled(matmul)), nets.images())
+    assert (record.how, record.key_grid, record.query_grid) == ("pooled", (4, 6), None)
+    assert record.weights is not None
+    assert record.weights.shape == (2, 1, 1, 24)
+    torch.testing.assert_close(record.weights.sum(-1), torch.ones(2, 1, 1))
+
+
+class TalkingHeads(nn.Module):
+    """Heads are mixed before and after the softmax (CaiT)."""
+
+    def __init__(self, convolve: bool) -> None:
+        super().__init__()
+        self.convolve = convolve
+        self.before, self.after = (
+            (nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)) if convolve else
+            (nn.Linear(2, 2), nn.Linear(2, 2))
+        )  # fmt: skip
+
+    def mix(self, layer: nn.Module, x: Tensor) -> Tensor:
+        mixed: Tensor = layer(x) if self.convolve else layer(x.movedim(1, -1)).movedim(-1, 1)
+        return mixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = x.flatten(2).mT.unflatten(-1, (2, -1)).transpose(1, 2)
+        weights = self.mix(self.after, self.mix(self.before, q @ q.mT).softmax(-1))
+        return (weights @ q).transpose(2, 3).reshape(x.shape)
+
+
+@pytest.mark.parametrize("convolve", [False, True])
+def test_mixed_heads_are_followed_to_the_values(convolve: bool) -> None:
+    record = only(nets.around(TalkingHeads(convolve)), nets.images())
+    assert record.weights is not None
+    assert record.weights.shape == (2, 2, 24, 24)
+    assert (record.mixed, record.axis, record.how) == (True, "k", "qk")
+
+
+@pytest.mark.parametrize("flavour", ["module", "functional", "fused"])
+def test_weights_in_training_are_those_before_dropout(flavour: str) -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if flavour == "fused":
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=0.5)
+        weights = plain_logits(q, k).softmax(-1)
+        return F.dropout(weights, 0.5, training=True) @ v
+
+    model = nets.around(nets.Attention(attend)).train()
+    x = nets.images()
+    torch.manual_seed(3)
+    before = model(x)
+    torch.manual_seed(3)
+    with watch(model) as seen:
+        assert torch.equal(model(x), before)
+    record = seen["attn"]
+    assert record.dropout
+    assert record.weights is not None
+    torch.testing.assert_close(record.weights, slow_weights(model, x), atol=1e-6, rtol=1e-5)
+
+
+def test_a_module_called_twice_has_two_records() -> None:
+    model = nets.around(nn.Identity())
+    attn = nets.Attention()
+    model.attn = nn.Sequential(attn, attn)
+    with watch(model) as seen:
+        model(nets.images())
+    assert list(seen) == ["attn.0#0", "attn.0#1"]
+    assert seen["attn.0#1"].name == "attn.0#1"
+    a, b = (seen[name].weights for name in seen)
+    assert a is not None and b is not None and not torch.equal(a, b)
