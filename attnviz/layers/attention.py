@@ -39,10 +39,20 @@ class Attend(nn.Module):
     ) -> Float[Tensor, "b heads q d_v"]:
         """Mix the values by how well their keys answer each query."""
         if not (self.softmax._forward_hooks or self.softmax._forward_pre_hooks):
-            return F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+            return _fused(q, k, v, self.scale)
         scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
         weights: Tensor = self.softmax((q * scale) @ k.mT)
         return weights @ v
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # the fused kernel's step takes half as long in float32 as in bfloat16 on a CPU whose
+        # convolutions are quicker in bfloat16
+        with torch.autocast("cpu", enabled=False):
+            q, k, v = q.float(), k.float(), v.float()
+            return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
 class MultiHeadAttention(nn.Module):

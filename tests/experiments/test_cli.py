@@ -1,0 +1,98 @@
+"""The lab's command line, across the process boundary where that matters."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attnviz import list_runs, open_run
+from experiments.__main__ import main
+from experiments.quickstart import PICTURE, VARIANTS
+from experiments.settings import Settings
+
+TINY = (  # noqa: SIM905 - reads as it would be typed
+    "--side 32 --size 8 --train-images 16 --val-images 8 --test-images 12 --batch 8 --epochs 1 "
+    "--precision fp32 --device cpu"
+).split()
+
+
+def test_a_quickstart_trains_all_variants_and_a_second_one_reuses_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["quickstart", *TINY, "--runs", str(tmp_path), "--workers", "2"]
+    assert main(arguments) == 0
+    first = capsys.readouterr().out
+    rows = [line.split()[0] for line in first.splitlines()[2:8]]
+    assert tuple(rows) == VARIANTS
+    assert "looks at the patch most" in first or "no clear winner" in first.lower()
+    assert all(f"\n  {variant}: " in first for variant in VARIANTS)
+    assert f"attnviz dashboard {tmp_path}" in first
+    assert (tmp_path / PICTURE).read_bytes().startswith(b"\x89PNG")
+    created = [run.created for run in list_runs(tmp_path)]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == first
+    assert [run.created for run in list_runs(tmp_path)] == created
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--variant", "mhaa"], "unknown variant 'mhaa': did you mean 'mha'?"),
+        (["train", "--size", "97"], "--size: expected at most the image's side of 96, got 97"),
+        (["quickstart", "--size", "-1"], "--size: expected 1 or more, got -1"),
+        (["train", "--data", "folder", "--path", "nowhere"], "expected a folder of images"),
+        (["train", "--data", "stl10", "--path", "nowhere"], "download stl10_binary"),
+        (["train", "--shape", "sqare"], "unknown patch shape 'sqare': did you mean 'square'?"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2_and_leaves_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    root = tmp_path / "runs"
+    assert main([*arguments, "--runs", str(root)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not root.exists() or not list_runs(root)
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_the_way = tmp_path / "runs"
+    in_the_way.write_text("a file where a folder should be")
+    assert main(["train", *TINY, "--runs", str(in_the_way)]) == 2
+    assert str(in_the_way) in capsys.readouterr().err
+    assert in_the_way.read_text() == "a file where a folder should be"
+
+
+def test_ctrl_c_leaves_a_run_that_resumes(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "experiments", "train", *TINY, "--epochs", "500",
+             "--runs", str(tmp_path), "--variant", "cnn"]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+    settings = Settings(side=32, size=8, train_images=16, val_images=8, test_images=12, batch=8,
+                        epochs=500, precision="fp32", device="cpu", variant="cnn")  # fmt: skip
+    curves = tmp_path / settings.run_id / "curves.jsonl"
+    while process.poll() is None and not curves.exists():
+        pass  # the first epoch ends when it ends
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "goes on from here" in error
+    assert "Traceback" not in error
+    run = open_run(tmp_path / settings.run_id)
+    assert run.state == "stopped"
+    assert 1 <= len(run.curve_rows()) < 500
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    assert {"quickstart", "train"} <= set(capsys.readouterr().out.split())

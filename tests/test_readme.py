@@ -1,0 +1,44 @@
+"""The README: its code runs, its links lead somewhere, its commands are the ones there are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_code_of_every_page_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "page"}
+    for code in blocks(page.read_text(), "python"):
+        exec(compile(code, str(page), "exec"), names)
+
+
+def test_the_readme_has_ten_lines_of_python() -> None:
+    (code,) = blocks(README, "python")
+    assert 10 <= len([line for line in code.splitlines() if line.strip()]) <= 14
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text())
+    assert all((page.parent / link).exists() for link in links), links
+
+
+def test_the_two_commands_are_the_ones_that_ci_runs() -> None:
+    (commands,) = blocks(README, "sh")
+    assert "pip install uv && uv run python -m experiments quickstart" in commands
+    assert "uv run pytest" in commands
+    assert "uv run pytest" in (ROOT / ".ci" / "run").read_text()
