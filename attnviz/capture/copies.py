@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from attnviz.capture.tags import Tag
+from attnviz.capture.tags import PARAMETER, Tag
 
 if TYPE_CHECKING:
     from attnviz.capture.dispatch import Watcher
@@ -31,6 +31,15 @@ def same_shape(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     return out
 
 
+def cast(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+    """A cast tensor is what it was; autocast casts parameters before anything else is known."""
+    if isinstance(args[0], nn.Parameter):
+        out = func(*args, **kwargs)
+        watcher.tags.put(out, PARAMETER)
+        return out
+    return same_shape(watcher, func, args, kwargs)
+
+
 def clone(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     """A copy in another memory order; one of six axes cuts windows."""
     out = func(*args, **kwargs)
@@ -46,7 +55,9 @@ def clone(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
 def add(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     """Logits keep their name under a bias or mask, weights and gates under a number."""
     if not len(watcher.tags):
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        outer(watcher, args, out)
+        return out
     tag, source, rest = _first(watcher, args)
     out = func(*args, **kwargs)
     if not isinstance(out, Tensor) or out.dim() < 1:
@@ -226,10 +237,11 @@ _KEEP_SCORES = frozenset(_ops("relu.default", "relu_.default"))
 
 RULES: dict[Any, Any] = {
     aten.clone.default: clone,
+    aten._to_copy.default: cast,
     aten.copy_.default: overwrite,
     **dict.fromkeys(
         _ops(
-            "_to_copy.default", "masked_fill.Scalar", "masked_fill.Tensor", "masked_fill_.Scalar",
+            "masked_fill.Scalar", "masked_fill.Tensor", "masked_fill_.Scalar",
             "masked_fill_.Tensor", "where.self", "where.ScalarOther", "clamp_min.default",
             "clamp_max.default", "nan_to_num.default", "repeat.default", "rsub.Scalar",
             "detach.default", "alias.default", "lift_fresh.default", "tril.default", "triu.default",

@@ -66,6 +66,7 @@ def stream(
     target = torch.device(device) if device is not None else _device(model)
     watcher = Watcher(model, options, Capture())
     watcher.learning = True
+    torch.clear_autocast_cache()
     scopes: list[nn.Module] | None = None
     try:
         for batch in _shown(loader, progress):

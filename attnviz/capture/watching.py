@@ -71,6 +71,7 @@ def watch(
     options = read_options(where, heads, to, dtype, reduce, edit, keep_graph, features, operands)
     seen = Capture()
     watcher = Watcher(model, options, seen)
+    torch.clear_autocast_cache()  # a cast that is made anew is seen to come from a parameter
     with eager():
         try:
             with watcher:

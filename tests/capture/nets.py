@@ -64,16 +64,6 @@ def in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return logits.softmax(-1) @ v
 
 
-def multiplied(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Products written as multiply and sum."""
-    weights = plain_weights(q, k)
-    return torch.stack([(weights[:, :, i, :, None] * v).sum(2) for i in range(q.shape[2])], 2)
-
-
-def plain_weights(q: Tensor, k: Tensor) -> Tensor:
-    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
-
-
 EQUAL: dict[str, Attend] = {
     f.__name__: f
     for f in (plain, fused, scaled_query, einsum, columns, values_first, merged, by_hand, in_place)
