@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 import attnviz as av
 from attnviz.attribution import attribute, methods
+from attnviz.attribution.asking import bytes_per_image
 from attnviz.errors import InputError, UnsupportedError
 from tests.attribution.nets import Squeezed, images, plain
 
@@ -399,3 +400,60 @@ def test_progress_is_shown_on_request(capsys):
 def test_no_images_give_no_maps():
     assert asked("saliency", x=images(0)).shape == (0, 10, 12)
     assert asked("integrated_gradients", x=images(0)).shape == (0, 10, 12)
+
+
+class Counted(nn.Module):
+    """Remembers how many rows it was given at once."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.most = net, []
+
+    def forward(self, x):
+        self.most.append(len(x))
+        return self.net(x)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "saliency",
+        "deep_lift",
+        "integrated_gradients",
+        "occlusion",
+        "feature_ablation",
+        "kernel_shap",
+    ],
+)
+@pytest.mark.parametrize("rows", [2, 5, 11])
+def test_no_more_rows_are_under_way_than_the_budget_has_room_for(method, rows):
+    model = Counted(plain())
+    room = rows * bytes_per_image(plain(), images(1))
+    asked(method, model, images(7), memory=room)
+    assert max(model.most) <= rows
+    assert max(model.most) > rows // 2
+
+
+def test_the_bytes_of_an_image_are_what_its_graph_keeps():
+    """One convolution keeps its input; ReLU keeps its output: both counted once, no parameters."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 1))
+    assert bytes_per_image(model, torch.rand(1, 3, 8, 10)) == 4 * 80 * (3 + 4)
+
+
+def test_a_residual_network_with_in_place_activations_can_be_explained():
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=4).eval()
+    x = torch.rand(2, 3, 64, 64)
+    before = fingerprint(model)
+    cam = asked("layer_gradcam", model, x, target=1, layer="layer3", size="own", sign="signed")
+    assert cam.shape == (2, 4, 4)
+    guided = asked("guided_backprop", model, x, target=1, sign="signed")
+    plain_gradient = asked("saliency", model, x, target=1, sign="signed")
+    assert guided.abs().max() > 0
+    assert not torch.allclose(guided, plain_gradient, rtol=0.1)
+    with pytest.raises(InputError, match="the last convolution is not certain"):
+        asked("layer_gradcam", model, x, target=1)
+    with pytest.raises(UnsupportedError, match="runs twice"):
+        asked("deep_lift", model, x, target=1)
+    assert fingerprint(model) == before

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from attnviz import maps
+from attnviz.capture import Record, Windows
 from attnviz.errors import InputError
 from tests.maps.stand_ins import StandIn, attention, gate
 
@@ -186,3 +187,12 @@ def test_relevance_never_guesses_a_target_or_a_gradient():
     other, _ = model(tokens)
     with pytest.raises(InputError, match="come from another forward"):
         maps.gradient_weighted(records, other, target=0)
+
+
+def test_windows_have_no_product_of_layers():
+    cells = torch.arange(16).reshape(4, 4)
+    windows = Windows(count=4, size=(2, 2), grid=(4, 4), cells=cells)
+    record = Record("swin.attn", "attention", torch.rand(8, 2, 4, 4), windows=windows)
+    for draw in (maps.rollout, maps.gradient_weighted, maps.attention_gradcam):
+        with pytest.raises(InputError, match=r"'swin.attn' attends within windows"):
+            draw(record)
