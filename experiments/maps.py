@@ -49,22 +49,31 @@ class Seen:
     boxes: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
-def look(model: nn.Module, loader: Loader, *, rows: int = 0, gradcam: bool = True) -> Seen:
+def look(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    numbers: Tensor | None = None,
+    rows: int = 0,
+    gradcam: bool = True,
+) -> Seen:
     """Run a split through the model and keep its maps.
 
     Args:
         model: In eval mode.
         loader: The split.
+        numbers: Which of its images; all if not given.
         rows: For how many of the first images the whole attention is kept.
         gradcam: Whether to ask Captum for `layer_gradcam` as well.
     """
     parts: defaultdict[tuple[str, str], list[Tensor]] = defaultdict(list)
     seen = Seen()
-    for numbers in loader.batches(WATCH_BATCH):
-        asked = loader.batch(numbers)
+    chosen = torch.arange(len(loader)) if numbers is None else numbers
+    for first in range(0, len(chosen), WATCH_BATCH):
+        asked = loader.batch(chosen[first : first + WATCH_BATCH])
         capture, logits = _watched(model, asked.images)
         for record in capture.values():
-            _keep(record, parts, seen, first=int(numbers[0]), rows=rows)
+            _keep(record, parts, seen, first=first, rows=rows)
         if gradcam:
             cam = attribute(model, asked.images, method="layer_gradcam", layer="features.conv3",
                             size="own")  # fmt: skip

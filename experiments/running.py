@@ -9,6 +9,7 @@ from attnviz.errors import AttnvizError, RunError, unknown_name
 from attnviz.models import variants
 from attnviz.runs import Run, RunWriter, open_run, resume_run, start_run
 from experiments.evaluation import environment, keep_test_set, measure_run
+from experiments.following import Follower
 from experiments.settings import Settings
 from experiments.training import device_of, train
 
@@ -49,7 +50,8 @@ def run_training(settings: Settings, root: Path, *, resume: bool = True) -> Run:
     if found is not None and found.state == "complete":
         return found
     with _writer(settings, root, found, resume=resume) as writer:
-        trained = train(settings, writer)
+        follower = Follower(settings, writer, device_of(settings)) if settings.follow else None
+        trained = train(settings, writer, watcher=follower)
         return measure_run(trained, settings, writer)
 
 

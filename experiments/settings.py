@@ -55,6 +55,7 @@ class Settings:
     batch: int = _setting(32, "images a step")
     lr: float = _setting(2e-3, "Adam's, the highest of its schedule")
     schedule: str = _setting("one_cycle", "of the learning rate", choices=("one_cycle", "constant"))
+    follow: int = _setting(32, "validation images whose maps are scored each epoch; 0: none")
     precision: str = _setting(
         "auto", "of convolutions; auto: bf16 where it pays", choices=("auto", "bf16", "fp32")
     )  # fmt: skip
