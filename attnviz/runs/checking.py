@@ -11,7 +11,7 @@ from pathlib import Path
 
 from attnviz.errors import InputError, RunError
 from attnviz.runs.datasets import FOLDER, Dataset, list_datasets, open_dataset
-from attnviz.runs.header import File, Kind
+from attnviz.runs.header import File, Kind, is_sealed
 from attnviz.runs.reading import CURVES, HEADER, SAMPLES, WEIGHTS, Run, list_runs
 from attnviz.runs.storage import MissingFileError, Place, Store, open_store
 
@@ -67,7 +67,8 @@ def run_faults(run: Run) -> list[Fault]:
         return [Fault(run.id, HEADER, "newer", run.reason)]
     if run.schema is None:
         return [Fault(run.id, HEADER, "header", run.reason.removeprefix(f"{HEADER}: "))]
-    found = [_file_fault(run, name, file) for name, file in run.files.items()]
+    found = [_header_fault(run.store, run.id, HEADER)]
+    found += [_file_fault(run, name, file) for name, file in run.files.items()]
     if CURVES not in run.files:
         found.append(_attempted(run, CURVES, CURVES))
     return [fault for fault in found if fault is not None]
@@ -76,13 +77,14 @@ def run_faults(run: Run) -> list[Fault]:
 def dataset_faults(dataset: Dataset) -> list[Fault]:
     """What is wrong with the file of some test images, if anything."""
     where, name = f"{FOLDER}/{dataset.digest}", dataset.file.at
+    header = _header_fault(dataset.store, where, "dataset.json")
     fault = _content_fault(dataset.store, where, dataset.file)
     if fault is None:
         try:
             dataset.labels()
         except RunError as error:
             fault = Fault(where, name, "unreadable", _end(error))
-    return [] if fault is None else [fault]
+    return [each for each in (header, fault) if each is not None]
 
 
 def _dataset_faults(home: Place, digest: str) -> list[Fault]:
@@ -92,6 +94,16 @@ def _dataset_faults(home: Place, digest: str) -> list[Fault]:
         return [Fault(f"{FOLDER}/{digest}", "dataset.json", "missing", "no such file")]
     except (RunError, InputError) as error:
         return [Fault(f"{FOLDER}/{digest}", "dataset.json", "header", _end(error))]
+
+
+def _header_fault(store: Store, where: str, name: str) -> Fault | None:
+    try:
+        if is_sealed(store.read(name)):
+            return None
+    except (RunError, ValueError):  # it was readable a moment ago: somebody is writing
+        return None
+    detail = "is not as it was written (a byte changed, or it was edited by hand)"
+    return Fault(where, name, "checksum", detail)
 
 
 def _file_fault(run: Run, name: str, file: File) -> Fault | None:

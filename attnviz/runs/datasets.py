@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnviz.errors import InputError, RunError
-from attnviz.runs.header import File, document, plain, written
+from attnviz.runs.header import File, document, plain, sealed
 from attnviz.runs.migrations import SCHEMA
 from attnviz.runs.names import checked, is_plain
 from attnviz.runs.storage import (
@@ -116,7 +116,7 @@ def save_dataset(
     aside = folder.with_name(partial_name(digest))
     try:
         write_whole(aside / DATA, content)
-        write_whole(aside / HEADER, written(header))
+        write_whole(aside / HEADER, sealed(header))
         os.rename(aside, folder)
     except OSError as error:
         if not (folder / HEADER).is_file():  # unless another process has just kept the same

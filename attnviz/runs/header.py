@@ -139,6 +139,18 @@ def written(content: Mapping[str, Any], indent: int | None = 1) -> bytes:
     return (json.dumps(content, indent=indent, allow_nan=False) + "\n").encode()
 
 
+def sealed(content: Mapping[str, Any]) -> bytes:
+    """A document as the content of run.json, with a checksum of itself."""
+    head = {"schema": content["schema"], "seal": _seal(content)}
+    return written(head | {key: value for key, value in content.items() if key != "seal"})
+
+
+def is_sealed(content: bytes) -> bool:
+    """Whether a run.json is as it was written; one that never had a seal is taken to be."""
+    found = json.loads(content, parse_constant=lambda _: None)
+    return "seal" not in found or found["seal"] == _seal(found)
+
+
 def plain(value: Any, where: str) -> Any:
     """A value as JSON can hold it: numpy and dataclasses unpacked, NaN and infinity as null.
 
@@ -213,6 +225,11 @@ def is_gone(writer: Mapping[str, Any]) -> bool:
     except OSError:
         return False
     return False
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in content.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _header(found: Document) -> Header:

@@ -88,7 +88,8 @@ def restored(values: Array, scale: Array) -> NDArray[np.float32]:
     if scale.shape != values.shape[: scale.ndim]:
         raise ValueError(f"a scale of shape {scale.shape} for values of shape {values.shape}")
     full = scale.reshape(scale.shape + (1,) * (values.ndim - scale.ndim))
-    result: NDArray[np.float32] = values.astype(np.float32) * full
+    with np.errstate(invalid="ignore", over="ignore"):  # a crafted scale may be infinite
+        result: NDArray[np.float32] = values.astype(np.float32) * full
     return result
 
 
@@ -156,18 +157,20 @@ def open_tensors(store: Store, name: str) -> TensorFile:
     if length + 8 > len(head):
         head = store.ranges(name, [(0, length + 8)])[0]
     try:
-        header = json.loads(head[8 : length + 8])
-        entries = {key: _parsed(value, length + 8) for key, value in _arrays(header)}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        entries = _parsed(json.loads(head[8 : length + 8]), length + 8)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise RunError(f"read {where}: not a whole safetensors file") from error
     return TensorFile(store, name, entries, head)
 
 
-def _arrays(header: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [(key, value) for key, value in header.items() if key != "__metadata__"]
+def _parsed(header: Any, offset: int) -> dict[str, Entry]:
+    if not isinstance(header, dict):
+        raise TypeError("expected an object")
+    arrays = {name: value for name, value in header.items() if name != "__metadata__"}
+    return {name: _entry(value, offset) for name, value in arrays.items()}
 
 
-def _parsed(value: Any, offset: int) -> Entry:
+def _entry(value: Any, offset: int) -> Entry:
     dtype = np.dtype(_DTYPES[value["dtype"]])
     shape = tuple(int(size) for size in value["shape"])
     start, stop = (int(edge) for edge in value["data_offsets"])

@@ -28,7 +28,16 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from attnviz.errors import InputError, RunError
-from attnviz.runs.header import Document, document, now, parse, plain, this_writer, written
+from attnviz.runs.header import (
+    Document,
+    document,
+    now,
+    parse,
+    plain,
+    sealed,
+    this_writer,
+    written,
+)
 from attnviz.runs.locking import Lock, refuse_if_written_elsewhere
 from attnviz.runs.migrations import SCHEMA, upgraded
 from attnviz.runs.names import checked, checked_file, checked_id
@@ -479,7 +488,7 @@ class RunWriter:
     def _commit(self, **changes: Any) -> None:
         """Replace run.json, then remove what it no longer names."""
         content = {**self._content, **changes, "heartbeat": now()}
-        write_whole(self.path / HEADER, written(content))
+        write_whole(self.path / HEADER, sealed(content))
         self._content = content
         self._last_beat = time.monotonic()
         for name in self._replaced - _named(content["files"]):
@@ -563,7 +572,7 @@ def _begun(path: Path, content: Document) -> tuple[Path, Lock]:
         _sweep(path)
         aside.mkdir()
         lock = Lock(aside)
-        write_whole(aside / HEADER, written(content))
+        write_whole(aside / HEADER, sealed(content))
     except BaseException as error:
         _removed(aside, lock)
         if isinstance(error, OSError) and not isinstance(error, RunError):

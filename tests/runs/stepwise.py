@@ -35,9 +35,6 @@ from tests.runs.made import arrays, edit, make
 CALLS = ("open", "write", "fsync", "rename", "replace", "mkdir", "unlink", "rmdir", "ftruncate")
 DEATH = 137
 
-# a process that dies takes nothing from the system's memory; only a power cut would
-os.fsync = lambda handle: None
-
 
 def save(root: Path) -> None:
     given = arrays()
@@ -227,4 +224,6 @@ def kill_everywhere(name: str, root: Path) -> Counter[str]:
 
 
 if __name__ == "__main__":
+    # a process that dies takes nothing from the system's memory; only a power cut would
+    os.fsync = lambda handle: None
     print(json.dumps(kill_everywhere(sys.argv[1], Path(sys.argv[2]))))
