@@ -9,5 +9,16 @@ in the place of its own, and look. Nothing reads source code.
 from attnviz.diagnosis.asking import diagnose
 from attnviz.diagnosis.catalogue import FAULTS, Fault
 from attnviz.diagnosis.findings import SEVERITIES, Finding, Findings, Severity
+from attnviz.diagnosis.training import diagnose_run, diagnose_split
 
-__all__ = ["FAULTS", "SEVERITIES", "Fault", "Finding", "Findings", "Severity", "diagnose"]
+__all__ = [
+    "FAULTS",
+    "SEVERITIES",
+    "Fault",
+    "Finding",
+    "Findings",
+    "Severity",
+    "diagnose",
+    "diagnose_run",
+    "diagnose_split",
+]

@@ -437,15 +437,15 @@ _TRAINING = (
     Fault(
         "shared-places",
         "warning",
-        "{share:.0%} of the test images have their patch at a place that is in the training set "
-        "with the same image: a network can learn them by heart",
-        "draw places from (seed, index) with another seed for the test: "
+        "{share:.0%} of the test's patches lie exactly where a training patch lies, chance would "
+        "give {expected:.0%}: a network can learn the places by heart",
+        "draw places from (seed, index), with another seed for each split: "
         "av.inject_patch(images, seed=…, indices=…)",
     ),
     Fault(
         "shared-photographs",
         "error",
-        "{images} photographs are in training and test: the test measures memory",
+        "{images} test images show what training images show: the test measures memory",
         "split by photograph before you cut or patch, not after",
     ),
     Fault(

@@ -62,8 +62,6 @@ def _uniform(record: Record, weights: Tensor, severity: Severity) -> Iterator[Fi
 
 
 def _saturated(record: Record, weights: Tensor, severity: Severity) -> Iterator[Finding]:
-    if (weights > 0).sum(-1).float().mean() < 2:
-        return
     share = (weights.amax(-1) > SHARP).float().mean((0, 2))
     heads = int((share > ROWS).sum())
     if heads:

@@ -497,7 +497,7 @@ CASES: dict[str, Case] = {
     "no learning in queries": Case(
         "near-uniform", "warning", lambda r: Scaled(r, factor=0.01), _TRAINED
     ),
-    "saturated": Case("saturated-heads", "warning", lambda r: Scaled(r, factor=3000), _TRAINED),
+    "saturated": Case("saturated-heads", "warning", lambda r: Scaled(r, factor=300), _TRAINED),
     "one key for all": Case("collapsed-heads", "warning", OneKey, _TRAINED),
     "twin heads": Case("duplicate-heads", "warning", SameHeads, _TRAINED),
     "class token only": Case("class-token-only", "warning", ClassToken, _TRAINED),

@@ -1,0 +1,250 @@
+"""From words on the command line to a model and images to show it.
+
+A model is `module:callable`, `torchvision:name`, `timm:name` or `attnviz:name`; anything else is
+refused with the nearest form that would be right. Importing somebody's module runs it, as it would
+in Python: no file but the one that was named is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attnviz.errors import InputError, RunError, unknown_name
+from attnviz.models import build_model
+
+FORMS = "module:callable, timm:name, torchvision:name or attnviz:name"
+
+RANGES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "symmetric": ((0.5,) * 3, (0.5,) * 3),
+    "unit": ((0.0,) * 3, (1.0,) * 3),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""How images are normalised: mean and standard deviation per channel, of pixels from 0 to 1."""
+
+SIDE = 224
+"""Of images for a model that does not say which it expects."""
+
+_PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The arguments of a command that takes a model and images."""
+    parser.add_argument("--weights", metavar="FILE", help="a state dict, .safetensors or .pt")
+    parser.add_argument(
+        "--setting", action="append", default=[], metavar="KEY=VALUE",
+        help="an argument of the factory, such as num_classes=10; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--images", metavar="FOLDER", help="of pictures; some photographs if not")
+    parser.add_argument("--count", type=int, default=8, help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=int, metavar="PIXELS", help=f"side of the images; the model's own, or {SIDE}"
+    )
+    parser.add_argument(
+        "--normalise", default="symmetric", metavar="HOW",
+        help=f"{', '.join(RANGES)} (default: %(default)s, −1 to 1)",
+    )  # fmt: skip
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (default: cpu)")
+
+
+def is_factory(word: str) -> bool:
+    """Whether a word on the command line means a model, and not a folder or an address."""
+    return ":" in word and "://" not in word and not Path(word).exists()
+
+
+def model_of(args: argparse.Namespace, spec: str) -> nn.Module:
+    """The model that a command was asked for, with its weights, on its device, in eval mode.
+
+    Raises:
+        InputError: There is no such module, callable or model, or it is none.
+        RunError: The weights cannot be read, or do not fit.
+    """
+    settings = dict(_pair(pair) for pair in args.setting)
+    model = build(spec, **settings)
+    if args.weights:
+        _load(model, Path(args.weights))
+    return model.to(args.device).eval()
+
+
+def build(spec: str, **settings: Any) -> nn.Module:
+    """A model from its name.
+
+    Args:
+        spec: `package.module:callable`, `timm:vit_tiny_patch16_224`, `torchvision:resnet18` or
+            `attnviz:cbam`.
+        settings: Arguments of the callable.
+
+    Raises:
+        InputError: There is no such module, callable or model, or what came back is no module.
+    """
+    source, colon, name = spec.partition(":")
+    if not colon or not source or not name:
+        raise InputError(f"model: expected {FORMS}, got {spec!r}")
+    makers: dict[str, Callable[..., Any]] = {
+        "attnviz": build_model, "timm": _timm, "torchvision": _torchvision,
+    }  # fmt: skip
+    try:
+        model = makers[source](name, **settings) if source in makers else _own(source, name)(
+            **settings)  # fmt: skip
+    except TypeError as error:
+        raise InputError(f"model: {spec} did not take {settings or 'no arguments'}: {error}") from (
+            error
+        )
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model: expected {spec} to return a torch module, got {type(model).__name__}"
+        )
+    return model
+
+
+def images_of(args: argparse.Namespace, model: nn.Module) -> Tensor:
+    """Images for a model: from a folder, or a few photographs.
+
+    Returns:
+        `(count, 3, size, size)`, normalised.
+
+    Raises:
+        InputError: The folder has no pictures, or there is no such way to normalise.
+    """
+    if args.normalise not in RANGES:
+        raise unknown_name("way to normalise", args.normalise, RANGES)
+    if args.count < 1:
+        raise InputError(f"--count: expected 1 or more, got {args.count}")
+    side = args.size or _own_size(model) or SIDE
+    pixels = _pictures(Path(args.images), args.count, side) if args.images else _crops(
+        args.count, side)  # fmt: skip
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in RANGES[args.normalise])
+    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    return images.to(args.device)
+
+
+def _timm(name: str, **settings: Any) -> Any:
+    timm = _installed("timm")
+    if not timm.is_model(name):
+        raise _unknown("timm", name, timm.list_models())
+    return timm.create_model(name, **settings)
+
+
+def _torchvision(name: str, **settings: Any) -> Any:
+    models: Any = importlib.import_module("torchvision.models")
+    if name not in models.list_models():
+        raise _unknown("torchvision", name, models.list_models())
+    return models.get_model(name, **settings)
+
+
+def _unknown(library: str, name: str, known: list[str]) -> InputError:
+    """An error that offers the nearest of a thousand names."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    hint = f"; nearest are {', '.join(near)}" if near else ""
+    return InputError(f"model: {library} has no model {name!r}{hint}")
+
+
+def _own(source: str, name: str) -> Callable[..., Any]:
+    """Somebody's callable, found from the current folder too, as with `python -m`."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(source)
+    except ImportError as error:
+        raise InputError(
+            f"model: cannot import {source!r}: {error}; expected {FORMS}, seen from "
+            "the current folder"
+        ) from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise unknown_name(f"name in {source}", part, [x for x in dir(found) if x[0] != "_"])
+        found = getattr(found, part)
+    if isinstance(found, nn.Module):
+        return lambda: found
+    if not callable(found):
+        raise InputError(f"model: expected {source}:{name} to be callable, got {found!r:.60}")
+    made: Callable[..., Any] = found
+    return made
+
+
+def _installed(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(f"model: {package} is not installed; pip install {package}") from error
+
+
+def _own_size(model: nn.Module) -> int | None:
+    """The side of the images that a model says it expects."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    if "input_size" in config:
+        return int(config["input_size"][-1])
+    if type(model).__module__.startswith("attnviz."):
+        return 96
+    size = getattr(model, "image_size", None)
+    return size if isinstance(size, int) else None
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    import json
+
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"--setting: expected KEY=VALUE, got {text!r}")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def _load(model: nn.Module, file: Path) -> None:
+    """Weights from a file that cannot run code."""
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        model.load_state_dict(state.get("state_dict", state))
+    except Exception as error:
+        raise RunError(f"--weights: {file} cannot be loaded: {error}") from error
+
+
+def _pictures(folder: Path, count: int, side: int) -> np.ndarray:
+    from PIL import Image
+
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES)
+    if not files:
+        raise InputError(f"--images: expected a folder of pictures, found none in {folder}")
+    return np.stack([_square(Image.open(file), side) for file in files[:count]])
+
+
+def _crops(count: int, side: int) -> np.ndarray:
+    """Different squares of the photographs that scikit-image carries in its package."""
+    from PIL import Image
+    from skimage import data
+
+    whole = [Image.fromarray(getattr(data, name)()) for name in _PHOTOGRAPHS]
+    found = []
+    for number in range(count):
+        photograph = whole[number % len(whole)]
+        shift, shorter = number // len(whole), min(photograph.size)
+        edge = max(shorter - 24 * (shift % 8), shorter // 2)
+        x, y = photograph.width - edge, (photograph.height - edge) * (shift % 2)
+        found.append(_square(photograph.crop((x, y, x + edge, y + edge)), side))
+    return np.stack(found)
+
+
+def _square(picture: Any, side: int) -> np.ndarray:
+    """The middle square, resized with anti-aliasing, `(side, side, 3)` bytes."""
+    from PIL import Image, ImageOps
+
+    fitted = ImageOps.fit(picture.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
+    return np.asarray(fitted)
