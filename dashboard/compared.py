@@ -43,13 +43,15 @@ def listed() -> shelf.Listing | None:
     """The folder's runs, with everything that is wrong with the folder said; None without any."""
     listing = shelf.listing(root())
     if listing.problem:
-        if not listing.runs and listing.age is None and "://" not in listing.root:
+        nowhere = not listing.late and "://" not in listing.root and not listing.runs
+        if nowhere and listing.age is None:
             notices.nothing_here(listing.root, listing.problem)
             return None
         notices.unreachable(listing.root, listing.problem, listing.age)
     if not listing.runs:
         if not listing.problem:
             notices.nothing_here(listing.root)
+            notices.not_ranked(listing)
         return None
     return listing
 
@@ -93,7 +95,9 @@ def _cohort_of(listing: shelf.Listing, found: Sequence[Cohort]) -> Chosen:
         forget=("image",),
         help="Runs on other test images, or with another question, are not ranked together.",
     )
-    with st.expander(f"{len(found) - 1} other groups of runs are not ranked with these"):
+    others = len(found) - 1
+    said = "1 other group of runs is" if others == 1 else f"{others} other groups of runs are"
+    with st.expander(f"{said} not ranked with these"):
         st.markdown("They differ in:")
         st.dataframe(differences([one.runs[0] for one in found]), alt="Settings that differ")
     return Chosen(listing, named[key].runs, named[key])

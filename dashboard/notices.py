@@ -25,7 +25,7 @@ def command(text: str) -> None:
 def nothing_here(root: str, reason: str | None = None) -> None:
     """No such folder, or no runs in it."""
     st.warning(
-        f"No runs in {quoted(root)}. {plain(reason) if reason else ''} "
+        f"No runs in {quoted(root)}. {plain(reason) + '. ' if reason else ''}"
         "Train the variants and come back:",
         icon=":material/folder_off:",
     )
@@ -40,9 +40,9 @@ def unreachable(root: str, reason: str, age: float | None) -> None:
         else f"What is shown is the last good listing, {_ago(age)} old."
     )
     st.error(
-        f"{quoted(root)} cannot be reached: {plain(reason)} {shown}", icon=":material/cloud_off:"
+        f"{quoted(root)} cannot be reached: {plain(reason)}. {shown}", icon=":material/cloud_off:"
     )
-    st.button("Retry", key="retry", icon=":material/refresh:", on_click=st.cache_resource.clear)
+    st.button("Retry", key="retry", icon=":material/refresh:")
 
 
 def broken(error: Exception, run: Any | None = None) -> None:
@@ -72,10 +72,11 @@ def not_ranked(listing: Any) -> None:
     if not others and not listing.left_out:
         return
     counts = Counter(state_in_words(run.state) for run in others)
-    if listing.left_out:
-        counts["without run.json"] = len(listing.left_out)
-    summary = ", ".join(f"{n} {state}" for state, n in counts.items())
-    with st.expander(f"Not ranked: {summary}"):
+    said = [f"{n} {state}" for state, n in counts.items()]
+    strays = len(listing.left_out)
+    if strays:
+        said.append(f"{strays} folder{'s' if strays > 1 else ''} without run.json")
+    with st.expander(f"Not ranked: {', '.join(said)}"):
         for run in others[:50]:
             reason = f" – {plain(run.reason)}" if run.reason else ""
             st.markdown(f"- {quoted(run.id)}: {state_in_words(run.state)}{reason}")

@@ -236,14 +236,15 @@ def scores(samples: pd.DataFrame, map_name: str, metric: str) -> np.ndarray:
 
 def spread(by_variant: Mapping[str, Sequence[np.ndarray]]) -> np.ndarray:
     """How far the variants disagree about each image: greatest less least mean over seeds, (n,)."""
-    means = np.stack([_mean(np.stack(list(seeds))) for seeds in by_variant.values()])
+    means = np.stack([mean_of_known(np.stack(list(seeds))) for seeds in by_variant.values()])
     known = np.isfinite(means).sum(axis=0) > 1
     high = np.where(np.isfinite(means), means, -np.inf).max(axis=0)
     low = np.where(np.isfinite(means), means, np.inf).min(axis=0)
     return np.where(known, np.where(known, high, 0) - np.where(known, low, 0), np.nan)
 
 
-def _mean(rows: np.ndarray) -> np.ndarray:
+def mean_of_known(rows: np.ndarray) -> np.ndarray:
+    """The mean of each column `(rows, n)` over what is no NaN; NaN where nothing is left."""
     count = np.isfinite(rows).sum(axis=0)
     total = np.where(np.isfinite(rows), rows, 0).sum(axis=0)
     return np.divide(total, count, out=np.full(rows.shape[1], np.nan), where=count > 0)
@@ -341,5 +342,5 @@ def primary_map(run: Any, samples: pd.DataFrame) -> str | None:
 
 def threshold_of(run: Any, map_name: str) -> float:
     """The threshold that the run's validation images chose for a map; one half if it names none."""
-    value = (run.summary.get("threshold") or {}).get(map_name)
-    return float(value) if isinstance(value, (int, float)) and 0 <= value <= 1 else 0.5
+    value = run.summary.get("threshold", {}).get(map_name)
+    return float(value) if value is not None and 0 <= value <= 1 else 0.5

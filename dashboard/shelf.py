@@ -22,6 +22,7 @@ import streamlit as st
 from attnviz.compare import Comparison, compare
 from attnviz.errors import AttnvizError
 from attnviz.runs import list_runs, open_dataset
+from dashboard.summaries import cleaned
 
 PATIENCE = 5.0
 """Seconds after which a store that has not answered counts as unreachable."""
@@ -39,6 +40,7 @@ class Listing:
         problem: Why the store did not answer, or None.
         age: Seconds since the listing was read; None where there is none.
         left_out: Folders that are no runs, with the reason.
+        late: Whether the problem is that nothing answered in time.
     """
 
     root: str
@@ -46,6 +48,7 @@ class Listing:
     problem: str | None = None
     age: float | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
+    late: bool = False
 
     def of(self, *states: str) -> list[Any]:
         """The runs in one of some states."""
@@ -77,10 +80,11 @@ def listing(root: str) -> Listing:
     try:
         found = _reader().submit(list_runs, root).result(PATIENCE)
     except Late:
-        return replace(good, problem=f"no answer within {PATIENCE:.0f} s")
+        return replace(good, problem=f"no answer within {PATIENCE:g} s", late=True)
     except (AttnvizError, OSError) as error:
         return replace(good, problem=str(error))
-    kept.update(listing=Listing(root, tuple(found), None, 0.0, found.left_out), at=time.monotonic())
+    runs = tuple(replace(run, summary=cleaned(run.summary)) for run in found)
+    kept.update(listing=Listing(root, runs, None, 0.0, found.left_out), at=time.monotonic())
     listing: Listing = kept["listing"]
     return listing
 

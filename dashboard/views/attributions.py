@@ -20,12 +20,14 @@ from dashboard.selection import (
     AGREEMENT,
     agreement_names,
     map_names,
+    mean_of_known,
     metric_names,
     patched,
     plain,
     primary_map,
     scores,
 )
+from dashboard.summaries import level
 
 _WORDS = {"spearman": "Spearman", "ssim": "SSIM", "topk_iou": "top-k IoU"}
 _REFERENCE = "layer_gradcam"
@@ -73,11 +75,11 @@ def _rows(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str) -> pd.Da
             continue
         first = primary_map(here[0], tables[here[0].id])
         for name in map_names(tables[here[0].id]):
-            columns = [scores(tables[run.id], name, metric) for run in here]
-            if not any(np.isfinite(column).any() for column in columns):
+            columns = np.stack([scores(tables[run.id], name, metric) for run in here])
+            images, means = mean_of_known(columns), mean_of_known(columns.T)
+            images, means = images[np.isfinite(images)], means[np.isfinite(means)]
+            if not len(images):
                 continue
-            means = [float(np.nanmean(c)) for c in columns if np.isfinite(c).any()]
-            images = np.nanmean(np.stack(columns), axis=0)[np.isfinite(np.stack(columns)).any(0)]
             half = 1.96 * images.std(ddof=1) / np.sqrt(len(images)) if len(images) > 1 else np.nan
             found.append(
                 {
@@ -96,11 +98,8 @@ def _rows(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str) -> pd.Da
 
 
 def _levels(runs: Sequence[Any], name: str, metric: str) -> dict[str, float]:
-    levels = (runs[0].summary.get("metrics") or {}).get(name, {}).get(metric, {})
-    return {
-        key: float(levels[key]) if levels.get(key) is not None else np.nan
-        for key in ("chance", "ceiling")
-    }
+    known = {key: level(runs[0], name, metric, key) for key in ("chance", "ceiling")}
+    return {key: np.nan if value is None else value for key, value in known.items()}
 
 
 def _scores(rows: pd.DataFrame, metric: str) -> None:

@@ -15,7 +15,16 @@ from dashboard.gallery import can_run, gallery
 from dashboard.overlap import iou_curves
 from dashboard.packing import MapLayer, Settings, Tile, pack
 from dashboard.pictures import in_words, sheet
-from dashboard.selection import metric_names, neighbours, patched, plain, primary_map, whole
+from dashboard.selection import (
+    map_names,
+    mean_of_known,
+    metric_names,
+    neighbours,
+    patched,
+    plain,
+    primary_map,
+    whole,
+)
 
 PRIMARY = "energy_pointing_game"
 _CURVE_IMAGES = 200
@@ -78,7 +87,7 @@ def _metric(tables: dict[str, pd.DataFrame]) -> str:
 
 def _answer(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
     sentence = result.sentence
-    st.subheader(plain(sentence[0].upper() + sentence[1:] if result.winner is None else sentence))
+    st.subheader(plain(f"N{sentence[1:]}" if sentence.startswith("no ") else sentence))
     rows = result.of(metric)
     seeds = result.by_seed[result.by_seed["metric"] == metric]
     event = st.altair_chart(
@@ -273,7 +282,7 @@ def _curve(key: tuple[Any, ...], _run: Any, root: str) -> np.ndarray:
     where = np.flatnonzero(patched(table))[:_CURVE_IMAGES]
     held = shelf.pictures(root, str(_run.dataset), where)
     maps = shelf.maps(_run, str(primary_map(_run, table)), where)
-    return np.nanmean(iou_curves(maps, held.masks), axis=0)
+    return mean_of_known(iou_curves(maps, held.masks))
 
 
 def _accuracy(result: Any, metric: str) -> None:

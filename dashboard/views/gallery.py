@@ -22,6 +22,7 @@ from dashboard.selection import (
     in_order,
     map_names,
     metric_names,
+    one_of,
     page_of,
     pages,
     patch_sizes,
@@ -206,17 +207,13 @@ def _tile(run: Any, row: pd.Series, place: int, box: np.ndarray | None) -> Tile:
 def _settings(layers: list[MapLayer]) -> Settings:
     """Where the browser's controls stand: from the address, else as the run chose."""
     names = [layer.name for layer in layers]
-    asked = st.query_params.get("map")
-    if asked is not None and asked not in names:
-        st.warning(f"The address asks for a map that is not here: {plain(asked)}")
-    at = names.index(asked) if asked in names else 0
-    palette = st.query_params.get("colours", "inferno")
+    at = names.index(heard(one_of(st.query_params, "map", names, names[0])))
     return Settings(
         map=at,
         threshold=heard(share(st.query_params, "tau", layers[at].threshold)),
         opacity=heard(share(st.query_params, "opacity", 0.6)),
-        colours=palette if palette in COLOUR_MAPS else "inferno",
-        box=st.query_params.get("box", "1") != "0",
+        colours=heard(one_of(st.query_params, "colours", list(COLOUR_MAPS), "inferno")),
+        box=heard(one_of(st.query_params, "box", ("0", "1"), "1")) == "1",
     )
 
 

@@ -11,6 +11,7 @@ from dashboard import notices
 from dashboard.compared import listed
 from dashboard.frame import chooser, go, heard, typed
 from dashboard.selection import differences, matching, plain, several
+from dashboard.summaries import level
 
 _STATES = ("complete", "running", "stale", "stopped", "broken", "newer")
 
@@ -38,7 +39,9 @@ def main() -> None:
     ]
     if listing.left_out:
         names = ", ".join(f"`{plain(name)}`" for name in list(listing.left_out)[:5])
-        st.caption(f"{len(listing.left_out)} folders hold no run.json and are left out: {names}.")
+        count = len(listing.left_out)
+        said = "1 folder holds no run.json" if count == 1 else f"{count} folders hold no run.json"
+        st.caption(f"{said}, left out: {names}.")
     if not shown:
         st.info("No run passes this filter.", icon=":material/filter_alt_off:")
         return
@@ -75,7 +78,6 @@ def _table(shown: list[Any], wanted: list[str]) -> list[Any]:
 
 def _row(run: Any) -> dict[str, Any]:
     summary = run.summary
-    metrics = (summary.get("metrics") or {}).get(summary.get("map")) or {}
     epoch = run.progress.get("epoch")
     return {
         "run": run.id,
@@ -84,7 +86,7 @@ def _row(run: Any) -> dict[str, Any]:
         "state": notices.state_in_words(run.state),
         "why": run.reason or (f"epoch {epoch}" if run.state == "running" and epoch else ""),
         "accuracy": summary.get("accuracy"),
-        "energy": (metrics.get("energy_pointing_game") or {}).get("mean"),
+        "energy": level(run, summary.get("map"), "energy_pointing_game", "mean"),
         "seconds": summary.get("seconds"),
         "images": (run.dataset or "")[:10],
         "started": run.created,

@@ -17,6 +17,7 @@ from dashboard.overlap import energy
 from dashboard.packing import MapLayer, Settings, Tile, pack
 from dashboard.pictures import in_words, sheet
 from dashboard.selection import cohorts, plain, quoted, several
+from dashboard.summaries import level
 
 _PANELS = {
     "Loss": ("val_loss", "train_loss"),
@@ -117,9 +118,8 @@ def _panels(tables: dict[str, list[pd.DataFrame]], chance: float | None) -> None
 def _chance(runs: list[Any]) -> float | None:
     """What a random map gets, as the first complete run says."""
     for run in runs:
-        metrics = (run.summary.get("metrics") or {}).get(run.summary.get("map")) or {}
-        chance = (metrics.get("energy_pointing_game") or {}).get("chance")
-        if isinstance(chance, float):
+        chance = level(run, run.summary.get("map"), "energy_pointing_game", "chance")
+        if chance is not None:
             return chance
     return None
 

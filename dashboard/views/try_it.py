@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ def main() -> None:
         notices.command(f"uv run python -m experiments train --variant {run.variant}")
         return
     try:
-        from dashboard import live
+        live = import_module("dashboard.live")
     except ImportError as error:
         st.warning(
             f"This page runs the model and needs PyTorch, which is not here ({plain(error)}). "
@@ -75,9 +76,7 @@ def main() -> None:
 
 @st.cache_resource(max_entries=4, show_spinner="Building the model …")
 def _model(key: tuple[Any, ...], _run: Any) -> Any:
-    from dashboard.live import rebuilt
-
-    return rebuilt(_run.variant, _run.settings, _run.weights())
+    return import_module("dashboard.live").rebuilt(_run.variant, _run.settings, _run.weights())
 
 
 def _image(choice: Chosen, run: Any) -> np.ndarray | None:

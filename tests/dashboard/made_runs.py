@@ -325,9 +325,9 @@ def training_run(root: Path, run_id: str = "mha-9", *, epochs: int = 5) -> Any:
     rng = np.random.default_rng(9)
     for epoch, row in enumerate(curves(epochs, 0.75, 0.99, rng), 1):
         writer.curve(**row)
+        writer.heartbeat(epoch=epoch, epochs=12)  # written with the maps below, at the latest
         maps = looking(masks, 0.75 * (1 - np.exp(-epoch / 3)), 2.5, rng)
         writer.maps(f"received@{epoch:04d}", maps, about={"epoch": epoch, "images": [0, 2, 4, 6]})
-    writer.heartbeat(epoch=epochs, epochs=12)
     return writer
 
 
@@ -388,6 +388,31 @@ def many_runs(root: Path, count: int) -> Path:
         (folder / "run.json").unlink()
         (folder / "run.json").write_text(text.replace('"seed": 0', f'"seed": {i}'))
     return root
+
+
+def large_run(root: Path, n: int) -> Path:
+    """One run of many images that are all alike: for pages, not for rankings."""
+    few = dataset(root, 8)
+    from attnviz.runs import open_dataset
+    from attnviz.runs import open_run as opened
+
+    held = open_dataset(root, few)
+    turn = np.arange(n) % 8
+    boxes = held.boxes()[turn]
+    digest = save_dataset(
+        root, images=held.images()[turn], masks=held.masks()[turn], boxes=boxes,
+        labels=held.labels()[turn], info={},
+    )  # fmt: skip
+    first = opened(run(root, "mha", 0, few, run_id="few"))
+    table = first.samples().iloc[turn].reset_index(drop=True)
+    table["received/energy_pointing_game"] = np.linspace(0, 1, n)
+    path = root / "many"
+    save_run(
+        path, variant="cnn", seed=0, dataset=digest, settings=SETTINGS, samples=table,
+        maps={"received": first.maps("received")[turn]}, summary=dict(first.summary),
+    )  # fmt: skip
+    shutil.rmtree(root / "few")
+    return path
 
 
 def _cut(path: Path) -> None:

@@ -1,0 +1,482 @@
+"""Every page in every bad state: something to read, one command to copy, never a traceback."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from dashboard import shelf
+from tests.dashboard import made_runs
+from tests.dashboard.conftest import APP
+
+PAGES = (
+    "compare", "gallery", "sample", "attributions", "diagnosis", "training", "runs", "try_it",
+    "about",
+)  # fmt: skip
+RANKED = tuple(page for page in PAGES if page not in ("runs", "training"))
+
+
+@pytest.fixture(autouse=True)
+def _forgotten() -> None:
+    """No listing of an earlier test is taken for this one's."""
+    shelf._last_good.clear()
+
+
+def opened(patch: pytest.MonkeyPatch, view: str, root: Any, /, **params: Any) -> AppTest:
+    """A page after its first run."""
+    patch.setenv("ATTNVIZ_RUNS", str(root))
+    at = AppTest.from_file(str(APP), default_timeout=120)
+    if view != "compare":
+        at.switch_page(f"views/{view}.py")
+    for name, value in params.items():
+        at.query_params[name] = str(value)
+    at.run()
+    assert not at.exception, [one.message for one in at.exception]
+    return at
+
+
+def words(at: AppTest) -> str:
+    """Everything that can be read on the page."""
+    kinds = ("title", "subheader", "markdown", "caption", "warning", "error", "info", "code")
+    parts = [element.value for kind in kinds for element in getattr(at, kind)]
+    parts += [box.label for box in at.expander]
+    return "\n".join(str(part) for part in parts).replace("\\", "")
+
+
+def commands(at: AppTest) -> list[str]:
+    return [block.value for block in at.main.code]
+
+
+class TestGoodRuns:
+    @pytest.mark.parametrize("page", PAGES)
+    def test_no_page_complains(self, page, good_root, monkeypatch):
+        at = opened(monkeypatch, page, good_root)
+        assert at.title[0].value
+        assert not at.warning
+        assert not at.error
+
+    def test_compare_answers_first_and_in_one_sentence(self, good_root, monkeypatch):
+        at = opened(monkeypatch, "compare", good_root)
+        sentence = at.subheader[0].value.replace("\\", "")
+        assert sentence.startswith("mha looks at the patch most: energy 0.")
+        for part in ("chance 0.03", "ceiling 0.81", "paired CI"):
+            assert part in sentence
+
+    def test_one_more_metric_is_one_choice_away_and_in_the_address(self, good_root, monkeypatch):
+        at = opened(monkeypatch, "compare", good_root)
+        at.selectbox(key="choose_metric").set_value("max_iou").run()
+        assert at.query_params["metric"] == "max_iou"
+        assert "IoU" in at.subheader[0].value
+
+    def test_the_image_is_in_the_address(self, good_root, monkeypatch):
+        at = opened(monkeypatch, "compare", good_root, image=4)
+        assert "Image **4** of 64" in words(at)
+        at.button(key="image_Next").click().run()
+        assert at.query_params["image"] == "6"
+        assert "Image **6** of 64" in words(at)
+
+    def test_chosen_runs_are_compared_alone(self, good_root, monkeypatch):
+        at = opened(monkeypatch, "compare", good_root, runs="cnn-0,cbam-0")
+        assert "mha" not in at.subheader[0].value
+        assert "cbam looks at the patch most" in at.subheader[0].value
+
+    def test_the_gallery_turns_its_pages(self, good_root, monkeypatch):
+        at = opened(monkeypatch, "gallery", good_root, run="mha-0")
+        assert "1 to 48" in words(at)
+        at.button(key="page_Next").click().run()
+        assert "49 to 64" in words(at)
+        at.selectbox(key="choose_order").set_value("best").run()
+        assert "best first" in words(at)
+        assert "1 to 48" in words(at)  # another order begins at its beginning
+
+    def test_filters_and_orders_say_how_many(self, good_root, monkeypatch):
+        at = opened(monkeypatch, "gallery", good_root, run="mha-0", size=16, order="disagreement")
+        assert "32 images, most disagreement between variants" in words(at)
+
+    def test_a_sample_goes_on_in_the_gallerys_order(self, good_root, monkeypatch):
+        at = opened(monkeypatch, "sample", good_root, run="mha-0", order="worst", image=0)
+        said = words(at)
+        assert "worst first of mha" in said
+        at.button(key="image_Next").click().run()
+        assert at.query_params["image"] != "1"
+
+    def test_a_sample_without_rows_says_which_images_have_them(self, good_root, monkeypatch):
+        at = opened(monkeypatch, "sample", good_root, image=5)
+        assert "Full attention is kept for a few images only" in words(at)
+        assert "0, 2" in words(at)
+
+    def test_findings_are_grouped_and_filtered(self, good_root, monkeypatch):
+        at = opened(monkeypatch, "diagnosis", good_root)
+        assert "12 warnings, 12 notes in 12 runs" in words(at)
+        at.selectbox(key="choose_variant").set_value("mha").run()
+        assert "mha-1" in words(at)
+        assert "cbam-0" not in words(at)
+
+    def test_two_ticked_runs_show_what_tells_them_apart(self, good_root, monkeypatch):
+        at = opened(monkeypatch, "runs", good_root, runs="mha-0,cnn-0")
+        assert "What tells these 2 runs apart" in words(at)
+
+    def test_a_patch_is_put_and_a_head_switched_off(self, good_root, monkeypatch):
+        at = opened(monkeypatch, "try_it", good_root, run="mha-0", x=10, y=20)
+        before = at.main.subheader[0].value
+        key = at.multiselect[0].options[0]
+        at.multiselect[0].set_value([next(iter(at.multiselect[0].options))]).run()
+        assert not at.exception, key
+        assert "Untouched" in words(at)
+        assert before.split(":")[0] in words(at)
+
+
+NOWHERE = "no such place"
+
+
+class TestNoRuns:
+    @pytest.mark.parametrize("page", PAGES)
+    @pytest.mark.parametrize("kind", ["missing", "empty", "a file"])
+    def test_the_path_and_a_command(self, page, kind, tmp_path, monkeypatch):
+        root = tmp_path / "runs"
+        if kind == "empty":
+            root.mkdir()
+        if kind == "a file":
+            root.write_text("x")
+        at = opened(monkeypatch, page, root)
+        assert at.warning
+        assert str(root)[-40:] in words(at)
+        assert "uv run python -m experiments quickstart" in commands(at)
+
+    @pytest.mark.parametrize("page", PAGES)
+    def test_folders_that_are_no_runs_are_counted(self, page, tmp_path, monkeypatch):
+        (tmp_path / "stray").mkdir()
+        at = opened(monkeypatch, page, tmp_path)
+        assert "1 folder without run.json" in words(at)
+        assert "stray" in words(at)
+
+
+class TestBadRunsBesideGoodOnes:
+    @pytest.mark.parametrize("page", PAGES)
+    def test_no_page_breaks(self, page, bad_root, monkeypatch):
+        at = opened(monkeypatch, page, bad_root)
+        assert not at.error
+
+    def test_none_of_them_is_ranked_and_each_says_why(self, bad_root, monkeypatch):
+        at = opened(monkeypatch, "compare", bad_root)
+        said = words(at)
+        assert "mha looks at the patch most" in at.subheader[0].value
+        for line in (
+            "`bad-json`: broken – run.json: not JSON",
+            "`short-samples`: broken – samples.parquet: expected",
+            "`newer`: newer schema – written by a newer attnviz (99 > 1)",
+            "`training-now`: training",
+            "`stale-run`: stopped? – no heartbeat",
+            "`stopped-run`: stopped – interrupted",
+            "`no-header`: left out, no run.json",
+        ):
+            assert line in said
+        assert any(one.startswith("attnviz verify ") for one in commands(at))
+        assert "cbam_channel" not in at.subheader[0].value
+
+    def test_runs_on_other_images_are_set_apart(self, bad_root, monkeypatch):
+        at = opened(monkeypatch, "compare", bad_root)
+        assert "1 other group of runs is not ranked with these" in words(at)
+
+    def test_the_list_names_states_and_counts_strays(self, bad_root, monkeypatch):
+        at = opened(monkeypatch, "runs", bad_root)
+        table = at.dataframe[0].value
+        assert set(table["state"]) == {
+            "complete", "training", "stopped?", "stopped", "broken", "newer schema",
+        }  # fmt: skip
+        assert "1 folder" in words(at)
+
+    @pytest.mark.parametrize(
+        ("run", "said"),
+        [
+            ("training-now", "`training-now`: training"),
+            ("stale-run", "`stale-run`: stopped?"),
+            ("bad-json", "`bad-json`: broken. run.json: not JSON"),
+            ("newer", "written by a newer attnviz (99 > 1)"),
+        ],
+    )
+    @pytest.mark.parametrize("page", ["gallery", "try_it"])
+    def test_a_link_to_one_of_them_says_its_state(self, page, run, said, bad_root, monkeypatch):
+        at = opened(monkeypatch, page, bad_root, run=run)
+        assert said in words(at)
+
+    def test_training_shows_the_curves_of_the_unfinished(self, bad_root, monkeypatch):
+        at = opened(monkeypatch, "training", bad_root)
+        said = words(at)
+        assert "epoch 5 of 12" in at.get("progress")[0].text
+        assert "mha (training)" in said
+        assert "mha (stopped?)" in said
+
+    def test_runs_that_differ_in_the_question_are_not_ranked(self, bad_root, monkeypatch):
+        at = opened(monkeypatch, "compare", bad_root, runs="mha-0,other-images")
+        assert "Not ranked: compare: cannot rank runs measured on different images" in words(at)
+
+
+@pytest.fixture
+def copied(good_root: Path, tmp_path: Path) -> Path:
+    """A few good runs that a test may damage."""
+    for name in ("mha-0", "cnn-0", "datasets"):
+        shutil.copytree(good_root / name, tmp_path / name)
+    return tmp_path
+
+
+class TestDamage:
+    def test_a_flipped_byte_in_a_table_names_the_file_and_leaves_the_rest(
+        self, copied, monkeypatch
+    ):
+        made_runs.flip_a_byte(copied / "mha-0" / "samples.parquet")
+        at = opened(monkeypatch, "compare", copied)
+        assert "mha-0/samples.parquet" in words(at)
+        assert any(one.startswith("attnviz verify") for one in commands(at))
+        assert "cnn" in at.subheader[0].value
+
+    @pytest.mark.parametrize("page", PAGES)
+    def test_a_flipped_byte_in_a_table_breaks_no_page(self, page, copied, monkeypatch):
+        made_runs.flip_a_byte(copied / "mha-0" / "samples.parquet")
+        opened(monkeypatch, page, copied)
+
+    @pytest.mark.parametrize("page", PAGES)
+    def test_a_map_that_is_no_tensor_breaks_no_page(self, page, copied, monkeypatch):
+        path = copied / "mha-0" / "maps" / "received.safetensors"
+        path.write_bytes(b"\xff" * path.stat().st_size)
+        at = opened(monkeypatch, page, copied, run="mha-0")
+        if page in ("compare", "gallery", "sample"):
+            assert "maps/received.safetensors" in words(at)
+
+    @pytest.mark.parametrize("page", PAGES)
+    def test_missing_test_images_break_no_page(self, page, copied, monkeypatch):
+        shutil.rmtree(copied / "datasets")
+        at = opened(monkeypatch, page, copied, image=0)
+        if page in ("compare", "gallery", "sample", "try_it", "about"):
+            assert "datasets" in words(at)
+
+    @pytest.mark.parametrize("page", PAGES)
+    def test_a_summary_that_says_nothing_breaks_no_page(self, page, copied, monkeypatch):
+        path = copied / "cnn-0" / "run.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"summary": {}}))
+        opened(monkeypatch, page, copied)
+
+    @pytest.mark.parametrize("page", PAGES)
+    def test_a_summary_of_nonsense_breaks_no_page(self, page, copied, monkeypatch):
+        path = copied / "cnn-0" / "run.json"
+        nonsense = {
+            "accuracy": "high", "map": ["x"], "metrics": [1], "threshold": "?", "seconds": {},
+            "findings": [3, {"severity": 9, "evidence": None}],
+        }  # fmt: skip
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"summary": nonsense}))
+        opened(monkeypatch, page, copied)
+
+    def test_a_run_that_goes_away_between_two_looks_is_said(self, copied, monkeypatch):
+        at = opened(monkeypatch, "gallery", copied, run="mha-0")
+        shutil.rmtree(copied / "mha-0")
+        monkeypatch.setattr(shelf, "_FRESH", 0.0)
+        at.run()
+        assert not at.exception
+        assert "run = `mha-0`, which is not here" in words(at)
+
+
+class TestTheAddress:
+    @pytest.mark.parametrize("page", RANKED)
+    def test_an_unknown_run_among_the_chosen_is_said(self, page, good_root, monkeypatch):
+        at = opened(monkeypatch, page, good_root, runs="mha-0,gone")
+        assert "`gone`, which is not in this folder" in words(at)
+
+    @pytest.mark.parametrize(
+        ("page", "params", "said"),
+        [
+            ("compare", {"metric": "beauty"}, "metric = `beauty`, which is not here"),
+            ("compare", {"image": "999"}, "image = `999`; expected a whole number from 0 to 63"),
+            ("compare", {"image": "-1"}, "expected a whole number from 0 to 63"),
+            ("gallery", {"run": "gone"}, "run = `gone`, which is not here"),
+            ("gallery", {"order": "sideways"}, "order = `sideways`"),
+            ("gallery", {"tau": "7"}, "expected a number from 0 to 1"),
+            ("gallery", {"page": "99"}, "expected a whole number from 1 to 2"),
+            ("gallery", {"map": "gone"}, "map = `gone`, which is not here"),
+            ("gallery", {"colours": "jet"}, "colours = `jet`, which is not here"),
+            ("gallery", {"size": "17"}, "size = `17`"),
+            ("sample", {"image": "x"}, "image = `x`"),
+            ("sample", {"order": "x"}, "order = `x`"),
+            ("sample", {"rows": "x"}, "rows = `x`"),
+            ("attributions", {"metric": "x"}, "metric = `x`"),
+            ("diagnosis", {"variant": "x"}, "variant = `x`"),
+            ("runs", {"state": "x"}, "state = `x`"),
+            ("training", {"runs": "gone"}, "`gone`, which is not in this folder"),
+            ("try_it", {"shape": "heart"}, "shape = `heart`"),
+            ("try_it", {"x": "1e9"}, "x = `1e9`"),
+            ("try_it", {"off": "everything"}, "`everything`"),
+        ],
+    )
+    def test_what_does_not_exist_is_said(self, page, params, said, good_root, monkeypatch):
+        at = opened(monkeypatch, page, good_root, **params)
+        assert at.warning
+        assert said in words(at)
+
+    @pytest.mark.parametrize("page", PAGES)
+    def test_markup_in_the_address_stays_text(self, page, good_root, monkeypatch):
+        evil = "`<script>alert(1)</script>[x](javascript:alert(1))"
+        params = dict.fromkeys(("run", "runs", "metric", "image", "map", "order", "state"), evil)
+        opened(monkeypatch, page, good_root, **params)
+
+
+class TestHostileRuns:
+    @pytest.mark.parametrize("page", PAGES)
+    def test_names_are_text_on_every_page(self, page, copied, monkeypatch):
+        made_runs.hostile_run(copied)
+        at = opened(monkeypatch, page, copied, run="hostile")
+        for block in at.markdown:
+            unescaped = block.value.replace("\\<", "").replace("\\[", "").replace("\\:", "")
+            assert "<img" not in unescaped
+            assert "](javascript" not in unescaped
+
+    def test_a_dataset_is_no_path(self, copied, monkeypatch):
+        path = copied / "cnn-0" / "run.json"
+        content = json.loads(path.read_text()) | {"dataset": "../../../etc"}
+        path.write_text(json.dumps(content))
+        at = opened(monkeypatch, "compare", copied)
+        assert "'dataset' should be a digest" in words(at)
+
+
+class TestUnfinishedOnly:
+    @pytest.mark.parametrize("page", RANKED)
+    def test_nothing_is_ranked_and_the_page_leads_to_training(self, page, tmp_path, monkeypatch):
+        made_runs.dataset(tmp_path, 8)
+        with made_runs.training_run(tmp_path, "now"):
+            at = opened(monkeypatch, page, tmp_path)
+            assert "No run is complete yet" in words(at)
+            assert "`now`: training" in words(at)
+
+
+class TestAStoreThatDoesNotAnswer:
+    def test_a_slow_store_is_waited_for_so_long_and_no_longer(self, good_root, monkeypatch):
+        monkeypatch.setattr(shelf, "PATIENCE", 0.3)
+        monkeypatch.setattr(shelf, "list_runs", lambda root: time.sleep(1.0))
+        at = opened(monkeypatch, "compare", good_root)
+        assert "cannot be reached: no answer within" in words(at)
+        assert "There is no earlier listing to show" in words(at)
+        assert at.button(key="retry").label == "Retry"
+
+    def test_the_last_good_listing_is_shown_with_its_age(self, good_root, monkeypatch):
+        at = opened(monkeypatch, "compare", good_root)
+        monkeypatch.setattr(shelf, "_FRESH", 0.0)
+        answer = shelf.list_runs
+        monkeypatch.setattr(shelf, "list_runs", _refuse)
+        at.run()
+        assert "connection refused" in words(at)
+        assert "last good listing" in words(at)
+        assert "mha looks at the patch most" in words(at)
+        monkeypatch.setattr(shelf, "list_runs", answer)
+        at.button(key="retry").click().run()
+        assert not at.error
+
+    @pytest.mark.parametrize("page", PAGES)
+    def test_a_remote_address_that_is_nowhere_breaks_no_page(self, page, monkeypatch):
+        pytest.importorskip("fsspec")
+        at = opened(monkeypatch, page, f"memory://{NOWHERE}")
+        assert at.error or at.warning
+
+
+def _refuse(root: str) -> Any:
+    raise OSError("connection refused")
+
+
+class TestRemote:
+    @pytest.mark.parametrize("page", PAGES)
+    def test_runs_on_a_remote_store_are_shown_like_local_ones(self, page, copied, monkeypatch):
+        fsspec = pytest.importorskip("fsspec")
+        memory = fsspec.filesystem("memory")
+        memory.put(str(copied), "/shared", recursive=True)
+        try:
+            at = opened(monkeypatch, page, "memory://shared", image=0)
+            assert not at.warning
+            assert not at.error
+        finally:
+            memory.rm("/shared", recursive=True)
+
+
+class TestWithout:
+    def test_without_torch_the_page_says_so_and_how_to_get_it(self, good_root, monkeypatch):
+        import sys
+
+        monkeypatch.delitem(sys.modules, "dashboard.live", raising=False)
+        real = builtins.__import__
+
+        def no_torch(name: str, *args: Any, **kwargs: Any) -> Any:
+            if name == "torch" or name.startswith("torch."):
+                raise ImportError("No module named 'torch'")
+            return real(name, *args, **kwargs)
+
+        monkeypatch.setattr(builtins, "__import__", no_torch)
+        at = opened(monkeypatch, "try_it", good_root, run="mha-0")
+        assert "needs PyTorch" in words(at)
+        assert "pip install torch torchvision" in commands(at)
+
+    def test_without_weights_the_page_says_how_to_get_them(self, good_root, monkeypatch):
+        at = opened(monkeypatch, "try_it", good_root, run="mha-1")
+        assert "keeps no weights" in words(at)
+        assert any("experiments train --variant mha" in one for one in commands(at))
+
+    def test_weights_of_another_model_are_refused_in_words(self, copied, monkeypatch):
+        path = copied / "mha-0" / "run.json"
+        content = json.loads(path.read_text())
+        content["settings"]["model"] = {"width": 10**9}
+        path.write_text(json.dumps(content))
+        at = opened(monkeypatch, "try_it", copied, run="mha-0")
+        assert "the weights do not fit" in words(at)
+
+    def test_without_components_the_gallery_is_a_contact_sheet(self, good_root, monkeypatch):
+        monkeypatch.delattr(st.components, "v2")
+        at = opened(monkeypatch, "gallery", good_root, run="mha-0")
+        (picture,) = at.main.get("image")
+        assert "Image" in picture.proto.imgs[0].alt
+
+
+class TestMany:
+    def test_a_thousand_runs_are_listed_and_filtered(self, tmp_path, monkeypatch):
+        made_runs.many_runs(tmp_path, 1000)
+        at = opened(monkeypatch, "runs", tmp_path, q="run-07 mha")
+        assert len(at.dataframe[0].value) == 100
+
+    def test_ten_thousand_images_are_turned_page_by_page(self, tmp_path, monkeypatch):
+        made_runs.large_run(tmp_path, 10_000)
+        at = opened(monkeypatch, "gallery", tmp_path, order="best", page=209)
+        assert "10000 images, best first" in words(at)
+        assert "9985 to 10000" in words(at)
+        at = opened(monkeypatch, "sample", tmp_path, image=9999)
+        assert "Image **9999**" in words(at)
+
+
+def test_browsing_loads_no_torch(good_root: Path):
+    """In a process of its own: every page but Try it."""
+    import subprocess
+    import sys
+
+    script = f"""
+import sys
+from streamlit.testing.v1 import AppTest
+for page in {[p for p in PAGES if p != "try_it"]}:
+    at = AppTest.from_file({str(APP)!r}, default_timeout=120)
+    if page != "compare":
+        at.switch_page(f"views/{{page}}.py")
+    at.run()
+    assert not at.exception, (page, at.exception)
+    heavy = [m for m in ("torch", "captum", "skimage", "matplotlib.pyplot") if m in sys.modules]
+    assert not heavy, (page, heavy)
+"""
+    environment = os.environ | {"ATTNVIZ_RUNS": str(good_root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=APP.parents[1],
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
