@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attnviz.errors import InputError
-from attnviz.metrics.inputs import AnyMaps, AnyMasks, Batch, score
+from attnviz.metrics.inputs import AnyMaps, AnyMasks, Batch, at_least, score
 from attnviz.metrics.overlap import FLAT, check_threshold
 from attnviz.shapes import Scores
 
@@ -90,7 +90,7 @@ def box_hits_of(
 
 def _box_fit(batch: Batch, threshold: int | float) -> Tensor:
     shape = (-1, batch.height, batch.width)
-    chosen = (batch.scaled >= threshold).view(shape).cpu().numpy()
+    chosen = at_least(batch.scaled, threshold).view(shape).cpu().numpy()
     fit = _best_fit(largest_boxes(chosen), batch.labels.view(shape).cpu().numpy())
     return torch.from_numpy(fit).to(batch.values.device)
 

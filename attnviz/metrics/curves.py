@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnviz.metrics.inputs import sort_rows
+from attnviz.metrics.inputs import sort_rows, true_places
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def sort_curves(values: Tensor, labels: Tensor) -> Curves:
     """
     keys = sort_rows(_packed(values, labels))
     pixels = keys.shape[1]
-    places = _true(keys.view(-1) & 1)
+    places = true_places(keys.view(-1) & 1)
     owner = places // pixels
     area = torch.bincount(owner, minlength=len(keys))
     offsets = area.cumsum(0) - area
@@ -114,7 +114,7 @@ def sort_curves(values: Tensor, labels: Tensor) -> Curves:
 
     new = torch.ones(len(places) + 1, dtype=torch.bool, device=keys.device)
     new[1:-1] = (held[1:] != held[:-1]) | (owner[1:] != owner[:-1])
-    bounds = _true(new)
+    bounds = true_places(new)
     first, last = bounds[:-1], bounds[1:] - 1
     row = owner[first]
     base = row * pixels
@@ -157,13 +157,6 @@ def descending(values: Tensor) -> Tensor:
     return torch.empty_like(places).scatter_(1, places, -new.cumsum(1))
 
 
-def _true(flat: Tensor) -> Tensor:
-    """Where a flat tensor is not zero, int64."""
-    if flat.is_cuda:
-        return torch.nonzero(flat).view(-1)
-    return torch.from_numpy(np.flatnonzero(flat.numpy().astype(bool)))
-
-
 def _argsort(values: Tensor) -> tuple[Tensor, Tensor]:
     if values.is_cuda:
         found = values.sort(1)
@@ -176,7 +169,7 @@ def _tie_start(flat: Tensor, place: Tensor, base: Tensor, held: Tensor) -> Tenso
     """Where each run of equal values starts; `place` is its first place inside the mask."""
     start = place.clone()
     tied = (place > base) & (flat[(place - 1).clamp(min=0)] == held - 1)
-    unsure = _true(tied)
+    unsure = true_places(tied)
     low, high, outside = base[unsure], place[unsure] - 1, held[unsure] - 1
     while bool((low < high).any()):
         middle = (low + high) // 2

@@ -19,6 +19,7 @@ from attnviz.metrics.inputs import (
     row_sum,
     score,
     sort_rows,
+    sum_inside,
 )
 from attnviz.shapes import Scores
 
@@ -78,10 +79,12 @@ def energy_of(batch: Batch, *, sign: Sign = "positive") -> Tensor:
 
 
 def _share_inside(batch: Batch, sign: Sign) -> Tensor:
-    mass = {"positive": torch.relu, "abs": torch.abs, "signed": torch.clone}[sign](batch.wide)
+    # float32 is summed in float64 as it is; float64 is shrunk first where its sum could overflow
+    mass = batch.values if batch.values.dtype == torch.float32 else batch.wide
+    if sign != "signed" and bool((batch.lowest < 0).any()):
+        mass = mass.clamp(min=0) if sign == "positive" else mass.abs()
     total = row_sum(mass)
-    inside = row_sum(torch.where(batch.labels, mass, 0.0))
-    return (inside / total).masked_fill(total == 0, torch.nan)
+    return (sum_inside(mass, batch) / total).masked_fill(total == 0, torch.nan)
 
 
 def lift_of(batch: Batch, *, sign: Sign = "positive") -> Tensor:
@@ -146,7 +149,7 @@ def sparseness_of(batch: Batch) -> Tensor:
 def complexity_of(batch: Batch) -> Tensor:
     """The entropy of a batch, (b,)."""
     share = batch.wide.abs()
-    share.div_(row_sum(share)[:, None])
+    share /= row_sum(share)[:, None]
     nats = share.clamp(min=torch.finfo(torch.float64).tiny).log_()  # 0 · ln 0 is 0
     return -row_sum(nats.mul_(share))
 

@@ -16,6 +16,7 @@ from attnviz.metrics.inputs import (
     AnyMasks,
     Batch,
     Reason,
+    at_least,
     count,
     score,
 )
@@ -95,7 +96,7 @@ def iou_of(batch: Batch, *, threshold: int | float) -> Tensor:
 
 
 def _overlap(batch: Batch, threshold: int | float) -> Tensor:
-    chosen = batch.scaled >= threshold
+    chosen = at_least(batch.scaled, threshold)
     both = count(chosen & batch.labels)
     return both.double() / (count(chosen) + batch.area - both).double()
 

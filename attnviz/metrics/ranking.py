@@ -13,7 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnviz.errors import InputError
-from attnviz.metrics.inputs import UNSCORABLE, AnyMaps, AnyMasks, Batch, Reason, count, score
+from attnviz.metrics.inputs import (
+    UNSCORABLE,
+    AnyMaps,
+    AnyMasks,
+    Batch,
+    Reason,
+    equal,
+    score,
+    true_places,
+)
 from attnviz.shapes import Scores
 
 TOP = 0.01
@@ -143,11 +152,13 @@ def pixel_ap(maps: AnyMaps, masks: AnyMasks) -> Scores:
 
 def pointing_of(batch: Batch, *, tolerance: int | float = 0) -> Tensor:
     """The pointing game of a batch, (b,)."""
-    peaks = batch.values == batch.highest[:, None]
     goal = batch.labels
     if tolerance >= 1:
-        goal = _widened(goal.view(-1, batch.height, batch.width), tolerance).view_as(peaks)
-    return count(peaks & goal).double() / count(peaks).double()
+        goal = _widened(goal.view(-1, batch.height, batch.width), tolerance).view_as(goal)
+    peaks = true_places(equal(batch.values, batch.highest).view(-1))
+    owner, hit = peaks // batch.pixels, goal.view(-1)[peaks]
+    found, all_ = (torch.bincount(rows, minlength=len(goal)) for rows in (owner[hit], owner))
+    return found.double() / all_.double()
 
 
 def rank_of(batch: Batch) -> Tensor:
