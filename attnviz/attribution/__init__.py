@@ -112,7 +112,8 @@ def attribute(
         InputError: An unknown name, option, layer or target; several outputs and no target;
             outputs that are not one row per image; a layer without places.
         UnsupportedError: A guided method on a model with activations other than `nn.ReLU` modules,
-            or DeepLIFT on one that runs an activation module twice.
+            DeepLIFT on one that runs an activation module twice, or a method that sets hooks (both
+            of these, and Grad-CAM) on a compiled or scripted model.
 
     Example:
         >>> import torch

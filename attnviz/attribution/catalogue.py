@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from attnviz.errors import InputError, UnsupportedError, unknown_name
@@ -152,6 +153,7 @@ _UNGUIDED: set[type[nn.Module]] = {
     nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ReLU6, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU,
     nn.Mish, nn.Hardswish, nn.Softplus,
 }  # fmt: skip
+_HOOKING = {"deep_lift", "guided_backprop", "guided_gradcam", "layer_gradcam"}
 _RANDOM = ("NoiseTunnel", "GradientShap", "Lime", "LimeBase", "KernelShap", "ShapleyValueSampling")
 
 
@@ -175,10 +177,13 @@ def built(method: Method, model: nn.Module, layer: nn.Module | None) -> Any:
     """The Captum object for a model.
 
     Raises:
-        UnsupportedError: A guided method on a model whose activations it would not guide.
+        UnsupportedError: A guided method on a model whose activations it would not guide, or one
+            that sets hooks on a compiled or scripted model.
     """
     import captum.attr
 
+    if method.name in _HOOKING:
+        _need_hooks(method, model)
     if method.name.startswith("guided"):
         _need_guidable(method, model)
     make = getattr(captum.attr, method.captum)
@@ -188,6 +193,18 @@ def built(method: Method, model: nn.Module, layer: nn.Module | None) -> Any:
 
         explainer.interpretable_model = LeastSquares()
     return explainer
+
+
+def _need_hooks(method: Method, model: nn.Module) -> None:
+    """Compiled and scripted modules run without the hooks that Captum sets, some silently."""
+    for module in model.modules():
+        compiled = type(module).__name__ == "OptimizedModule"
+        if compiled or isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedError(
+                f"{method.name}: expected a model in plain Python, since this method sets hooks, "
+                f"got a {'compiled' if compiled else 'scripted'} {type(module).__name__}; pass "
+                f"{'the module that was compiled (._orig_mod)' if compiled else 'the original'}"
+            )
 
 
 def _need_guidable(method: Method, model: nn.Module) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import warnings
+
 import captum.attr
 import numpy as np
 import pytest
@@ -457,3 +461,42 @@ def test_a_residual_network_with_in_place_activations_can_be_explained():
     with pytest.raises(UnsupportedError, match="runs twice"):
         asked("deep_lift", model, x, target=1)
     assert fingerprint(model) == before
+
+
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit says of itself that it is deprecated
+        return torch.jit.script(plain())
+
+
+@pytest.mark.parametrize(
+    ("made", "remedy"),
+    [
+        (lambda: torch.compile(plain(), backend="eager"), r"compiled .*\._orig_mod"),
+        (scripted, "scripted .*pass the original"),
+    ],
+)
+def test_compiled_and_scripted_models_can_be_explained_where_no_hook_is_needed(made, remedy):
+    model = made()
+    for method in ("saliency", "integrated_gradients", "occlusion"):
+        assert_close(asked(method, model), asked(method, plain()))
+    for method in ("layer_gradcam", "deep_lift", "guided_backprop", "guided_gradcam"):
+        options = {"layer": model} if "gradcam" in method else {}
+        with pytest.raises(UnsupportedError, match=remedy):
+            asked(method, model, **options)
+
+
+@pytest.mark.parametrize("method", ["saliency", "integrated_gradients", "deep_lift", "kernel_shap"])
+def test_models_in_double_precision_give_the_same_map_in_single(method):
+    expected = asked(method, plain())
+    drawn = asked(method, plain().double(), images().double())
+    assert drawn.dtype == torch.float32
+    assert_close(drawn, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_captum_is_not_loaded_until_a_map_is_asked_for():
+    script = "import sys, attnviz.attribution, attnviz.faithfulness; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"captum", "skimage", "scipy", "pandas"} & set(loaded)
