@@ -52,9 +52,26 @@ class Layout:
 
 
 def layout(
-    operand: Tensor, query: int, key: int, tag: Tag, module: nn.Module, images: int | None
+    operand: Tensor,
+    query: int,
+    key: int,
+    tag: Tag,
+    module: nn.Module,
+    images: int | None,
+    *,
+    whole: bool = False,
 ) -> Layout:
-    """Read an operand whose query and key axes are known, the rest from the softmax's result."""
+    """Read an operand whose query and key axes are known, the rest from the softmax's result.
+
+    Args:
+        operand: What meets the values.
+        query: Its axis of queries.
+        key: Its axis of keys.
+        tag: What is known of the softmax.
+        module: Who attends; it may say how many heads it has.
+        images: The batch size, if it is known.
+        whole: Whether a single leading axis holds no heads.
+    """
     lead = [i for i in range(operand.dim()) if i not in (query, key)]
     order = (*lead, query, key)
     total = prod(operand.shape[i] for i in lead)
@@ -62,6 +79,8 @@ def layout(
     sizes = tuple(tag.shape[i] for i in axes)
     if not axes or prod(sizes) != total:
         sizes = tuple(operand.shape[i] for i in lead)
+    if whole and len(sizes) == 1:
+        return Layout(order, sizes, None)
     return Layout(order, *_split(sizes, total, module, images))
 
 

@@ -17,13 +17,13 @@ from attnviz.capture.edits import checked
 from attnviz.capture.fused import Fused
 from attnviz.capture.gating import arrange, pooling
 from attnviz.capture.grids import Geometry, geometry, token_counts
-from attnviz.capture.layout import Layout, layout
 from attnviz.capture.kernels import as_called
+from attnviz.capture.layout import Layout, layout
 from attnviz.capture.places import Call, Place
 from attnviz.capture.record import Leaf, Record, Windows
 from attnviz.capture.seen import Capture
 from attnviz.capture.tags import Scores, Squash, Tag
-from attnviz.errors import UnsupportedError
+from attnviz.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
     from attnviz.capture.dispatch import Watcher
@@ -50,6 +50,7 @@ class Recorder:
         self.passed_over: list[str] = []
         self.reached: list[str] = []
         self.plan: dict[Any, Any] | None = None
+        self.batch: int | None = None
         self._looks: dict[Any, Any] = {}
         self._counts: Counter[Any] = Counter()
         self._made: list[Squash] = []
@@ -78,7 +79,9 @@ class Recorder:
         name, module, shape = look
         if not self._chosen("attention", name, squash.place, module):
             return None
-        read = layout(operand, query, key, tag, module, shape.images)
+        total = operand.numel() // max(1, operand.shape[query] * operand.shape[key])
+        cut = self._cut(name, squash.place, shape.images, total, operand.shape[key])
+        read = layout(operand, query, key, tag, module, shape.images, whole=cut)
         with self._graph():
             raw = _before_dropout(tag, operand)
             weights = read.present(raw)
@@ -313,7 +316,9 @@ class Recorder:
             known = self.plan.get((*key, self._count(key)))
             if known is not None:
                 look: Look = known
-                return look
+                if look.shape.images is None or self.batch is None:
+                    return look
+                return look._replace(shape=replace(look.shape, images=self.batch))
         calls = self.watcher.calls()
         name, module = self._name(where, calls)
         look = Look(name, module, geometry(calls, queries, keys))
@@ -391,6 +396,18 @@ class Recorder:
         if self.watcher.learning and windows is not None:
             self._looks[(*key, self._count(key))] = windows
         return windows
+
+    def _cut(self, name: str, where: Place, images: int | None, total: int, k: int) -> bool:
+        """Whether an operand's leading axis is exactly the windows of all images."""
+        if not images or total == images:
+            return False
+        key = ("cut", name, where.source, total // images, k)
+        if self.plan is not None:
+            return bool(self.plan.get((*key, self._count(key))))
+        found = self.watcher.windows.find(total, k) is not None
+        if self.watcher.learning:
+            self._looks[(*key, self._count(key))] = found
+        return found
 
     def learned(self) -> None:
         """From now on, places and grids are those of the forward pass just seen."""
@@ -518,7 +535,7 @@ class Recorder:
         record = replace(record, shape=() if values is None else tuple(values.shape))
         reduced: dict[str, Tensor] = {}
         if record.weights is not None and self.options.heads is not None:
-            record = replace(record, weights=record.weights[:, list(self.options.heads)])
+            record = replace(record, weights=_heads(record, self.options.heads))
         if self.options.reduce:
             plain = replace(record, weights=_detached(record.weights),
                             scale=_detached(record.scale))  # fmt: skip
@@ -615,6 +632,17 @@ def _refuse_gradient(_: Tensor) -> None:
         "backward through an edited watch: the gradients would be those of the model unedited; "
         "run it under torch.no_grad()"
     )
+
+
+def _heads(record: Record, chosen: tuple[int, ...]) -> Tensor:
+    weights = record.weights
+    assert weights is not None
+    if any(not -weights.shape[1] <= head < weights.shape[1] for head in chosen):
+        raise InputError(
+            f"watch: {record.name!r} has {weights.shape[1]} heads, got heads={chosen}; "
+            "choose the modules that have them by where="
+        )
+    return weights[:, list(chosen)]
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:

@@ -73,7 +73,7 @@ def stream(
             images = _images(batch).to(target)
             seen = Capture()
             seen.batch = batch
-            watcher.recorder.seen = seen
+            watcher.recorder.seen, watcher.recorder.batch = seen, len(images)
             with eager(), torch.no_grad(), _watched(watcher, scopes):
                 seen.output = model(images)
                 watcher.finish()

@@ -95,7 +95,9 @@ def around(middle: nn.Module, *, seed: int = 0) -> nn.Sequential:
     net = nn.Sequential()
     net.add_module("stem", nn.Conv2d(3, WIDTH, 4, 4))
     net.add_module("attn", middle)
-    net.add_module("head", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, 2)))
+    net.add_module(
+        "head", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, 2))
+    )
     return net.eval()
 
 

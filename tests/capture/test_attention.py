@@ -229,7 +229,7 @@ def test_the_axis_that_sums_to_one_is_told(attend: nets.Attend, axis: str) -> No
     record = only(nets.around(nets.Attention(attend)), nets.images(3))
     assert record.axis == axis
     assert record.weights is not None
-    total = record.weights.sum("b heads q k".split().index(axis))
+    total = record.weights.sum(["b", "heads", "q", "k"].index(axis))
     torch.testing.assert_close(total, torch.ones_like(total))
 
 

@@ -84,9 +84,7 @@ def test_a_channel_gate_however_it_is_squashed(way: str) -> None:
     torch.testing.assert_close(record.scale, truth)
 
 
-@pytest.mark.parametrize(
-    "apply", ["expanded", "left", "in place", "method", "residual", "viewed"]
-)
+@pytest.mark.parametrize("apply", ["expanded", "left", "in place", "method", "residual", "viewed"])
 def test_a_channel_gate_however_it_is_applied(apply: str) -> None:
     (record,) = seen_in(Squeeze(torch.sigmoid, apply))
     assert (record.axis, record.op) == ("channel", "sigmoid")
@@ -322,5 +320,8 @@ def test_a_gate_that_is_computed_and_not_applied_is_told() -> None:
             return x
 
     model = nets.around(Forgotten())
-    with pytest.raises(NothingSeenError, match=r"attn \(sigmoid, test_gates.py:\d+\)"), watch(model):
+    with (
+        pytest.raises(NothingSeenError, match=r"attn \(sigmoid, test_gates.py:\d+\)"),
+        watch(model),
+    ):
         model(nets.images())

@@ -1,0 +1,184 @@
+"""A data set streams through a watched model in the memory of one batch."""
+
+from __future__ import annotations
+
+import gc
+import io
+import sys
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from attnviz.capture import stream, watch
+from attnviz.errors import InputError, NothingSeenError
+from tests.capture import nets
+from tests.capture.test_choosing import Both
+from tests.capture.test_gates import BAM, Blocks, Selective
+from tests.capture.test_multihead import layer, tokens
+from tests.capture.test_windows import Windowed
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "both": lambda: nets.around(Both()),
+    "bam": lambda: nets.around(BAM("sum")),
+    "branches": lambda: nets.around(Selective(stacked=False)),
+    "windows": lambda: nets.around(Windowed(shift=1)),
+    "whole": lambda: Blocks().eval(),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_batch_is_as_if_it_were_watched_alone(name: str) -> None:
+    model = MODELS[name]()
+    shape = (nets.WIDTH, 4, 6) if name == "whole" else (3, 16, 24)
+    batches = [
+        torch.randn(b, *shape, generator=torch.Generator().manual_seed(b)) for b in (2, 3, 1)
+    ]
+    alone = []
+    for batch in batches:
+        with torch.no_grad(), watch(model) as seen:
+            alone.append((model(batch), seen))
+    known = [(name, sorted(vars(module))) for name, module in model.named_modules()]
+    count = 0
+    for (images, seen), batch, (out, truth) in zip(
+        stream(model, batches, reduce=None), batches, alone, strict=True
+    ):
+        count += 1
+        assert torch.equal(images, batch)
+        assert torch.equal(seen.output, out)
+        assert list(seen) == list(truth)
+        for one, other in zip(seen.values(), truth.values(), strict=True):
+            for field in ("weights", "scale"):
+                a, b = getattr(one, field), getattr(other, field)
+                assert (a is None) == (b is None)
+                assert a is None or torch.equal(a, b)
+            for field in ("kind", "axis", "how", "query_grid", "key_grid", "prefix", "heads",
+                          "source", "origin", "logit_scale"):  # fmt: skip
+                assert getattr(one, field) == getattr(other, field), field
+            assert (one.windows is None) == (other.windows is None)
+            if one.windows is not None and other.windows is not None:
+                assert torch.equal(one.windows.cells, other.windows.cells)
+        assert [(name, sorted(vars(module))) for name, module in model.named_modules()] == known
+    assert count == 3
+
+
+def test_the_first_batch_tells_where_to_look() -> None:
+    model = nets.around(Both())
+    stem = model.get_submodule("stem")
+    depth: list[int] = []
+    stem.register_forward_hook(
+        lambda *_: depth.append(torch._C._len_torch_dispatch_stack())  # type: ignore[func-returns-value]
+    )
+    for _ in stream(model, [nets.images()] * 3, reduce="received"):
+        pass
+    assert depth == [1, 0, 0]  # the stem holds nothing to see
+
+
+def test_fast_paths_stay_fast() -> None:
+    encoder = nn.TransformerEncoder(layer(), 2, enable_nested_tensor=False).eval()
+    with torch.no_grad():
+        plain = encoder(tokens())
+    for _, seen in stream(encoder, [tokens()] * 3, reduce="received"):
+        assert torch.equal(seen.output, plain)
+        assert [record.op for record in seen.values()] == ["fast path"] * 2
+
+
+def test_streams_are_reduced_and_edited() -> None:
+    model = nets.around(nets.Attention(nets.fused))
+    with torch.no_grad(), watch(model, edit={"attn": "uniform"}) as truth:
+        out = model(nets.images())
+    for _, seen in stream(model, [nets.images()] * 3, reduce="received", edit={"attn": "uniform"}):
+        assert torch.equal(seen.output, out)
+        record = seen["attn"]
+        assert record.edited and record.weights is None
+        torch.testing.assert_close(record.reduced["received"], torch.full((2, 2, 24), 1 / 24))
+    assert truth["attn"].edited
+
+
+def test_rollout_starts_anew_in_every_batch() -> None:
+    model = nets.around(nn.Sequential(nets.Attention(), nets.Attention()))
+    found = [
+        seen["attn.1"].reduced["rollout"]
+        for _, seen in stream(model, [nets.images()] * 3, reduce="rollout")
+    ]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_loaders_with_labels_and_mappings() -> None:
+    model = nets.around(nets.Attention())
+    data = TensorDataset(nets.images(5), torch.arange(5))
+    labels: list[int] = []
+    for images, seen in stream(model, DataLoader(data, batch_size=2), reduce="received"):
+        assert len(images) == len(seen.output) == len(seen["attn"].reduced["received"])
+        labels += seen.batch[1].tolist()
+    assert labels == [0, 1, 2, 3, 4]
+    for images, _ in stream(model, [{"pixel_values": nets.images(), "y": 0}], reduce=None):
+        assert images.shape == (2, 3, 16, 24)
+    with pytest.raises(InputError, match="expected batches that are a tensor .*got str"):
+        list(stream(model, ["no"], reduce=None))
+
+
+def test_memory_does_not_grow_with_the_number_of_batches() -> None:
+    model = nets.around(nets.Attention(nets.fused))
+    captures: list[weakref.ref[object]] = []
+    sums: list[Tensor] = []
+    for _, seen in stream(model, (nets.images(seed=i) for i in range(20)), reduce="received"):
+        captures.append(weakref.ref(seen))
+        sums.append(seen["attn"].reduced["received"])
+        assert seen["attn"].weights is None
+        del seen
+        gc.collect()
+        assert sum(ref() is not None for ref in captures) <= 1
+    assert len(sums) == 20
+
+
+def test_everything_is_back_when_a_stream_is_left_early() -> None:
+    model = nets.around(nets.Attention())
+
+    def leave() -> None:
+        for i, _ in enumerate(stream(model, [nets.images()] * 5, reduce=None)):
+            if i == 2:
+                break
+
+    leave()
+    gc.collect()
+    assert all("forward" not in vars(module) for module in model.modules())
+    assert torch._C._len_torch_dispatch_stack() == 0
+
+    class Late(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            Late.calls += 1
+            if Late.calls > 2:
+                raise KeyboardInterrupt
+            return x
+
+    model = nets.around(nn.Sequential(nets.Attention(), Late()))
+    with pytest.raises(KeyboardInterrupt):
+        list(stream(model, [nets.images()] * 5, reduce=None))
+    assert all("forward" not in vars(module) for module in model.modules())
+    assert torch._C._len_torch_dispatch_stack() == 0
+
+
+def test_a_model_without_attention_says_so_at_the_first_batch() -> None:
+    with pytest.raises(NothingSeenError):
+        next(iter(stream(nets.around(nn.Identity()), [nets.images()], reduce=None)))
+
+
+def test_progress_is_shown_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    model = nets.around(nets.Attention())
+    list(stream(model, [nets.images()] * 2, reduce=None))
+    assert terminal.getvalue() == ""
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    list(stream(model, [nets.images()] * 2, reduce=None))
+    assert "watching: 100%" in terminal.getvalue()
+    length = len(terminal.getvalue())
+    list(stream(model, [nets.images()] * 2, reduce=None, progress=False))
+    assert len(terminal.getvalue()) == length
