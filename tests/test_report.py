@@ -116,6 +116,13 @@ class TestContent:
         assert f"test image {scores.idxmin()}, energy pointing game {scores.min():.2f}" in worst
         assert f"test image {scores.idxmax()}, energy pointing game {scores.max():.2f}" in best
 
+    def test_images_without_a_patch_are_not_shown(self, root: Path) -> None:
+        digest = dataset(root)
+        scored = sample_table(root, digest, 0.5, 0)
+        scored.loc[scored.label == 0, "attend/energy_pointing_game"] = 0.99
+        write_run(root, "mha", digest=digest, samples=scored)
+        assert not [image for image in written(root).all("img") if "0.99" in image["alt"]]
+
     def test_a_finding_shared_by_runs_is_told_once(self, root: Path) -> None:
         two(root, summary={"findings": [FINDING]})
         text = written(root).text

@@ -165,6 +165,10 @@ class TestSignFlip:
         p = sign_flip(differences, rng=rng())
         assert p == pytest.approx(0.1435, abs=0.006)
 
+    def test_a_sampled_p_is_never_zero(self) -> None:
+        """The observed flip is one of those that could have been."""
+        assert 2**-16 <= sign_flip(np.arange(1.0, 41.0), rng=rng()) < 1e-3
+
 
 class TestHolm:
     def test_the_textbook_example(self) -> None:
