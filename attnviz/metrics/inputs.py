@@ -184,10 +184,11 @@ def batches(maps: AnyMaps, masks: AnyMasks) -> Iterator[Batch]:
     step = max(1, budget // (height * width))
     for start in range(0, count_, step):
         part = slice(start, start + step)
-        rows = values[part].reshape(-1, height * width)
+        rows = values[part].reshape(-1, height * width).contiguous()
         if rows.dtype not in (torch.float32, torch.float64):
             rows = rows.float()
-        yield Batch(rows, labels[part].reshape(-1, height * width), height, width)
+        marks = labels[part].reshape(-1, height * width).contiguous()
+        yield Batch(rows, marks, height, width)
 
 
 def checked(maps: Any, masks: Any) -> tuple[Tensor, Tensor]:
