@@ -36,15 +36,9 @@ def run(args: argparse.Namespace) -> int:
             "`uv run python -m experiments quickstart` makes one"
         )
     words, environment = command(app(), args)
-    process = subprocess.Popen(words, env=environment)
-    try:
-        return 2 if process.wait() not in (0, -2, 130) else 0
-    except KeyboardInterrupt:  # Ctrl-C reaches the child too; it ends by itself
-        process.wait()
-        return 0
-    finally:
-        if process.poll() is None:
-            process.terminate()
+    if os.name == "posix":  # becomes Streamlit, so that every signal reaches it
+        os.execve(words[0], words, environment)
+    return 2 if subprocess.run(words, env=environment).returncode else 0
 
 
 def app() -> Path:

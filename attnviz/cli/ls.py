@@ -25,12 +25,19 @@ def run(args: argparse.Namespace) -> int:
         print(as_json({"runs": [as_dict(run) for run in runs], "left_out": dict(found.left_out)}))
         return 0
     header = ("id", "state", "variant", "seed", "accuracy", "created", "reason")
-    print(table(header, (tuple(as_dict(run)[key] for key in header) for run in runs)))
+    print(table(header, (_row(run, header) for run in runs)))
     counts = Counter(run.state for run in runs)
     print(f"\n{len(runs)} runs: " + ", ".join(f"{counts[s]} {s}" for s in STATES if counts[s]))
     for name, reason in found.left_out.items():
         print(f"left out: {printable(name)} ({reason})")
     return 0
+
+
+def _row(run: Run, header: tuple[str, ...]) -> tuple[object, ...]:
+    facts = as_dict(run)
+    if run.state == "running" and "epoch" in run.progress:
+        facts["reason"] = f"epoch {run.progress['epoch']} of {run.progress.get('epochs', '?')}"
+    return tuple(facts[key] for key in header)
 
 
 def as_dict(run: Run) -> dict[str, Any]:

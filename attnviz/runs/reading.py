@@ -303,7 +303,7 @@ class RunList(Sequence[Run]):
         states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
         lines = [f"{self.where}: {len(self)} runs" + (f" ({states})" if states else "")]
         width = max((len(run.id) for run in self.runs), default=0)
-        lines += [f"  {r.id:<{width}}  {r.state:<8}  {r.reason or r.variant}" for r in self.runs]
+        lines += [f"  {r.id:<{width}}  {r.state:<8}  {_shown(r)}" for r in self.runs]
         return "\n".join(lines)
 
 
@@ -404,6 +404,11 @@ def _judged(
         state, reason = "broken", fault
     known = {name: getattr(header, name) for name in _FROM_HEADER}
     return Run(run_id, state, reason, store, **known), header
+
+
+def _shown(run: Run) -> str:
+    """The reason or variant, with control characters spelled out: strangers may have written it."""
+    return repr(run.reason or run.variant)[1:-1]
 
 
 def _no_run(name: str, folders: Mapping[str, Sizes]) -> str:

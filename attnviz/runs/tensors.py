@@ -125,7 +125,7 @@ class TensorFile:
         inner = entry.shape[1:]
         stride = entry.dtype.itemsize * prod(inner)
         spans = _joined(rows, entry.start, stride) if stride else []
-        content = b"".join(self._parts(spans))
+        content = bytearray().join(self._parts(spans))  # an array upon it can be written to
         if len(content) != len(rows) * stride:
             raise RunError(f"read {self.store.where}/{self.name}: ends before it should")
         return np.frombuffer(content, dtype=entry.dtype).reshape((len(rows), *inner))

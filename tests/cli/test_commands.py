@@ -44,6 +44,16 @@ def test_ls_lists_states_and_reasons(runs: Path, capsys: pytest.CaptureFixture[s
     assert "left out: empty (no run.json)" in out
 
 
+def test_ls_says_how_far_a_running_run_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with start_run(tmp_path, "a", variant="mha", settings={}, seed=0) as writer:
+        writer.heartbeat(epoch=3, epochs=50, loss=0.1)
+        assert run(["ls", str(tmp_path)]) == 0
+        writer.stop("")
+    assert "epoch 3 of 50" in shown(capsys)
+
+
 def test_ls_can_be_narrowed_and_read_by_machines(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,8 @@ def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.masks([4]), arrays["masks"][[4]])
     np.testing.assert_array_equal(found.boxes(), arrays["boxes"])
     np.testing.assert_array_equal(found.labels(), arrays["labels"])
+    for array in (found.images(), found.masks([1]), found.boxes(), found.labels()):
+        assert array.flags.writeable
     assert (found.images().dtype, found.masks().dtype) == (np.uint8, np.bool_)
     assert list_datasets(tmp_path) == (digest,)
 

@@ -46,6 +46,11 @@ def test_good_and_bad_runs_are_listed_in_the_order_of_their_ids(tmp_path: Path) 
     ]
 
 
+def test_a_list_prints_what_a_stranger_wrote_without_obeying_it(tmp_path: Path) -> None:
+    make(tmp_path / "a", variant="\x1b[2J\nmha")
+    assert str(list_runs(tmp_path)).endswith("\\x1b[2J\\nmha")
+
+
 def test_an_unknown_state_is_answered_by_the_known_ones(tmp_path: Path, unchecked: None) -> None:
     with pytest.raises(InputError, match=r"unknown state 'finished': .*expected one of broken, c"):
         list_runs(tmp_path).of("finished")

@@ -63,6 +63,14 @@ def test_the_largest_value_zero_nan_and_infinities_come_back_as_they_were() -> N
     np.testing.assert_array_equal(back, maps)
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 3), (2, 0, 4, 4), (2, 0, 0)])
+def test_no_maps_are_maps_too(shape: tuple[int, ...], tmp_path: Path) -> None:
+    content = to_bytes(scaled(np.zeros(shape), 2))
+    (tmp_path / "a.safetensors").write_bytes(content)
+    file = open_tensors(LocalStore(tmp_path), "a.safetensors")
+    assert restored(file.rows("values"), file.rows("scale")).shape == shape
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.uint8, bool, np.int64])
 def test_any_real_type_is_taken(dtype: type) -> None:
     maps = np.eye(3).astype(dtype)[None]

@@ -55,6 +55,18 @@ def test_maps_of_chosen_images_come_in_the_order_asked_for(tmp_path: Path) -> No
     np.testing.assert_array_equal(run.rows("attend", [1]), run.rows("attend")[1:])
 
 
+def test_every_array_that_is_read_can_be_written_to(tmp_path: Path) -> None:
+    """A read-only one would be warned of by torch, and shared by all who read it."""
+    run = make(tmp_path / "a")
+    found = [
+        run.maps("heads"),
+        run.gates("channel", [1]),
+        run.rows("attend"),
+        *run.weights().values(),
+    ]
+    assert all(array.flags.writeable for array in found)
+
+
 def test_what_a_run_does_not_have_is_answered_by_what_it_has(tmp_path: Path) -> None:
     run = make(tmp_path / "a", gates={})
     with pytest.raises(InputError, match=r"unknown maps of run a 'recieved': did you mean 'rec"):
