@@ -165,10 +165,11 @@ def command(args: argparse.Namespace) -> int:
 
 def _looked_at(root: Path, before: dict[str, bytes], tally: Tally) -> dict[str, bytes]:
     """Note every run's state, and whether one that was complete has changed or gone."""
-    if not root.exists():
-        tally.left["no runs yet"] += 1
+    found = list_runs(root) if root.exists() else ()
+    if not found:
+        tally.left["no runs"] += 1
+        tally.bad += [f"{name}: was complete" for name in before]
         return before
-    found = list_runs(root)
     tally.left.update(run.state for run in found)
     tally.bad += [f"{run.id}: {run.reason}" for run in found if run.state in ("broken", "newer")]
     tally.bad += [f"{name}: {reason}" for name, reason in found.left_out.items()]
