@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+import attnviz as av
 from attnviz import InputError, build_model
+from attnviz.layers.attention import position_code
 from attnviz.models import PatchNet, variants
 from experiments.published import as_published, published_loss
 
 NAMES = list(variants())
+PUBLISHED = NAMES[:6]
+"""The main tutorial's; `experiments.published` has their published forms."""
 
 
 @pytest.fixture(autouse=True)
@@ -17,12 +21,34 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_model_gives_one_logit_per_image(name: str) -> None:
-    assert build_model(name)(torch.rand(2, 3, 32, 32)).shape == (2,)
+def small(name: str) -> torch.nn.Module:
+    """A model for images of 32 × 32; only one of them has to know."""
+    return build_model(name, **({"places": 64} if name == "linear_tokens_channels" else {}))
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_model_gives_one_logit_per_image_and_trains_all_its_weights(name: str) -> None:
+    model = small(name)
+    logits = model(torch.rand(2, 3, 32, 32))
+    assert logits.shape == (2,)
+    logits.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_has_the_map_that_its_variant_names(name: str) -> None:
+    constructions = {"received": "attention", "gate_map": "spatial", "channel_gated": "channel"}
+    model = small(name).eval()
+    wanted = constructions.get(variants()[name].map)
+    if wanted is None:
+        assert variants()[name].map == "layer_gradcam"
+        return
+    with torch.no_grad(), av.watch(model) as seen:
+        model(torch.rand(1, 3, 32, 32))
+    assert wanted in {r.kind if r.kind == "attention" else r.axis for r in seen.values()}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("training", [False, True])
 def test_the_published_form_agrees_on_the_same_weights(name: str, training: bool) -> None:
     model = build_model(name).train(training)
@@ -90,6 +116,14 @@ def test_tokens_as_places_follow_their_places_and_reshaped_ones_do_not() -> None
         layer = build_model(name).eval().get_submodule("features.attention")
         same = torch.allclose(layer(permuted(x)), permuted(layer(x)), atol=1e-4)
         assert same is follows, name
+
+
+def test_a_positional_code_tells_every_place_from_every_other() -> None:
+    code = position_code(32, 6, 5, torch.zeros(1)).flatten(1)
+    distance = torch.cdist(code.T, code.T) + torch.eye(30) * 9
+    assert code.shape == (32, 30)
+    assert distance.min() > 0.1
+    assert position_code(3, 4, 4, torch.zeros(1)).shape == (3, 4, 4)
 
 
 @pytest.mark.parametrize("placement", [0, 1, 2, 3])

@@ -6,7 +6,37 @@ what the layer looks at.
 
 from __future__ import annotations
 
-from attnviz.layers.attention import Attend, ConvAttention, MultiHeadAttention
-from attnviz.layers.gates import CBAM, ChannelGate, SpatialGate
+from attnviz.layers.attention import (
+    Attend,
+    ConvAttention,
+    LearnedQuery,
+    MultiHeadAttention,
+    NonLocal,
+)
+from attnviz.layers.gates import (
+    CBAM,
+    BottleneckGate,
+    ChannelGate,
+    EfficientChannelGate,
+    SpatialGate,
+    SqueezeExcite,
+)
+from attnviz.layers.tutorials import EarlyAttention, LinearTokens, PointwiseAttention, RawScores
 
-__all__ = ["CBAM", "Attend", "ChannelGate", "ConvAttention", "MultiHeadAttention", "SpatialGate"]
+__all__ = [
+    "CBAM",
+    "Attend",
+    "BottleneckGate",
+    "ChannelGate",
+    "ConvAttention",
+    "EarlyAttention",
+    "EfficientChannelGate",
+    "LearnedQuery",
+    "LinearTokens",
+    "MultiHeadAttention",
+    "NonLocal",
+    "PointwiseAttention",
+    "RawScores",
+    "SpatialGate",
+    "SqueezeExcite",
+]

@@ -63,6 +63,7 @@ class MultiHeadAttention(nn.Module):
         heads: How many.
         d_k: Width of a head's queries, keys and values.
         dropout: Of the projected output, before the residual is added.
+        position: Whether each token is told where it is, by `position_code`.
         tokens: `"places"` makes each place a token, with its channels as features. `"reshaped"`
             reads the memory of `(b, c, h, w)` as `(b, h·w, c)`, as a published tutorial does: a
             token is then a run of neighbouring pixels of one channel, and no row of the weights
@@ -76,12 +77,13 @@ class MultiHeadAttention(nn.Module):
         heads: int = 4,
         d_k: int = 8,
         dropout: float = 0.1,
+        position: bool = False,
         tokens: str = "places",
     ) -> None:
         super().__init__()
         if tokens not in TOKENS:
             raise unknown_name("kind of tokens", tokens, TOKENS)
-        self.heads, self.tokens = heads, tokens
+        self.heads, self.position, self.tokens = heads, position, tokens
         self.query = nn.Linear(channels, heads * d_k, bias=False)
         self.key = nn.Linear(channels, heads * d_k, bias=False)
         self.value = nn.Linear(channels, heads * d_k, bias=False)
@@ -93,6 +95,8 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Let every token look at every other."""
         b, c, h, w = x.shape
+        if self.position:
+            x = x + position_code(c, h, w, x)
         tokens = x.flatten(2).mT if self.tokens == "places" else x.reshape(b, h * w, c)
         q, k, v = (
             _split(layer(tokens), self.heads) for layer in (self.query, self.key, self.value)
@@ -141,6 +145,80 @@ class ConvAttention(nn.Module):
         mixed = _pointwise(self.mix_channels, F.leaky_relu(places))
         out: Tensor = self.norm_channels(places + mixed)
         return out.mT.reshape(x.shape)
+
+
+class NonLocal(nn.Module):
+    """A non-local block with residual (Wang et al. 2018), embedded Gaussian, one head.
+
+    Args:
+        channels: Of the feature map; queries, keys and values have half of them.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = max(1, channels // 2)
+        self.query = nn.Conv2d(channels, inner, 1)
+        self.key = nn.Conv2d(channels, inner, 1)
+        self.value = nn.Conv2d(channels, inner, 1)
+        self.attend = Attend(scale=1.0)  # the paper's scores are not scaled
+        self.project = nn.Conv2d(inner, channels, 1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Add to each place what the others say."""
+        b, _, h, w = x.shape
+        q, k, v = (layer(x).flatten(2).mT[:, None] for layer in (self.query, self.key, self.value))
+        mixed = self.attend(q, k, v)[:, 0].mT.reshape(b, -1, h, w)
+        out: Tensor = x + self.project(mixed)
+        return out
+
+
+class LearnedQuery(nn.Module):
+    """One learned query looks at all places; what it gathers replaces the global mean.
+
+    Args:
+        channels: Of the feature map.
+        heads: How many.
+    """
+
+    def __init__(self, channels: int, *, heads: int = 4) -> None:
+        super().__init__()
+        if channels % heads:
+            raise InputError(f"LearnedQuery: expected heads that divide {channels}, got {heads}")
+        self.heads = heads
+        self.query = nn.Parameter(torch.randn(1, heads, 1, channels // heads))
+        self.key = nn.Linear(channels, channels)
+        self.value = nn.Linear(channels, channels)
+        self.attend = Attend()
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 1 1"]:
+        """Gather the places into one."""
+        tokens = x.flatten(2).mT
+        k, v = (_split(layer(tokens), self.heads) for layer in (self.key, self.value))
+        gathered: Tensor = self.attend(self.query.expand(len(x), -1, -1, -1), k, v)
+        return gathered.flatten(1)[:, :, None, None]
+
+
+def position_code(channels: int, h: int, w: int, like: Tensor) -> Float[Tensor, "c h w"]:
+    """Sines and cosines of rows and columns (Vaswani et al. 2017, in two dimensions).
+
+    The first half of the channels codes the row, the second the column, each at wavelengths from
+    2π to 10,000 · 2π. It has no weights and fits any size.
+
+    Args:
+        channels: How many.
+        h: Rows.
+        w: Columns.
+        like: Whose device and type it takes.
+    """
+    half = (channels + 1) // 2
+    rates = 10_000 ** (-torch.arange(0, half, 2, device=like.device) / half)
+    codes = []
+    for size in (h, w):
+        angle = rates[:, None] * torch.arange(size, device=like.device)
+        codes.append(torch.stack([angle.sin(), angle.cos()], 1).flatten(0, 1)[:half])
+    rows, columns = codes
+    code = torch.cat([rows[:, :, None].expand(-1, h, w), columns[:, None, :].expand(-1, h, w)])
+    return code[:channels].to(like.dtype)
 
 
 def _split(tokens: Tensor, heads: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -65,3 +67,80 @@ class CBAM(nn.Sequential):
         self.channel = ChannelGate(channels, reduction=reduction)
         if spatial:
             self.spatial = SpatialGate()
+
+
+class SqueezeExcite(nn.Module):
+    """One scale per channel, from the channels' means (Hu et al. 2018, SENet).
+
+    Args:
+        channels: Of the feature map.
+        reduction: How many channels share one hidden unit.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels)
+        )
+        self.gate = nn.Sigmoid()
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Scale each channel."""
+        scale: Tensor = self.gate(self.mlp(x.mean((2, 3))))
+        return x * scale[:, :, None, None]
+
+
+class EfficientChannelGate(nn.Module):
+    """One scale per channel, from its neighbours' means (Wang et al. 2020, ECA).
+
+    Args:
+        channels: Of the feature map; they decide the kernel's size as in the paper (γ = 2, b = 1).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        reach = int(abs((math.log2(channels) + 1) / 2))
+        kernel = reach if reach % 2 else reach + 1
+        self.conv = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False)
+        self.gate = nn.Sigmoid()
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Scale each channel."""
+        scale: Tensor = self.gate(self.conv(x.mean((2, 3))[:, None])[:, 0])
+        return x * scale[:, :, None, None]
+
+
+class BottleneckGate(nn.Module):
+    """One scale per channel and place, the sum of both kinds of evidence (Park et al. 2018, BAM).
+
+    The feature map is multiplied by `1 + gate`.
+
+    Args:
+        channels: Of the feature map.
+        reduction: How many channels share one hidden unit.
+        dilation: Of the spatial branch's convolutions.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16, dilation: int = 4) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.channel = nn.Sequential(
+            nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels)
+        )
+        self.spatial = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(),
+            nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(),
+            nn.Conv2d(hidden, 1, 1),
+        )
+        self.gate = nn.Sigmoid()
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Raise what the channel and the place together speak for."""
+        evidence = self.channel(x.mean((2, 3)))[:, :, None, None] + self.spatial(x)
+        scale: Tensor = 1 + self.gate(evidence)
+        return x * scale

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from attnviz import layers
 from attnviz.errors import InputError, unknown_name
 from attnviz.layers import CBAM, ConvAttention, MultiHeadAttention
 from attnviz.models.reference import PatchNet
@@ -33,8 +34,10 @@ class Variant:
     build: Callable[..., nn.Module]
 
 
-def _patch_net(attention: Callable[..., nn.Module], **fixed: Any) -> Callable[..., nn.Module]:
-    def build(*, placement: int = 3, width: int = 32, **settings: Any) -> nn.Module:
+def _patch_net(
+    attention: Callable[..., nn.Module], *, at: int = 3, **fixed: Any
+) -> Callable[..., nn.Module]:
+    def build(*, placement: int = at, width: int = 32, **settings: Any) -> nn.Module:
         make = partial(attention, **fixed, **settings)
         return PatchNet(make, placement=placement, width=width)
 
@@ -78,6 +81,84 @@ _VARIANTS = {
             "CBAM: a channel gate, then a 7 × 7 spatial gate",
             "gate_map",
             _patch_net(CBAM),
+        ),
+        Variant(
+            "mha_position",
+            "mha with a positional code added to its tokens",
+            "received",
+            _patch_net(MultiHeadAttention, position=True),
+        ),
+        Variant(
+            "mha_early",
+            "nn.MultiheadAttention between the pixels, before the first convolution",
+            "received",
+            _patch_net(layers.EarlyAttention, at=0),
+        ),
+        Variant(
+            "pointwise",
+            "query, key and value by 1 × 1 convolutions, between places",
+            "received",
+            _patch_net(layers.PointwiseAttention, at=2),
+        ),
+        Variant(
+            "pointwise_channels",
+            "the same as published: its product contracts places and so weighs channels",
+            "layer_gradcam",
+            _patch_net(layers.PointwiseAttention, at=2, over="channels"),
+        ),
+        Variant(
+            "linear_tokens",
+            "linear query, key and value after batch norm, between places",
+            "received",
+            _patch_net(layers.LinearTokens),
+        ),
+        Variant(
+            "linear_tokens_channels",
+            "the same as published: tokens and channels are swapped before the linear layers",
+            "layer_gradcam",
+            _patch_net(layers.LinearTokens, tokens="channels"),
+        ),
+        Variant(
+            "raw_scores",
+            "the smallest self-attention as published, without a softmax",
+            "layer_gradcam",
+            _patch_net(layers.RawScores, softmax=False),
+        ),
+        Variant(
+            "raw_scores_softmax",
+            "the same with its softmax",
+            "received",
+            _patch_net(layers.RawScores),
+        ),
+        Variant(
+            "non_local",
+            "a non-local block with residual",
+            "received",
+            _patch_net(layers.NonLocal),
+        ),
+        Variant(
+            "learned_query",
+            "one learned query looks at all places instead of the global mean",
+            "received",
+            _patch_net(layers.LearnedQuery),
+        ),
+        Variant(
+            "se",
+            "squeeze and excitation: a channel gate",
+            "channel_gated",
+            _patch_net(layers.SqueezeExcite),
+        ),
+        Variant(
+            "eca",
+            "efficient channel attention: a channel gate with three weights",
+            "channel_gated",
+            _patch_net(layers.EfficientChannelGate),
+        ),
+        Variant(
+            "bam",
+            "bottleneck attention: one gate for each channel and place",
+            "layer_gradcam",
+            _patch_net(layers.BottleneckGate),
         ),
     )
 }

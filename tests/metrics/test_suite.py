@@ -251,18 +251,6 @@ def test_expanded_and_sliced_inputs_score_as_their_copies() -> None:
     assert everything(flat, one)["pixel_auroc"].tolist() == [0.5] * 6
 
 
-def test_the_layout_in_memory_does_not_matter() -> None:
-    torch.manual_seed(0)
-    maps, masks = torch.rand(6, 9, 7), torch.rand(6, 9, 7) > 0.6
-    packed = everything(maps, masks)
-    for order in ((2, 1, 0), (1, 0, 2), (0, 2, 1)):
-        back = tuple(order.index(axis) for axis in range(3))
-        strided = maps.permute(order).contiguous().permute(back)
-        marks = masks.permute(order).contiguous().permute(back)
-        for key, score in everything(strided, marks).items():
-            assert torch.equal(score.nan_to_num(-1), packed[key].nan_to_num(-1)), (key, order)
-
-
 def test_many_maps_are_scored_in_pieces_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
     maps, masks = made.noise(20, 6, 6), made.noise(20, 6, 6, seed=1) > 0.5
     whole = everything(maps, masks)
