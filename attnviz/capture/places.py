@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -62,25 +63,38 @@ def place(names: dict[int, str]) -> Place | None:
         module = _module(frame, names)
         if module is not None:
             line = line or _caller(frame) or torch_line or ("?", 0)
-            return Place(names[id(module)], module, f"{Path(line[0]).name}:{line[1]}", line[0])
+            return Place(names[id(module)], module, f"{_base(line[0])}:{line[1]}", line[0])
     return None
+
+
+@lru_cache
+def _base(path: str) -> str:
+    return Path(path).name
 
 
 def calls(names: dict[int, str]) -> list[Call]:
     """The model's modules that are running, innermost first."""
     found: list[Call] = []
-    outermost: FrameType | None = None
+    others: list[FrameType] = []
     for frame in _frames():
-        module = _module(frame, names)
-        if module is None:
-            continue
-        outermost = frame
         if frame.f_code is _CALL:
-            found.append(Call(names[id(module)], module, _shapes(frame)))
-    if outermost is not None and outermost.f_code is not _CALL:
-        module = _module(outermost, names)
-        if module is not None and (not found or found[-1].module is not module):
-            found.append(Call(names[id(module)], module, _shapes(outermost)))
+            local = frame.f_locals
+            module = local["self"]
+            name = names.get(id(module))
+            if name is not None:
+                shapes: list[tuple[int, ...]] = []
+                _collect(local["args"], shapes, 2)
+                _collect(local["kwargs"], shapes, 2)
+                found.append(Call(name, module, tuple(shapes)))
+                others.clear()
+        elif frame.f_code.co_varnames[:1] == ("self",):
+            others.append(frame)
+    for frame in reversed(others):  # a forward or another method that was called by itself
+        outer = _module(frame, names)
+        if outer is not None:
+            if not found or found[-1].module is not outer:
+                found.append(Call(names[id(outer)], outer, _shapes(frame)))
+            break
     return found
 
 

@@ -20,7 +20,7 @@ from attnviz.capture.grids import Geometry, geometry, token_counts
 from attnviz.capture.kernels import as_called
 from attnviz.capture.layout import Layout, layout
 from attnviz.capture.places import Call, Place
-from attnviz.capture.record import Leaf, Record, Windows
+from attnviz.capture.record import Leaf, Record, Windows, changed
 from attnviz.capture.seen import Capture
 from attnviz.capture.tags import Scores, Squash, Tag
 from attnviz.errors import InputError, UnsupportedError
@@ -121,7 +121,7 @@ class Recorder:
         with self._graph():
             weights = fusion.weights(fused)
         check = fusion.discrepancy(fused, output, weights.detach())
-        record = replace(
+        record = changed(
             self._windowed(record, weights.shape, shape.images), weights=weights, check=check
         )
         if edit is None:
@@ -243,7 +243,7 @@ class Recorder:
             return
         weights = pool.present(gate)
         shape = geometry(self.watcher.calls(), 1, weights.shape[-1])
-        self._keep(replace(
+        self._keep(changed(
             record, kind="attention", weights=weights, scale=None, axis="k", how="pooled",
             heads=weights.shape[1], key_grid=shape.key, prefix=shape.prefix, features=None,
         ), number)  # fmt: skip
@@ -294,7 +294,7 @@ class Recorder:
             if number not in self._summed and record.kind == "attention":
                 shape = Geometry(record.images, record.image)
                 made, _ = self._gate_record(tag, gate, other, repeated, record.name, shape)
-                self._keep(replace(
+                self._keep(changed(
                     record, kind="gate", scale=made.scale, weights=None, axis=made.axis,
                     how="gate", heads=1, query_grid=None, key_grid=None, prefix=0, reduced={},
                 ), number)  # fmt: skip
@@ -367,7 +367,7 @@ class Recorder:
         self, record: Record, where: Place, module: nn.Module, shape: Geometry,
         weights: Tensor | None,
     ) -> Record:  # fmt: skip
-        record = replace(
+        record = changed(
             record, name=record.name or self._root, source=where.source, path=where.path,
             origin=where.name or self._root, module=type(module).__name__, images=shape.images,
             image=shape.image, query_grid=shape.query, key_grid=shape.key, prefix=shape.prefix,
@@ -384,7 +384,7 @@ class Recorder:
             return record
         prefix = k - windows.size[0] * windows.size[1]
         query = windows.size if q == k else None
-        return replace(
+        return changed(
             record, windows=windows, query_grid=query, key_grid=windows.size, prefix=prefix
         )
 
@@ -494,9 +494,9 @@ class Recorder:
     def _edited(self, record: Record, edit: Any) -> Record:
         if record.weights is not None:
             weights = checked(edit, record.weights.detach(), record)
-            return replace(record, weights=weights, edited=True, leaf=None)
+            return changed(record, weights=weights, edited=True, leaf=None)
         assert record.scale is not None
-        return replace(record, scale=checked(edit, record.scale.detach(), record), edited=True,
+        return changed(record, scale=checked(edit, record.scale.detach(), record), edited=True,
                        leaf=None)  # fmt: skip
 
     def _only_reduced(self, record: Record, fused: Fused, output: Tensor) -> bool:
@@ -512,7 +512,7 @@ class Recorder:
         step = 1 if first else max(1, min(q, _CHUNK // max(1, fused.query.shape[:-2].numel() * k)))
         for start in range(0, 1 if first else q, step):
             chunk = slice(start, min(q, start + step))
-            part = replace(record, weights=fusion.weights(fused, chunk))
+            part = changed(record, weights=fusion.weights(fused, chunk))
             for name, way in asked.items():
                 if start and reductions.BY_CHUNKS[way] == "first":
                     continue
@@ -525,25 +525,25 @@ class Recorder:
         shape = (*fused.query.shape[:-1], k)
         record = self._windowed(record, shape, record.images)
         check = None if self.watcher.trusted else fusion.discrepancy(fused, output)
-        self._store(replace(record, check=check, shape=shape), reduced)
+        self._store(changed(record, check=check, shape=shape), reduced)
         return True
 
     # how a record is kept --------------------------------------------------------------------
 
     def _keep(self, record: Record, number: int | None = None) -> None:
         values = record.weights if record.kind == "attention" else record.scale
-        record = replace(record, shape=() if values is None else tuple(values.shape))
+        record = changed(record, shape=() if values is None else tuple(values.shape))
         reduced: dict[str, Tensor] = {}
         if record.weights is not None and self.options.heads is not None:
-            record = replace(record, weights=_heads(record, self.options.heads))
+            record = changed(record, weights=_heads(record, self.options.heads))
         if self.options.reduce:
-            plain = replace(record, weights=_detached(record.weights),
+            plain = changed(record, weights=_detached(record.weights),
                             scale=_detached(record.scale))  # fmt: skip
             for name, way in self.options.reduce.items():
                 value = way(plain)
                 if value is not None:
                     reduced[name] = value
-            record = replace(record, weights=None)
+            record = changed(record, weights=None)
         self._store(record, reduced, number)
 
     def _store(self, record: Record, reduced: dict[str, Tensor], number: int | None = None) -> None:
@@ -558,7 +558,7 @@ class Recorder:
             self._forget_rollout(reduced)
         if record.name == "":
             changes["name"] = self._root
-        record = replace(record, **changes)
+        record = changed(record, **changes)
         if number is None:
             self.seen._add(record)
         else:
@@ -573,7 +573,7 @@ class Recorder:
                 value = earlier.reduced.get(name)
                 if value is not None and value.shape == reduced[name].shape:
                     kept = {key: v for key, v in earlier.reduced.items() if key != name}
-                    self.seen._set(number, replace(earlier, reduced=kept))
+                    self.seen._set(number, changed(earlier, reduced=kept))
 
     def _moved(self, tensor: Tensor) -> Tensor:
         if self.options.to is None and self.options.dtype is None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
-from attnviz.capture.record import Record
+from attnviz.capture.record import Record, changed
 from attnviz.errors import InputError
 
 
@@ -50,7 +49,7 @@ class Capture(Mapping[str, Record]):
             for record in self._records:
                 name = record.name
                 if total[name] > 1:
-                    record = replace(record, name=f"{name}#{seen[name]}")
+                    record = changed(record, name=f"{name}#{seen[name]}")
                     seen[name] += 1
                 self._named[record.name] = record
             self._stale = False

@@ -8,15 +8,18 @@ tagged.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from math import isnan
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from attnviz.capture.places import Place
 
+_UNMADE = (UninitializedParameter, UninitializedBuffer)
 _SWEEP = 512  # tags of storages that are gone are dropped once the table has grown to this
 
 
@@ -141,6 +144,7 @@ class Tags:
     def __init__(self) -> None:
         self._tags: dict[int, Tag] = {}
         self._alive: dict[int, int] = {}
+        self._fixed: list[torch.UntypedStorage] = []
         self._limit = _SWEEP
 
     def __len__(self) -> int:
@@ -154,13 +158,21 @@ class Tags:
     def put(self, tensor: Tensor, tag: Tag) -> None:
         """Tag a tensor's storage for as long as it lives."""
         storage = tensor.untyped_storage()
-        key = cast(int, storage._cdata)  # torch declares a storage here
+        key: int = cast(Any, storage)._cdata
         if key not in self._alive:
             self._alive[key] = storage._weak_ref()
         self._tags[key] = tag
         if len(self._tags) > self._limit:
             self.sweep()
             self._limit = max(_SWEEP, 2 * len(self._tags))
+
+    def fix(self, tensors: Iterable[Tensor]) -> None:
+        """Tag parameters and buffers, which live as long as the table."""
+        for tensor in tensors:
+            if tensor.layout is torch.strided and not isinstance(tensor, _UNMADE):
+                storage = tensor.untyped_storage()
+                self._fixed.append(storage)
+                self._tags[cast(Any, storage)._cdata] = PARAMETER
 
     def drop(self, tensor: Tensor) -> None:
         """Forget what a storage held."""
@@ -176,6 +188,8 @@ class Tags:
         """Forget everything."""
         for key in list(self._alive):
             self._release(key)
+        self._tags.clear()
+        self._fixed.clear()
 
     def _release(self, key: int) -> None:
         torch.UntypedStorage._free_weak_ref(self._alive.pop(key))

@@ -66,7 +66,9 @@ def test_scale_and_operands_of_the_logits_are_found(way: str) -> None:
     assert record.logit_scale == pytest.approx(0.5)
     if way == "columns":  # the product's factors are keys and queries, in this order
         return
-    assert record.query is not None and record.key is not None and record.weights is not None
+    assert record.query is not None
+    assert record.key is not None
+    assert record.weights is not None
     logits = record.query @ record.key.mT
     scaled = logits * (0.5 if way in ("plain", "fused", "einsum", "merged", "by_hand") else 1.0)
     scaled = scaled * (0.5 if way == "values_first" else 1.0)
@@ -105,7 +107,8 @@ def test_masks_leave_their_keys_at_zero(attend: nets.Attend) -> None:
     assert not record.weights.triu(1).any()
     torch.testing.assert_close(record.weights.sum(-1), torch.ones(2, 2, 24))
     if record.how == "fused":
-        assert record.check is not None and record.check < 1e-5
+        assert record.check is not None
+        assert record.check < 1e-5
 
 
 def test_a_fully_masked_row_of_a_kernel_is_zero() -> None:
@@ -117,7 +120,8 @@ def test_a_fully_masked_row_of_a_kernel_is_zero() -> None:
     record = only(nets.around(nets.Attention(attend)), nets.images())
     assert record.weights is not None
     assert not record.weights[:, :, 3].any()
-    assert record.check is not None and record.check < 1e-5
+    assert record.check is not None
+    assert record.check < 1e-5
 
 
 @pytest.mark.parametrize("scale", [None, 0.1, 3.0])
@@ -127,7 +131,8 @@ def test_a_kernels_scale_is_used(scale: float | None) -> None:
 
     record = only(nets.around(nets.Attention(attend)), nets.images())
     assert record.logit_scale == pytest.approx(0.5 if scale is None else scale)
-    assert record.check is not None and record.check < 1e-5
+    assert record.check is not None
+    assert record.check < 1e-5
 
 
 def test_grouped_queries_share_their_keys() -> None:
@@ -137,7 +142,8 @@ def test_grouped_queries_share_their_keys() -> None:
     record = only(nets.around(nets.Attention(attend, heads=4)), nets.images())
     assert record.weights is not None
     assert record.weights.shape == (2, 4, 24, 24)
-    assert record.check is not None and record.check < 1e-5
+    assert record.check is not None
+    assert record.check < 1e-5
 
 
 class Cross(nn.Module):
@@ -374,4 +380,6 @@ def test_a_module_called_twice_has_two_records() -> None:
     assert list(seen) == ["attn.0#0", "attn.0#1"]
     assert seen["attn.0#1"].name == "attn.0#1"
     a, b = (seen[name].weights for name in seen)
-    assert a is not None and b is not None and not torch.equal(a, b)
+    assert a is not None
+    assert b is not None
+    assert not torch.equal(a, b)

@@ -63,7 +63,8 @@ def test_heads_devices_and_types_of_what_is_kept() -> None:
         assert record.heads == 2
         assert torch.equal(record.weights, whole[:, 1:].half())
     gate = seen(dtype=torch.float16)["attn.cbam.ca"].scale
-    assert gate is not None and gate.dtype == torch.float16
+    assert gate is not None
+    assert gate.dtype == torch.float16
 
 
 def test_a_head_that_does_not_exist_is_refused() -> None:

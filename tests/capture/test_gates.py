@@ -199,7 +199,8 @@ class Coordinates(nn.Module):
 def test_gates_over_rows_and_columns() -> None:
     rows, columns = seen_in(Coordinates())
     assert (rows.axis, columns.axis) == ("rows", "columns")
-    assert rows.scale is not None and columns.scale is not None
+    assert rows.scale is not None
+    assert columns.scale is not None
     assert rows.scale.shape == (2, nets.WIDTH, 4, 1)
     assert columns.scale.shape == (2, nets.WIDTH, 1, 6)
 

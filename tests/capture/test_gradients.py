@@ -39,7 +39,8 @@ def test_gradients_by_the_weights_on_every_path(way: str) -> None:
         out = model(x)
     assert torch.equal(plain, out)
     record = seen["attn"]
-    assert record.weights is not None and record.weights.requires_grad
+    assert record.weights is not None
+    assert record.weights.requires_grad
     torch.testing.assert_close(record.weights, weights, atol=1e-6, rtol=1e-5)
     slope = record.gradient(out[:, 1])
     assert slope.shape == (2, 2, 24, 24)

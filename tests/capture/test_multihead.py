@@ -122,7 +122,8 @@ def test_the_encoder_layers_fast_path(norm_first: bool, activation: str, mask: s
             assert torch.equal(encoder(x, **options), plain)
     (record,) = seen.values()
     assert (record.op, record.exact) == ("fast path", False)
-    assert record.check is not None and record.check < 1e-5
+    assert record.check is not None
+    assert record.check < 1e-5
     normed = encoder.norm1(x) if norm_first else x
     names = {"src_mask": "attn_mask", "src_key_padding_mask": "key_padding_mask"}
     truth = reference(encoder.self_attn, normed, normed, normed,

@@ -37,7 +37,7 @@ def slow_entropy(a: Tensor) -> Tensor:
 
 
 def slow_distance(a: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
-    b, heads, q, k = a.shape
+    b, heads, q, _k = a.shape
     out = torch.zeros(b, heads, q - prefix)
     places = [(y, x) for y in range(grid[0]) for x in range(grid[1])]
     for i in range(b):
@@ -81,7 +81,8 @@ def test_reductions_equal_their_slow_twins(
     chunked = watched(model, reduce=["received", "entropy", "class_row"])
     for name in whole:
         a, record = whole[name].weights, some[name]
-        assert a is not None and record.weights is None
+        assert a is not None
+        assert record.weights is None
         assert record.shape == (2, 2, 24, 24)
         truth = {
             "received": slow_received(a),
@@ -106,7 +107,8 @@ def test_reductions_equal_their_slow_twins(
 
 def test_a_fused_kernel_reduced_alone_is_still_checked() -> None:
     record = watched(nets.around(nets.Attention(nets.fused)), reduce="received")["attn"]
-    assert record.check is not None and record.check < 1e-5
+    assert record.check is not None
+    assert record.check < 1e-5
 
 
 def test_leading_tokens_have_no_distance() -> None:

@@ -93,7 +93,8 @@ def test_streams_are_reduced_and_edited() -> None:
     for _, seen in stream(model, [nets.images()] * 3, reduce="received", edit={"attn": "uniform"}):
         assert torch.equal(seen.output, out)
         record = seen["attn"]
-        assert record.edited and record.weights is None
+        assert record.edited
+        assert record.weights is None
         torch.testing.assert_close(record.reduced["received"], torch.full((2, 2, 24), 1 / 24))
     assert truth["attn"].edited
 
