@@ -140,7 +140,7 @@ def _measured(found: Run, args: argparse.Namespace) -> dict[str, Any]:
 
     bench = Bench(found, test_set(found), once, args)
     samples, summaries = found.samples(), {}
-    for name in _chosen(found, args.maps):
+    for name in _chosen(found, args.maps, bench.dataset.count):
         columns, summaries[name] = _scores_of(bench, name)
         samples = with_columns(samples, name, columns)
     cuts = _knocked(bench) if args.knockout else None
@@ -152,14 +152,18 @@ def _measured(found: Run, args: argparse.Namespace) -> dict[str, Any]:
     return {"id": found.id, "metrics": summaries, "knockout": rows, "text": repr(cuts)}
 
 
-def _chosen(found: Run, names: Sequence[str] | None) -> list[str]:
-    """The maps asked for; by default those with one map per image, not per head."""
+def _chosen(found: Run, names: Sequence[str] | None, count: int) -> list[str]:
+    """The maps asked for; by default those with one map for each image, not head by head."""
+    shapes = {name: found.files[f"maps/{name}.safetensors"].shape for name in found.map_names}
+    whole = [name for name, shape in shapes.items() if shape and shape[0] == count]
     for name in names or ():
-        if name not in found.map_names:
-            raise unknown_name(f"map of {found.id}", name, found.map_names)
-    if names:
-        return list(names)
-    return [name for name in found.map_names if found.maps(name, [0]).ndim == 3]
+        if name not in shapes:
+            raise unknown_name(f"map of {found.id}", name, whole)
+        if name not in whole:
+            raise InputError(
+                f"{found.id}: expected maps of all {count} images, {name!r} holds {shapes[name]}"
+            )
+    return list(names) if names else [name for name in whole if len(shapes[name] or ()) == 3]
 
 
 def _scores_of(bench: Bench, name: str) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:

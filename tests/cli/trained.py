@@ -49,6 +49,7 @@ def write_trained(root: Path, variant: str = "mha", *, weights: bool = True) -> 
                 model(images)
             record = next(iter(seen.attention.values()))
             maps = {"received": received(record), "received.heads": received(record, heads="each")}
+            maps["received@0001"] = maps["received"][:2]  # an epoch's, of the first images
     table = {
         "index": np.arange(COUNT),
         "label": masks.flatten(1).any(1).long().numpy(),
