@@ -46,7 +46,7 @@ def main() -> None:
         for target in pages:
             st.page_link(target, query_params=carried())
         st.caption("Runs in")
-        st.code(root(), language=None)
+        st.code(root(), language=None, wrap_lines=True)
     page.run()
 
 

@@ -103,7 +103,8 @@ def dot_plot(
     words = base.mark_text(align="left", dx=10, fontSize=13, color=ink.text).encode(
         x=alt.X("at:Q", scale=scale, title=spoken(metric), axis=axis), text="label:N"
     )
-    chart = alt.layer(*_level_marks(levels, scale, ink), interval, seeds, words, dots)
+    ticks = [seeds] if len(by_seed) else []  # an empty layer is a picture without a name
+    chart = alt.layer(*_level_marks(levels, scale, ink), interval, *ticks, words, dots)
     return styled(chart.properties(height=_ROW * len(order) + _AXIS, width="container"), ink)
 
 

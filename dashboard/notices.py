@@ -19,7 +19,7 @@ QUICKSTART = "uv run python -m experiments quickstart"
 
 def command(text: str) -> None:
     """A command to copy."""
-    st.code(text, language="bash")
+    st.code(text, language="bash", wrap_lines=True)
 
 
 def nothing_here(root: str, reason: str | None = None) -> None:

@@ -171,7 +171,7 @@ def pack_rows(
     head = {
         "image": _part(parts, _atlas(image[None])),
         "rows": _part(parts, small.astype(np.uint8).tobytes()),
-        "cover": _part(parts, cover.astype("<f4").tobytes()),
+        "shares": _part(parts, _shares(rows[..., extra_k:], cover).astype("<f4").tobytes()),
         "heads": heads,
         "queries": queries,
         "keys": keys,
@@ -187,6 +187,13 @@ def pack_rows(
         "palette": COLOUR_MAPS[colours],
     }
     return _block(head, parts)
+
+
+def _shares(rows: np.ndarray, cover: np.ndarray) -> np.ndarray:
+    """How much of each row lies on the patch, `(heads, q)`, before rows are rounded to bytes."""
+    total = rows.sum(axis=-1)
+    inside = rows @ cover.ravel()
+    return np.divide(inside, total, out=np.zeros_like(total), where=total > 0)
 
 
 def pack_image(image: np.ndarray, *, x: int, y: int, size: int) -> bytes:

@@ -44,7 +44,7 @@ async function load(picker, bytes) {
   const blob = (part) => bytes.slice(start + part.offset, start + part.offset + part.length);
   const image = await createImageBitmap(new Blob([blob(head.image)], { type: "image/webp" }));
   if (picker.id !== id) return;
-  Object.assign(picker, { head, image, rows: blob(head.rows), cover: floats(blob(head.cover)), row: head.place[0], column: head.place[1], mode: "place", pinned: false });
+  Object.assign(picker, { head, image, rows: blob(head.rows), shares: floats(blob(head.shares)), row: head.place[0], column: head.place[1], mode: "place", pinned: false });
   picker.grey = greyed(image);
   picker.palette = head.palette.map((c) => [(c >> 16) & 255, (c >> 8) & 255, c & 255]);
   picker.means = { inside: mean(picker, head.inside), outside: mean(picker, head.outside) };
@@ -136,13 +136,12 @@ function sum(values) {
 
 function paint(picker) {
   const started = performance.now();
-  const { head, mode, cover } = picker;
+  const { head, mode } = picker;
   const query = head.prefix_q + picker.row * head.query[1] + picker.column;
   const shares = picker.views.map((one, i) => {
     const values = mode === "place" ? row(picker, i, query) : picker.means[mode][i];
-    let inside = 0;
-    for (let k = 0; k < cover.length; k++) inside += values[k] * cover[k];
-    const share = inside / (sum(values) || 1);
+    const queries = mode === "place" ? [query] : head[mode];
+    const share = queries.reduce((all, q) => all + picker.shares[i * head.queries + q], 0) / queries.length;
     drawHead(picker, one.view, values);
     const words = `head ${i + 1}` + (head.box ? ` · ${(100 * share).toFixed(1)} % on the patch` : "");
     one.words.textContent = words;

@@ -31,13 +31,13 @@ def main() -> None:
 
 
 def _images(choice: Chosen) -> None:
-    st.subheader("Test images")
+    st.header("Test images")
     run = choice.runs[0]
     if not run.dataset:
         st.caption("The runs name no test images.")
         return
     st.markdown("Digest (of the pixels, masks, boxes and labels; equal digests are equal images):")
-    st.code(choice.digest, language=None)
+    st.code(choice.digest, language=None, wrap_lines=True)
     info = notices.readable(lambda: shelf.dataset_info(choice.listing.root, choice.digest), run)
     table = notices.readable(lambda: shelf.samples(run), run)
     facts: dict[str, Any] = {}
@@ -56,7 +56,7 @@ def _pairs(facts: dict[str, Any], alt: str) -> None:
 
 
 def _metrics(used: list[str]) -> None:
-    st.subheader("What the numbers mean")
+    st.header("What the numbers mean")
     for key in used:
         known = DEFINITIONS.get(key)
         if known is None:
@@ -72,7 +72,7 @@ def _metrics(used: list[str]) -> None:
 
 
 def _environment(choice: Chosen) -> None:
-    st.subheader("Environment")
+    st.header("Environment")
     flat = {run.id: flattened(run.environment) for run in choice.runs}
     first = next(iter(flat.values()))
     shared = {k: v for k, v in first.items() if all(one.get(k) == v for one in flat.values())}

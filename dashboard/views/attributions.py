@@ -104,9 +104,7 @@ def _levels(runs: Sequence[Any], name: str, metric: str) -> dict[str, float]:
 
 def _scores(rows: pd.DataFrame, metric: str) -> None:
     best = rows.iloc[0]
-    st.subheader(
-        f"{plain(best['variant'])} scores highest: {charts.short(metric)} {best['mean']:.3f}"
-    )
+    st.header(f"{plain(best['variant'])} scores highest: {charts.short(metric)} {best['mean']:.3f}")
     empty = pd.DataFrame({"variant": [], "seed": [], "mean": []})
     st.altair_chart(
         charts.dot_plot(rows, empty, metric, colours(), select=False),
@@ -129,7 +127,7 @@ def _scores(rows: pd.DataFrame, metric: str) -> None:
 
 
 def _agreement(choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
-    st.subheader("Do they agree?")
+    st.header("Do they agree?")
     found = []
     for variant, runs in choice.groups.items():
         for run in runs[:1]:
@@ -172,7 +170,7 @@ def _agreement(choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
 
 def _odd_ones(choice: Chosen) -> None:
     """The images on which attention and attribution disagree most, side by side."""
-    st.subheader("Where they disagree most")
+    st.header("Where they disagree most")
     run = one_run(choice)
     if run is None:
         return

@@ -87,7 +87,7 @@ def _metric(tables: dict[str, pd.DataFrame]) -> str:
 
 def _answer(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
     sentence = result.sentence
-    st.subheader(plain(f"N{sentence[1:]}" if sentence.startswith("no ") else sentence))
+    st.header(plain(f"N{sentence[1:]}" if sentence.startswith("no ") else sentence))
     rows = result.of(metric)
     seeds = result.by_seed[result.by_seed["metric"] == metric]
     event = st.altair_chart(
@@ -118,7 +118,7 @@ def _answer(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataF
 
 def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: list[str]) -> None:
     """The same image in every variant, its box drawn, its score below."""
-    st.subheader("The same image in every variant")
+    st.header("The same image in every variant")
     shown = [(name, runs[0]) for name, runs in choice.groups.items() if runs[0].id in tables]
     digest = str(shown[0][1].dataset)
     shown = [(name, run) for name, run in shown if str(run.dataset) == digest]
@@ -200,7 +200,7 @@ def _below(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataFr
     with right:
         _accuracy(result, metric)
     _differences(result, metric)
-    st.subheader("Table")
+    st.header("Table")
     rows = result.of(metric)
     st.dataframe(rows, hide_index=True, alt=charts.dot_plot_in_words(rows, metric))
     one, two, _ = st.columns([1, 1, 3])
@@ -219,7 +219,7 @@ def _below(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataFr
 
 
 def _curves(choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
-    st.subheader("IoU against the threshold")
+    st.header("IoU against the threshold")
     parts = []
     for name, runs in choice.groups.items():
         curves = [
@@ -286,7 +286,7 @@ def _curve(key: tuple[Any, ...], _run: Any, root: str) -> np.ndarray:
 
 
 def _accuracy(result: Any, metric: str) -> None:
-    st.subheader("Accuracy against localisation")
+    st.header("Accuracy against localisation")
     rows = result.of(metric)[["variant", "accuracy", "mean"]].dropna()
     if rows.empty:
         st.caption("No run says how accurate it is.")
@@ -311,7 +311,7 @@ def _differences(result: Any, metric: str) -> None:
     pairs = result.differences[result.differences["metric"] == metric]
     if pairs.empty:
         return
-    st.subheader("Paired differences")
+    st.header("Paired differences")
     data = pairs.assign(
         pair=[f"{r.variant} − {r.other}" for r in pairs.itertuples()], mean=pairs["difference"]
     )

@@ -83,9 +83,9 @@ def _sentence(findings: list[dict[str, Any]], examined: int) -> None:
         if (n := sum(one["severity"] == severity for one in findings))
     ]
     if counts:
-        st.subheader(f"{', '.join(counts)} in {examined} runs")
+        st.header(f"{', '.join(counts)} in {examined} runs")
     else:
-        st.subheader(f"Nothing wrong was found in {examined} runs")
+        st.header(f"Nothing wrong was found in {examined} runs")
 
 
 def _filtered(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:

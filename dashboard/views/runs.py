@@ -103,7 +103,7 @@ def _faults(shown: list[Any]) -> None:
 def _chosen(chosen: list[Any]) -> None:
     if len(chosen) < 2:
         return
-    st.subheader(f"What tells these {len(chosen)} runs apart")
+    st.header(f"What tells these {len(chosen)} runs apart")
     table = differences(chosen)
     if table.empty:
         st.caption("Nothing: their settings are the same.")

@@ -115,7 +115,7 @@ def _variant(
     """A row: the image, the run's map, each head, each other map."""
     row = table.iloc[image]
     verdict = "right" if row["correct"] else "wrong"
-    st.subheader(plain(name))
+    st.header(plain(name))
     st.caption(
         f"Seed {run.seed}, classified {verdict}: p(patch) = {row['probability']:.3f}, logit "
         f"{row['logit']:+.2f}"
@@ -199,7 +199,7 @@ def _picture(
 
 def _picker(shown: list[tuple[str, Any]], image: int, held: shelf.Pictures, box: Any) -> None:
     st.divider()
-    st.subheader("Where does a place look?")
+    st.header("Where does a place look?")
     kept = {
         f"{run.id}/{layer}": (name, run, layer) for name, run in shown for layer in run.row_names
     }
@@ -256,7 +256,7 @@ def _gates(shown: list[tuple[str, Any]], image: int) -> None:
             continue
         if not drawn:
             st.divider()
-            st.subheader("Channel gates of this image, beside the set's")
+            st.header("Channel gates of this image, beside the set's")
         drawn += 1
         far = found.loc[(found["gate"] - found["median"]).abs().idxmax()]
         words = (

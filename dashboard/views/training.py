@@ -96,7 +96,7 @@ def _panels(tables: dict[str, list[pd.DataFrame]], chance: float | None) -> None
         known = [c for c in wanted if any(c in t for group in tables.values() for t in group)]
         if not known:
             continue
-        st.subheader(name)
+        st.header(name)
         words = {c: charts.spoken(c.replace("val_", "validation ")) for c in known}
         column = chooser("Curve", f"curve_{name.lower()}", words, known[0])
         data = seed_bands(tables, column)
@@ -147,7 +147,7 @@ def _maps(listing: shelf.Listing, runs: list[Any]) -> None:
     kept = {run.id: run for run in runs if epoch_maps(run)}
     if not kept:
         return
-    st.subheader("The map, epoch by epoch")
+    st.header("The map, epoch by epoch")
     words = {run.id: f"{run.variant} · seed {run.seed} · {run.id}" for run in kept.values()}
     first = next((run.id for run in kept.values() if run.state == "running"), next(iter(kept)))
     run = kept[chooser("Run", "run", words, first)] if len(kept) > 1 else kept[first]

@@ -18,7 +18,8 @@ from dashboard.packing import MapLayer, Settings, Tile, pack, pack_image
 from dashboard.pictures import in_words, sheet
 from dashboard.pointer import pointer
 from dashboard.selection import patched, plain, threshold_of, whole
-from dashboard.uploads import FORMATS, MOST_BYTES, MOST_PIXELS, decoded
+from dashboard.upload import upload
+from dashboard.uploads import decoded
 
 _WEIGHTS = "model.safetensors"
 _SHAPES = ("square", "disc", "ring", "bar", "line", "cross", "L", "dots", "texture")
@@ -81,14 +82,11 @@ def _model(key: tuple[Any, ...], _run: Any) -> Any:
 
 def _image(choice: Chosen, run: Any) -> np.ndarray | None:
     """A test image without a patch, or the reader's own."""
-    limits = f"{', '.join(FORMATS)}; at most {MOST_BYTES / 1e6:.0f} MB, {MOST_PIXELS / 1e6:.0f} MP"
-    file = st.file_uploader(
-        "Your own image", type=["png", "jpg", "jpeg", "webp"], key="upload", help=limits
-    )
+    side = run.settings.get("side")
+    side = side if isinstance(side, int) and 16 <= side <= 1024 else 96
+    file = notices.readable(lambda: upload(side, key="upload"))
     if file is not None:
-        side = run.settings.get("side")
-        side = side if isinstance(side, int) and 16 <= side <= 1024 else 96
-        return notices.readable(lambda: decoded(file.getvalue(), side))
+        return notices.readable(lambda: decoded(file, side))
     table = notices.readable(lambda: shelf.samples(run), run)
     if table is None:
         return None
@@ -148,7 +146,7 @@ def _answer(
         else ("yes", "no")
     )
     verdict = said[0] if answer.logit > 0 else said[1]
-    st.subheader(f"{verdict}: p = {answer.probability:.3f}, logit {answer.logit:+.2f}")
+    st.header(f"{verdict}: p = {answer.probability:.3f}, logit {answer.logit:+.2f}")
     if off:
         st.markdown(
             f"Untouched: p = {before.probability:.3f}, logit {before.logit:+.2f}; the change is "

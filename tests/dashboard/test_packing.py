@@ -109,9 +109,11 @@ class TestRows:
         block = pack_rows(image, rows, query_grid=(6, 6), key_grid=(6, 6), box=(2, 2, 6, 6))
         head, body = unpacked(block)
         values = np.frombuffer(part(body, head["rows"]), np.uint8).reshape(2, 36, 36)
-        cover = np.frombuffer(part(body, head["cover"]), "<f4")
-        shares = (values * cover).sum(-1) / values.sum(-1)
-        np.testing.assert_allclose(shares, (rows * cover).sum(-1), atol=0.01)
+        top = rows.max(-1, keepdims=True)
+        np.testing.assert_allclose(values / 255, rows / top, atol=0.5 / 255 + 1e-6)
+        shares = np.frombuffer(part(body, head["shares"]), "<f4").reshape(2, 36)
+        cover = coverage((2, 2, 6, 6), (12, 12), (6, 6)).ravel()
+        np.testing.assert_allclose(shares, (rows * cover).sum(-1), rtol=1e-5)
         assert head["inside"] == [7, 8, 13, 14]
         assert len(head["outside"]) == 32
         assert head["place"] == [2, 2]

@@ -46,7 +46,7 @@ def opened(patch: pytest.MonkeyPatch, view: str, root: Any, /, **params: Any) ->
 
 def words(at: AppTest) -> str:
     """Everything that can be read on the page."""
-    kinds = ("title", "subheader", "markdown", "caption", "warning", "error", "info", "code")
+    kinds = ("title", "header", "markdown", "caption", "warning", "error", "info", "code")
     parts = [element.value for kind in kinds for element in getattr(at, kind)]
     parts += [box.label for box in at.expander]
     return "\n".join(str(part) for part in parts).replace("\\", "")
@@ -66,7 +66,7 @@ class TestGoodRuns:
 
     def test_compare_answers_first_and_in_one_sentence(self, good_root, monkeypatch):
         at = opened(monkeypatch, "compare", good_root)
-        sentence = at.subheader[0].value.replace("\\", "")
+        sentence = at.header[0].value.replace("\\", "")
         assert sentence.startswith("mha looks at the patch most: energy 0.")
         for part in ("chance 0.03", "ceiling 0.81", "paired CI"):
             assert part in sentence
@@ -75,7 +75,7 @@ class TestGoodRuns:
         at = opened(monkeypatch, "compare", good_root)
         at.selectbox(key="choose_metric").set_value("max_iou").run()
         assert at.query_params["metric"] == "max_iou"
-        assert "IoU" in at.subheader[0].value
+        assert "IoU" in at.header[0].value
 
     def test_the_image_is_in_the_address(self, good_root, monkeypatch):
         at = opened(monkeypatch, "compare", good_root, image=4)
@@ -86,8 +86,8 @@ class TestGoodRuns:
 
     def test_chosen_runs_are_compared_alone(self, good_root, monkeypatch):
         at = opened(monkeypatch, "compare", good_root, runs="cnn-0,cbam-0")
-        assert "mha" not in at.subheader[0].value
-        assert "cbam looks at the patch most" in at.subheader[0].value
+        assert "mha" not in at.header[0].value
+        assert "cbam looks at the patch most" in at.header[0].value
 
     def test_the_gallery_turns_its_pages(self, good_root, monkeypatch):
         at = opened(monkeypatch, "gallery", good_root, run="mha-0")
@@ -127,7 +127,7 @@ class TestGoodRuns:
 
     def test_a_patch_is_put_and_a_head_switched_off(self, good_root, monkeypatch):
         at = opened(monkeypatch, "try_it", good_root, run="mha-0", x=10, y=20)
-        before = at.main.subheader[0].value
+        before = at.main.header[0].value
         key = at.multiselect[0].options[0]
         at.multiselect[0].set_value([next(iter(at.multiselect[0].options))]).run()
         assert not at.exception, key
@@ -169,7 +169,7 @@ class TestBadRunsBesideGoodOnes:
     def test_none_of_them_is_ranked_and_each_says_why(self, bad_root, monkeypatch):
         at = opened(monkeypatch, "compare", bad_root)
         said = words(at)
-        assert "mha looks at the patch most" in at.subheader[0].value
+        assert "mha looks at the patch most" in at.header[0].value
         for line in (
             "`bad-json`: broken – run.json: not JSON",
             "`short-samples`: broken – samples.parquet: expected",
@@ -181,7 +181,7 @@ class TestBadRunsBesideGoodOnes:
         ):
             assert line in said
         assert any(one.startswith("attnviz verify ") for one in commands(at))
-        assert "cbam_channel" not in at.subheader[0].value
+        assert "cbam_channel" not in at.header[0].value
 
     def test_runs_on_other_images_are_set_apart(self, bad_root, monkeypatch):
         at = opened(monkeypatch, "compare", bad_root)
@@ -237,7 +237,7 @@ class TestDamage:
         at = opened(monkeypatch, "compare", copied)
         assert "mha-0/samples.parquet" in words(at)
         assert any(one.startswith("attnviz verify") for one in commands(at))
-        assert "cnn" in at.subheader[0].value
+        assert "cnn" in at.header[0].value
 
     @pytest.mark.parametrize("page", PAGES)
     def test_a_flipped_byte_in_a_table_breaks_no_page(self, page, copied, monkeypatch):

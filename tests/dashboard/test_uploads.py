@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from attnviz.errors import InputError
+from dashboard.upload import unpacked
 from dashboard.uploads import MOST_BYTES, decoded
 
 
@@ -80,3 +81,13 @@ def test_a_photograph_is_turned_upright():
 def test_what_is_no_picture_of_ours_is_refused_in_words(content, words):
     with pytest.raises(InputError, match=words):
         decoded(content, 96)
+
+
+@pytest.mark.parametrize("sent", ["%%%", 7, ["x"], {"a": 1}, "a" * (MOST_BYTES * 2), "é"])
+def test_what_a_component_sends_is_a_strangers_word(sent):
+    with pytest.raises(InputError, match="picture: "):
+        unpacked(sent)
+
+
+def test_base64_comes_back_as_bytes():
+    assert unpacked("aGVsbG8=") == b"hello"

@@ -1,0 +1,309 @@
+"""What a reader does, in a real Chromium: the flows, the keys, and axe on every page."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from attnviz.runs import open_dataset, open_run
+from dashboard.overlap import iou_curves
+from dashboard.packing import coverage
+from tests.dashboard import made_runs
+
+pytestmark = pytest.mark.browser
+
+PAGES = (
+    "", "gallery", "sample?image=2", "attributions", "diagnosis", "training", "runs",
+    "try_it?run=mha-0", "about",
+)  # fmt: skip
+IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
+
+
+@pytest.fixture(scope="module", params=["light", "dark"])
+def themed(request: pytest.FixtureRequest, browser: Any) -> Iterator[Any]:
+    """A tab in one of the two themes."""
+    context = browser.new_context(
+        color_scheme=request.param, viewport={"width": 1400, "height": 1000}
+    )
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture
+def tab(browser: Any) -> Iterator[Any]:
+    """A tab of its own: a new reader. Whatever it asks for outside, or throws, is kept."""
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    page = context.new_page()
+    page.outside, page.thrown = [], []
+    page.on("request", lambda r: _is_outside(r.url) and page.outside.append(r.url))
+    page.on("pageerror", lambda error: page.thrown.append(str(error)))
+    yield page
+    context.close()
+    assert page.outside == []
+    assert page.thrown == []
+
+
+def _is_outside(url: str) -> bool:
+    return not url.startswith(("http://localhost", "ws://localhost", "data:", "blob:"))
+
+
+def visit(page: Any, url: str) -> None:
+    page.goto(url)
+    settled(page)
+
+
+def settled(page: Any) -> None:
+    """The script has run, and every gallery has painted."""
+    page.wait_for_selector(IDLE, timeout=60_000)
+    page.wait_for_function(
+        "() => !document.querySelector('[data-testid=stSkeleton]')", timeout=60_000
+    )
+
+
+def test_a_deep_link_is_the_first_visit_that_the_server_gets(address: str, tab: Any):
+    visit(tab, f"{address}/gallery?run=mha-0&tau=0.2")
+    tab.get_by_role("heading", name="Gallery").wait_for()
+    assert tab.get_by_text("Threshold 0.20", exact=True).is_visible()
+    assert tab.get_by_role("link", name="Compare").is_visible()
+
+
+class TestAccessibility:
+    @pytest.mark.parametrize("page", PAGES)
+    def test_axe_finds_nothing(self, page: str, address: str, themed: Any):
+        axe = pytest.importorskip("axe_playwright_python", reason="axe's script is not installed")
+        visit(themed, f"{address}/{page}")
+        themed.wait_for_timeout(400)  # charts fade in
+        themed.evaluate((resources.files(axe) / "axe.min.js").read_text("utf-8"))
+        found = themed.evaluate("() => axe.run({resultTypes: ['violations']})")
+        said = [
+            f"{one['id']}: {node['target']} {node['html'][:200]} {node['failureSummary'][:200]}"
+            for one in found["violations"]
+            for node in one["nodes"][:3]
+        ]
+        assert not said, "\n".join(said)
+
+    def test_charts_and_tiles_say_their_numbers(self, address: str, tab: Any):
+        visit(tab, address)
+        tab.locator("[aria-label^='Dot plot of energy pointing game: mha 0.']").first.wait_for()
+        tile = tab.get_by_role("img", name="mha, seed 0, received on image 0: energy 0.")
+        tile.first.wait_for()
+
+
+class TestFlows:
+    def test_from_the_answer_to_the_gallery_to_a_sample_and_back(self, address: str, tab: Any):
+        visit(tab, address)
+        tab.get_by_role("heading", name="mha looks at the patch most").wait_for()
+        dot = tab.locator("[data-testid=stVegaLiteChart] .mark-symbol path").first
+        dot.click()
+        tab.wait_for_url("**/gallery?*run=mha-0*")
+        settled(tab)
+        tile = tab.locator(".tile").first
+        number = tile.get_attribute("data-key")
+        tile.click()
+        tab.wait_for_url(f"**/sample?*image={number}*")
+        settled(tab)
+        tab.get_by_text("worst first of mha").wait_for()
+        tab.go_back()
+        tab.wait_for_url("**/gallery?*run=mha-0*")
+        settled(tab)
+        tab.get_by_role("heading", name="Gallery").wait_for()
+
+    def test_two_chosen_runs_are_compared(self, address: str, tab: Any):
+        visit(tab, f"{address}/runs?runs=cnn-0,cbam-0")
+        tab.get_by_role("heading", name="What tells these 2 runs apart").wait_for()
+        tab.get_by_role("button", name="Compare these").click()
+        tab.wait_for_url("**/?*runs=cbam-0*cnn-0*")
+        settled(tab)
+        tab.get_by_role("heading", name="cbam looks at the patch most").wait_for()
+        tab.get_by_role("link", name="Gallery").click()
+        tab.wait_for_url("**/gallery?*runs=cbam-0*")  # the choice goes along
+
+    def test_the_arrow_keys_change_the_image(self, address: str, tab: Any):
+        visit(tab, address)
+        tab.get_by_text("Image 0 of 64").wait_for()
+        tab.keyboard.press("ArrowRight")
+        tab.get_by_text("Image 2 of 64").wait_for()
+        assert "image=2" in tab.url
+        tab.keyboard.press("ArrowLeft")
+        tab.get_by_text("Image 0 of 64").wait_for()
+
+    def test_a_hostile_name_is_shown_and_not_run(self, address: str, tab: Any):
+        for page in ("runs", "diagnosis", "gallery?run=hostile", "sample", "training", "about"):
+            visit(tab, f"{address}/{page}")
+            assert tab.evaluate("() => window.hacked") is None
+            assert tab.locator("img[src=x]").count() == 0
+        visit(tab, f"{address}/gallery?run=hostile")
+        tab.get_by_text("<img src=x onerror=window.hacked=1>").first.wait_for()
+
+
+class TestGallery:
+    def test_iou_follows_the_threshold_at_once_and_is_numpys(
+        self, address: str, tab: Any, browsed_root: Path
+    ):
+        visit(tab, f"{address}/gallery?run=mha-0&order=number&size=16&tau=0.50")
+        run = open_run(browsed_root / "mha-0")
+        masks = open_dataset(browsed_root, str(run.dataset)).masks()
+        where = np.flatnonzero(masks.any((1, 2)))
+        curves = iou_curves(run.maps("received", where), masks[where], 50)
+        assert shown_ious(tab) == pytest.approx(list(curves[:, 25]), abs=0.002)
+        rounds = int(tab.locator(".tiles").get_attribute("data-painted"))
+        slider = tab.get_by_role("slider", name="Threshold")
+        slider.focus()
+        for _ in range(10):
+            tab.keyboard.press("ArrowRight")
+        tab.get_by_text("Threshold 0.60", exact=True).wait_for()
+        tab.wait_for_function(f"() => {deep('.tiles')}.dataset.painted > {rounds}", timeout=5000)
+        assert shown_ious(tab) == pytest.approx(list(curves[:, 30]), abs=0.002)
+        assert "tau=0.60" in tab.url
+        assert "Image 0 of" not in tab.content()  # the arrows moved the slider, not the page
+        tab.reload()
+        settled(tab)
+        tab.get_by_text("Threshold 0.60", exact=True).wait_for()
+
+    def test_tiles_are_walked_and_opened_by_keyboard(self, address: str, tab: Any):
+        visit(tab, f"{address}/gallery?run=mha-0&order=number")
+        tab.locator(".tile").first.focus()
+        tab.keyboard.press("ArrowRight")
+        tab.keyboard.press("ArrowDown")
+        tab.keyboard.press("ArrowLeft")
+        key = tab.evaluate(f"() => {deep('.tile:focus')}.dataset.key")
+        assert int(key) > 1
+        tab.keyboard.press("Enter")
+        tab.wait_for_url(f"**/sample?*image={key}*")
+
+    def test_another_map_and_other_colours_cost_no_message(self, address: str, tab: Any):
+        visit(tab, f"{address}/gallery?run=mha-0")
+        before = picture_of(tab, ".tile canvas")
+        messages = []
+        tab.on("websocket", lambda socket: messages.append(socket))
+        tab.get_by_label("Map").select_option(label="layer_gradcam")
+        tab.get_by_label("Colours").select_option(label="cividis")
+        tab.get_by_label("Box").uncheck()
+        tab.wait_for_url("**map=layer_gradcam*")
+        assert "box=0" in tab.url
+        assert picture_of(tab, ".tile canvas") != before
+        assert tab.locator(IDLE).count() == 1
+        assert messages == []
+
+
+class TestPicker:
+    def test_the_share_on_the_patch_is_numpys(self, address: str, tab: Any, browsed_root: Path):
+        visit(tab, f"{address}/sample?image=2&rows=mha-0/received")
+        run = open_run(browsed_root / "mha-0")
+        rows = run.rows("received", [run.row_images("received").index(2)])[0]
+        box = open_dataset(browsed_root, str(run.dataset)).boxes()[2]
+        cover = coverage(tuple(int(v) for v in box), (96, 96), (24, 24)).ravel()
+        field = tab.locator("button.field")
+        field.scroll_into_view_if_needed()
+        field.focus()
+        tab.keyboard.press("ArrowUp")
+        tab.keyboard.press("ArrowLeft")
+        label = field.get_attribute("aria-label")
+        row, column = (
+            int("".join(filter(str.isdigit, part))) for part in label.split(";")[0].split(",")
+        )
+        share = (rows[:, (row - 1) * 24 + column - 1] * cover).sum(-1)
+        assert shown_shares(tab) == pytest.approx(list(share), abs=0.001)
+        tab.get_by_role("button", name="Mean of the rows in the box").click()
+        inside = np.flatnonzero(cover >= 0.5)
+        expected = (rows[:, inside].mean(1) * cover).sum(-1)
+        assert shown_shares(tab) == pytest.approx(list(expected), abs=0.001)
+
+    def test_hovering_draws_at_once(self, address: str, tab: Any):
+        visit(tab, f"{address}/sample?image=2&rows=mha-0/received")
+        field = tab.locator("button.field")
+        field.scroll_into_view_if_needed()
+        field.hover(position={"x": 5, "y": 5})
+        tab.get_by_text("the place in row 1, column 1").first.wait_for()
+        field.click(position={"x": 100, "y": 100})
+        tab.get_by_text("Pinned").wait_for()
+        field.hover(position={"x": 5, "y": 5})
+        assert tab.get_by_text("the place in row 1, column 1").count() == 0
+
+
+class TestTryIt:
+    def test_a_click_puts_the_patch_there_and_the_model_answers(self, address: str, tab: Any):
+        visit(tab, f"{address}/try_it?run=mha-0&size=16")
+        before = tab.get_by_role("heading", level=2).first.text_content()
+        field = tab.locator("button.field")
+        frame = field.bounding_box()
+        field.click(position={"x": frame["width"] * 0.1, "y": frame["height"] * 0.9})
+        tab.wait_for_url("**x=2*y=78*")
+        settled(tab)
+        tab.get_by_text("Patch at x 2, y 78").wait_for()
+        tab.wait_for_function(
+            f"() => document.querySelector('h2').textContent !== {json.dumps(before)}"
+        )
+
+    def test_a_bad_upload_is_refused_in_words_and_a_good_one_is_asked(self, address: str, tab: Any):
+        visit(tab, f"{address}/try_it?run=mha-0")
+        upload = tab.get_by_label("Your own image")
+        for name, kind, content, words in (
+            ("x.png", "image/png", b"<svg onload=alert(1)>", "cannot be read as a picture"),
+            ("x.svg", "image/svg+xml", b"<svg/>", "That is no PNG, JPEG, WEBP"),
+            ("x.png", "image/png", b"0" * 9_000_000, "at most 8.4 MB are taken"),
+        ):
+            upload.set_input_files({"name": name, "mimeType": kind, "buffer": content})
+            tab.get_by_text(words).wait_for()
+        before = tab.locator("h2").first.text_content()
+        buffer = io.BytesIO()
+        Image.new("RGB", (300, 200), "orange").save(buffer, "JPEG")
+        upload.set_input_files(
+            {"name": "my.jpg", "mimeType": "image/jpeg", "buffer": buffer.getvalue()}
+        )
+        tab.get_by_text("Its middle square is shown below").wait_for()
+        changed = f"() => document.querySelector('h2').textContent !== {json.dumps(before)}"
+        tab.wait_for_function(changed)
+        tab.get_by_role("button", name="Back to the test images").click()
+        tab.get_by_label("Or test image").wait_for()
+
+
+class TestTraining:
+    def test_a_run_in_progress_grows_before_ones_eyes(
+        self, address: str, tab: Any, browsed_root: Path
+    ):
+        writer = made_runs.training_run(browsed_root, "growing", epochs=2)
+        try:
+            visit(tab, f"{address}/training?run=growing")
+            tab.get_by_text("epoch 2 of 12").wait_for()
+            tab.get_by_role("slider", name="Epoch").wait_for()
+            row = made_runs.curves(3, 0.75, 0.99, np.random.default_rng(0))[2]
+            writer.curve(**row)
+            writer.heartbeat(epoch=3)
+            maps = made_runs.looking(np.ones((4, 96, 96), bool), 0.5, 2.0, np.random.default_rng(0))
+            writer.maps("received@0003", maps, about={"epoch": 3, "images": [0, 2, 4, 6]})
+            tab.get_by_text("epoch 3 of 12").wait_for(timeout=20_000)
+            tab.get_by_text("epoch 3", exact=True).wait_for(timeout=20_000)
+        finally:
+            writer.stop("the test is over")
+
+
+def deep(selector: str) -> str:
+    """Script that finds the first element, also inside a component's shadow root."""
+    return (
+        "[document, ...[...document.querySelectorAll('*')].map(e => e.shadowRoot).filter(Boolean)]"
+        f".map(r => r.querySelector({json.dumps(selector)})).find(Boolean)"
+    )
+
+
+def picture_of(page: Any, selector: str) -> str:
+    page.locator(selector).first.wait_for()
+    return page.evaluate(f"() => {deep(selector)}.toDataURL()")
+
+
+def shown_ious(page: Any) -> list[float]:
+    texts = page.locator(".tile .iou").all_text_contents()
+    return [float(text.removeprefix("IoU ")) for text in texts]
+
+
+def shown_shares(page: Any) -> list[float]:
+    texts = page.locator(".heads figcaption").all_text_contents()
+    return [float(text.split("·")[1].split("%")[0]) / 100 for text in texts]
