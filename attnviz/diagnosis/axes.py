@@ -15,13 +15,16 @@ from torch import Tensor
 from attnviz.capture import Record
 from attnviz.diagnosis.catalogue import finding
 from attnviz.diagnosis.findings import Finding
-from attnviz.diagnosis.nudges import JUDGED, Event, Nudged, share_near
+from attnviz.diagnosis.nudges import Event, Nudged, share_near
 
 if TYPE_CHECKING:
     from attnviz.diagnosis.examination import Examination
 
 SPREAD = 0.25
 """A change of one place that reaches this share of the keys evenly is in all of them."""
+
+LOCAL = 0.4
+"""A change is local if this share of it stays near its place."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def _channels(case: Examination, number: int, base: Record) -> Kind | None:
     near = (
         share_near(along.unflatten(1, (h, w)), nudged.places) if along.shape[1] == h * w else None
     )
-    if near is not None and near > JUDGED:
+    if near is not None and near > LOCAL:
         return Kind("channels", finding("channel-attention", base.name, keys=keys))
     if case.taller.output is None and keys == before.channels:
         return Kind("swapped", finding("swapped-axes", base.name, keys=keys, places=h * w))

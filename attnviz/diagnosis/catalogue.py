@@ -66,7 +66,7 @@ _TOKENS = (
         "scrambled-tokens",
         "error",
         "changing one place of the image moves keys all over the grid, only {share:.0%} of the "
-        "change stays within two places of it: tokens mix places and channels, and no weight "
+        "change is where the features changed: tokens mix places and channels, and no weight "
         "belongs to a place",
         "transpose, do not reshape: tokens = x.flatten(2).transpose(1, 2); heads = "
         "t.view(b, n, heads, d).transpose(1, 2)",
@@ -75,8 +75,8 @@ _TOKENS = (
         "scrambled-output",
         "error",
         "with every place attending to itself, changing one place of the image changes the output "
-        "elsewhere, only {share:.0%} of it stays within two places: tokens are put back in another "
-        "order than they were taken",
+        "elsewhere, only {share:.0%} of it is where the features changed: tokens are put back in "
+        "another order than they were taken",
         "go back the way you came: out.transpose(1, 2).reshape(b, c, h, w), heads first with "
         "out.transpose(1, 2).flatten(2)",
     ),

@@ -22,11 +22,8 @@ Grid = tuple[int, int]
 SPOTS = ((0.34, 0.38), (0.62, 0.70), (0.70, 0.30))
 """Where the image is changed, as shares of its height and width: away from borders and centre."""
 
-JUDGED = 0.4
-"""If less of a change stays near its place before the attention, the order of its tokens is not
-judged: the receptive field is too wide."""
-
 _PART = 16  # a spot's side is this part of the image's
+_MOST_OF_IT = 0.99
 _FINE = 12  # grids with fewer rows or columns than this are too coarse for a margin of two
 
 
@@ -128,23 +125,58 @@ def share_near(energy: Tensor, places: Sequence[tuple[float, float, float, float
         places: The spots.
 
     Returns:
-        The median over the spots, 0 to 1. None where nothing changed, or where the grid is so
-        coarse that more than half of it is near.
+        As `share_inside`.
     """
-    h, w = energy.shape[-2:]
     if len(energy) != len(places):
         return None
+    h, w = energy.shape[-2:]
     margin = 2 if min(h, w) >= _FINE else 1
-    shares = []
-    for map_, (y0, x0, y1, x1) in zip(energy.double(), places, strict=True):
-        rows = _span(y0, y1, h, margin)
-        columns = _span(x0, x1, w, margin)
-        if (rows.stop - rows.start) * (columns.stop - columns.start) > h * w / 2:
-            return None
-        total = float(map_.sum())
-        if total > 0:
-            shares.append(float(map_[rows, columns].sum()) / total)
-    return sorted(shares)[len(shares) // 2] if shares else None
+    near = torch.zeros(energy.shape, dtype=torch.bool, device=energy.device)
+    for inside, (y0, x0, y1, x1) in zip(near, places, strict=True):
+        inside[_span(y0, y1, h, margin), _span(x0, x1, w, margin)] = True
+    return share_inside(energy, near)
+
+
+def share_inside(energy: Tensor, inside: Tensor) -> float | None:
+    """Which share of a change lies in a region.
+
+    Args:
+        energy: `(spots, h, w)`.
+        inside: Booleans of the same shape.
+
+    Returns:
+        The median over the spots, 0 to 1. None where nothing changed, or where more than half of
+        the grid is inside.
+    """
+    if energy.shape != inside.shape or float(inside.float().mean()) > 0.5:
+        return None
+    maps, regions = energy.double().flatten(1), inside.flatten(1)
+    total = maps.sum(1)
+    shares = ((maps * regions).sum(1) / total)[total > 0]
+    return float(shares.median()) if len(shares) else None
+
+
+def reached(energy: Tensor) -> Tensor:
+    """Where a change is: the fewest places that hold 99 % of it, and those beside them.
+
+    Args:
+        energy: `(spots, h, w)`.
+
+    Returns:
+        `(spots, h, w)` booleans.
+    """
+    ordered, order = energy.double().flatten(1).sort(1, descending=True)
+    before = ordered.cumsum(1) - ordered
+    holds = before < _MOST_OF_IT * ordered.sum(1, keepdim=True)
+    inside = torch.zeros_like(ordered).scatter(1, order, holds.double()).view(energy.shape)
+    wider = torch.nn.functional.max_pool2d(inside[:, None], 3, stride=1, padding=1)
+    return wider[:, 0] > 0
+
+
+def count(energy: Tensor) -> float:
+    """How many places share a change: `(Σe)² / Σe²`, the median over spots, `(spots, n)`."""
+    maps = energy.double().flatten(1)
+    return float((maps.sum(1).square() / maps.square().sum(1).clamp_min(1e-30)).median())
 
 
 def _span(low: float, high: float, n: int, margin: int) -> slice:

@@ -16,12 +16,14 @@ from attnviz.diagnosis.axes import last_grid
 from attnviz.diagnosis.catalogue import finding
 from attnviz.diagnosis.examination import Examination
 from attnviz.diagnosis.findings import Finding
-from attnviz.diagnosis.nudges import JUDGED, Grid, Nudged, share_near
+from attnviz.diagnosis.nudges import Nudged, count, reached, share_inside
 from attnviz.diagnosis.weights import normalised
 
 KEPT = 0.75
-"""Tokens are in order if the change that stays near its place is this share of what stayed near
-before the attention."""
+"""Tokens are in order if this share of a change stays where the features changed before."""
+
+MORE = 4.0
+"""Tokens of windows are in order if not more than this many times as many change."""
 
 _LEADING = 8  # more leading tokens than this are no class and register tokens, but padding
 
@@ -47,75 +49,70 @@ def order_findings(case: Examination) -> Iterator[Finding]:
         if nudged is None or case.kinds[i].word in ("channels", "swapped", "images"):
             continue
         record = nudged.records[i]
-        limit = _limit(nudged, i, record)
-        if limit is None:
+        region = _region(nudged, i, record)
+        if region is None:
             continue
-        share = _lowest(nudged, _key_energy(record))
-        if share is not None and share < limit:
-            yield finding("scrambled-tokens", record.name, share=share, before=limit / KEPT)
+        share = _windowed(record, region) if record.windows else _lowest(_keys(record), region)
+        if share is not None and share < KEPT:
+            yield finding("scrambled-tokens", record.name, share=share)
         elif i in case.chosen and (off := case.nudge(silent=i)) is not None:
-            share = _lowest(nudged, _branch(nudged, off, i, record))
-            if share is not None and share < limit:
-                yield finding("scrambled-output", record.name, share=share, before=limit / KEPT)
+            share = _lowest(_branch(nudged, off, i, record), region)
+            if share is not None and share < KEPT:
+                yield finding("scrambled-output", record.name, share=share)
 
 
-def _limit(nudged: Nudged, number: int, record: Record) -> float | None:
-    """How much of a change has to stay near its place, None where that cannot be judged."""
+def _region(nudged: Nudged, number: int, record: Record) -> Tensor | None:
+    """Where features changed before the attention, `(spots, h, w)`; None if it cannot be judged."""
     grid = record.key_grid if record.windows is None else record.windows.grid
     if grid is None or record.prefix > _LEADING or nudged.moments.get(number, 0) > nudged.blurred:
         return None
     last = last_grid(nudged, number)
-    if last is not None and last.grid != grid:
-        return None
-    before = _near_before(nudged, number, grid, record.prefix)
-    if before is None:
-        return KEPT
-    return None if before < JUDGED else KEPT * before
+    if last is not None:
+        return reached(last.energy) if last.grid == grid else None
+    tokens = [event.at(grid, record.prefix) for event in nudged.before(number)]
+    first = next((energy for energy in reversed(tokens) if energy is not None), None)
+    return None if first is None else reached(first)
 
 
-def _lowest(nudged: Nudged, energies: Iterator[Tensor]) -> float | None:
-    """The smallest share of a change that stays near its place."""
-    shares = (share_near(energy, nudged.places) for energy in energies)
+def _lowest(energies: Iterator[Tensor], region: Tensor) -> float | None:
+    """The smallest share of a change that stays where it was."""
+    shares = (share_inside(energy, region) for energy in energies)
     return min((share for share in shares if share is not None), default=None)
 
 
-def _key_energy(record: Record) -> Iterator[Tensor]:
+def _keys(record: Record) -> Iterator[Tensor]:
     """Where each head's keys changed, `(spots, h, w)`; heads that hardly change are left out."""
     if record.key is None or record.key_grid is None:
         return
-    images = len(record.key)
-    if record.windows is not None:
-        images //= record.windows.count
-    energy = _energy(record.key, images)
-    if record.windows is not None:
-        energy = record.on_image(energy.flatten(0, 1))
-    else:
-        n = record.key_grid[0] * record.key_grid[1]
-        if energy.shape[-1] not in (n, n + record.prefix):
-            return
-        energy = energy[..., energy.shape[-1] - n :].unflatten(-1, record.key_grid).flatten(1, 1)
+    energy = _energy(record.key)
+    n = record.key_grid[0] * record.key_grid[1]
+    if energy.shape[-1] not in (n, n + record.prefix):
+        return
+    energy = energy[..., energy.shape[-1] - n :].unflatten(-1, record.key_grid)
     totals = energy.sum((0, 2, 3))
     for head in range(energy.shape[1]):
         if totals[head] > 0.1 * totals.max():
             yield energy[:, head]
 
 
-def _energy(key: Tensor, images: int) -> Tensor:
-    """`(spots, [windows,] heads, tokens)`: the squared change of each key."""
-    keys = key.float().unflatten(0, (images, -1))
-    change: Tensor = (keys[1:] - keys[:1]).square().sum(-1)
-    return change[:, 0] if change.shape[1] == 1 else change
+def _windowed(record: Record, region: Tensor) -> float | None:
+    """The same for windows, by how many tokens change: their places need not be known."""
+    if record.key is None or record.windows is None or float(region.float().mean()) > 0.5:
+        return None
+    keys = record.key.unflatten(0, (-1, record.windows.count))
+    if len(keys) != len(region) + 1:
+        return None
+    energy = _energy(keys.flatten(1, 2))
+    changed = count(energy)
+    heads = record.key.shape[1]
+    allowed = float(region.flatten(1).sum(1).float().median()) * heads * MORE
+    return 1.0 if changed <= allowed else allowed / MORE / changed
 
 
-def _near_before(nudged: Nudged, number: int, grid: Grid, prefix: int) -> float | None:
-    """How local it was in the last feature map on the keys' grid, or in the first tokens on it."""
-    first = None
-    for event in nudged.before(number):
-        if event.grid == grid:
-            return share_near(event.energy, nudged.places)
-        energy = event.at(grid, prefix)
-        first = first if energy is None else energy
-    return None if first is None else share_near(first, nudged.places)
+def _energy(key: Tensor) -> Tensor:
+    """`(spots, heads, tokens)`: the squared change of each key."""
+    change: Tensor = (key[1:].float() - key[:1].float()).square().sum(-1)
+    return change
 
 
 def _branch(on: Nudged, off: Nudged, number: int, record: Record) -> Iterator[Tensor]:
