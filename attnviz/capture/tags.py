@@ -160,7 +160,7 @@ class Tags:
         storage = tensor.untyped_storage()
         key: int = cast(Any, storage)._cdata
         if key not in self._alive:
-            self._alive[key] = storage._weak_ref()
+            self._alive[key] = cast(Any, storage)._weak_ref()
         self._tags[key] = tag
         if len(self._tags) > self._limit:
             self.sweep()

@@ -220,9 +220,10 @@ def _load(model: nn.Module, file: Path) -> None:
 def _pictures(folder: Path, count: int, side: int) -> np.ndarray:
     from PIL import Image
 
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES)
+    inside = [folder] if folder.is_file() else folder.rglob("*")
+    files = sorted(file for file in inside if file.suffix.lower() in _SUFFIXES)
     if not files:
-        raise InputError(f"--images: expected a folder of pictures, found none in {folder}")
+        raise InputError(f"--images: expected a picture or a folder of some, found none: {folder}")
     return np.stack([_square(Image.open(file), side) for file in files[:count]])
 
 

@@ -1,0 +1,154 @@
+"""`attnviz watch FACTORY --image x.png --out maps/`: a model's attention and gates on some images.
+
+Prints what was seen, one line a record. With `--out` it also writes every map, raw
+(`maps.safetensors`, `(n, h, w)` each), laid over its image (`<record>/<image>.png`), and all of
+them on one sheet (`sheet.png`). The construction of each map is part of its name: two
+constructions of one record can show different things.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnviz import maps
+from attnviz.capture import Capture, Record, watch
+from attnviz.cli.factory import FORMS, RANGES, add_model, images_of, model_of
+from attnviz.cli.tables import as_json, printable
+from attnviz.errors import InputError
+
+_MOST_TILES = 400
+_TILE = 160
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    parser.add_argument("model", help=FORMS, metavar="FACTORY")
+    add_model(parser)
+    parser.add_argument("--image", dest="images", metavar="FILE", help="a picture, or a folder")
+    parser.add_argument(
+        "--where", action="append", metavar="GLOB",
+        help="only these modules, by their dotted names, or 'attention' or 'gate'; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="FOLDER", help="write maps and a contact sheet there")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Watch one forward pass; 0 when something was seen."""
+    model = model_of(args, args.model)
+    images = images_of(args, model)
+    with torch.no_grad(), watch(model, where=args.where, features=True) as seen:
+        model(images)
+    drawn, left_out = draw(seen)
+    written = _write(Path(args.out), drawn, _pixels(images, args.normalise)) if args.out else []
+    if args.json:
+        print(as_json(_as_dict(args.model, seen, drawn, left_out, written)))
+        return 0
+    print(printable_lines(str(seen)))
+    for name, reason in left_out.items():
+        print(f"no map of {printable(name)}: {printable(reason)}")
+    if written:
+        print(f"\n{len(drawn)} maps of {len(images)} images, and a sheet of them, in {args.out}")
+    return 0
+
+
+def draw(seen: Capture) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """One map per record, by `record:construction`, and why others have none."""
+    drawn: dict[str, Tensor] = {}
+    left_out: dict[str, str] = {}
+    for name, record in seen.items():
+        construction, made = _construction(record)
+        try:
+            drawn[f"{name}:{construction}"] = made(record)
+        except InputError as error:
+            left_out[name] = str(error)
+    return drawn, left_out
+
+
+def _construction(record: Record) -> tuple[str, Callable[[Record], Tensor]]:
+    """The map that says most of a record: the class token's row where there is one."""
+    if record.kind == "attention":
+        first = record.prefix and record.windows is None and record.query_grid is not None
+        return ("class_row", maps.class_row) if first else ("received", maps.received)
+    if record.scale is not None and record.scale.shape[-2:] == (1, 1):
+        return "channel_gated", maps.channel_gated
+    return "gate_map", maps.gate_map
+
+
+def _pixels(images: Tensor, normalise: str) -> np.ndarray:
+    """The images as they were before they were normalised, `(n, h, w, 3)` bytes."""
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in RANGES[normalise])
+    pixels = (images.cpu() * std + mean).clamp(0, 1) * 255
+    return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def _write(folder: Path, drawn: dict[str, Tensor], pixels: np.ndarray) -> list[str]:
+    """Raw maps, overlays and a contact sheet; the names of the files."""
+    from safetensors.torch import save_file
+
+    from attnviz.figures import contact_sheet, overlay, save_png
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: one.cpu().contiguous() for name, one in drawn.items()},
+              folder / "maps.safetensors")  # fmt: skip
+    (folder / "maps.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
+    written = ["maps.safetensors"]
+    tiles: list[np.ndarray] = []
+    captions: list[str] = []
+    for number, picture in enumerate(pixels):
+        tiles.append(_tile(picture))
+        captions.append(f"image {number}")
+        for name, one in drawn.items():
+            laid = overlay(picture, np.maximum(one[number].cpu().numpy(), 0))
+            path = folder / name.replace(":", ".") / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            save_png(laid, path)
+            written.append(str(path.relative_to(folder)))
+            tiles.append(_tile(laid))
+            captions.append(name.replace(":", "\n"))
+    columns = min(len(drawn) + 1, 12)
+    sheet = contact_sheet(tiles[:_MOST_TILES], captions[:_MOST_TILES], columns)
+    save_png(sheet, folder / "sheet.png")
+    return [*written, "sheet.png"]
+
+
+def _tile(picture: np.ndarray) -> np.ndarray:
+    from PIL import Image
+
+    small = Image.fromarray(picture).resize((_TILE, _TILE), Image.Resampling.BICUBIC)
+    return np.asarray(small)
+
+
+def printable_lines(text: str) -> str:
+    """Lines without control characters: names come out of a model's own code."""
+    return "\n".join(printable(line) for line in text.splitlines())
+
+
+def _as_dict(
+    model: str,
+    seen: Capture,
+    drawn: dict[str, Tensor],
+    left_out: dict[str, str],
+    written: list[str],
+) -> dict[str, Any]:
+    fields = ("name", "kind", "axis", "heads", "prefix", "how", "exact", "check", "source", "op")
+    records = [
+        {key: getattr(record, key) for key in fields}
+        | {
+            "shape": list(record.shape),
+            "query_grid": list(record.query_grid) if record.query_grid else None,
+            "key_grid": list(record.key_grid) if record.key_grid else None,
+        }
+        for record in seen.values()
+    ]
+    shapes = {name: list(one.shape) for name, one in drawn.items()}
+    unused = [{"name": r.name, "op": r.op, "source": r.source} for r in seen.unused]
+    return {"model": model, "records": records, "not_applied": unused, "maps": shapes,
+            "no_map": left_out, "files": written}  # fmt: skip
