@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def test_ctrl_c_leaves_a_run_that_resumes(tmp_path: Path) -> None:
                         epochs=500, precision="fp32", device="cpu", variant="cnn")  # fmt: skip
     curves = tmp_path / settings.run_id / "curves.jsonl"
     while process.poll() is None and not curves.exists():
-        pass  # the first epoch ends when it ends
+        time.sleep(0.05)  # the first epoch ends when it ends
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 130

@@ -136,7 +136,7 @@ def test_a_sweep_survives_a_failing_run_and_keeps_the_order(tmp_path: Path) -> N
     quick = dataclasses.replace(TINY, epochs=1)
     plan = grid(quick, {"variant": ["cnn", "nonsense", "cbam"]})
     outcomes = run_all(plan, tmp_path, workers=2)
-    assert [one.state for one in outcomes] == ["done", "failed", "done"]
+    assert [one.state for one in outcomes] == ["done", "failed", "done"], outcomes
     assert "unknown variant 'nonsense'" in outcomes[1].reason
     assert [one.settings.variant for one in outcomes] == ["cnn", "nonsense", "cbam"]
     assert open_run(tmp_path / plan[2].run_id).state == "complete"
