@@ -17,6 +17,9 @@ from attnviz.maps import class_row, gate_map, received
 ATTENDED = 0.01
 """Share of the attention of real places that padding may get."""
 
+ABOVE = 1.02
+"""How many times chance the lower end of the interval must reach: flat maps reach 1.00."""
+
 _ENOUGH = 8  # images with a mask below which an interval says nothing
 _STRIP = 16  # a border of one colour counts as padding from this part of the image on
 _Z = 1.96
@@ -96,7 +99,7 @@ def aim_findings(case: Examination) -> Iterator[Finding]:
     images = len(lifts[best])
     if high < 1:
         yield finding("outside-mask", best, lift=lift, low=low, high=high, images=images)
-    elif low <= 1:
+    elif low <= ABOVE:
         yield finding("not-above-chance", best, lift=lift, low=low, high=high, images=images)
 
 

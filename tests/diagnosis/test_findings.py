@@ -1,0 +1,88 @@
+"""Findings: sorted, printed, and as JSON; every code has its page, and every page its code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from attnviz.diagnosis import FAULTS, SEVERITIES, Findings
+from attnviz.diagnosis.catalogue import PAGES, finding
+from attnviz.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+def three() -> Findings:
+    return Findings(
+        [
+            finding("nothing-seen", "model"),
+            finding("temperature", "a", scale=1.0, ratio=4.0, d_k=16, word="sharper"),
+            finding("not-applied", "b"),
+            finding("temperature", "c", scale=1.0, ratio=4.0, d_k=16, word="sharper"),
+        ],
+        name="net",
+        checked={"attention": 2, "gates": 0},
+    )
+
+
+def test_the_worst_comes_first() -> None:
+    found = three()
+    assert found.codes == ("not-applied", "temperature", "nothing-seen")
+    assert found.worst is found[0]
+    assert [len(found.of(severity)) for severity in SEVERITIES] == [1, 2, 1]
+    assert isinstance(found[1:], Findings)
+    assert Findings().worst is None
+
+
+def test_the_headline_is_the_worst_and_how_many_like_it() -> None:
+    found = three()
+    assert found.headline.startswith("net: error not-applied at b: weights are computed")
+    assert found.warnings.headline.startswith("net: warning temperature at a and 1 more: logits")
+    assert found.notes.headline == "net: nothing wrong was found (to know: nothing-seen)"
+    assert Findings().headline == "nothing wrong was found"
+
+
+def test_print_shows_a_code_once_with_its_places_numbers_and_remedy() -> None:
+    text = str(three())
+    assert text.startswith(
+        "net: 1 error, 2 warnings, 1 note (2 attention, 0 gates looked at)\nerror   not-applied at b"
+    )
+    assert text.count("temperature at") == 1
+    assert "warning temperature at a, c\n" in text
+    assert "seen: scale 1, ratio 4, d_k 16" in text
+    assert "do:   scale by the width of one head" in text
+    assert "→ docs/doctor/temperature.md" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_findings_are_strict_json() -> None:
+    found = three() + [finding("no-effect", "d", change=float("nan"))]
+    read = json.loads(json.dumps(found.as_dicts(), allow_nan=False))
+    assert [one["code"] for one in read[:2]] == ["not-applied", "no-effect"]
+    assert read[1]["evidence"] == {"change": None}
+    assert set(read[0]) == {
+        "code", "severity", "where", "evidence", "meaning", "remedy", "page",
+    }  # fmt: skip
+
+
+def test_an_unknown_code_offers_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'temperature'"):
+        finding("temprature", "a")
+
+
+def test_every_code_has_a_page_and_every_page_a_code() -> None:
+    pages = {path.stem for path in (ROOT / PAGES).glob("*.md")} - {"README"}
+    assert pages == set(FAULTS)
+    index = (ROOT / PAGES / "README.md").read_text()
+    assert all(f"({code}.md)" in index for code in FAULTS)
+
+
+@pytest.mark.parametrize("code", FAULTS)
+def test_a_page_says_how_it_looks_why_it_happens_and_what_to_do(code: str) -> None:
+    text = (ROOT / FAULTS[code].page).read_text()
+    assert text.startswith(f"# {code}\n")
+    for section in ("## As a heatmap", "## Why it happens", "## The fix", "## How it is found"):
+        assert section in text
+    assert f"**{FAULTS[code].severity}**" in text
