@@ -18,6 +18,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "maps": (
         "received",
         "query_row",
+        "rows_inside",
         "class_row",
         "head_mean",
         "head_max",
@@ -28,7 +29,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "channel_gated",
     ),
     "attribution": ("attribute",),
-    "metrics": ("localization", "agreement", "baselines"),
+    "metrics": ("localization", "agreement", "baselines", "calibrate_threshold"),
     "faithfulness": ("knockout", "randomisation", "faithfulness_scores"),
     "compare": ("compare",),
     "diagnosis": ("diagnose",),

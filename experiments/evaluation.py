@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from attnviz.compare.resampling import half_width, image_draws
+from attnviz.compare.summary import summarised
 from attnviz.diagnosis import diagnose
 from attnviz.maps import resized
 from attnviz.metrics import METRICS, agreement, baselines, calibrate_threshold, localization
@@ -37,8 +37,6 @@ ROWS = 16
 
 DIAGNOSED = 32
 """How many test images the doctor sees."""
-
-RESAMPLES = 10_000
 
 
 def measure_run(trained: Trained, settings: Settings, writer: RunWriter) -> Run:
@@ -64,7 +62,9 @@ def measure_run(trained: Trained, settings: Settings, writer: RunWriter) -> Run:
         scores = localization(maps, seen.masks, threshold=taus)
         levels = _levels(seen.masks, grid_maps.shape[-2:], taus)
         thresholds[name] = taus
-        metrics[name] = {key: _summary(score, levels[key]) for key, score in scores.items()}
+        metrics[name] = {
+            key: summarised(key, score.numpy(), levels[key]) for key, score in scores.items()
+        }
         table |= {f"{name}/{key}": score.numpy() for key, score in scores.items()}
     table |= _agreements(seen)
     _write(writer, seen, table)
@@ -174,22 +174,6 @@ def _levels(
     return baselines(masks, (rows, columns), tuple(METRICS), threshold=taus)
 
 
-def _summary(scores: Tensor, levels: Mapping[str, float]) -> dict[str, Any]:
-    """Mean and 95 % interval over images, with how many counted, beside chance and ceiling."""
-    column = scores.double().numpy()[None]
-    centres, draws = image_draws(column, resamples=RESAMPLES, rng=np.random.default_rng(0))
-    mean = float(centres[0])
-    half = half_width(column, draws[:, 0] + mean, 0.95)
-    return {
-        "mean": _finite(mean),
-        "low": _finite(mean - half),
-        "high": _finite(mean + half),
-        "valid": int(np.isfinite(column).sum()),
-        "n": column.shape[1],
-        **{name: _finite(value) for name, value in levels.items()},
-    }
-
-
 def _agreements(seen: Seen) -> dict[str, Any]:
     """How far each map agrees with Captum's layer Grad-CAM, image by image."""
     cam = seen.maps.get("layer_gradcam")
@@ -232,10 +216,6 @@ def _cost(trained: Trained, device: torch.device) -> dict[str, Any]:
         "epochs": trained.progress.epoch,
         "best_epoch": trained.progress.best_epoch,
     }
-
-
-def _finite(number: float) -> float | None:
-    return float(number) if math.isfinite(number) else None
 
 
 def _processor() -> str:

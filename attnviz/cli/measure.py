@@ -22,11 +22,11 @@ from attnviz.cli.scoring import (
     rebuilt,
     score_table,
     scored,
-    summary,
     test_set,
     with_columns,
 )
 from attnviz.cli.tables import as_json
+from attnviz.compare.summary import summarised
 from attnviz.errors import InputError, unknown_name
 from attnviz.faithfulness import (
     DEFAULT,
@@ -183,7 +183,8 @@ def _scores_of(bench: Bench, name: str) -> tuple[dict[str, np.ndarray], dict[str
         more |= _faithfulness(bench, name)
     if args.mprt:
         more |= _mprt(bench, name)
-    return columns | more, summaries | {key: summary(column) for key, column in more.items()}
+    extra = {key: summarised(key, column) for key, column in more.items()}
+    return columns | more, summaries | extra
 
 
 def _agreement(bench: Bench, name: str) -> dict[str, np.ndarray]:

@@ -7,7 +7,6 @@ once, and it is amended at the end in one step: a kill leaves it as it was.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attnviz.cli.tables import table
-from attnviz.compare.resampling import half_width, image_draws
+from attnviz.compare.summary import summarised
 from attnviz.errors import InputError, RunError
 from attnviz.maps import resized
 from attnviz.metrics import METRICS, baselines, localization
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
 PIECE = 256
 """Images read and scored at a time."""
-
-RESAMPLES = 10_000
 
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +123,7 @@ def scored(
             parts[key].append(score)
     columns = {key: torch.cat(found).numpy() for key, found in parts.items()}
     levels = _levels(dataset, grid, metrics, threshold)
-    return columns, {key: summary(c, levels.get(key)) for key, c in columns.items()}
+    return columns, {key: summarised(key, c, levels.get(key)) for key, c in columns.items()}
 
 
 def _levels(
@@ -141,17 +138,6 @@ def _levels(
     if not found.any():
         return {}
     return baselines(torch.from_numpy(masks[found]), grid, list(metrics), threshold=threshold)
-
-
-def summary(scores: np.ndarray, levels: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """Mean and 95 % interval over images, with how many counted, beside chance and ceiling."""
-    column = np.asarray(scores, dtype=np.float64)[None]
-    centres, draws = image_draws(column, resamples=RESAMPLES, rng=np.random.default_rng(0))
-    mean = float(centres[0])
-    half = half_width(column, draws[:, 0], 0.95)
-    numbers = {"mean": mean, "low": mean - half, "high": mean + half, **(levels or {})}
-    counts = {"valid": int(np.isfinite(column).sum()), "n": column.shape[1]}
-    return {k: v if math.isfinite(v) else None for k, v in numbers.items()} | counts
 
 
 def with_columns(
