@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from attnviz.capture.places import Call
 from attnviz.capture.record import Grid
 
-_MOST_PREFIX = 16
+_MOST_PREFIX = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def geometry(calls: Sequence[Call], queries: int, keys: int) -> Geometry:
     if queries == keys:
         return Geometry(images, image, key, key, prefix)
     own, query = _grid(queries, counts, image, known) if queries > 1 else (0, None)
-    if key is None and query is not None:
+    if key is None and query is not None and keys < queries:
         # reduced keys: no module was called with as many tokens, but they lie as the image does
         key, prefix = by_aspect(keys - own, image), own
     if query is not None and own != prefix:

@@ -31,8 +31,11 @@ def _product(watcher: Watcher, func: Any, args: Any, kwargs: Any, i: int, j: int
     parameters = watcher.is_parameter(left), watcher.is_parameter(right)
     if any(parameters):
         out = func(*args, **kwargs)
-        if len(watcher.tags):
-            _mixed(watcher, left, right, parameters, out)
+        _mixed(watcher, left, right, parameters, out)
+        batched = left.dim() == 3 and len(left) > 1 and not all(parameters)
+        if batched and watcher.tags.get(out) is None:
+            # learned queries meet keys; or experts their input, which no softmax over keys follows
+            _scored(watcher, left, right, (None, None), out, nan, mixed=True)
         return out
     tags = watcher.tags.get(left), watcher.tags.get(right)
     for side, operand, tag, rows in ((i, left, tags[0], -2), (j, right, tags[1], -1)):
@@ -104,6 +107,8 @@ def _scored(
     tags: tuple[Tag | None, Tag | None],
     out: Tensor,
     alpha: float,
+    *,
+    mixed: bool = False,
 ) -> None:
     """Tag a product of data with data: logits, if a softmax follows."""
     scale = alpha
@@ -127,7 +132,8 @@ def _scored(
         tuple(out.shape),
         watcher.running(),
     )
-    watcher.tags.put(out, Tag("scores", tuple(out.shape), out.stride(), None, None, scores))
+    tag = Tag("scores", tuple(out.shape), out.stride(), None, None, scores, mixed=mixed)
+    watcher.tags.put(out, tag)
 
 
 RULES: dict[Any, Any] = {

@@ -1,0 +1,242 @@
+"""What watching costs, as ratios in one run against the plain forward, beside other ways.
+
+Each model runs plainly, watched, reduced and streamed in turn, `--repeats` times; a ratio is taken
+within each turn, and their median is printed, so that a machine that slows down slows all of them.
+Peers: a forward hook on the module that attends (what a tutorial does; it sees outputs, not
+weights), timm's `AttentionExtract` on the unfused model (the fused one it cannot see), captum's
+`LayerActivation`, and nnsight where it is installed.
+
+    python benchmarks/overhead.py                       # some minutes, on a machine without others
+    python benchmarks/overhead.py --repeats 3 --batch 2 # a smoke run
+
+Exit code 1 if a demand is not met.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnviz.capture import stream, watch
+
+Run = Callable[[], Any]
+
+
+class Small(nn.Module):
+    """A small CNN with attention over 24 × 24 places, its softmax written out."""
+
+    def __init__(self, width: int = 32, heads: int = 4) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
+        )  # fmt: skip
+        self.attn = Written(width, heads)
+        self.head = nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(b, 2)`."""
+        logits: Tensor = self.head(self.attn(self.features(x).flatten(2).mT).mean(1))
+        return logits
+
+
+class Written(nn.Module):
+    """Self-attention with `softmax(q kᵀ) v` written out."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.qkv = heads, nn.Linear(width, 3 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens `(b, n, c)` to the same."""
+        b, n, c = x.shape
+        qkv = self.qkv(x).view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        weights = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)
+        return (weights @ v).transpose(1, 2).reshape(b, n, c)
+
+
+def medians(runs: dict[str, Run], repeats: int) -> dict[str, float]:
+    """Each run's time relative to the first one's, the median over the turns."""
+    ratios: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+        run()
+    for _ in range(repeats):
+        times: dict[str, float] = {}
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name] = time.perf_counter() - start
+        first = next(iter(times.values()))
+        for name, seconds in times.items():
+            ratios[name].append(seconds / first)
+    return {name: statistics.median(values) for name, values in ratios.items()}
+
+
+def ours(model: nn.Module, x: Tensor) -> dict[str, Run]:
+    """Plain, watched, reduced and streamed."""
+
+    def watched(**options: Any) -> Run:
+        def run() -> None:
+            with watch(model, **options):
+                model(x)
+
+        return run
+
+    flow = stream(model, itertools.repeat(x), reduce="received", progress=False)
+    whole = stream(model, itertools.repeat(x), reduce=None, progress=False)
+    return {
+        "plain": lambda: model(x),
+        "watch": watched(),
+        "watch, received": watched(reduce="received"),
+        "stream": lambda: next(whole),
+        "stream, received": lambda: next(flow),
+    }
+
+
+def hooked(model: nn.Module, x: Tensor, kinds: tuple[str, ...]) -> Run:
+    """A plain forward hook that keeps the output of each module of these classes."""
+
+    def run() -> None:
+        kept: list[Any] = []
+        handles = [
+            module.register_forward_hook(lambda m, given, out: kept.append(out))
+            for module in model.modules()
+            if type(module).__name__ in kinds
+        ]
+        model(x)
+        for handle in handles:
+            handle.remove()
+
+    return run
+
+
+def extracted(model: nn.Module, x: Tensor) -> Run:
+    """Timm's own extractor, which traces the model once."""
+    from timm.utils import AttentionExtract
+
+    extract = AttentionExtract(model, method="fx")
+    return lambda: extract(x)
+
+
+def activated(model: nn.Module, x: Tensor, layer: nn.Module) -> Run:
+    """Captum's activation of one layer."""
+    from captum.attr import LayerActivation
+
+    method: Any = LayerActivation(model, layer)
+    return lambda: method.attribute(x)
+
+
+def nnsighted(model: nn.Module, x: Tensor) -> Run:
+    """nnsight, saving the softmax's result of every block."""
+    from nnsight import NNsight
+
+    wrapped: Any = NNsight(model)
+
+    def run() -> None:
+        with wrapped.trace(x):
+            _ = [block.attn.attn_drop.input.save() for block in wrapped.blocks]
+
+    return run
+
+
+def report(title: str, ratios: dict[str, float], demands: dict[str, float]) -> bool:
+    """Print a model's ratios; whether they meet what is demanded."""
+    print(f"\n{title}")
+    good = True
+    for name, ratio in ratios.items():
+        limit = demands.get(name)
+        met = limit is None or ratio <= limit
+        good = good and met
+        said = "" if limit is None else f"  demanded ≤ {limit:.2f}{'' if met else '  MISSED'}"
+        print(f"  {name:28} × {ratio:.3f}{said}")
+    return good
+
+
+def vit(fused: bool) -> nn.Module:
+    """vit_tiny with or without its fused path."""
+    import timm
+    from timm.layers import set_fused_attn
+
+    set_fused_attn(fused)
+    model: nn.Module = timm.create_model("vit_tiny_patch16_224").eval()
+    set_fused_attn(True)
+    return model
+
+
+def main() -> int:
+    """Measure all models and print their ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        good = [_gates(args), _written(args), _fused(args)]
+    return 0 if all(good) else 1
+
+
+def _gates(args: argparse.Namespace) -> bool:
+    import timm
+
+    model: nn.Module = timm.create_model("efficientnet_b0").eval()
+    x = torch.randn(args.batch, 3, 224, 224)
+    runs = {**ours(model, x), "forward hook": hooked(model, x, ("SqueezeExcite",))}
+    ratios = medians(runs, args.repeats)
+    return report(
+        f"efficientnet_b0, gates alone, batch {args.batch}", ratios,
+        {"watch": 1.10, "stream": 1.05},
+    )  # fmt: skip
+
+
+def _written(args: argparse.Namespace) -> bool:
+    model, x = Small().eval(), torch.randn(args.batch, 3, 96, 96)
+    good = report(
+        f"a small CNN with attention written out, batch {args.batch}",
+        medians({**ours(model, x), "forward hook": hooked(model, x, ("Written",))}, args.repeats),
+        {"watch": 1.15, "stream": 1.05},
+    )
+    model, x = vit(fused=False), torch.randn(args.batch, 3, 224, 224)
+    runs = {
+        **ours(model, x),
+        "forward hook": hooked(model, x, ("Attention",)),
+        "timm AttentionExtract": extracted(model, x),
+        "captum, one layer": activated(model, x, model.blocks[5].attn.attn_drop),  # type: ignore[index, union-attr, arg-type]
+    }
+    if importlib.util.find_spec("nnsight"):
+        runs["nnsight"] = nnsighted(model, x)
+    else:
+        print("nnsight is not installed, and left out")
+    ratios = medians(runs, args.repeats)
+    return report(f"vit_tiny, unfused, batch {args.batch}", ratios,
+                  {"watch": 1.15, "stream": 1.05}) and good  # fmt: skip
+
+
+def _fused(args: argparse.Namespace) -> bool:
+    model, unfused = vit(fused=True), vit(fused=False)
+    x = torch.randn(args.batch, 3, 224, 224)
+    runs = {**ours(model, x), "unfused, plain": lambda: unfused(x)}
+    ratios = medians(runs, args.repeats)
+    return report(
+        f"vit_tiny, fused, batch {args.batch}", ratios,
+        {"watch, received": ratios["unfused, plain"], "stream, received": ratios["unfused, plain"]},
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
