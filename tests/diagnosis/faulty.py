@@ -398,9 +398,12 @@ class BlindGate(ChannelGate):
     def forward(self, x: Tensor) -> Tensor:
         if self.repaired:
             return super().forward(x)
-        return x * self.gate(self.excite(self.squeeze(torch.ones_like(x[:, :, 0, 0])).relu()))[
-            ..., None, None
-        ]
+        return (
+            x
+            * self.gate(self.excite(self.squeeze(torch.ones_like(x[:, :, 0, 0])).relu()))[
+                ..., None, None
+            ]
+        )
 
     def __init__(self, repaired: bool = False) -> None:
         super().__init__(repaired, nn.Sigmoid())

@@ -1,4 +1,4 @@
-"""Every published fault raises its own finding and no other error; its repaired twin raises none."""
+"""Every published fault raises its own finding and no other error; its twin raises none."""
 
 from __future__ import annotations
 

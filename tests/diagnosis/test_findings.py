@@ -47,7 +47,8 @@ def test_the_headline_is_the_worst_and_how_many_like_it() -> None:
 def test_print_shows_a_code_once_with_its_places_numbers_and_remedy() -> None:
     text = str(three())
     assert text.startswith(
-        "net: 1 error, 2 warnings, 1 note (2 attention, 0 gates looked at)\nerror   not-applied at b"
+        "net: 1 error, 2 warnings, 1 note (2 attention, 0 gates looked at)\n"
+        "error   not-applied at b"
     )
     assert text.count("temperature at") == 1
     assert "warning temperature at a, c\n" in text
@@ -58,7 +59,8 @@ def test_print_shows_a_code_once_with_its_places_numbers_and_remedy() -> None:
 
 
 def test_findings_are_strict_json() -> None:
-    found = three() + [finding("no-effect", "d", change=float("nan"))]
+    more = [finding("no-effect", "d", change=float("nan"))]
+    found = three() + more
     read = json.loads(json.dumps(found.as_dicts(), allow_nan=False))
     assert [one["code"] for one in read[:2]] == ["not-applied", "no-effect"]
     assert read[1]["evidence"] == {"change": None}
