@@ -145,7 +145,7 @@ def _map(record: Record, size: tuple[int, int], word: str) -> Tensor | None:
 
 
 def _interval(values: Tensor) -> tuple[float, float, float]:
-    """Mean and a normal 95 % interval."""
+    """Mean and a normal 95 % interval, which ends at 0."""
     mean = float(values.double().mean())
     half = _Z * float(values.double().std()) / len(values) ** 0.5
-    return mean, mean - half, mean + half
+    return mean, max(0.0, mean - half), mean + half

@@ -177,18 +177,19 @@ def _block(group: Sequence[Finding]) -> str:
     if len(group) > _SHOWN:
         places += f" and {len(group) - _SHOWN} more"
     numbers = ", ".join(f"{name} {_number(value)}" for name, value in first.evidence.items())
-    lines = [f"{first.severity:<8}{first.code} at {places}", *_wrapped(first.meaning)]
+    lines = [f"{first.severity:<8}{first.code} at {places}", *_wrapped("", first.meaning)]
     if numbers:
-        lines += _wrapped(f"seen: {numbers}")
-    return "\n".join([*lines, *_wrapped(f"do:   {first.remedy}"), f"        → {first.page}"])
+        lines += _wrapped("seen: ", numbers)
+    return "\n".join([*lines, *_wrapped("do:   ", first.remedy), f"        → {first.page}"])
 
 
-def _wrapped(text: str) -> list[str]:
+def _wrapped(label: str, text: str) -> list[str]:
+    """Lines under a finding's first, those after the label aligned with what follows it."""
     return textwrap.wrap(
         text,
         _WIDTH,
-        initial_indent=" " * 8,
-        subsequent_indent=" " * 14 if text[4:6] in (": ", "  ") or text[2:4] == ": " else " " * 8,
+        initial_indent=" " * 8 + label,
+        subsequent_indent=" " * (8 + len(label)),
         break_long_words=False,
         break_on_hyphens=False,
     )
