@@ -27,12 +27,11 @@ _Z = 1.96
 
 def padding_findings(case: Examination) -> Iterator[Finding]:
     """Real places that attend to padding."""
-    padding = case.padding
-    given = padding is not None
-    padding = padding[: len(case.images)][: len(case.few)] if padding is not None else None
-    if padding is None:
-        padding = plain_borders(case.few)
-    if len(padding) != len(case.few) or not bool(padding.any()):
+    given = case.padding is not None
+    padding = plain_borders(case.few) if case.padding is None else case.padding[: len(case.few)]
+    if len(padding) < len(case.few):  # a single image is examined beside its mirror image
+        padding = torch.cat([padding, padding.flip(-1)])
+    if not bool(padding.any()):
         return
     for i, record in case.attention():
         if case.kinds[i].word in ("channels", "swapped", "images"):

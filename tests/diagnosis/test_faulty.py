@@ -35,5 +35,7 @@ def test_padding_that_is_said_to_be_padding_is_a_warning() -> None:
     for repaired, codes in ((False, ("padding-attention",)), (True, ())):
         found = diagnose(case.model(repaired), images, padding=padding)
         assert found.warnings.codes == codes
+    one = diagnose(case.model(False), images[:1], padding=padding[:1])
+    assert one.warnings.codes == ("padding-attention",)
     (share,) = diagnose(case.model(False), images, padding=padding).warnings[0].evidence.values()
     assert share == pytest.approx(0.25, abs=0.05)
