@@ -18,6 +18,7 @@ if str(_HERE.parent) not in sys.path:  # the pages say `from dashboard.x import 
     sys.path.insert(0, str(_HERE.parent))
 
 from dashboard.frame import carried, dress, root  # noqa: E402 - the path comes first
+from dashboard.selection import quoted  # noqa: E402
 
 PAGES = (
     ("compare", "Compare", ":material/leaderboard:"),
@@ -45,8 +46,7 @@ def main() -> None:
         st.markdown("**attnviz** · which variant looks at the patch?")
         for target in pages:
             st.page_link(target, query_params=carried())
-        st.caption("Runs in")
-        st.code(root(), language=None, wrap_lines=True)
+        st.caption(f"Runs in {quoted(root())}")
     page.run()
 
 

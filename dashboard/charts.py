@@ -60,9 +60,7 @@ def styled(chart: Any, ink: Ink) -> Any:
     )
 
 
-def dot_plot(
-    table: pd.DataFrame, by_seed: pd.DataFrame, metric: str, ink: Ink, *, select: bool = True
-) -> Any:
+def dot_plot(table: pd.DataFrame, by_seed: pd.DataFrame, metric: str, *, ink: Ink) -> Any:
     """Means with intervals, a tick per seed, chance and ceiling; sorted as the table is.
 
     Args:
@@ -70,17 +68,14 @@ def dot_plot(
         by_seed: The same metric's rows of `Comparison.by_seed`.
         metric: The metric's key.
         ink: The theme's colours.
-        select: Whether a click on a row selects its variant, under the name `variant`.
     """
     order = list(table["variant"])
     rows = table.assign(
         label=[f"{v:.3f}" if np.isfinite(v) else "cannot be scored" for v in table["mean"]],
         at=table["high"].fillna(table["mean"]),
     )
-    low = min([0.0, *table["low"].dropna(), *by_seed["mean"].dropna()])
-    levels = _levels(table)
-    high = max([*table["high"].dropna(), *by_seed["mean"].dropna(), *levels["value"], low + 0.1])
-    scale = alt.Scale(domain=[low, high + 0.08 * (high - low)], nice=False, zero=False)
+    levels = levels_of(table)
+    scale = alt.Scale(domain=list(extent(table, by_seed)), nice=False, zero=False)
     axis = alt.Axis(tickCount=8)
     x = alt.X("mean:Q", title=spoken(metric), scale=scale, axis=axis)
     y = alt.Y("variant:N", sort=order, title=None, axis=alt.Axis(ticks=False, domain=False))
@@ -94,12 +89,8 @@ def dot_plot(
         .mark_tick(thickness=2, size=14, color=ink.text, opacity=0.75)
         .encode(y=y, x=x, tooltip=["variant", "seed:N", alt.Tooltip("mean:Q", format=".3f")])
     )
-    dots = base.mark_point(filled=True, size=130, color=ink.mark, opacity=1, cursor="pointer")
+    dots = base.mark_point(filled=True, size=130, color=ink.mark, opacity=1)
     dots = dots.encode(x=x, tooltip=tip)
-    if select:
-        dots = dots.add_params(
-            alt.selection_point(name="variant", fields=["variant"], on="click", clear="dblclick")
-        )
     words = base.mark_text(align="left", dx=10, fontSize=13, color=ink.text).encode(
         x=alt.X("at:Q", scale=scale, title=spoken(metric), axis=axis), text="label:N"
     )
@@ -108,7 +99,25 @@ def dot_plot(
     return styled(chart.properties(height=_ROW * len(order) + _AXIS, width="container"), ink)
 
 
-def _levels(table: pd.DataFrame) -> pd.DataFrame:
+def extent(table: pd.DataFrame, by_seed: pd.DataFrame) -> tuple[float, float]:
+    """Where the axis of a dot plot begins and ends: zero or below, with room for the numbers."""
+    means = [*table["mean"].dropna(), *by_seed["mean"].dropna()]
+    low = min([0.0, *table["low"].dropna(), *means])
+    high = max([*table["high"].dropna(), *means, *levels_of(table)["value"], low + 0.1])
+    return float(low), float(high + 0.1 * (high - low))
+
+
+def round_ticks(low: float, high: float, count: int = 8) -> list[float]:
+    """About that many round numbers from `low` to `high`."""
+    rough = (high - low) / count
+    size = 10.0 ** np.floor(np.log10(rough))
+    step = size * next(one for one in (1, 2, 5, 10) if one * size >= rough)
+    first = int(np.ceil(low / step - 1e-9))
+    return [float(i * step) for i in range(first, int(np.floor(high / step + 1e-9)) + 1)]
+
+
+def levels_of(table: pd.DataFrame) -> pd.DataFrame:
+    """Chance and ceiling as one line each: the mean over variants, where they are known."""
     found = [
         {"level": name, "value": float(table[name].mean()), "text": name}
         for name in ("chance", "ceiling")
@@ -137,14 +146,14 @@ def dot_plot_in_words(table: pd.DataFrame, metric: str) -> str:
         else f"{row.variant} cannot be scored"
         for row in table.itertuples()
     ]
-    levels = "".join(f"; {r.level} {r.value:.3f}" for r in _levels(table).itertuples())
+    levels = "".join(f"; {r.level} {r.value:.3f}" for r in levels_of(table).itertuples())
     return f"Dot plot of {spoken(metric)}: " + ", ".join(parts) + levels + "."
 
 
 def lines(
     data: pd.DataFrame,
-    ink: Ink,
     *,
+    ink: Ink,
     x: str,
     y: str,
     x_title: str,
@@ -224,7 +233,7 @@ def lines_in_words(data: pd.DataFrame, *, x: str, y: str, y_title: str, name: st
     return f"{name}, {y_title}: " + ("; ".join(parts) or "no values") + "."
 
 
-def scatter(data: pd.DataFrame, ink: Ink, *, x: str, y: str, x_title: str, y_title: str) -> Any:
+def scatter(data: pd.DataFrame, *, ink: Ink, x: str, y: str, x_title: str, y_title: str) -> Any:
     """One labelled dot per variant."""
     data = data.assign(label_at=_apart(data[y].to_numpy(), 0.075))
     across = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False, padding=40))
@@ -258,8 +267,8 @@ def _apart(values: np.ndarray, gap: float) -> np.ndarray:
 
 def intervals(
     data: pd.DataFrame,
-    ink: Ink,
     *,
+    ink: Ink,
     row: str,
     order: Sequence[str],
     title: str,
@@ -293,7 +302,7 @@ def intervals(
     return styled(layers.properties(height=_ROW * len(order) + _AXIS, width="container"), ink)
 
 
-def gate_plot(data: pd.DataFrame, ink: Ink) -> Any:
+def gate_plot(data: pd.DataFrame, *, ink: Ink) -> Any:
     """One image's channel gates beside the set's median and quartiles, by channel.
 
     Args:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import pandas as pd
 import streamlit as st
 
 from dashboard.palettes import Ink, ink
@@ -194,6 +195,29 @@ def stepper(
 def _set(name: str, value: int | None) -> None:
     if value is not None:
         st.query_params[name] = str(value)
+
+
+def draw(build: Callable[..., Any], *data: Any, alt: str, **options: Any) -> None:
+    """Show a chart of `dashboard.charts`.
+
+    Its specification is kept by content: to make and validate one costs Altair 40 ms and more.
+
+    Args:
+        build: The function that makes it.
+        data: Its tables and other positional arguments.
+        alt: The chart in words, with its numbers.
+        options: Its options; the theme's colours are added.
+    """
+    said = [one.to_csv() if isinstance(one, pd.DataFrame) else repr(one) for one in data]
+    shades = colours()
+    key = (build.__name__, *said, repr(sorted(options.items())), repr(shades))
+    spec = _spec(key, lambda: build(*data, ink=shades, **options).to_dict())
+    st.vega_lite_chart(spec, theme=None, alt=alt)
+
+
+@st.cache_resource(max_entries=256, show_spinner=False)
+def _spec(key: tuple[str, ...], _make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    return _make()
 
 
 def offer(label: str, make: Callable[[], bytes], name: str, mime: str, *, key: str) -> None:

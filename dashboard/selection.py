@@ -98,7 +98,7 @@ def several(params: Params, name: str, known: Iterable[str]) -> tuple[list[str],
 def quoted(value: Any) -> str:
     """A stranger's text as code, short, and unable to end its own quotation."""
     text = "".join(c if c.isprintable() and c not in "`$" else "·" for c in str(value))
-    return f"`{text[:60]}…`" if len(text) > 60 else f"`{text or ' '}`"
+    return f"`{text[:160]}…`" if len(text) > 160 else f"`{text or ' '}`"
 
 
 def plain(value: Any) -> str:

@@ -11,7 +11,8 @@ import streamlit as st
 
 from dashboard import charts, notices, shelf
 from dashboard.compared import Chosen, chosen, one_run
-from dashboard.frame import chooser, colours, go, offer
+from dashboard.dots import dots
+from dashboard.frame import chooser, draw, go, offer
 from dashboard.gallery import can_run, gallery
 from dashboard.overlap import enlarged
 from dashboard.packing import MapLayer, Settings, Tile, pack
@@ -106,11 +107,7 @@ def _scores(rows: pd.DataFrame, metric: str) -> None:
     best = rows.iloc[0]
     st.header(f"{plain(best['variant'])} scores highest: {charts.short(metric)} {best['mean']:.3f}")
     empty = pd.DataFrame({"variant": [], "seed": [], "mean": []})
-    st.altair_chart(
-        charts.dot_plot(rows, empty, metric, colours(), select=False),
-        theme=None,
-        alt=charts.dot_plot_in_words(rows, metric),
-    )
+    dots(rows, empty, metric, key="dots", opens=False)
     st.caption(
         "Every map of every variant on the same images. Bars: ± 1.96 standard errors over images, "
         "seeds averaged; they compare maps with chance, not variants with each other (that is on "
@@ -156,10 +153,10 @@ def _agreement(choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
         )
         with column:
             st.markdown(f"**{measure}** with {plain(_REFERENCE)}")
-            chart = charts.intervals(
-                part, colours(), row="row", order=list(part["row"]), title=f"median {measure}"
-            )
-            st.altair_chart(chart, theme=None, alt=f"{measure} with {_REFERENCE}: {words}")
+            draw(
+                charts.intervals, part, alt=f"{measure} with {_REFERENCE}: {words}",
+                row="row", order=list(part["row"]), title=f"median {measure}",
+            )  # fmt: skip
             st.caption(plain(words) + ".")
     st.caption(
         "Medians and quartiles over images. Two maps can agree and both be wrong; one that looks "

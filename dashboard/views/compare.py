@@ -9,8 +9,10 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import charts, notices, shelf
+from dashboard.below import below
 from dashboard.compared import Chosen, chosen, ranked
-from dashboard.frame import chooser, colours, go, heard, offer, stepper
+from dashboard.dots import dots
+from dashboard.frame import chooser, draw, go, heard, offer, stepper
 from dashboard.gallery import can_run, gallery
 from dashboard.overlap import iou_curves
 from dashboard.packing import MapLayer, Settings, Tile, pack
@@ -48,7 +50,11 @@ def main() -> None:
     notices.not_ranked(choice.listing)
     _strip(choice, tables, metric, result.variants if result is not None else [])
     if result is not None:
-        _below(result, metric, choice, tables)
+        below(
+            lambda: _below(result, metric, choice, tables),
+            "Curves, differences and the table",
+            key="compare",
+        )
 
 
 def _tables(choice: Chosen) -> dict[str, pd.DataFrame]:
@@ -90,14 +96,7 @@ def _answer(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataF
     st.header(plain(f"N{sentence[1:]}" if sentence.startswith("no ") else sentence))
     rows = result.of(metric)
     seeds = result.by_seed[result.by_seed["metric"] == metric]
-    event = st.altair_chart(
-        charts.dot_plot(rows, seeds, metric, colours()),
-        theme=None,
-        key="dots",
-        on_select="rerun",
-        selection_mode="variant",
-        alt=charts.dot_plot_in_words(rows, metric),
-    )
+    opened = dots(rows, seeds, metric, key="dots")
     judged = {
         name: primary_map(runs[0], tables[runs[0].id])
         for name, runs in choice.groups.items()
@@ -109,11 +108,9 @@ def _answer(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataF
         f"{result.images} images with a patch. Maps: {by}. "
         + " ".join(plain(note) + "." for note in result.notes)
     )
-    picked = event.selection.get("variant") if event else None
-    if picked:
-        runs = choice.groups.get(picked[0].get("variant"))
-        if runs:
-            go("gallery", run=runs[0].id, metric=metric)
+    runs = choice.groups.get(opened or "")
+    if runs:
+        go("gallery", run=runs[0].id, metric=metric)
 
 
 def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: list[str]) -> None:
@@ -249,22 +246,13 @@ def _curves(choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
     if not parts:
         return
     data = pd.concat(parts, ignore_index=True)
-    st.altair_chart(
-        charts.lines(
-            data,
-            colours(),
-            x="threshold",
-            y="iou",
-            x_title="threshold τ",
-            y_title="mean IoU",
-            order=list(choice.groups),
-            band=True,
-        ),
-        theme=None,
-        alt=charts.lines_in_words(
-            data, x="threshold", y="iou", y_title="mean IoU", name="IoU against the threshold"
-        ),
+    words = charts.lines_in_words(
+        data, x="threshold", y="iou", y_title="mean IoU", name="IoU against the threshold"
     )
+    draw(
+        charts.lines, data, alt=words, x="threshold", y="iou", x_title="threshold τ",
+        y_title="mean IoU", order=list(choice.groups), band=True,
+    )  # fmt: skip
     peaks = data.loc[data.groupby("variant", sort=False)["iou"].idxmax()]
     best = "; ".join(
         f"{plain(r.variant)} {r.iou:.3f} at τ = {r.threshold:.2f}" for r in peaks.itertuples()
@@ -292,18 +280,10 @@ def _accuracy(result: Any, metric: str) -> None:
         st.caption("No run says how accurate it is.")
         return
     words = "; ".join(f"{r.variant} {r.accuracy:.3f} and {r.mean:.3f}" for r in rows.itertuples())
-    st.altair_chart(
-        charts.scatter(
-            rows,
-            colours(),
-            x="accuracy",
-            y="mean",
-            x_title="accuracy",
-            y_title=charts.spoken(metric),
-        ),
-        theme=None,
-        alt=f"Accuracy and {charts.spoken(metric)}: {words}",
-    )
+    draw(
+        charts.scatter, rows, alt=f"Accuracy and {charts.spoken(metric)}: {words}",
+        x="accuracy", y="mean", x_title="accuracy", y_title=charts.spoken(metric),
+    )  # fmt: skip
     st.caption(f"Accuracy and {charts.spoken(metric)}: {plain(words)}.")
 
 
@@ -318,18 +298,11 @@ def _differences(result: Any, metric: str) -> None:
     clear = "; ".join(
         f"{r.pair} {r.mean:+.3f} ({r.low:+.3f} to {r.high:+.3f})" for r in data.itertuples()
     )
-    st.altair_chart(
-        charts.intervals(
-            data,
-            colours(),
-            row="pair",
-            order=list(data["pair"]),
-            tint="clear",
-            title=f"difference in {charts.spoken(metric)}",
-        ),
-        theme=None,
-        alt=f"Paired differences in {charts.spoken(metric)}: {clear}",
-    )
+    draw(
+        charts.intervals, data, alt=f"Paired differences in {charts.spoken(metric)}: {clear}",
+        row="pair", order=list(data["pair"]), tint="clear",
+        title=f"difference in {charts.spoken(metric)}",
+    )  # fmt: skip
     unclear = int((~data["clear"]).sum())
     st.caption(
         f"Image by image and seed by seed, 95 % intervals; {unclear} of {len(data)} pairs "

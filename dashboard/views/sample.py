@@ -10,8 +10,9 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import charts, notices, shelf
+from dashboard.below import below
 from dashboard.compared import chosen
-from dashboard.frame import chooser, colours, heard, offer, stepper
+from dashboard.frame import chooser, draw, heard, offer, stepper
 from dashboard.gallery import can_run, gallery
 from dashboard.overlap import energy
 from dashboard.packing import MapLayer, Settings, Tile, pack, pack_rows
@@ -69,7 +70,8 @@ def main() -> None:
         _variant(name, run, tables[run.id], image, held, box)
     _picture(shown, tables, image, held)
     _picker(shown, image, held, box)
-    _gates(shown, image)
+    if any(run.gate_names for _, run in shown):
+        below(lambda: _gates(shown, image), "Channel gates of this image", key="gates")
 
 
 def _of_address(runs: Sequence[Any]) -> Any:
@@ -264,7 +266,7 @@ def _gates(shown: list[tuple[str, Any]], image: int) -> None:
             f"{int(far['channel'])} with {far['gate']:.3f} against {far['median']:.3f}"
         )
         st.markdown(f"**{plain(name)}** · {plain(gate)}")
-        st.altair_chart(charts.gate_plot(found, colours()), theme=None, alt=words)
+        draw(charts.gate_plot, found, alt=words)
         st.caption(
             plain(words) + ". Dots: this image; ticks and bars: median and quartiles of all images."
         )

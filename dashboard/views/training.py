@@ -11,7 +11,7 @@ import streamlit as st
 from dashboard import charts, notices, shelf
 from dashboard.compared import listed
 from dashboard.epochs import epoch_maps, found_at, seed_bands
-from dashboard.frame import chooser, colours, heard, root
+from dashboard.frame import chooser, draw, heard, root
 from dashboard.gallery import can_run, gallery
 from dashboard.overlap import energy
 from dashboard.packing import MapLayer, Settings, Tile, pack
@@ -102,13 +102,11 @@ def _panels(tables: dict[str, list[pd.DataFrame]], chance: float | None) -> None
         data = seed_bands(tables, column)
         if data.empty:
             continue
-        st.altair_chart(
-            charts.lines(
-                data, colours(), x="epoch", y="mean", x_title="epoch", y_title=words[column],
-                order=order, band=True, zero=name != "Loss", whole=True, columns=7,
-            ),
-            theme=None,
-            alt=charts.lines_in_words(data, x="epoch", y="mean", y_title=words[column], name=name),
+        said = charts.lines_in_words(data, x="epoch", y="mean", y_title=words[column], name=name)
+        draw(
+            charts.lines, data, alt=said, x="epoch", y="mean", x_title="epoch",
+            y_title=words[column], order=order, band=True, zero=name != "Loss", whole=True,
+            columns=7,
         )  # fmt: skip
         st.caption(plain(_last(data, words[column])))
         if name == "Localisation":

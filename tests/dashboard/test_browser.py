@@ -101,8 +101,7 @@ class TestFlows:
     def test_from_the_answer_to_the_gallery_to_a_sample_and_back(self, address: str, tab: Any):
         visit(tab, address)
         tab.get_by_role("heading", name="mha looks at the patch most").wait_for()
-        dot = tab.locator("[data-testid=stVegaLiteChart] .mark-symbol path").first
-        dot.click()
+        tab.get_by_role("button", name="mha: 0.").click()
         tab.wait_for_url("**/gallery?*run=mha-0*")
         settled(tab)
         tile = tab.locator(".tile").first

@@ -35,6 +35,7 @@ def opened(patch: pytest.MonkeyPatch, view: str, root: Any, /, **params: Any) ->
     """A page after its first run."""
     patch.setenv("ATTNVIZ_RUNS", str(root))
     at = AppTest.from_file(str(APP), default_timeout=120)
+    at.session_state["below_compare"] = at.session_state["below_gates"] = True  # scrolled down
     if view != "compare":
         at.switch_page(f"views/{view}.py")
     for name, value in params.items():
