@@ -33,7 +33,8 @@ def attention(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
         query.shape[-1] ** -0.5 if scale is None else float(scale),
         float(given.get("dropout_p") or 0.0),
     )
-    replaced = watcher.recorder.fused(fused, out[0])
+    more = out[1] if func._schema.returns[1].name in ("logsumexp", "log_sumexp") else None
+    replaced = watcher.recorder.fused(fused, out[0], more)
     if replaced is None:
         return out
     watcher.recorder.guard(replaced)

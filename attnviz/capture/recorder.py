@@ -100,7 +100,7 @@ class Recorder:
         again = operand.storage_offset() in squash.numbers
         return self._finish(record, squash, operand, read.restore, keep=not again)
 
-    def fused(self, fused: Fused, output: Tensor) -> Tensor | None:
+    def fused(self, fused: Fused, output: Tensor, logsumexp: Tensor | None = None) -> Tensor | None:
         """A fused kernel has run. Returns what shall take its output's place, if edited."""
         where = self.watcher.place()
         if where is None or not self._chosen("attention", where.name, where, where.module):
@@ -116,10 +116,14 @@ class Recorder:
         )  # fmt: skip
         record = self._placed(record, where, where.module, shape, None)
         edit = self._edit(record, where)
-        if edit is None and self._only_reduced(record, fused, output):
+        if edit is None and self._only_reduced(record, fused, output, logsumexp):
             return None
-        with self._graph():
-            weights = fusion.weights(fused)
+        weights = None
+        if logsumexp is not None and not self.options.keep_graph:
+            weights = fusion.from_sums(fused, logsumexp)
+        if weights is None:
+            with self._graph():
+                weights = fusion.weights(fused)
         check = fusion.discrepancy(fused, output, weights.detach())
         record = changed(
             self._windowed(record, weights.shape, shape.images), weights=weights, check=check
@@ -499,13 +503,21 @@ class Recorder:
         return changed(record, scale=checked(edit, record.scale.detach(), record), edited=True,
                        leaf=None)  # fmt: skip
 
-    def _only_reduced(self, record: Record, fused: Fused, output: Tensor) -> bool:
+    def _only_reduced(
+        self, record: Record, fused: Fused, output: Tensor, logsumexp: Tensor | None
+    ) -> bool:
         """Reduce a fused kernel's weights a few queries at a time, if its reductions allow."""
         asked = self.options.reduce
         if not asked or any(way not in reductions.BY_CHUNKS for way in asked.values()):
             return False
         if self.options.heads is not None:
             return False
+        means = None
+        if logsumexp is not None and all(way is reductions.received for way in asked.values()):
+            means = fusion.column_means(fused, logsumexp)
+        if means is not None:
+            self._reduced(record, fused, output, dict.fromkeys(asked, means))
+            return True
         parts: dict[str, list[Tensor]] = {name: [] for name in asked}
         q, k = fused.query.shape[-2], fused.key.shape[-2]
         first = all(reductions.BY_CHUNKS[way] == "first" for way in asked.values())
@@ -522,11 +534,17 @@ class Recorder:
                     value = value * ((chunk.stop - chunk.start) / q)
                 parts[name].append(value)
         reduced = {name: _joined(asked[name], values) for name, values in parts.items()}
-        shape = (*fused.query.shape[:-1], k)
+        self._reduced(record, fused, output, reduced)
+        return True
+
+    def _reduced(
+        self, record: Record, fused: Fused, output: Tensor, reduced: dict[str, Tensor]
+    ) -> None:
+        """Keep what a kernel's weights were reduced to."""
+        shape = (*fused.query.shape[:-1], fused.key.shape[-2])
         record = self._windowed(record, shape, record.images)
         check = None if self.watcher.trusted else fusion.discrepancy(fused, output)
         self._store(changed(record, check=check, shape=shape), reduced)
-        return True
 
     # how a record is kept --------------------------------------------------------------------
 
