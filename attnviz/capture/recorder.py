@@ -124,7 +124,7 @@ class Recorder:
         if weights is None:
             with self._graph():
                 weights = fusion.weights(fused)
-        check = fusion.discrepancy(fused, output, weights.detach())
+        check = None if self.watcher.trusted else fusion.discrepancy(fused, output)
         record = changed(
             self._windowed(record, weights.shape, shape.images), weights=weights, check=check
         )
