@@ -42,6 +42,20 @@ _WHOLE: set[Any] = set()
 _PARTS: set[Any] = set()
 
 
+class _Writes(dict[Any, bool]):
+    """Whether an op writes into its first argument, found once per op."""
+
+    def __contains__(self, func: object) -> bool:
+        known = self.get(func)
+        if known is None:
+            schema = getattr(func, "_schema", None)
+            known = self[func] = bool(schema is not None and schema.is_mutable)
+        return known
+
+
+_WRITES = _Writes()
+
+
 class Watcher(TorchDispatchMode):
     """One watch of one model, while it is entered.
 
@@ -81,10 +95,14 @@ class Watcher(TorchDispatchMode):
         rule = RULES.get(func)
         if rule is None:
             if func in _WHOLE or not is_recipe(func):
+                if func in _WRITES and self.recorder.aliased:
+                    self.recorder.preserve(args[0])
                 return func(*args, **kwargs) if kwargs else func(*args)
             rule = decompose
         if _in_backward() != -1:
             return func(*args, **(kwargs or {}))
+        if func in _WRITES and self.recorder.aliased:
+            self.recorder.preserve(args[0])
         return rule(self, func, args, kwargs or {})
 
     def place(self) -> Place | None:

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +23,30 @@ from attnviz.capture.layout import Layout, layout
 from attnviz.capture.places import Call, Place
 from attnviz.capture.record import Leaf, Record, Windows, changed
 from attnviz.capture.seen import Capture
-from attnviz.capture.tags import Scores, Squash, Tag
+from attnviz.capture.tags import Scores, Squash, Tag, storage_key
 from attnviz.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
     from attnviz.capture.dispatch import Watcher
 
 _CHUNK = 1 << 19  # weights computed at once where only a reduction is kept; they stay in the cache
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def apart(method: Callable[P, T]) -> Callable[P, T]:
+    """What a watch computes for itself is not to be seen by another watch around it."""
+
+    @wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        if not torch._C._len_torch_dispatch_stack():
+            return method(*args, **kwargs)
+        with torch._C._DisableTorchDispatch():
+            return method(*args, **kwargs)
+
+    return run
 
 
 class Look(NamedTuple):
@@ -53,6 +71,7 @@ class Recorder:
         self.batch: int | None = None
         self._looks: dict[Any, Any] = {}
         self._counts: Counter[Any] = Counter()
+        self.aliased: dict[int, list[tuple[int, str]]] = {}
         self._made: list[Squash] = []
         self._guarded: list[Tensor] = []
         self._summed: set[int] = set()
@@ -64,6 +83,7 @@ class Recorder:
         """Remember a softmax or a gate until it is seen to be used."""
         self._made.append(squash)
 
+    @apart
     def attention(
         self, tag: Tag, operand: Tensor, query: int, key: int, values: Tensor, known: Tag | None
     ) -> Tensor | None:
@@ -100,6 +120,7 @@ class Recorder:
         again = operand.storage_offset() in squash.numbers
         return self._finish(record, squash, operand, read.restore, keep=not again)
 
+    @apart
     def fused(self, fused: Fused, output: Tensor, logsumexp: Tensor | None = None) -> Tensor | None:
         """A fused kernel has run. Returns what shall take its output's place, if edited."""
         where = self.watcher.place()
@@ -136,6 +157,7 @@ class Recorder:
         self._keep(edited)
         return fusion.applied(fused, edited.weights, output)
 
+    @apart
     def projected(
         self, fused: Fused, output: Tensor, finished: Callable[[Tensor, Any], Tensor]
     ) -> Tensor | None:
@@ -181,6 +203,7 @@ class Recorder:
         self._refuse_edit(record, where)
         self._keep(self._placed(record, where, where.module, Geometry(), None))
 
+    @apart
     def gate(
         self, tag: Tag, gate: Tensor, other: Tensor, repeated: list[int]
     ) -> tuple[Tensor | None, Tag | None]:
@@ -231,6 +254,7 @@ class Recorder:
             self._pooled[number] = (tag, gate, other, repeated)
         return self._finish(record, squash, gate, restore, keep=not again), weighted
 
+    @apart
     def pooled(self, tag: Tag, axes: set[int]) -> None:
         """What a softmax weighted is summed over some axes: attention, if they are its own."""
         number, keys = tag.extra
@@ -252,6 +276,7 @@ class Recorder:
             heads=weights.shape[1], key_grid=shape.key, prefix=shape.prefix, features=None,
         ), number)  # fmt: skip
 
+    @apart
     def linear(self, tag: Tag, operand: Tensor, other: Tensor) -> None:
         """A product of a product, without a softmax between."""
         scores = tag.scores
@@ -307,6 +332,7 @@ class Recorder:
         self._made.clear()
         self._pooled.clear()
         self._summed.clear()
+        self.aliased.clear()
         for reduction in self.options.reduce.values():
             if isinstance(reduction, reductions.Rollout):
                 reduction.reset()
@@ -578,9 +604,24 @@ class Recorder:
             changes["name"] = self._root
         record = changed(record, **changes)
         if number is None:
-            self.seen._add(record)
+            number = self.seen._add(record)
         else:
             self.seen._set(number, record)
+        for field, tensor in changes.items():
+            if isinstance(tensor, Tensor):
+                key = storage_key(tensor)
+                self.aliased.setdefault(key, []).append((number, field))
+
+    @apart
+    def preserve(self, tensor: Any) -> None:
+        """Copy what was kept of a tensor, now that the model is about to write into it."""
+        if not isinstance(tensor, Tensor) or tensor.is_sparse or tensor.is_nested:
+            return
+        for number, field in self.aliased.pop(storage_key(tensor), []):
+            record = self.seen._records[number]
+            kept = getattr(record, field)
+            if kept is not None:
+                self.seen._set(number, changed(record, **{field: kept.clone()}))
 
     def _forget_rollout(self, reduced: dict[str, Tensor]) -> None:
         """Only the last layer keeps the product of all of them."""

@@ -102,7 +102,9 @@ def _gated(
     watcher: Watcher, func: Any, args: Any, kwargs: Any, side: int, tag: Tag, spans: list[int]
 ) -> Any:
     gate, other = args[side], args[1 - side]
-    replaced, weighted = watcher.recorder.gate(tag, gate, other, spans)
+    written = func is aten.mul_.Tensor and watcher.options.features
+    kept = other.clone() if written else other
+    replaced, weighted = watcher.recorder.gate(tag, gate, kept, spans)
     if replaced is not None:
         args = (replaced, other) if side == 0 else (other, replaced)
     out = func(*args, **kwargs)

@@ -135,6 +135,12 @@ class Tag:
         )
 
 
+def storage_key(tensor: Tensor) -> int:
+    """What tells a tensor's storage from all others that are alive."""
+    key: int = cast(Any, tensor.untyped_storage())._cdata
+    return key
+
+
 PARAMETER = Tag("parameter")
 
 
@@ -152,12 +158,18 @@ class Tags:
 
     def get(self, tensor: Tensor) -> Tag | None:
         """The tag of a tensor's storage, if it has one."""
-        tag: Tag | None = self._tags.get(tensor.untyped_storage()._cdata)
+        try:
+            tag: Tag | None = self._tags.get(tensor.untyped_storage()._cdata)
+        except (NotImplementedError, RuntimeError):  # sparse tensors have none
+            return None
         return tag
 
     def put(self, tensor: Tensor, tag: Tag) -> None:
         """Tag a tensor's storage for as long as it lives."""
-        storage = tensor.untyped_storage()
+        try:
+            storage = tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError):
+            return
         key: int = cast(Any, storage)._cdata
         if key not in self._alive:
             self._alive[key] = cast(Any, storage)._weak_ref()

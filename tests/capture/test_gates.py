@@ -326,3 +326,29 @@ def test_a_gate_that_is_computed_and_not_applied_is_told() -> None:
         watch(model),
     ):
         model(nets.images())
+
+
+def test_what_is_kept_outlives_what_the_model_writes_over_it() -> None:
+    def reused(z: Tensor) -> Tensor:
+        gate = torch.sigmoid(z)
+        held.append(gate)
+        return gate
+
+    class Overwritten(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.squeeze = Squeeze(reused, apply="in place")
+
+        def forward(self, x: Tensor) -> Tensor:
+            before.append(x.clone())
+            y = self.squeeze(x)
+            held[-1].zero_()
+            return y.relu_()
+
+    held: list[Tensor] = []
+    before: list[Tensor] = []
+    (record,) = seen_in(Overwritten(), features=True)
+    assert record.scale is not None
+    assert record.features is not None
+    assert float(record.scale.min()) > 0
+    assert torch.equal(record.features, before[-1])
