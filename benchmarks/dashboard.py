@@ -351,6 +351,8 @@ def page_change(browser: Any, address: str, link: str, title: str) -> float:
     page.goto(address)
     page.wait_for_selector("h1", timeout=120_000)
     settled(page)
+    page.wait_for_load_state("networkidle")  # what lies below the fold is not the change's cost
+    page.evaluate(PAINTED)
     start = time.perf_counter()
     page.get_by_role("link", name=link).click()
     page.get_by_role("heading", name=title, level=1).wait_for()

@@ -269,5 +269,5 @@ def _atlas(images: np.ndarray) -> bytes:
         y, x = divmod(i, ATLAS_COLUMNS)
         sheet[y * h : (y + 1) * h, x * w : (x + 1) * w] = image
     buffer = io.BytesIO()
-    Image.fromarray(sheet).save(buffer, "WEBP", quality=90, method=2)
+    Image.fromarray(sheet).save(buffer, "WEBP", quality=90, method=0)
     return buffer.getvalue()

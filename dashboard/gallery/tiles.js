@@ -94,7 +94,7 @@ function layOut(gallery) {
   const { head, list, w, h } = gallery;
   list.setAttribute("aria-label", head.label);
   list.style.setProperty("--tile", `${head.tile}rem`);
-  const scale = Math.max(1, Math.round(384 / Math.max(w, h)));
+  const scale = Math.max(1, Math.round(288 / Math.max(w, h)));
   gallery.tiles = head.tiles.map((tile) => {
     const button = element("button", "tile");
     button.type = "button";
@@ -105,7 +105,7 @@ function layOut(gallery) {
     Object.assign(canvas, { width: w * scale, height: h * scale });
     canvas.setAttribute("role", "img");
     canvas.style.aspectRatio = `${w} / ${h}`;
-    const title = element("span", "title", tile.title);
+    const title = element("span", "title", tile.title.replaceAll("_", "_\u200b")); // may break there
     const lines = tile.lines.map((text) => element("span", "line", text));
     const [score, iou] = [element("span", "line score"), element("span", "line iou")];
     button.append(canvas, title, ...lines, ...(head.maps[0]?.words.length ? [score] : []), ...(gallery.masks ? [iou] : []));
@@ -245,17 +245,15 @@ function scaled(gallery, map, i) {
 }
 
 function enlarge(grid, h, w, height, width) {
-  const [rows, columns] = [taps(h, height), taps(w, width)];
+  const wide = new Float32Array(h * width);
+  taps(w, width).forEach(({ low, high, share }, x) => {
+    for (let y = 0; y < h; y++) wide[y * width + x] = grid[y * w + low] * (1 - share) + grid[y * w + high] * share;
+  });
   const out = new Float32Array(height * width);
-  for (let y = 0, at = 0; y < height; y++) {
-    const { low: y0, high: y1, share: sy } = rows[y];
-    for (let x = 0; x < width; x++, at++) {
-      const { low: x0, high: x1, share: sx } = columns[x];
-      const top = grid[y0 * w + x0] * (1 - sx) + grid[y0 * w + x1] * sx;
-      const bottom = grid[y1 * w + x0] * (1 - sx) + grid[y1 * w + x1] * sx;
-      out[at] = top * (1 - sy) + bottom * sy;
-    }
-  }
+  taps(h, height).forEach(({ low, high, share }, y) => {
+    const [top, bottom, at] = [low * width, high * width, y * width];
+    for (let x = 0; x < width; x++) out[at + x] = wide[top + x] * (1 - share) + wide[bottom + x] * share;
+  });
   return out;
 }
 
@@ -325,7 +323,7 @@ function drawTile(gallery, tile, values, colours) {
 
 function drawBox(context, [x0, y0, x1, y1], scale) {
   const frame = [x0 * scale, y0 * scale, (x1 - x0) * scale, (y1 - y0) * scale];
-  for (const [style, width] of [["#000", 9], ["#00e5ff", 5]]) {
+  for (const [style, width] of [["#000", 7], ["#00e5ff", 4]]) {
     context.strokeStyle = style;
     context.lineWidth = width;
     context.strokeRect(...frame);

@@ -402,6 +402,45 @@ class TestRemote:
         finally:
             memory.rm("/shared", recursive=True)
 
+    def test_a_visit_costs_few_requests_and_a_second_one_only_the_listing(
+        self, copied, monkeypatch
+    ):
+        fsspec = pytest.importorskip("fsspec")
+        memory = fsspec.filesystem("memory")
+        memory.put(str(copied), "/counted", recursive=True)
+        asked: list[str] = []
+        for name in ("find", "cat", "cat_file", "cat_ranges"):
+            monkeypatch.setattr(type(memory), name, _counted(type(memory), name, asked))
+        try:
+            at = opened(monkeypatch, "compare", "memory://counted")
+            first = len(asked)
+            monkeypatch.setattr(shelf, "_FRESH", 0.0)
+            asked.clear()
+            at.run()
+            assert not at.exception
+            # 2 list; then for each run a table and, for strip and curve, a map's header and rows
+            assert first <= 30
+            assert len(asked) == 2
+        finally:
+            memory.rm("/counted", recursive=True)
+
+
+def _counted(kind: type, name: str, asked: list[str]) -> Any:
+    """A method that notes each outermost call: what a store is asked is a request to it."""
+    real = getattr(kind, name)
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not getattr(self, "_inside", False):
+            asked.append(name)
+            self._inside = True
+            try:
+                return real(self, *args, **kwargs)
+            finally:
+                self._inside = False
+        return real(self, *args, **kwargs)
+
+    return method
+
 
 class TestWithout:
     def test_without_torch_the_page_says_so_and_how_to_get_it(self, good_root, monkeypatch):
