@@ -39,7 +39,6 @@ _in_backward = torch._C._current_graph_task_id
 _RECIPE = torch._C.DispatchKey.CompositeImplicitAutograd
 _KERNELS = (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA, torch._C.DispatchKey.MPS)
 _WHOLE: set[Any] = set()
-_PARTS: set[Any] = set()
 
 
 class _Writes(dict[Any, bool]):
@@ -94,11 +93,11 @@ class Watcher(TorchDispatchMode):
         self.ops += 1
         rule = RULES.get(func)
         if rule is None:
-            if func in _WHOLE or not is_recipe(func):
+            if func in _WHOLE or not learn_rule(func):
                 if func in _WRITES and self.recorder.aliased:
                     self.recorder.preserve(args[0])
                 return func(*args, **kwargs) if kwargs else func(*args)
-            rule = decompose
+            rule = RULES[func]
         if _in_backward() != -1:
             return func(*args, **(kwargs or {}))
         if func in _WRITES and self.recorder.aliased:
@@ -183,16 +182,27 @@ def named(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def is_recipe(func: Any) -> bool:
-    """Whether an op is only a recipe of other ops, as `inference_mode` delivers them."""
-    if func in _PARTS:
-        return True
+def hide_from_compiler() -> None:
+    """Keep the compiler, where it is loaded, from compiling this mode along with its ops."""
+    frames: Any = torch._C._dynamo.eval_frame
+    skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
+    frames.set_code_exec_strategy(Watcher.__torch_dispatch__.__code__, skip)
+
+
+def learn_rule(func: Any) -> bool:
+    """Find the rule of an op that is met for the first time; whether it has one.
+
+    `inference_mode` delivers ops that are only recipes of other ops; higher-order ops are known by
+    name, for they are imported with the compiler, and late.
+    """
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    if isinstance(func, torch._ops.OpOverload):
-        name = func.name()
-        if has(name, _RECIPE) and not any(has(name, key) for key in _KERNELS):
-            _PARTS.add(func)
+    if not isinstance(func, torch._ops.OpOverload):
+        if getattr(func, "_name", "") == "flex_attention":
+            RULES[func] = kernels.flexible
             return True
+    elif has(func.name(), _RECIPE) and not any(has(func.name(), key) for key in _KERNELS):
+        RULES[func] = decompose
+        return True
     _WHOLE.add(func)
     return False
 

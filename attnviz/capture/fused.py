@@ -141,7 +141,7 @@ def some_rows(count: int, rows: int = 3) -> list[int]:
     return sorted({round(i * (count - 1) / max(1, rows - 1)) for i in range(rows)})
 
 
-def discrepancy(fused: Fused, output: Tensor) -> float | None:
+def discrepancy(fused: Fused, output: Tensor, given: Tensor | None = None) -> float | None:
     """How far A V is from the kernel's output, relative to the largest value.
 
     Looked at are three queries of the first and of the last image, the weights computed once more
@@ -153,16 +153,17 @@ def discrepancy(fused: Fused, output: Tensor) -> float | None:
     n = fused.query.shape[-2]
     if fused.dropout or not n or not output.numel():
         return None
-    return max(_off(fused, output, image, some_rows(n)) for image in {0, len(output) - 1})
+    rows = some_rows(n)
+    return max(_off(fused, output, given, image, rows) for image in {0, len(output) - 1})
 
 
-def _off(fused: Fused, output: Tensor, image: int, rows: list[int]) -> float:
+def _off(fused: Fused, output: Tensor, given: Tensor | None, image: int, rows: list[int]) -> float:
     mask = fused.mask
     if mask is not None and mask.dim() == 4:
         mask = mask[image if len(mask) > 1 else 0]
     one = Fused(fused.query[image], fused.key[image], fused.value[image], mask,
                 fused.causal, fused.scale)  # fmt: skip
-    some = weights(one, rows)
+    some = weights(one, rows) if given is None else given[image][..., rows, :]
     own = output[image][..., rows, :].to(some.dtype)
     difference = (some @ grouped(one.value, some.shape[-3]).to(some.dtype) - own).abs().max()
     return float(difference / own.abs().max().clamp_min(torch.finfo(some.dtype).tiny))

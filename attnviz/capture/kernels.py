@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnviz.capture.fused import Fused
+from attnviz.capture.fused import Fused, grouped
 
 if TYPE_CHECKING:
     from attnviz.capture.dispatch import Watcher
@@ -46,7 +47,7 @@ def multihead(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     out = _as_called(func, args, kwargs)
     given = arguments(func, args, kwargs)
     if given["query"].is_nested:
-        watcher.recorder.nested()
+        watcher.recorder.unreadable("fast path", _NESTED)
         return out
     fused = _projected(given, given["query"], given["key"], given["value"], given["num_head"])
 
@@ -63,7 +64,7 @@ def encoder_layer(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     given = arguments(func, args, kwargs)
     src: Tensor = given["src"]
     if src.is_nested:
-        watcher.recorder.nested()
+        watcher.recorder.unreadable("fast path", _NESTED)
         return out
     first, eps, width = given["norm_first"], given["eps"], (given["embed_dim"],)
 
@@ -105,6 +106,27 @@ def _mask(given: dict[str, Any]) -> Tensor | None:
     return allowed[:, None, None, :] if given.get("mask_type") == 1 else allowed
 
 
+def flexible(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+    """`flex_attention`: its own unfused mathematics say what its weights are."""
+    out = func(*args, **kwargs)
+    flex = import_module("torch._higher_order_ops.flex_attention")
+    inner: Any = getattr(flex, "_math_attention_inner", None)
+    if inner is None:
+        watcher.recorder.unreadable("flex_attention", "this torch keeps its scores to itself")
+        return out
+    query, key, value = args[:3]
+    _, scores = inner(query, grouped(key, query.shape[1]), grouped(value, query.shape[1]),
+                      *args[3:], **kwargs)  # fmt: skip
+    weights = torch.softmax(scores, -1).nan_to_num(0.0)
+    scale = args[5] if len(args) > 5 else kwargs.get("scale")
+    fused = Fused(query, key, value, scale=query.shape[-1] ** -0.5 if scale is None else scale)
+    replaced = watcher.recorder.fused(fused, out[0], None, weights)
+    if replaced is None:
+        return out
+    watcher.recorder.guard(replaced)
+    return (replaced, *out[1:])
+
+
 def arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """An op's arguments by their names in its schema, defaults included."""
     schema = func._schema.arguments
@@ -130,6 +152,7 @@ def _as_called(func: Any, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
 
 
+_NESTED = "nested tensors: build the encoder with enable_nested_tensor=False to see their weights"
 _KERNELS = (
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_flash_attention",

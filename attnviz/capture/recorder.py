@@ -121,8 +121,18 @@ class Recorder:
         return self._finish(record, squash, operand, read.restore, keep=not again)
 
     @apart
-    def fused(self, fused: Fused, output: Tensor, logsumexp: Tensor | None = None) -> Tensor | None:
-        """A fused kernel has run. Returns what shall take its output's place, if edited."""
+    def fused(
+        self,
+        fused: Fused,
+        output: Tensor,
+        logsumexp: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor | None:
+        """A fused kernel has run, and its weights may already be known.
+
+        Returns:
+            What shall take its output's place, if edited.
+        """
         where = self.watcher.place()
         if where is None or not self._chosen("attention", where.name, where, where.module):
             return None
@@ -137,15 +147,16 @@ class Recorder:
         )  # fmt: skip
         record = self._placed(record, where, where.module, shape, None)
         edit = self._edit(record, where)
-        if edit is None and self._only_reduced(record, fused, output, logsumexp):
+        known = weights is not None
+        if edit is None and not known and self._only_reduced(record, fused, output, logsumexp):
             return None
-        weights = None
-        if logsumexp is not None and not self.options.keep_graph:
+        if weights is None and logsumexp is not None and not self.options.keep_graph:
             weights = fusion.from_sums(fused, logsumexp)
         if weights is None:
             with self._graph():
                 weights = fusion.weights(fused)
-        check = None if self.watcher.trusted else fusion.discrepancy(fused, output)
+        given = weights if known else None
+        check = None if self.watcher.trusted else fusion.discrepancy(fused, output, given)
         record = changed(
             self._windowed(record, weights.shape, shape.images), weights=weights, check=check
         )
@@ -192,14 +203,13 @@ class Recorder:
         self._keep(record)
         return torch.empty_like(output).copy_(out(record.weights, slice(None)))
 
-    def nested(self) -> None:
-        """A kernel ran on nested tensors, whose rows have no common length."""
+    def unreadable(self, op: str, note: str) -> None:
+        """A kernel attended, and its weights cannot be told."""
         where = self.watcher.place()
         if where is None or not self._chosen("attention", where.name, where, where.module):
             return
-        record = Record(where.name, "attention", axis="k", how="fused", exact=False, op="fast path",
-                        note="nested tensors: build the encoder with "
-                             "enable_nested_tensor=False to see their weights")  # fmt: skip
+        record = Record(where.name, "attention", axis="k", how="fused", exact=False, op=op,
+                        note=note)  # fmt: skip
         self._refuse_edit(record, where)
         self._keep(self._placed(record, where, where.module, Geometry(), None))
 

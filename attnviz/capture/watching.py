@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from attnviz.capture.dispatch import Watcher
+from attnviz.capture.dispatch import Watcher, hide_from_compiler
 from attnviz.capture.edits import read_edits
 from attnviz.capture.missing import check
 from attnviz.capture.options import Choice, Options
 from attnviz.capture.reductions import read_reductions
 from attnviz.capture.seen import Capture
 from attnviz.errors import InputError
+
+_COMPILERS = ("torch._dynamo", "torch.nn.attention.flex_attention")
 
 
 @contextmanager
@@ -118,7 +120,8 @@ def read_options(
 
 def eager() -> AbstractContextManager[Any]:
     """Compiled code runs as it was written while it is watched; modes cannot see into it."""
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()  # nothing can have been compiled
+    if not any(name in sys.modules for name in _COMPILERS):
+        return nullcontext()  # nothing is compiled, or will be
+    hide_from_compiler()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance

@@ -383,3 +383,52 @@ def test_a_module_called_twice_has_two_records() -> None:
     assert a is not None
     assert b is not None
     assert not torch.equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_is_seen_with_its_own_scores() -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def nearer(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return score - 0.1 * (i - j).abs()
+
+        out = flex_attention(q, k, v, score_mod=nearer)
+        assert isinstance(out, Tensor)
+        return out
+
+    model, x = nets.around(nets.Attention(attend)), nets.images()
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        plain = model(x)
+    with torch.no_grad(), watch(model) as seen:
+        assert torch.equal(model(x), plain)
+    record = seen["attn"]
+
+    def by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        n = torch.arange(q.shape[2])
+        return (plain_logits(q, k) - 0.1 * (n[:, None] - n).abs()).softmax(-1) @ v
+
+    truth = only(nets.around(nets.Attention(by_hand)), x)
+    assert record.weights is not None
+    assert truth.weights is not None
+    torch.testing.assert_close(record.weights, truth.weights, atol=1e-6, rtol=1e-5)
+    assert record.check is not None
+    assert record.check < 1e-5
+
+
+def test_learned_queries_meet_keys() -> None:
+    class Probe(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = nn.MultiheadAttention(nets.WIDTH, 2, batch_first=True)
+            self.probe = nn.Parameter(torch.randn(1, 1, nets.WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            places = x.flatten(2).mT
+            out: Tensor = self.attn(self.probe.repeat(len(x), 1, 1), places, places)[0]
+            return out.mT[..., None]
+
+    record = only(nets.around(Probe()), nets.images())
+    assert record.weights is not None
+    assert record.weights.shape == (2, 2, 1, 24)
+    assert (record.how, record.key_grid, record.query_grid) == ("qk", (4, 6), None)

@@ -183,10 +183,10 @@ def test_wrong_edits_say_what_is_wrong() -> None:
         logits(model, lambda values: values[:, 0, 0])
     with pytest.raises(InputError, match="unknown edit 'unifrom': did you mean 'uniform'"):
         logits(model, "unifrom")
-    with pytest.raises(InputError, match="expected a function or a ready edit's name .* got int"):
+    with pytest.raises(InputError, match=r"expected a function or a ready edit's name .* got int"):
         logits(model, 3)
     with (
-        pytest.raises(InputError, match="'atn' met nothing .*did you mean 'attn'"),
+        pytest.raises(InputError, match=r"'atn' met nothing .*did you mean 'attn'"),
         watch(model, edit={"atn": "uniform"}),
     ):
         model(nets.images())

@@ -119,7 +119,7 @@ def test_loaders_with_labels_and_mappings() -> None:
     assert labels == [0, 1, 2, 3, 4]
     for images, _ in stream(model, [{"pixel_values": nets.images(), "y": 0}], reduce=None):
         assert images.shape == (2, 3, 16, 24)
-    with pytest.raises(InputError, match="expected batches that are a tensor .*got str"):
+    with pytest.raises(InputError, match=r"expected batches that are a tensor .*got str"):
         list(stream(model, ["no"], reduce=None))
 
 
