@@ -71,7 +71,7 @@ def look(
     chosen = torch.arange(len(loader)) if numbers is None else numbers
     for first in range(0, len(chosen), WATCH_BATCH):
         asked = loader.batch(chosen[first : first + WATCH_BATCH])
-        capture, logits = _watched(model, asked.images)
+        capture, logits = _watched(model, asked.images, whole=first < rows)
         for record in capture.values():
             _keep(record, parts, seen, first=first, rows=rows)
         if gradcam:
@@ -93,9 +93,13 @@ def look(
     return seen
 
 
-def _watched(model: nn.Module, images: Tensor) -> tuple[dict[str, Record], Tensor]:
+def _watched(
+    model: nn.Module, images: Tensor, *, whole: bool
+) -> tuple[dict[str, Record], Tensor]:
+    """What a batch shows; only where `whole` is asked for are the weights ever written out."""
+    reduce = None if whole else "received"
     try:
-        with torch.no_grad(), watch(model, features=True) as capture:
+        with torch.no_grad(), watch(model, features=True, reduce=reduce) as capture:
             logits = model(images)
     except NothingSeenError:  # a plain CNN
         with torch.no_grad():
@@ -111,11 +115,13 @@ def _keep(
     first: int,
     rows: int,
 ) -> None:
-    if record.kind == "attention" and record.weights is not None:
+    if record.kind == "attention":
+        if record.key_grid is None or record.prefix or not (record.shape or record.reduced):
+            return  # over channels, or without weights: nothing that could be drawn as places
         name = _named("received", record, seen)
         parts["maps", name].append(received(record))
         parts["heads", name].append(received(record, heads="each"))
-        if first < rows:
+        if first < rows and record.weights is not None:
             parts["rows", name].append(record.weights[: rows - first])
     elif record.axis == "spatial" and record.scale is not None:
         name = _named("gate_map", record, seen)
