@@ -288,7 +288,7 @@ def intervals(
     base = alt.Chart(data).encode(y=y)
     zero = alt.Chart(pd.DataFrame({"at": [0.0]})).mark_rule(strokeDash=[5, 4], color=ink.chance)
     bars = base.mark_rule(strokeWidth=3, color=ink.mark, opacity=0.55).encode(
-        x=alt.X("low:Q", title=title), x2="high:Q"
+        x=alt.X("low:Q", title=title, axis=alt.Axis(tickCount=8)), x2="high:Q"
     )
     fill = (
         {}

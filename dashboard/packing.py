@@ -54,6 +54,8 @@ class MapLayer:
         values: `(n, h, w)`.
         threshold: What the validation images chose for it.
         words: One line per tile that is shown while this map is.
+        from_zero: Whether colours begin at zero, as the energy counts, and what is negative is
+            left out; else at the map's least value, as the IoU's threshold counts.
     """
 
     name: str
@@ -61,6 +63,7 @@ class MapLayer:
     values: np.ndarray = field(repr=False)
     threshold: float = 0.5
     words: tuple[str, ...] = ()
+    from_zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -233,26 +236,33 @@ def _block(head: dict[str, object], parts: list[bytes]) -> bytes:
     return struct.pack("<II", len(text), zlib.crc32(body)) + body
 
 
-def scaled_integers(values: np.ndarray, bits: int) -> np.ndarray:
-    """Each map `(n, h, w)` from its least to its greatest value, as unsigned integers.
+def scaled_integers(values: np.ndarray, bits: int, *, from_zero: bool = False) -> np.ndarray:
+    """Each map `(n, h, w)` from its least, or from zero, to its greatest value, as integers.
 
-    A constant map, or one with NaN or Inf, becomes zeros: the browser says that it has no IoU.
+    A map without a range, or one with NaN or Inf, becomes zeros: the browser leaves it bare.
     """
     flat = values.reshape(len(values), -1).astype(np.float64)
     good = np.isfinite(flat).all(axis=1, keepdims=True)
     flat = np.where(good, flat, 0.0)
-    low = flat.min(axis=1, keepdims=True)
+    low = np.zeros((len(flat), 1)) if from_zero else flat.min(axis=1, keepdims=True)
     span = flat.max(axis=1, keepdims=True) - low
-    share = np.divide(flat - low, span, out=np.zeros_like(flat), where=span > 0)
+    share = np.divide(flat - low, span, out=np.zeros_like(flat), where=span > 0).clip(0)
     top = (1 << bits) - 1
     return np.rint(share * top).astype("<u2" if bits == 16 else "u1").reshape(values.shape)
 
 
 def _layer(parts: list[bytes], layer: MapLayer, bits: int) -> dict[str, object]:
     h, w = layer.values.shape[1:]
-    place = _part(parts, scaled_integers(layer.values, bits).tobytes())
+    whole = scaled_integers(layer.values, bits, from_zero=layer.from_zero)
+    place = _part(parts, whole.tobytes())
     shape = {"name": layer.name, "label": layer.label, "h": h, "w": w, "bits": bits}
-    return {**shape, "threshold": layer.threshold, "words": list(layer.words), **place}
+    return {
+        **shape,
+        "threshold": layer.threshold,
+        "words": list(layer.words),
+        "zero": layer.from_zero,
+        **place,
+    }
 
 
 def _part(parts: list[bytes], data: bytes) -> dict[str, int]:

@@ -105,7 +105,7 @@ function layOut(gallery) {
     Object.assign(canvas, { width: w * scale, height: h * scale });
     canvas.setAttribute("role", "img");
     canvas.style.aspectRatio = `${w} / ${h}`;
-    const title = element("span", "title", tile.title.replaceAll("_", "_\u200b")); // may break there
+    const title = element("span", "title", tile.title.replace(/([_.])/g, "$1\u200b")); // may break there
     const lines = tile.lines.map((text) => element("span", "line", text));
     const [score, iou] = [element("span", "line score"), element("span", "line iou")];
     button.append(canvas, title, ...lines, ...(head.maps[0]?.words.length ? [score] : []), ...(gallery.masks ? [iou] : []));
@@ -233,13 +233,13 @@ function paint(gallery) {
   gallery.list.dataset.milliseconds = (performance.now() - started).toFixed(1);
 }
 
-// A map at the image's size, from 0 to 1; null where it is constant or has no numbers.
+// A map at the image's size, from 0 to 1; null where it has no range.
 function scaled(gallery, map, i) {
   const key = `${map}:${i}`;
   if (!gallery.pixels.has(key)) {
-    const { values, h, w } = gallery.maps[map];
+    const { values, h, w, zero } = gallery.maps[map];
     const grid = values.subarray(i * h * w, (i + 1) * h * w);
-    gallery.pixels.set(key, stretch(enlarge(grid, h, w, gallery.h, gallery.w)));
+    gallery.pixels.set(key, stretch(enlarge(grid, h, w, gallery.h, gallery.w), zero));
   }
   return gallery.pixels.get(key);
 }
@@ -266,8 +266,8 @@ function taps(from, to) {
   });
 }
 
-function stretch(values) {
-  let [low, high] = [Infinity, -Infinity];
+function stretch(values, zero) {
+  let [low, high] = [zero ? 0 : Infinity, -Infinity];
   for (const value of values) {
     if (value < low) low = value;
     if (value > high) high = value;

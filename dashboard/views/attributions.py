@@ -203,7 +203,7 @@ def _odd_ones(choice: Chosen) -> None:
             drawn.append(enlarged(found[i][None], *size)[0])
     if can_run():
         block = pack(
-            held.images, tiles, [MapLayer("map", "map", np.stack(drawn))], None,
+            held.images, tiles, [MapLayer("map", "map", np.stack(drawn), from_zero=True)], None,
             settings=Settings(threshold=0.0), label="Images on which the maps disagree",
             controls=False,
         )  # fmt: skip

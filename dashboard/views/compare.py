@@ -157,7 +157,7 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
     block = pack(
         found.images,
         tiles,
-        [MapLayer("map", "map", _same_size(maps, h, w))],
+        [MapLayer("map", "map", _same_size(maps, h, w), from_zero=True)],
         None,
         settings=Settings(threshold=0.0, opacity=0.55),
         label=f"Image {image} in every variant",

@@ -63,6 +63,7 @@ def _table(shown: list[Any], wanted: list[str]) -> list[Any]:
         selection_default={"selection": {"rows": ticked}},
         height=min(38 + 35 * len(rows), 560),
         column_config={
+            "why": st.column_config.TextColumn(width="medium"),
             "accuracy": st.column_config.NumberColumn(format="%.3f"),
             "energy": st.column_config.NumberColumn(
                 format="%.3f", help="Mean energy pointing game of the primary map"

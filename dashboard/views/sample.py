@@ -26,6 +26,7 @@ from dashboard.selection import (
     map_names,
     neighbours,
     one_of,
+    patched,
     plain,
     primary_map,
     scores,
@@ -56,7 +57,9 @@ def main() -> None:
     if not shown:
         return
     first = tables[shown[0][1].id]
-    image = heard(whole(st.query_params, "image", 0, len(first) - 1, 0))
+    marked = np.flatnonzero(patched(first))
+    default = int(marked[0]) if len(marked) else 0
+    image = heard(whole(st.query_params, "image", 0, len(first) - 1, default))
     _turn(shown, tables, image)
     held = notices.readable(
         lambda: shelf.pictures(choice.listing.root, str(shown[0][1].dataset), [image])
@@ -65,7 +68,10 @@ def main() -> None:
         return
     box = tuple(int(v) for v in held.boxes[0]) if held.masks[0].any() else None
     where = f"its patch at {box}, half-open x0 y0 x1 y1" if box else "without a patch"
-    st.caption(f"Test image {image}, {where}. Each map is scaled from 0 to its own maximum.")
+    st.caption(
+        f"Test image {image}, {where}. Each map is coloured from 0 to its own maximum, "
+        "and what is negative is left out, as the energy does."
+    )
     for name, run in shown:
         _variant(name, run, tables[run.id], image, held, box)
     _picture(shown, tables, image, held)
@@ -171,7 +177,7 @@ def _show(
         pack(
             held.images,
             tiles,
-            [MapLayer("map", "map", values)],
+            [MapLayer("map", "map", values, from_zero=True)],
             None,
             settings=Settings(threshold=0.0),
             label=f"Image {image} in {name}",

@@ -160,7 +160,7 @@ def _maps(listing: shelf.Listing, runs: list[Any]) -> None:
         if values is not None and len(values) == len(images):
             shares = energy(values, held.masks)
             said = tuple(f"energy {v:.3f}" if np.isfinite(v) else "no score" for v in shares)
-            layers.append(MapLayer(str(one.epoch), f"epoch {one.epoch}", values, 0.0, said))
+            layers.append(MapLayer(str(one.epoch), f"epoch {one.epoch}", values, 0.5, said))
     if not layers:
         return
     tiles = [
@@ -174,7 +174,7 @@ def _maps(listing: shelf.Listing, runs: list[Any]) -> None:
     gallery(
         pack(
             held.images, tiles, layers, held.masks, label=f"Maps of {run.id} by epoch",
-            settings=Settings(map=len(layers) - 1, threshold=0.0), opens=False, steps="Epoch",
+            settings=Settings(map=len(layers) - 1), opens=False, steps="Epoch",
             tile=9,
         ),
         key="epochs",

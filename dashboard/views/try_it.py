@@ -164,7 +164,7 @@ def _views(answer: Any, run: Any, picture: np.ndarray, mask: np.ndarray, patch: 
     tiles, maps = [], []
     for view in views:
         share = float(energy(view.values[None], mask[None])[0])
-        said = f"energy {share:.3f}" if np.isfinite(share) else "no patch, no score"
+        said = f"energy {share:.3f}" if np.isfinite(share) else _unscored(mask)
         alt = f"{view.name} ({view.construction}): {said}"
         tiles.append(Tile(view.name, view.name, (view.construction, said), alt, 0, box))
         maps.append(enlarged(view.values[None], *mask.shape)[0])
@@ -183,6 +183,10 @@ def _views(answer: Any, run: Any, picture: np.ndarray, mask: np.ndarray, patch: 
         f"Chance is {mask.mean():.3f}, the patch's share of the image. Coloured is what reaches "
         f"the threshold; validation images chose {threshold:.2f} for {views[0].construction}."
     )
+
+
+def _unscored(mask: np.ndarray) -> str:
+    return "no positive mass" if mask.any() else "no patch, no score"
 
 
 def _hull(mask: np.ndarray) -> tuple[int, int, int, int] | None:

@@ -86,6 +86,16 @@ def test_a_map_without_a_range_is_zeros(value):
     assert scaled_integers(maps, 16).any() == np.isfinite(value)
 
 
+def test_from_zero_leaves_out_what_is_negative():
+    maps = np.array(
+        [[[-1.0, 0.0], [0.5, 2.0]], [[-3.0, -1.0], [-2.0, -0.5]], [[1.0, 1.0], [1.0, 1.0]]]
+    )
+    found = scaled_integers(maps, 8, from_zero=True)
+    assert found[0].tolist() == [[0, 0], [64, 255]]
+    assert not found[1].any()
+    assert (found[2] == 255).all()
+
+
 def test_equal_content_has_an_equal_checksum_and_other_content_another():
     one, again = gallery(3)[0], gallery(3)[0]
     assert one == again
