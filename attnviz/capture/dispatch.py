@@ -94,15 +94,22 @@ class Watcher(TorchDispatchMode):
         rule = RULES.get(func)
         if rule is None:
             if func in _WHOLE or not learn_rule(func):
-                if func in _WRITES and self.recorder.aliased:
-                    self.recorder.preserve(args[0])
+                if func in _WRITES and self.recorder.keeper.aliased:
+                    self._preserve(args[0])
                 return func(*args, **kwargs) if kwargs else func(*args)
             rule = RULES[func]
         if _in_backward() != -1:
             return func(*args, **(kwargs or {}))
-        if func in _WRITES and self.recorder.aliased:
-            self.recorder.preserve(args[0])
+        if func in _WRITES and self.recorder.keeper.aliased:
+            self._preserve(args[0])
         return rule(self, func, args, kwargs or {})
+
+    def _preserve(self, tensor: Any) -> None:
+        if torch._C._len_torch_dispatch_stack():
+            with torch._C._DisableTorchDispatch():
+                self.recorder.keeper.preserve(tensor)
+        else:
+            self.recorder.keeper.preserve(tensor)
 
     def place(self) -> Place | None:
         """Who runs the current op; None if it is not the watched model."""
@@ -135,7 +142,7 @@ class Watcher(TorchDispatchMode):
 
     def scopes(self) -> list[nn.Module]:
         """The modules within which everything found so far was computed, none inside another."""
-        names = sorted(set(self.recorder.reached))
+        names = sorted(set(self.recorder.looks.reached))
         outer = [
             name
             for name in names

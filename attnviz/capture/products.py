@@ -38,30 +38,46 @@ def _product(watcher: Watcher, func: Any, args: Any, kwargs: Any, i: int, j: int
             _scored(watcher, left, right, (None, None), out, nan, mixed=True)
         return out
     tags = watcher.tags.get(left), watcher.tags.get(right)
-    for side, operand, tag, rows in ((i, left, tags[0], -2), (j, right, tags[1], -1)):
-        if tag is None or tag.kind != "softmax":
-            continue
-        query, key = operand.dim() + rows, operand.dim() - 3 - rows
-        values, known = (right, tags[1]) if side == i else (left, tags[0])
-        if known is not None and known.kind == "softmax" and side == i and _fits(
-            known, right, right.dim() - 2) and not _fits(tag, operand, key):  # fmt: skip
-            continue  # the right one is the attention, the left one its values
-        replaced = watcher.recorder.attention(tag, operand, query, key, values, known)
-        if replaced is not None:
-            args = (*args[:side], replaced, *args[side + 1 :])
+    side = _weights(left, right, tags)
+    if side is None:
         out = func(*args, **kwargs)
-        watcher.tags.put(out, Tag("context"))
-        if replaced is not None:
-            watcher.recorder.guard(out)
+        _scored(watcher, left, right, tags, out, float(kwargs.get("alpha", 1.0)))
         return out
+    operand, tag, known = (left, right)[side], tags[side], tags[1 - side]
+    assert tag is not None  # or it would be no weights
+    query, key = operand.dim() - 2 + side, operand.dim() - 1 - side
+    if tag.kind == "softmax":
+        replaced = watcher.recorder.attention(tag, operand, query, key, known)
+    else:
+        replaced = watcher.recorder.linear(tag, operand, query, key)
+    if replaced is not None:
+        number = (i, j)[side]
+        args = (*args[:number], replaced, *args[number + 1 :])
     out = func(*args, **kwargs)
-    _scored(watcher, left, right, tags, out, float(kwargs.get("alpha", 1.0)))
+    watcher.tags.put(out, Tag("context"))
+    if replaced is not None:
+        watcher.recorder.guard(out)
     return out
 
 
-def _fits(tag: Tag, operand: Tensor, key: int) -> bool:
-    """Whether the contracted axis is the one that sums to one."""
-    return tag.find(operand) == key
+def _weights(left: Tensor, right: Tensor, tags: tuple[Tag | None, Tag | None]) -> int | None:
+    """Which factor holds weights that meet values, 0 or 1; None if neither does.
+
+    A softmax's result comes before bare logits; of two results the one that is contracted along
+    its own axis.
+    """
+    kinds = [None if tag is None else tag.kind for tag in tags]
+    if kinds == ["softmax", "softmax"]:
+        assert tags[0] is not None
+        assert tags[1] is not None
+        left_fits = tags[0].find(left) == left.dim() - 1
+        return 1 if tags[1].find(right) == right.dim() - 2 and not left_fits else 0
+    if "softmax" in kinds:
+        return kinds.index("softmax")
+    for side, tag in enumerate(tags):
+        if tag is not None and tag.kind == "scores" and not tag.mixed and tag.scores is not None:
+            return side
+    return None
 
 
 def _mixed(
@@ -113,14 +129,7 @@ def _scored(
     """Tag a product of data with data: logits, if a softmax follows."""
     scale = alpha
     for tag, operand in zip(tags, (left, right), strict=True):
-        if tag is None:
-            continue
-        if tag.kind == "scores" and not tag.mixed and tag.scores is not None:
-            other = right if operand is left else left
-            watcher.recorder.linear(tag, operand, other)
-            watcher.tags.put(out, Tag("context"))
-            return
-        if tag.kind == "factor":
+        if tag is not None and tag.kind == "factor":
             whole = operand.numel() * operand.element_size() == operand.untyped_storage().nbytes()
             scale *= tag.factor if whole or tag.extra else nan
     keep = watcher.options.operands
@@ -132,8 +141,8 @@ def _scored(
         tuple(out.shape),
         watcher.running(),
     )
-    tag = Tag("scores", tuple(out.shape), out.stride(), None, None, scores, mixed=mixed)
-    watcher.tags.put(out, tag)
+    made = Tag("scores", tuple(out.shape), out.stride(), None, None, scores, mixed=mixed)
+    watcher.tags.put(out, made)
 
 
 RULES: dict[Any, Any] = {

@@ -73,7 +73,8 @@ def stream(
             images = _images(batch).to(target)
             seen = Capture()
             seen.batch = batch
-            watcher.recorder.seen, watcher.recorder.batch = seen, len(images)
+            watcher.recorder.keeper.seen = seen
+            watcher.recorder.looks.batch = len(images)
             with eager(), torch.no_grad(), _watched(watcher, scopes):
                 seen.output = model(images)
                 watcher.finish()
@@ -88,7 +89,7 @@ def stream(
 def _learned(watcher: Watcher) -> list[nn.Module]:
     """Where to look from now on, after the first batch."""
     watcher.learning, watcher.trusted = False, True
-    watcher.recorder.learned()
+    watcher.recorder.looks.learned()
     return watcher.scopes()
 
 

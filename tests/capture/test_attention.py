@@ -280,6 +280,10 @@ def test_products_without_a_softmax_are_told_for_what_they_are() -> None:
     record = only(nets.around(nets.Attention(unnormalised)), nets.images())
     assert (record.how, record.axis, record.softmax) == ("unnormalised", None, False)
     assert record.weights is not None
+    assert record.weights.shape == (2, 2, 24, 24)
+    truth = only(nets.around(nets.Attention()), nets.images()).weights
+    assert truth is not None
+    torch.testing.assert_close(record.weights.softmax(-1), truth)
     record = only(nets.around(nets.Attention(linear)), nets.images())
     assert (record.how, record.weights) == ("linear", None)
 

@@ -73,7 +73,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 def test_reductions_equal_their_slow_twins(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("attnviz.capture.recorder._CHUNK", 500)  # several chunks of queries
+    monkeypatch.setattr("attnviz.capture.keeping._CHUNK", 500)  # several chunks of queries
     whole = watched(model)
     names = ["received", "entropy", "class_row", "head_mean", "distance", "rollout",
              reductions.rows(3, 17)]  # fmt: skip

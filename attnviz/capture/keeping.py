@@ -1,0 +1,164 @@
+"""What is kept of a record: chosen heads, reductions, device and type; and its graph, if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnviz.capture import fused as fusion
+from attnviz.capture import reductions
+from attnviz.capture.fused import Fused
+from attnviz.capture.kernels import as_called
+from attnviz.capture.options import Options
+from attnviz.capture.record import Leaf, Record, changed
+from attnviz.capture.seen import Capture
+from attnviz.capture.tags import storage_key
+from attnviz.errors import InputError
+
+_CHUNK = 1 << 19  # weights computed at once where only a reduction is kept; they stay in the cache
+_TENSORS = ("weights", "scale", "query", "key", "features")
+
+
+class Keeper:
+    """Puts records into a capture.
+
+    Attributes:
+        options: What the watch was asked to keep.
+        seen: The capture.
+        aliased: By storage, which fields of which records share it with the model.
+    """
+
+    def __init__(self, options: Options, seen: Capture) -> None:
+        self.options = options
+        self.seen = seen
+        self.aliased: dict[int, list[tuple[int, str]]] = {}
+
+    def keep(self, record: Record, number: int | None = None) -> None:
+        """Reduce a record and put it in, or in the place of another one."""
+        values = record.weights if record.kind == "attention" else record.scale
+        record = changed(record, shape=() if values is None else tuple(values.shape))
+        if record.weights is not None and self.options.heads is not None:
+            record = changed(record, weights=_heads(record.weights, record, self.options.heads))
+        if not self.options.reduce:
+            self.store(record, {}, number)
+            return
+        plain = changed(record, weights=_detached(record.weights), scale=_detached(record.scale))
+        made = {name: way(plain) for name, way in self.options.reduce.items()}
+        reduced = {name: value for name, value in made.items() if value is not None}
+        self.store(changed(record, weights=None), reduced, number)
+
+    def store(self, record: Record, reduced: dict[str, Tensor], number: int | None = None) -> None:
+        """Put a record in, on the device and in the type that were asked for."""
+        changes: dict[str, Any] = {}
+        for field in _TENSORS:
+            tensor = getattr(record, field)
+            if tensor is not None:
+                changes[field] = self._moved(tensor if self.options.keep_graph else tensor.detach())
+        if reduced:
+            changes["reduced"] = {name: self._moved(value) for name, value in reduced.items()}
+            self._forget_rollout(reduced)
+        record = changed(record, **changes)
+        if number is None:
+            number = self.seen._add(record)
+        else:
+            self.seen._set(number, record)
+        for field, tensor in changes.items():
+            if isinstance(tensor, Tensor):
+                self.aliased.setdefault(storage_key(tensor), []).append((number, field))
+
+    def preserve(self, tensor: Any) -> None:
+        """Copy what was kept of a tensor, now that the model is about to write into it."""
+        if not isinstance(tensor, Tensor) or tensor.is_sparse or tensor.is_nested:
+            return
+        for number, field in self.aliased.pop(storage_key(tensor), []):
+            record = self.seen._records[number]
+            kept = getattr(record, field)
+            if kept is not None:
+                self.seen._set(number, changed(record, **{field: kept.clone()}))
+
+    def by_chunks(
+        self, record: Record, fused: Fused, logsumexp: Tensor | None
+    ) -> dict[str, Tensor] | None:
+        """A fused kernel's weights, reduced a few queries at a time; None if needed whole."""
+        asked, ways = self.options.reduce, reductions.BY_CHUNKS
+        if not asked or self.options.heads is not None or not set(asked.values()) <= set(ways):
+            return None
+        if logsumexp is not None and set(asked.values()) == {reductions.received}:
+            means = fusion.column_means(fused, logsumexp)
+            if means is not None:
+                return dict.fromkeys(asked, means)
+        parts: dict[str, list[Tensor]] = {name: [] for name in asked}
+        for chunk in _chunks(fused, first={ways[way] for way in asked.values()} == {"first"}):
+            part = changed(record, weights=fusion.weights(fused, chunk))
+            share = (chunk.stop - chunk.start) / fused.query.shape[-2]
+            for name, way in asked.items():
+                value = way(part)
+                assert value is not None  # the part has weights
+                parts[name].append(value * share if ways[way] == "mean" else value)
+        return {name: _joined(ways[asked[name]], values) for name, values in parts.items()}
+
+    def graph(self) -> AbstractContextManager[None]:
+        """Within a rule nothing is differentiated; this opens the graph again, where asked."""
+        if self.options.keep_graph and torch.is_grad_enabled():
+            return as_called()
+        return nullcontext()
+
+    def leaf(self, tensor: Tensor, read: Callable[[Tensor], Tensor]) -> Leaf | None:
+        """What to differentiate by, where asked."""
+        return Leaf(tensor, read) if self.options.keep_graph else None
+
+    def finish(self) -> None:
+        """A forward pass has ended."""
+        self.aliased.clear()
+        for reduction in self.options.reduce.values():
+            if isinstance(reduction, reductions.Rollout):
+                reduction.reset()
+
+    def _forget_rollout(self, reduced: dict[str, Tensor]) -> None:
+        """Only the last layer keeps the product of all of them."""
+        for name, way in self.options.reduce.items():
+            if not isinstance(way, reductions.Rollout) or name not in reduced:
+                continue
+            for number, earlier in enumerate(self.seen._records):
+                value = earlier.reduced.get(name)
+                if value is not None and value.shape == reduced[name].shape:
+                    kept = {key: v for key, v in earlier.reduced.items() if key != name}
+                    self.seen._set(number, changed(earlier, reduced=kept))
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        if self.options.to is None and self.options.dtype is None:
+            return tensor
+        with self.graph():
+            return tensor.to(device=self.options.to, dtype=self.options.dtype)
+
+
+def _chunks(fused: Fused, *, first: bool) -> list[slice]:
+    """Slices of queries whose weights stay in the cache; the first query alone, if it is enough."""
+    if first:
+        return [slice(0, 1)]
+    *lead, queries, _ = fused.query.shape
+    step = max(1, _CHUNK // max(1, torch.Size(lead).numel() * fused.key.shape[-2]))
+    return [slice(i, min(queries, i + step)) for i in range(0, queries, step)]
+
+
+def _joined(how: str, values: list[Tensor]) -> Tensor:
+    if how == "first":
+        return values[0]
+    return torch.stack(values).sum(0) if how == "mean" else torch.cat(values, -1)
+
+
+def _heads(weights: Tensor, record: Record, chosen: tuple[int, ...]) -> Tensor:
+    if any(not -weights.shape[1] <= head < weights.shape[1] for head in chosen):
+        raise InputError(
+            f"watch: {record.name!r} has {weights.shape[1]} heads, got heads={chosen}; "
+            "choose the modules that have them by where="
+        )
+    return weights[:, list(chosen)]
+
+
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()

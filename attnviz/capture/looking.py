@@ -1,0 +1,136 @@
+"""Who attends or gates, and on which grids: read off the running modules, and remembered.
+
+In a stream the first batch tells all of it; the batches after it find it by the place and the
+number of times that the place was met.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import nn
+
+from attnviz.capture.grids import Geometry, geometry
+from attnviz.capture.places import Call, Place
+from attnviz.capture.record import Record, Windows, changed
+from attnviz.capture.tags import Squash
+
+if TYPE_CHECKING:
+    from attnviz.capture.dispatch import Watcher
+
+
+class Look(NamedTuple):
+    """Who attends or gates, and on which grids."""
+
+    name: str
+    module: nn.Module
+    shape: Geometry
+
+
+class Looks:
+    """Places and grids of one watch.
+
+    Attributes:
+        plan: What the first batch of a stream showed; None until it is known.
+        batch: The size of the current batch of a stream.
+        reached: The modules within which something chosen was computed, noted while learning.
+    """
+
+    def __init__(self, watcher: Watcher) -> None:
+        self.watcher = watcher
+        self.plan: dict[Any, Any] | None = None
+        self.batch: int | None = None
+        self.reached: list[str] = []
+        self._known: dict[Any, Any] = {}
+        self._counts: Counter[Any] = Counter()
+        self._innermost = ""
+
+    def at(self, where: Place, queries: int, keys: int, squash: Squash | None = None) -> Look:
+        """Who runs the current op, or ran the function it is about."""
+        key = (where.name, where.source, queries, keys)
+        if self.plan is not None:
+            known: Look | None = self.plan.get(self._counted(key))
+            if known is not None:
+                return known._replace(shape=self._of_batch(known.shape))
+        calls = self.watcher.calls()
+        name, module = self._named(where, calls)
+        look = Look(name, module, geometry(calls, queries, keys))
+        if self.watcher.learning:
+            self._innermost = _common(calls, squash)
+            self._known[self._counted(key)] = look
+        return look
+
+    def chosen(self) -> None:
+        """What was looked at last is to be kept: remember where it was computed."""
+        if self.watcher.learning:
+            self.reached.append(self._innermost)
+
+    def windowed(self, record: Record, sizes: Sequence[int], images: int | None) -> Record:
+        """The record with its windows, where as many were cut as its weights have."""
+        b, _, q, k = sizes
+        if images is None or b == images or q > k or (k - q > 1 and q > 1):
+            return record
+        key = ("windows", record.name, record.source, b // images, q, k)
+        cuts = self.watcher.windows
+        windows: Windows | None = self._once(key, lambda: cuts.find(b, k) or cuts.find(b, q))
+        if windows is None or b != images * windows.count:
+            return record
+        prefix = k - windows.size[0] * windows.size[1]
+        query = windows.size if q == k else None
+        return changed(
+            record, windows=windows, query_grid=query, key_grid=windows.size, prefix=prefix
+        )
+
+    def cut(self, look: Look, where: Place, total: int, k: int) -> bool:
+        """Whether an operand's leading axis is exactly the windows of all images."""
+        images = look.shape.images
+        if not images or total == images:
+            return False
+        key = ("cut", look.name, where.source, total // images, k)
+        return bool(self._once(key, lambda: self.watcher.windows.find(total, k) is not None))
+
+    def learned(self) -> None:
+        """From now on, places and grids are those of the forward pass just seen."""
+        self.plan = self._known
+
+    def finish(self) -> None:
+        """A forward pass has ended."""
+        self._counts.clear()
+
+    def _once(self, key: tuple[Any, ...], find: Any) -> Any:
+        if self.plan is not None:
+            return self.plan.get(self._counted(key))
+        found = find()
+        if self.watcher.learning:
+            self._known[self._counted(key)] = found
+        return found
+
+    def _counted(self, key: tuple[Any, ...]) -> tuple[Any, ...]:
+        self._counts[key] += 1
+        return (*key, self._counts[key])
+
+    def _of_batch(self, shape: Geometry) -> Geometry:
+        if shape.images is None or self.batch is None:
+            return shape
+        return replace(shape, images=self.batch)
+
+    def _named(self, where: Place, calls: list[Call]) -> tuple[str, nn.Module]:
+        """The module that attends: an activation's own module lends its parent's name."""
+        module = where.module
+        plain = not module._modules and not module._parameters
+        if not plain or not where.name or (calls and calls[0].module is module):
+            return where.name, module
+        parent = where.name.rpartition(".")[0]
+        return parent, self.watcher.modules[parent]
+
+
+def _common(calls: list[Call], squash: Squash | None) -> str:
+    """The innermost module that ran from the logits to the product."""
+    running = [call.name for call in calls]
+    for earlier in [] if squash is None else [squash.running, squash.scores_running]:
+        if earlier is not None:
+            running = [name for name in running if name in earlier]
+    return running[0] if running else ""
