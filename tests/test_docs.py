@@ -10,9 +10,10 @@ import attnviz
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-def test_the_metrics_page_is_up_to_date() -> None:
-    written = runpy.run_path(str(DOCS / "write_metrics.py"))
-    assert (DOCS / "metrics.md").read_text() == written["page"]()
+def test_the_reference_pages_are_up_to_date() -> None:
+    written = runpy.run_path(str(DOCS / "write_reference.py"))
+    for name, page in written["PAGES"].items():
+        assert (DOCS / name).read_text() == page(), f"run python docs/write_reference.py ({name})"
 
 
 def test_every_public_name_appears_in_the_docs() -> None:

@@ -346,28 +346,21 @@ class TestMarkup:
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser_nothing_is_fetched_and_all_is_shown(
-    root: Path, tmp_path: Path, scheme: Any
+    root: Path, tmp_path: Path, scheme: Any, browser: Any
 ) -> None:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("needs a chromium on the path")
-    from playwright.sync_api import sync_playwright
-
     two(root, summary={"findings": [FINDING]})
     out = tmp_path / "report.html"
     write_report(root, out)
     asked: list[str] = []
     said: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(color_scheme=scheme, viewport={"width": 380, "height": 800})
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: said.append(message.text))
-        page.goto(out.as_uri())
-        loaded = page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        browser.close()
+    page = browser.new_page(color_scheme=scheme, viewport={"width": 380, "height": 800})
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(out.as_uri())
+    loaded = page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.close()
     assert [url for url in asked if not url.startswith("data:")] == [out.as_uri()]
     assert said == []
     assert loaded

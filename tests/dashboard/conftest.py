@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -30,25 +29,6 @@ def good_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bad_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three good runs beside every kind of bad one."""
     return made_runs.bad_runs(tmp_path_factory.mktemp("bad"))
-
-
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    """Debian's Chromium, or the one that CHROMIUM names."""
-    found = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if not found:
-        pytest.skip("no chromium on this machine: apt-get install chromium, or set CHROMIUM")
-    return found
-
-
-@pytest.fixture(scope="session")
-def browser(chromium: str) -> Iterator[object]:
-    """One headless Chromium for all tests."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,8 @@ def save(root: Path) -> None:
 def train(root: Path) -> None:
     """A run from start to end; one that is there already is resumed."""
     there = (root / "a").exists()
+    if there and open_run(root / "a").state == "complete":
+        return  # killed after its last step
     begun = {"variant": "mha", "settings": {}, "seed": 0}
     with resume_run(root / "a") if there else start_run(root, "a", **begun) as writer:
         done = writer.path / "checkpoint.safetensors"
