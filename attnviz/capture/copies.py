@@ -132,6 +132,8 @@ def normal(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
 def convolve(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     """A convolution over `(b, heads, q, k)` mixes heads and neighbouring places."""
     out = func(*args, **kwargs)
+    if out.dim() == 4:
+        watcher.maps.add((out.shape[2], out.shape[3]))
     if len(watcher.tags):
         tag = watcher.tags.get(args[0])
         if tag is not None and out.shape[2:] == args[0].shape[2:] and _heads_first(tag, args[0]):

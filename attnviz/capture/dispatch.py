@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from attnviz.capture import copies, kernels, products, scaling, squashing, windowing
 from attnviz.capture.options import Options
 from attnviz.capture.places import Call, Place, calls, place
+from attnviz.capture.record import Grid
 from attnviz.capture.recorder import Recorder
 from attnviz.capture.seen import Capture
 from attnviz.capture.tags import Tags
@@ -62,6 +63,7 @@ class Watcher(TorchDispatchMode):
         model: The model.
         names: Each module's dotted name, by its identity.
         modules: Each module by its name.
+        maps: Sizes of the feature maps that were convolved in this forward pass.
         ops: How many ops ran, of any kind.
         trusted: Whether recomputed weights were checked before, on the same model.
         learning: Whether to note in which modules something was found, for a stream.
@@ -77,6 +79,7 @@ class Watcher(TorchDispatchMode):
         self.names = {id(module): name for name, module in self.modules.items()}
         self.tags = Tags()
         self.windows = windowing.Cuts()
+        self.maps: set[Grid] = set()
         self.recorder = Recorder(self, seen)
         self.ops = 0
         self.trusted = False

@@ -6,7 +6,7 @@ many tokens there are, and the image's own shape says how they lie.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from attnviz.capture.places import Call
@@ -34,12 +34,31 @@ class Geometry:
     prefix: int = 0
 
 
-def geometry(calls: Sequence[Call], queries: int, keys: int) -> Geometry:
-    """Read grids off the modules that are running, innermost first."""
+def geometry(
+    calls: Sequence[Call],
+    queries: int,
+    keys: int,
+    *,
+    maps: Iterable[Grid] = (),
+    width: int | None = None,
+) -> Geometry:
+    """Read grids off the modules that are running, innermost first.
+
+    Args:
+        calls: The running modules.
+        queries: How many queries there are.
+        keys: How many keys.
+        maps: Sizes of feature maps that were convolved so far. A model that attends in its own
+            `forward` hands its tokens to no module; but it made them of such a map.
+        width: The width of queries and keys. Where it is larger than their number, attention runs
+            over channels, and no feature map tells anything.
+    """
     images, image = model_input(calls)
     if image is None:
         return Geometry(images)
     counts, known = token_counts(calls), _prefix_tokens(calls)
+    if width is None or width <= keys:
+        counts[0].update(h * w for h, w in maps)
     prefix, key = _grid(keys, counts, image, known)
     if queries == keys:
         return Geometry(images, image, key, key, prefix)

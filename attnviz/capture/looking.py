@@ -48,7 +48,14 @@ class Looks:
         self._counts: Counter[Any] = Counter()
         self._innermost = ""
 
-    def at(self, where: Place, queries: int, keys: int, squash: Squash | None = None) -> Look:
+    def at(
+        self,
+        where: Place,
+        queries: int,
+        keys: int,
+        squash: Squash | None = None,
+        width: int | None = None,
+    ) -> Look:
         """Who runs the current op, or ran the function it is about."""
         key = (where.name, where.source, queries, keys)
         if self.plan is not None:
@@ -57,7 +64,8 @@ class Looks:
                 return known._replace(shape=self._of_batch(known.shape))
         calls = self.watcher.calls()
         name, module = self._named(where, calls)
-        look = Look(name, module, geometry(calls, queries, keys))
+        maps = self.watcher.maps
+        look = Look(name, module, geometry(calls, queries, keys, maps=maps, width=width))
         if self.watcher.learning:
             self._innermost = _common(calls, squash)
             self._known[self._counted(key)] = look
@@ -99,6 +107,7 @@ class Looks:
     def finish(self) -> None:
         """A forward pass has ended."""
         self._counts.clear()
+        self.watcher.maps.clear()
 
     def _once(self, key: tuple[Any, ...], find: Any) -> Any:
         if self.plan is not None:

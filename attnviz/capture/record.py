@@ -73,7 +73,8 @@ class Record:
             exist), `"unnormalised"` (q · k without a softmax), `"gate"`.
         exact: Whether the values are the model's own; recomputed ones are not.
         check: For recomputed weights the largest difference of A V from the kernel's output,
-            relative to the largest output, on a few rows. None where it cannot be checked.
+            relative to the largest output, on a few rows. None where it cannot be checked, and
+            after a stream's first batch.
         source: `"file.py:123"`, the line of the model's source that attends or gates.
         op: The function that made the values: `"softmax"`, `"sigmoid"`, …
         module: The class of the module.

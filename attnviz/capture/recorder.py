@@ -89,7 +89,8 @@ class Recorder:
         if met_context and tag.find(operand) == key:
             return None  # linear attention's queries, softmaxed over channels, meet their context
         queries, keys = operand.shape[query], operand.shape[key]
-        look = self.looks.at(squash.place, queries, keys, squash)
+        width = None if squash.scores is None else squash.scores.width
+        look = self.looks.at(squash.place, queries, keys, squash, width)
         if not self._chosen("attention", look, squash.place):
             return None
         total = operand.numel() // max(1, queries * keys)
@@ -259,7 +260,7 @@ class Recorder:
             plain = {rows, columns} <= tokens
         else:
             plain = scores.width < min(rows, columns)
-        look = self.looks.at(where, rows, columns)
+        look = self.looks.at(where, rows, columns, width=scores.width)
         if not self._chosen("attention", look, where):
             return None
         if not plain:
@@ -308,7 +309,8 @@ class Recorder:
         where = self.watcher.place()
         if where is None:
             return None
-        look = self.looks.at(where, fused.query.shape[-2], fused.key.shape[-2])
+        q, width = fused.query.shape[-2:]
+        look = self.looks.at(where, q, fused.key.shape[-2], width=width)
         look = look._replace(name=where.name, module=where.module)
         return (where, look) if self._chosen("attention", look, where) else None
 

@@ -436,3 +436,19 @@ def test_learned_queries_meet_keys() -> None:
     assert record.weights is not None
     assert record.weights.shape == (2, 2, 1, 24)
     assert (record.how, record.key_grid, record.query_grid) == ("qk", (4, 6), None)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_model_that_attends_in_its_own_forward_has_grids(fused: bool) -> None:
+    class Inline(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.q = nn.Conv2d(3, nets.WIDTH, 4, 4), nn.Linear(nets.WIDTH, nets.WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.q(self.stem(x).flatten(2).mT)[:, None]
+            attend = nets.fused if fused else nets.plain
+            return attend(tokens, tokens, tokens).mean((1, 2))
+
+    record = only(Inline().eval(), nets.images())
+    assert (record.name, record.key_grid, record.query_grid) == ("Inline", (4, 6), (4, 6))
