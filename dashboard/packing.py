@@ -118,6 +118,7 @@ def pack(
         "tiles": [asdict(t) for t in tiles],
         "side": [int(w), int(h)],
         "atlas": atlas,
+        "pictures": len(images),
         "maps": maps,
         "masks": bits,
         "settings": asdict(settings),

@@ -43,11 +43,10 @@ async function load(gallery, head) {
   const atlas = await createImageBitmap(new Blob([head.blob(head.atlas)], { type: "image/webp" }));
   if (gallery.id !== id) return; // newer data came while this was decoded
   const settings = head.steps ? kept(gallery, head) : { ...head.settings };
-  Object.assign(gallery, { head, atlas, w, h, settings, grey: greyed(atlas) });
+  Object.assign(gallery, { head, w, h, settings, pictures: cut(atlas, w, h, head.pictures) });
   gallery.masks = head.masks ? unpackBits(head.blob(head.masks), head.tiles.length, w * h) : null;
   gallery.maps = head.maps.map((map) => ({ ...map, values: numbers(head.blob(map), map.bits) }));
   gallery.pixels = new Map();
-  gallery.overlay = Object.assign(document.createElement("canvas"), { width: w, height: h });
   layOut(gallery);
   controls(gallery);
   paint(gallery);
@@ -61,19 +60,22 @@ function kept(gallery, head) {
   return { ...settings, map: last ? head.maps.length - 1 : Math.min(settings.map, head.maps.length - 1) };
 }
 
-// Under a map the image loses its colours, so that every colour seen is the map's.
-function greyed(atlas) {
+// Each picture of the atlas, in colour and in grey: under a map the image loses its colours, so
+// that every colour seen is the map's.
+function cut(atlas, w, h, count) {
   const canvas = Object.assign(document.createElement("canvas"), { width: atlas.width, height: atlas.height });
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(atlas, 0, 0);
-  const picture = context.getImageData(0, 0, canvas.width, canvas.height);
-  const pixels = picture.data;
-  for (let i = 0; i < pixels.length; i += 4) {
-    const luma = 0.2126 * pixels[i] + 0.7152 * pixels[i + 1] + 0.0722 * pixels[i + 2];
-    pixels[i] = pixels[i + 1] = pixels[i + 2] = luma;
-  }
-  context.putImageData(picture, 0, 0);
-  return canvas;
+  return Array.from({ length: count }, (_, i) => {
+    const [x, y] = [(i % COLUMNS_IN_ATLAS) * w, Math.floor(i / COLUMNS_IN_ATLAS) * h];
+    const colour = context.getImageData(x, y, w, h);
+    const grey = new Uint8Array(w * h);
+    for (let k = 0; k < grey.length; k++) {
+      const [r, g, b] = [colour.data[4 * k], colour.data[4 * k + 1], colour.data[4 * k + 2]];
+      grey[k] = 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    }
+    return { colour, grey };
+  });
 }
 
 function numbers(bytes, bits) {
@@ -94,7 +96,7 @@ function layOut(gallery) {
   const { head, list, w, h } = gallery;
   list.setAttribute("aria-label", head.label);
   list.style.setProperty("--tile", `${head.tile}rem`);
-  const scale = Math.max(1, Math.round(288 / Math.max(w, h)));
+  list.classList.toggle("coarse", Math.max(w, h) < 64); // few pixels are better seen as such
   gallery.tiles = head.tiles.map((tile) => {
     const button = element("button", "tile");
     button.type = "button";
@@ -102,16 +104,19 @@ function layOut(gallery) {
     button.disabled = !head.opens;
     button.addEventListener("click", () => gallery.open(tile.key));
     const canvas = element("canvas");
-    Object.assign(canvas, { width: w * scale, height: h * scale });
+    Object.assign(canvas, { width: w, height: h });
     canvas.setAttribute("role", "img");
     canvas.style.aspectRatio = `${w} / ${h}`;
+    const frame = element("span", "frame");
+    frame.append(canvas, ...(tile.box ? [boxed(tile.box, w, h)] : []));
     const title = element("span", "title", tile.title.replace(/([_.])/g, "$1\u200b")); // may break there
     const lines = tile.lines.map((text) => element("span", "line", text));
     const [score, iou] = [element("span", "line score"), element("span", "line iou")];
-    button.append(canvas, title, ...lines, ...(head.maps[0]?.words.length ? [score] : []), ...(gallery.masks ? [iou] : []));
+    button.append(frame, title, ...lines, ...(head.maps[0]?.words.length ? [score] : []), ...(gallery.masks ? [iou] : []));
     const item = element("li");
     item.append(button);
-    return { ...tile, item, canvas, score, iou, context: canvas.getContext("2d") };
+    const context = canvas.getContext("2d");
+    return { ...tile, item, canvas, score, iou, context, target: context.createImageData(w, h) };
   });
   list.replaceChildren(...gallery.tiles.map((tile) => tile.item));
 }
@@ -121,6 +126,13 @@ function element(name, kind = "", text = "") {
   made.className = kind;
   made.textContent = text; // never as HTML: titles carry the names of runs
   return made;
+}
+
+function boxed([x0, y0, x1, y1], w, h) {
+  const box = element("span", "box");
+  const share = (value, side) => `${(100 * value) / side}%`;
+  Object.assign(box.style, { left: share(x0, w), top: share(y0, h), width: share(x1 - x0, w), height: share(y1 - y0, h) });
+  return box;
 }
 
 function controls(gallery) {
@@ -217,20 +229,29 @@ function paint(gallery) {
     drawTile(gallery, tile, values, colours);
     const iou = gallery.masks ? overlap(values, gallery.masks[i], settings.threshold) : NaN;
     if (!Number.isNaN(iou)) scores.push(iou);
-    const words = Number.isNaN(iou) ? "IoU —" : `IoU ${iou.toFixed(3)}`;
-    tile.iou.textContent = words;
+    tile.iou.textContent = Number.isNaN(iou) ? "IoU —" : `IoU ${iou.toFixed(3)}`;
     tile.score.textContent = gallery.maps[settings.map].words[i] ?? "";
-    const alt = [tile.alt, tile.score.textContent, gallery.masks ? `${words} at threshold ${settings.threshold.toFixed(2)}` : ""];
-    tile.canvas.setAttribute("aria-label", alt.filter(Boolean).join(", "));
   });
-  if (head.controls && gallery.masks) {
-    const mean = scores.reduce((sum, value) => sum + value, 0) / scores.length;
-    gallery.status.textContent = scores.length
-      ? `Mean IoU of these ${scores.length} ${head.counted} at threshold ${settings.threshold.toFixed(2)}: ${mean.toFixed(3)}`
-      : `None of these ${head.counted} has a patch, so there is no IoU.`;
-  }
+  gallery.list.classList.toggle("boxes", settings.box);
+  if (head.controls && gallery.masks) summarise(gallery, scores);
+  clearTimeout(gallery.saying);
+  gallery.saying = setTimeout(() => describe(gallery), 150); // a screen reader hears of the last step
   gallery.list.dataset.painted = String(Number(gallery.list.dataset.painted ?? 0) + 1);
   gallery.list.dataset.milliseconds = (performance.now() - started).toFixed(1);
+}
+
+function summarise({ head, settings, status }, scores) {
+  const mean = scores.reduce((sum, value) => sum + value, 0) / scores.length;
+  status.textContent = scores.length
+    ? `Mean IoU of these ${scores.length} ${head.counted} at threshold ${settings.threshold.toFixed(2)}: ${mean.toFixed(3)}`
+    : `None of these ${head.counted} has a patch, so there is no IoU.`;
+}
+
+function describe({ masks, settings, tiles }) {
+  for (const tile of tiles) {
+    const overlap = masks ? `${tile.iou.textContent} at threshold ${settings.threshold.toFixed(2)}` : "";
+    tile.canvas.setAttribute("aria-label", [tile.alt, tile.score.textContent, overlap].filter(Boolean).join(", "));
+  }
 }
 
 // A map at the image's size, from 0 to 1; null where it has no range.
@@ -289,45 +310,34 @@ function overlap(values, mask, threshold) {
   return inside ? both / either : NaN;
 }
 
-// 256 colours as packed ABGR, opacity included.
+// 256 colours, each channel already times the opacity, and what is left of 256 greys beside them.
 function palette(anchors, opacity) {
-  const alpha = Math.round(opacity * 255);
-  return Uint32Array.from({ length: 256 }, (_, i) => {
+  const part = (i, shift) => {
     const place = (i / 255) * (anchors.length - 1);
     const low = Math.min(anchors.length - 2, Math.floor(place));
-    const part = (shift) => {
-      const [a, b] = [anchors[low], anchors[low + 1]].map((c) => (c >> shift) & 255);
-      return Math.round(a + (b - a) * (place - low));
-    };
-    return ((alpha << 24) | (part(0) << 16) | (part(8) << 8) | part(16)) >>> 0;
-  });
+    const [a, b] = [anchors[low], anchors[low + 1]].map((c) => (c >> shift) & 255);
+    return opacity * (a + (b - a) * (place - low));
+  };
+  const channel = (shift) => Float32Array.from({ length: 256 }, (_, i) => part(i, shift));
+  return { red: channel(16), green: channel(8), blue: channel(0), left: 1 - opacity };
 }
 
-function drawTile(gallery, tile, values, colours) {
-  const { w, h, overlay, settings, atlas, grey } = gallery;
-  const { context, canvas } = tile;
-  const [column, row] = [tile.image % COLUMNS_IN_ATLAS, Math.floor(tile.image / COLUMNS_IN_ATLAS)];
-  context.imageSmoothingEnabled = true;
-  context.drawImage(values ? grey : atlas, column * w, row * h, w, h, 0, 0, canvas.width, canvas.height);
-  if (values) {
-    const pixels = new Uint32Array(w * h);
-    for (let i = 0; i < pixels.length; i++) {
-      if (values[i] >= settings.threshold) pixels[i] = colours[(values[i] * 255) | 0];
+// At the image's own size; the browser enlarges it.
+function drawTile({ pictures, settings }, { context, image, target }, values, { red, green, blue, left }) {
+  const { colour, grey } = pictures[image];
+  if (!values) return context.putImageData(colour, 0, 0);
+  const pixels = new Uint32Array(target.data.buffer);
+  for (let i = 0; i < pixels.length; i++) {
+    const base = grey[i];
+    if (values[i] < settings.threshold) {
+      pixels[i] = 0xff000000 | (base << 16) | (base << 8) | base;
+    } else {
+      const at = (values[i] * 255) | 0;
+      const rest = base * left;
+      pixels[i] = 0xff000000 | ((blue[at] + rest) << 16) | ((green[at] + rest) << 8) | (red[at] + rest);
     }
-    overlay.getContext("2d").putImageData(new ImageData(new Uint8ClampedArray(pixels.buffer), w, h), 0, 0);
-    context.imageSmoothingEnabled = false;
-    context.drawImage(overlay, 0, 0, canvas.width, canvas.height);
   }
-  if (settings.box && tile.box) drawBox(context, tile.box, canvas.width / w);
-}
-
-function drawBox(context, [x0, y0, x1, y1], scale) {
-  const frame = [x0 * scale, y0 * scale, (x1 - x0) * scale, (y1 - y0) * scale];
-  for (const [style, width] of [["#000", 7], ["#00e5ff", 4]]) {
-    context.strokeStyle = style;
-    context.lineWidth = width;
-    context.strokeRect(...frame);
-  }
+  return context.putImageData(target, 0, 0);
 }
 
 function move(gallery, event) {
