@@ -50,7 +50,7 @@ class Settings:
     opacity: float = _setting(1.0, "1 covers the image")
     redraw: bool = _setting(True, "put the training patches elsewhere in every epoch")
 
-    epochs: int = _setting(6, "how many at most")
+    epochs: int = _setting(8, "how many at most")
     patience: int = _setting(20, "stop after so many epochs without a better validation loss")
     batch: int = _setting(32, "images a step")
     lr: float = _setting(2e-3, "Adam's, the highest of its schedule")
