@@ -93,9 +93,7 @@ def look(
     return seen
 
 
-def _watched(
-    model: nn.Module, images: Tensor, *, whole: bool
-) -> tuple[dict[str, Record], Tensor]:
+def _watched(model: nn.Module, images: Tensor, *, whole: bool) -> tuple[dict[str, Record], Tensor]:
     """What a batch shows; only where `whole` is asked for are the weights ever written out."""
     reduce = None if whole else "received"
     try:
