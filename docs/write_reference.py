@@ -8,6 +8,7 @@ A test holds the pages to what this writes.
 from __future__ import annotations
 
 import inspect
+from importlib import import_module
 from pathlib import Path
 
 import attnviz
@@ -53,9 +54,9 @@ def reference_page() -> str:
     ]
     rows = []
     for name in attnviz.__all__:
-        value = getattr(attnviz, name)
-        first = " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
         room = attnviz._HOME[name]
+        value = getattr(import_module(f"attnviz.{room}"), name)  # `compare` is a module's name too
+        first = " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
         rows.append(f"| `{name}` | `attnviz.{room}` | {first.replace('|', chr(92) + '|')} |")
     return parts[0] + "\n\n" + parts[1] + "\n" + "\n".join(rows) + "\n"
 
