@@ -92,7 +92,7 @@ def keep_test_set(root: Path, settings: Settings) -> str:
     test = Loader(settings, "test", torch.device("cpu"))
     asked = test.batch(torch.arange(len(test)))
     pixels = ((asked.images + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
-    clean = load_images(settings, "train")[:1]  # its size and type, for the page about the data
+    clean = load_images(settings, "train")[:1]  # read now, so that a lack of images begins no run
     info = {
         "data": settings.data,
         "question": settings.question,

@@ -7,18 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from attnviz.compare import Comparison, compare
+from attnviz.compare import compare
 from attnviz.figures import comparison_picture
 from attnviz.runs import Run, open_dataset, open_run
 
 VARIANTS = ("cnn", "mha_reshape", "mha", "mha_conv1d", "cbam_channel", "cbam")
 PICTURE = "comparison.png"
 _SHOWN = 4
-
-
-def comparison_of(runs: Sequence[Run]) -> Comparison:
-    """The comparison of these runs, each by the map its variant is read with."""
-    return compare(list(runs))
 
 
 def table(runs: Sequence[Run]) -> str:
@@ -74,7 +69,7 @@ def picture(runs: Sequence[Run], root: Path) -> Path:
 def show(root: Path, run_ids: Sequence[str]) -> str:
     """What a quickstart has to say, once its runs are complete."""
     runs = [open_run(root / run_id) for run_id in run_ids]
-    parts = [table(runs), comparison_of(runs).sentence]
+    parts = [table(runs), compare(runs).sentence]
     diagnoses = [f"{run.variant}: {run.summary['diagnosis']}" for run in runs]
     parts.append("The doctor:\n" + "\n".join(f"  {line}" for line in diagnoses))
     parts.append(f"The same images in every variant: {picture(runs, root)}")

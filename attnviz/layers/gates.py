@@ -19,10 +19,7 @@ class ChannelGate(nn.Module):
 
     def __init__(self, channels: int, *, reduction: int = 16) -> None:
         super().__init__()
-        hidden = max(1, channels // reduction)
-        self.mlp = nn.Sequential(
-            nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels)
-        )
+        self.mlp = _bottleneck(channels, reduction)
         self.gate = nn.Sigmoid()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -79,10 +76,7 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, channels: int, *, reduction: int = 16) -> None:
         super().__init__()
-        hidden = max(1, channels // reduction)
-        self.mlp = nn.Sequential(
-            nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels)
-        )
+        self.mlp = _bottleneck(channels, reduction)
         self.gate = nn.Sigmoid()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -125,9 +119,7 @@ class BottleneckGate(nn.Module):
     def __init__(self, channels: int, *, reduction: int = 16, dilation: int = 4) -> None:
         super().__init__()
         hidden = max(1, channels // reduction)
-        self.channel = nn.Sequential(
-            nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels)
-        )
+        self.channel = _bottleneck(channels, reduction)
         self.spatial = nn.Sequential(
             nn.Conv2d(channels, hidden, 1),
             nn.BatchNorm2d(hidden),
@@ -144,3 +136,9 @@ class BottleneckGate(nn.Module):
         evidence = self.channel(x.mean((2, 3)))[:, :, None, None] + self.spatial(x)
         scale: Tensor = 1 + self.gate(evidence)
         return x * scale
+
+
+def _bottleneck(channels: int, reduction: int) -> nn.Sequential:
+    """Channels to a few hidden units and back."""
+    hidden = max(1, channels // reduction)
+    return nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
