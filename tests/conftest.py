@@ -12,11 +12,15 @@ import pytest
 
 import tests.checker  # noqa: F401 - the run-time checks name it; it must be there before attnviz
 
-# a loaded machine draws its examples slowly, and that says nothing about the code
-hypothesis.settings.register_profile(
-    "attnviz", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+# A loaded machine draws its examples slowly, and that says nothing about the code. The examples
+# are the same on every run, so that a change is judged by what it changed; new ones are sought
+# with HYPOTHESIS_PROFILE=explore.
+_patient = hypothesis.settings(
+    deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
-hypothesis.settings.load_profile("attnviz")
+hypothesis.settings.register_profile("same", _patient, derandomize=True)
+hypothesis.settings.register_profile("explore", _patient)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 @pytest.fixture

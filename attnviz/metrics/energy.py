@@ -16,6 +16,7 @@ from attnviz.metrics.inputs import (
     Batch,
     Reason,
     no_masks,
+    overflow_guard,
     row_sum,
     score,
     sort_rows,
@@ -79,10 +80,13 @@ def energy_of(batch: Batch, *, sign: Sign = "positive") -> Tensor:
 
 
 def _share_inside(batch: Batch, sign: Sign) -> Tensor:
-    # float32 is summed in float64 as it is; float64 is shrunk first where its sum could overflow
-    mass = batch.values if batch.values.dtype == torch.float32 else batch.wide
+    # the sign first: a huge value that carries no mass must not shrink those that do
+    mass = batch.values
     if sign != "signed" and bool((batch.lowest < 0).any()):
         mass = mass.clamp(min=0) if sign == "positive" else mass.abs()
+    if mass.dtype == torch.float64:
+        largest = batch.highest if sign == "positive" else batch.largest
+        mass = mass * overflow_guard(largest)[:, None]
     total = row_sum(mass)
     return (sum_inside(mass, batch) / total).masked_fill(total == 0, torch.nan)
 

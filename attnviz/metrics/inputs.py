@@ -117,6 +117,11 @@ class Batch:
         return extreme(self.values, "max")
 
     @cached_property
+    def largest(self) -> Tensor:
+        """Each map's largest size, whatever its sign, (b,); NaN where the map holds NaN."""
+        return torch.maximum(self.lowest.abs(), self.highest.abs())
+
+    @cached_property
     def wide(self) -> Tensor:
         """The maps as float64, shrunk by a power of two where sums could overflow."""
         wide = self.values.double()
@@ -124,10 +129,7 @@ class Batch:
 
     @cached_property
     def _factor(self) -> Tensor | None:
-        if self.values.dtype != torch.float64:
-            return None
-        largest = torch.maximum(self.lowest.abs(), self.highest.abs())
-        return torch.ones_like(largest).masked_fill_(largest > _HUGE, _SHRINK)
+        return overflow_guard(self.largest) if self.values.dtype == torch.float64 else None
 
     @cached_property
     def scaled(self) -> Tensor:
@@ -163,6 +165,15 @@ class Batch:
         }
         bits = torch.tensor([int(reason) for reason in found], device=low.device)
         return (torch.stack(list(found.values()), 1) * bits).sum(1)
+
+
+def overflow_guard(largest: Tensor) -> Tensor:
+    """What to multiply rows of float64 with so that their sums stay finite: one, or a power of two.
+
+    Args:
+        largest: The largest size in each row, (b,).
+    """
+    return torch.ones_like(largest).masked_fill_(largest > _HUGE, _SHRINK)
 
 
 def batches(maps: AnyMaps, masks: AnyMasks) -> Iterator[Batch]:

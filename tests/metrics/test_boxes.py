@@ -22,7 +22,7 @@ def drawn_masks(draw: st.DrawFn) -> np.ndarray:
 
 
 @given(masks=drawn_masks())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_components_and_their_boxes_are_those_of_a_flood(masks: np.ndarray) -> None:
     labelled, owner = components(masks)
     expected = [(i, group) for i, mask in enumerate(masks) for group in twins.components(mask)]
@@ -36,7 +36,7 @@ def test_the_components_and_their_boxes_are_those_of_a_flood(masks: np.ndarray) 
 
 
 @given(masks=drawn_masks())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_largest_component_is_the_first_of_the_largest(masks: np.ndarray) -> None:
     for mask, found in zip(masks, largest_boxes(masks), strict=True):
         groups = twins.components(mask)

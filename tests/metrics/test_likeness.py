@@ -19,7 +19,7 @@ from tests.metrics import made, twins
 
 
 @given(pair=made.pairs(), other=made.pairs(), data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_ties_and_signs_agree_as_the_slow_twins_say(
     pair: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], data: st.DataObject
 ) -> None:
@@ -68,7 +68,7 @@ def test_agreement_is_symmetric_and_blind_to_units() -> None:
 
 
 @given(pair=made.pairs(broken=True))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_broken_or_constant_map_agrees_with_nothing(pair: tuple[Tensor, Tensor]) -> None:
     maps = pair[0]
     other = torch.arange(maps.numel(), dtype=torch.float64).view(maps.shape)

@@ -59,7 +59,7 @@ def test_no_threshold_beats_the_oracle() -> None:
 
 
 @given(pair=made.pairs())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_calibrated_threshold_is_the_exact_best(pair: tuple[Tensor, Tensor]) -> None:
     maps, masks = pair
     fit = [

@@ -15,7 +15,7 @@ from tests.metrics import made, twins
 
 
 @given(pair=made.pairs())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_pot_scores_as_its_slow_twin_says(pair: tuple[Tensor, Tensor]) -> None:
     maps, masks = pair
     fit = masks.flatten(1).any(1)

@@ -42,7 +42,7 @@ def test_a_tolerance_is_a_disc_of_that_radius(tolerance: float) -> None:
     pair=made.pairs(),
     tolerance=st.floats(0, 8),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_pointing_with_a_tolerance_equals_its_twin(
     pair: tuple[torch.Tensor, torch.Tensor], tolerance: float
 ) -> None:
@@ -56,7 +56,7 @@ def test_pointing_with_a_tolerance_equals_its_twin(
 
 
 @given(pair=made.pairs(), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_topk_takes_a_count_or_a_share(
     pair: tuple[torch.Tensor, torch.Tensor], data: st.DataObject
 ) -> None:

@@ -55,7 +55,7 @@ def test_random_maps_score_as_their_slow_twin_says(key: str, dtype: torch.dtype)
 
 
 @given(pair=made.pairs())
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 def test_ties_signs_and_extremes_score_as_the_slow_twin_says(pair: tuple[Tensor, Tensor]) -> None:
     for key, scores in everything(*pair).items():
         expected = by_twin(*pair, key)
@@ -63,7 +63,7 @@ def test_ties_signs_and_extremes_score_as_the_slow_twin_says(pair: tuple[Tensor,
 
 
 @given(pair=made.pairs(broken=True))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_score_is_nan_exactly_where_a_reason_says_so(pair: tuple[Tensor, Tensor]) -> None:
     table = everything(*pair)
     for key, scores in table.items():
@@ -72,7 +72,7 @@ def test_a_score_is_nan_exactly_where_a_reason_says_so(pair: tuple[Tensor, Tenso
 
 
 @given(pair=made.pairs(broken=True))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_cannot_be_scored_is_told_from_the_map_and_the_mask(
     pair: tuple[Tensor, Tensor],
 ) -> None:
@@ -89,7 +89,7 @@ def test_what_cannot_be_scored_is_told_from_the_map_and_the_mask(
 
 
 @given(pair=made.pairs())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_scores_stay_in_their_range(pair: tuple[Tensor, Tensor]) -> None:
     table = everything(*pair)
     size, area = pair[0][0].numel(), pair[1].flatten(1).sum(1)
@@ -102,7 +102,7 @@ def test_scores_stay_in_their_range(pair: tuple[Tensor, Tensor]) -> None:
 
 
 @given(pair=made.pairs(broken=True), seed=st.integers(0, 99))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_score_depends_on_nothing_else_in_the_batch(
     pair: tuple[Tensor, Tensor], seed: int
 ) -> None:
@@ -143,7 +143,7 @@ def test_turning_map_and_mask_together_changes_nothing(flip: tuple[int, ...]) ->
 
 
 @given(pair=made.pairs(dtypes=(torch.float32,)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_ranking_metrics_see_the_order_alone(pair: tuple[Tensor, Tensor]) -> None:
     maps, masks = pair
     _, places = maps.unique(return_inverse=True)

@@ -91,8 +91,9 @@ def overlap(chosen: list[bool], g: list[bool]) -> float:
 
 
 def scaled(values: np.ndarray) -> list[float]:
-    # in sixteenths, so that the range of a float64 does not overflow; powers of two are exact
-    a = [float(v) / 16 for v in values.astype(np.float64).ravel()]
+    # in sixteenths where the range of a float64 would overflow; powers of two are exact
+    a = [float(v) for v in values.astype(np.float64).ravel()]
+    a = [v / 16 for v in a] if max(map(abs, a)) > 1e300 else a
     return [(v - min(a)) / (max(a) - min(a)) for v in a]
 
 
