@@ -29,7 +29,7 @@ from attnviz.models import build_model
 from attnviz.patches import inject_patch
 from tests.diagnosis.faulty import CASES
 
-REFERENCES = ("cnn", "mha", "mha_conv1d", "cbam_channel", "cbam")
+REFERENCES = ("cnn", "mha", "mha_conv1d", "cbam_channel", "cbam", "vit")
 LIMIT = 20.0  # forward passes that a diagnosis may cost
 
 

@@ -7,8 +7,9 @@ import torch
 
 import attnviz as av
 from attnviz import InputError, build_model
+from attnviz.layers import LearnedQuery
 from attnviz.layers.attention import position_code
-from attnviz.models import PatchNet, variants
+from attnviz.models import PatchNet, VisionTransformer, variants
 from experiments.published import as_published, published_loss
 
 NAMES = list(variants())
@@ -23,7 +24,7 @@ def _seed() -> None:
 
 def small(name: str) -> torch.nn.Module:
     """A model for images of 32 × 32; only one of them has to know."""
-    return build_model(name, **({"places": 64} if name == "linear_tokens_channels" else {}))
+    return build_model(name, **({"side": 32} if name == "linear_tokens_channels" else {}))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -37,7 +38,8 @@ def test_a_model_gives_one_logit_per_image_and_trains_all_its_weights(name: str)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_has_the_map_that_its_variant_names(name: str) -> None:
-    constructions = {"received": "attention", "gate_map": "spatial", "channel_gated": "channel"}
+    constructions = {"received": "attention", "class_row": "attention", "gate_map": "spatial",
+                     "channel_gated": "channel"}  # fmt: skip
     model = small(name).eval()
     wanted = constructions.get(variants()[name].map)
     if wanted is None:
@@ -124,6 +126,75 @@ def test_a_positional_code_tells_every_place_from_every_other() -> None:
     assert code.shape == (32, 30)
     assert distance.min() > 0.1
     assert position_code(3, 4, 4, torch.zeros(1)).shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize("placement", [0, 1, 2, 3])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("cnn", "vit")])
+def test_every_attention_works_at_every_placement(name: str, placement: int) -> None:
+    settings = {"side": 16} if name == "linear_tokens_channels" else {}
+    model = build_model(name, placement=placement, **settings)
+    logits = model(torch.rand(2, 3, 16, 16))
+    logits.sum().backward()
+    assert logits.shape == (2,)
+    attention = model.get_submodule("features.attention")
+    assert all(p.grad is not None for p in attention.parameters())
+    with torch.no_grad(), av.watch(model.eval()) as seen:
+        model(torch.rand(2, 3, 16, 16))
+    assert all(record.name.startswith("features.attention") for record in seen.values())
+
+
+@pytest.mark.parametrize("name", ["cnn", "vit"])
+def test_models_without_a_place_for_attention_say_so(name: str) -> None:
+    with pytest.raises(InputError, match=rf"'{name}' does not take .*'placement'"):
+        build_model(name, placement=1)
+
+
+def test_a_learned_query_replaces_the_mean_or_adds_to_every_place() -> None:
+    x = torch.rand(2, 32, 4, 4)
+    torch.manual_seed(0)
+    gathered = LearnedQuery(32)(x)
+    torch.manual_seed(0)
+    added = LearnedQuery(32, added=True)(x)
+    assert gathered.shape == (2, 32, 1, 1)
+    torch.testing.assert_close(added, x + gathered)
+
+
+def test_the_vision_transformer_reads_its_class_token_and_knows_where_a_place_is() -> None:
+    model = build_model("vit").eval()
+    images = torch.rand(2, 3, 96, 96)
+    with torch.no_grad(), av.watch(model) as seen:
+        logits = model(images)
+    assert list(seen) == [f"blocks.{n}.attend" for n in range(3)]
+    assert all(r.weights.shape == (2, 4, 145, 145) for r in seen.values())  # type: ignore[union-attr]  # kept
+    assert all((r.prefix, r.key_grid) == (1, (12, 12)) for r in seen.values())
+    with torch.no_grad():
+        flipped = model(images.flip(3))
+        model.positions.zero_()
+        blind = model(images)
+    assert not torch.allclose(flipped, logits, atol=1e-4)
+    assert not torch.allclose(blind, logits, atol=1e-4)
+
+
+def test_the_vision_transformers_positions_keep_their_places_at_another_size() -> None:
+    model = VisionTransformer(width=16, depth=1)
+    with torch.no_grad():
+        model.positions.copy_(torch.linspace(0, 1, 12).expand(1, 16, 12, 12))
+    wide = model._positions(torch.zeros(1, 16, 24, 24))
+    assert wide.shape == (1, 16, 24, 24)
+    assert (wide.diff(dim=3) >= 0).all()
+    torch.testing.assert_close(wide[..., ::2, 1:-1:2].mean(), torch.tensor(0.5), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"heads": 5}, "a width that heads and 4 divide, got 64 and 5 heads"),
+     ({"depth": 0}, "1 block or more, got 0")],
+)  # fmt: skip
+def test_a_vision_transformer_that_cannot_be_is_named(
+    settings: dict[str, int], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        build_model("vit", **settings)
 
 
 @pytest.mark.parametrize("placement", [0, 1, 2, 3])

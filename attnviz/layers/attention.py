@@ -177,25 +177,30 @@ class LearnedQuery(nn.Module):
 
     Args:
         channels: Of the feature map.
-        heads: How many.
+        heads: How many; if not given 4, or 1 where four do not divide the channels.
+        added: Whether what was gathered is added to every place instead, so that more layers can
+            follow.
     """
 
-    def __init__(self, channels: int, *, heads: int = 4) -> None:
+    def __init__(self, channels: int, *, heads: int | None = None, added: bool = False) -> None:
         super().__init__()
-        if channels % heads:
+        if heads is None:
+            heads = 4 if channels % 4 == 0 else 1
+        if heads < 1 or channels % heads:
             raise InputError(f"LearnedQuery: expected heads that divide {channels}, got {heads}")
-        self.heads = heads
+        self.heads, self.added = heads, added
         self.query = nn.Parameter(torch.randn(1, heads, 1, channels // heads))
         self.key = nn.Linear(channels, channels)
         self.value = nn.Linear(channels, channels)
         self.attend = Attend()
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 1 1"]:
-        """Gather the places into one."""
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c _ _"]:
+        """Gather the places into one, `(b, c, 1, 1)`, or into each, `(b, c, h, w)`."""
         tokens = x.flatten(2).mT
         k, v = (_split(layer(tokens), self.heads) for layer in (self.key, self.value))
         gathered: Tensor = self.attend(self.query.expand(len(x), -1, -1, -1), k, v)
-        return gathered.flatten(1)[:, :, None, None]
+        gathered = gathered.flatten(1)[:, :, None, None]
+        return x + gathered if self.added else gathered
 
 
 def position_code(channels: int, h: int, w: int, like: Tensor) -> Float[Tensor, "c h w"]:

@@ -1,13 +1,14 @@
 """The reference models, by name.
 
-All ask the same question of a 96 × 96 image, is there a patch, with the same three convolutions,
-and differ only in the attention between the last convolution and the global mean. A model is
-rebuilt from `(name, settings)`, never from an import path that a file names.
+All answer a question about a 96 × 96 image, such as whether there is a patch, by one logit. All but
+`vit` have the same three convolutions and differ only in the attention before, between or after
+them. A model is rebuilt from `(name, settings)`, never from an import path that a file names.
 """
 
 from __future__ import annotations
 
 from attnviz.models.reference import PatchNet
 from attnviz.models.registry import Variant, build_model, variants
+from attnviz.models.transformer import VisionTransformer
 
-__all__ = ["PatchNet", "Variant", "build_model", "variants"]
+__all__ = ["PatchNet", "Variant", "VisionTransformer", "build_model", "variants"]

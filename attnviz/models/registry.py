@@ -14,7 +14,8 @@ from torch import nn
 from attnviz import layers
 from attnviz.errors import InputError, unknown_name
 from attnviz.layers import CBAM, ConvAttention, MultiHeadAttention
-from attnviz.models.reference import PatchNet
+from attnviz.models.reference import LAST_PLACEMENT, PatchNet
+from attnviz.models.transformer import VisionTransformer
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,31 @@ class Variant:
 
 
 def _patch_net(
-    attention: Callable[..., nn.Module], *, at: int = 3, **fixed: Any
+    attention: Callable[..., nn.Module], *, at: int = LAST_PLACEMENT, **fixed: Any
 ) -> Callable[..., nn.Module]:
     def build(*, placement: int = at, width: int = 32, **settings: Any) -> nn.Module:
         make = partial(attention, **fixed, **settings)
         return PatchNet(make, placement=placement, width=width)
 
     return build
+
+
+def _learned_query(
+    *, placement: int = LAST_PLACEMENT, width: int = 32, **settings: Any
+) -> nn.Module:
+    """Before the last convolution there is no mean to replace: what it gathers is added."""
+    added = placement < LAST_PLACEMENT
+    make = partial(layers.LearnedQuery, added=added, **settings)
+    return PatchNet(make, placement=placement, width=width)
+
+
+def _linear_tokens_channels(
+    *, placement: int = LAST_PLACEMENT, width: int = 32, side: int = 96, **settings: Any
+) -> nn.Module:
+    """Linear layers across the places fit images of one `side`."""
+    places = (side >> min(placement, 2)) ** 2  # one pool after each of the first two convolutions
+    make = partial(layers.LinearTokens, tokens="channels", places=places, **settings)
+    return PatchNet(make, placement=placement, width=width)
 
 
 def _cnn(*, width: int = 32) -> nn.Module:
@@ -116,7 +135,7 @@ _VARIANTS = {
             "linear_tokens_channels",
             "the same as published: tokens and channels are swapped before the linear layers",
             "layer_gradcam",
-            _patch_net(layers.LinearTokens, tokens="channels"),
+            _linear_tokens_channels,
         ),
         Variant(
             "raw_scores",
@@ -140,7 +159,13 @@ _VARIANTS = {
             "learned_query",
             "one learned query looks at all places instead of the global mean",
             "received",
-            _patch_net(layers.LearnedQuery),
+            _learned_query,
+        ),
+        Variant(
+            "vit",
+            "a small vision transformer: a class token and three blocks of four heads",
+            "class_row",
+            VisionTransformer,
         ),
         Variant(
             "se",
@@ -194,5 +219,5 @@ def build_model(name: str, **settings: Any) -> nn.Module:
     except TypeError as error:
         raise InputError(
             f"build_model: {name!r} does not take {settings!r}: {error}; "
-            f"see {inspect.signature(PatchNet)}"
+            f"see {inspect.signature(_VARIANTS[name].build)}"
         ) from error

@@ -1,4 +1,4 @@
-"""Models of other libraries that are right raise no error; the table is benchmarks/doctor.py."""
+"""Models that are right raise no error; the table is benchmarks/doctor.py."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attnviz.diagnosis import diagnose
+from attnviz.models import build_model
 
 
 def encoder() -> nn.Module:
@@ -54,6 +55,7 @@ def segformer() -> nn.Module:
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "our ViT": (lambda: build_model("vit"), 96),
     "encoder": (encoder, 64),
     "torchvision ViT": (vision_transformer, 64),
     "torchvision Swin": (swin, 64),
