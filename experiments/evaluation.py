@@ -6,7 +6,6 @@ bilinearly to the image's size. Only images with something to look at have a sco
 
 from __future__ import annotations
 
-import math
 import platform
 import resource
 import sys
@@ -29,14 +28,18 @@ from attnviz.runs import Run, RunWriter, save_dataset
 from experiments import checkpoints
 from experiments.data import load_images
 from experiments.maps import Seen, look
+from experiments.questions import Asked
 from experiments.settings import Settings
 from experiments.training import Loader, Trained, device_of
 
 ROWS = 16
-"""For how many test images a run keeps the whole attention: 4 × 576 × 576 are 2.7 MB an image."""
+"""For how many test images a run keeps the whole attention, where there is room for it."""
 
 DIAGNOSED = 32
 """How many test images the doctor sees."""
+
+WHOLE_BYTES = 32 << 20
+"""Where one image's attention takes more than this the doctor sees crops: it keeps some forty."""
 
 
 def measure_run(trained: Trained, settings: Settings, writer: RunWriter) -> Run:
@@ -69,8 +72,8 @@ def measure_run(trained: Trained, settings: Settings, writer: RunWriter) -> Run:
     table |= _agreements(seen)
     _write(writer, seen, table)
     writer.weights({k: v.cpu().numpy() for k, v in trained.model.state_dict().items()})
-    few = test.batch(torch.arange(min(DIAGNOSED, len(test))))
-    findings = diagnose(trained.model, few.images, few.masks)
+    few = _cropped(test.batch(torch.arange(min(DIAGNOSED, len(test)))), seen.whole)
+    findings = diagnose(trained.model, *few)
     summary = {
         "accuracy": float(np.mean(table["correct"])),
         "loss": float(_loss(seen.logits, seen.labels).mean()),
@@ -174,6 +177,23 @@ def _levels(
     return baselines(masks, (rows, columns), tuple(METRICS), threshold=taus)
 
 
+def _cropped(asked: Asked, whole: int) -> tuple[Tensor, Tensor]:
+    """Images and masks; squares around the patches where all pixels attend to all others."""
+    side = min(asked.images.shape[2:])
+    while whole > WHOLE_BYTES:
+        side, whole = side // 2, whole // 16
+    height, width = asked.images.shape[2:]
+    middle = (asked.boxes[:, :2] + asked.boxes[:, 2:]) // 2
+    x0 = (middle[:, 0] - side // 2).clamp(0, width - side).tolist()
+    y0 = (middle[:, 1] - side // 2).clamp(0, height - side).tolist()
+    crops = [
+        (image[:, y : y + side, x : x + side], mask[y : y + side, x : x + side])
+        for image, mask, x, y in zip(asked.images, asked.masks, x0, y0, strict=True)
+    ]
+    images, masks = zip(*crops, strict=True)
+    return torch.stack(images), torch.stack(masks)
+
+
 def _agreements(seen: Seen) -> dict[str, Any]:
     """How far each map agrees with Captum's layer Grad-CAM, image by image."""
     cam = seen.maps.get("layer_gradcam")
@@ -198,9 +218,7 @@ def _write(writer: RunWriter, seen: Seen, table: Mapping[str, Any]) -> None:
     for name, gates in seen.gates.items():
         writer.gates(name, gates.numpy(), about={"layer": seen.layers[name]})
     for name, rows in seen.rows.items():
-        side = math.isqrt(rows.shape[-1])
-        grid = {"query_grid": [side, side], "key_grid": [side, side], "prefix": 0}
-        writer.rows(name, rows.numpy(), about={"layer": seen.layers[name], **grid})
+        writer.rows(name, rows.numpy(), about=seen.grids[name])
 
 
 def _cost(trained: Trained, device: torch.device) -> dict[str, Any]:

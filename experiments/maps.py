@@ -3,12 +3,18 @@
 Every attention over places gives `received`, every spatial gate `gate_map`, every channel gate
 `channel_gated`, and every model Captum's `layer_gradcam` at its last convolution, so that a plain
 CNN has a map too. Where a model attends more than once, the later maps carry the layer's name.
+
+A model with a class token gives what that token looks at instead: `class_row` is of the last block,
+the earlier ones carry the block's name, and `rollout` is of all blocks together.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +22,17 @@ from torch import Tensor, nn
 from attnviz.attribution import attribute
 from attnviz.capture import Record, watch
 from attnviz.errors import NothingSeenError
-from attnviz.maps import channel_gated, gate_map, received
+from attnviz.maps import channel_gated, class_row, gate_map, received, rollout
 from experiments.training import Loader
 
-WATCH_BATCH = 25  # 25 images of 4 × 576 × 576 weights are 133 MB
+WATCH_BATCH = 25
+
+ROWS_BYTES = 128 << 20
+"""What the whole attention that a run keeps may take: 24 images of 4 × 576 × 576 in float32."""
+
+
+Parts = defaultdict[tuple[str, str], list[Tensor]]
+"""What each batch left, by where it belongs in `Seen` and its name."""
 
 
 @dataclass
@@ -31,7 +44,9 @@ class Seen:
         heads: Name → the same, head by head, `(n, heads, h, w)`.
         gates: Name → gate values, `(n, c)` or `(n, h, w)`.
         rows: Name → whole attention of the first images `(k, heads, q, keys)`.
+        grids: Name of rows → what it takes to read them: the layer, grids, leading tokens.
         layers: Map name → the dotted name of the layer it comes from.
+        whole: How many bytes one image's whole attention takes, in float32.
         logits: `(n,)`.
         labels: `(n,)`.
         masks: `(n, h, w)`.
@@ -42,7 +57,9 @@ class Seen:
     heads: dict[str, Tensor] = field(default_factory=dict)
     gates: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, Tensor] = field(default_factory=dict)
+    grids: dict[str, dict[str, Any]] = field(default_factory=dict)
     layers: dict[str, str] = field(default_factory=dict)
+    whole: int = 0
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
     labels: Tensor = field(default_factory=lambda: torch.empty(0))
     masks: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -63,17 +80,21 @@ def look(
         model: In eval mode.
         loader: The split.
         numbers: Which of its images; all if not given.
-        rows: For how many of the first images the whole attention is kept.
+        rows: For how many of the first images the whole attention is kept; for fewer where that
+            would take more than `ROWS_BYTES`.
         gradcam: Whether to ask Captum for `layer_gradcam` as well.
     """
-    parts: defaultdict[tuple[str, str], list[Tensor]] = defaultdict(list)
+    parts: Parts = defaultdict(list)
     seen = Seen()
     chosen = torch.arange(len(loader)) if numbers is None else numbers
     for first in range(0, len(chosen), WATCH_BATCH):
         asked = loader.batch(chosen[first : first + WATCH_BATCH])
-        capture, logits = _watched(model, asked.images, whole=first < rows)
-        for record in capture.values():
-            _keep(record, parts, seen, first=first, rows=rows)
+        capture, logits = _watched(model, asked.images, reduce=_reductions(model))
+        _keep_all(list(capture.values()), parts, seen)
+        seen.whole = _whole(capture.values())
+        if not first and rows and seen.whole:
+            count = min(rows, ROWS_BYTES // seen.whole)
+            _keep_rows(model, asked.images[:count], parts, seen)
         if gradcam:
             cam = attribute(model, asked.images, method="layer_gradcam", layer="features.conv3",
                             size="own")  # fmt: skip
@@ -93,9 +114,15 @@ def look(
     return seen
 
 
-def _watched(model: nn.Module, images: Tensor, *, whole: bool) -> tuple[dict[str, Record], Tensor]:
-    """What a batch shows; only where `whole` is asked for are the weights ever written out."""
-    reduce = None if whole else "received"
+def _reductions(model: nn.Module) -> tuple[str, ...]:
+    """What a watch keeps of attention in the place of its weights."""
+    return ("class_row", "rollout") if hasattr(model, "class_token") else ("received",)
+
+
+def _watched(
+    model: nn.Module, images: Tensor, *, reduce: Sequence[str] | None
+) -> tuple[dict[str, Record], Tensor]:
+    """What a batch shows; where it is reduced the weights are never written out."""
     try:
         with torch.no_grad(), watch(model, features=True, reduce=reduce) as capture:
             logits = model(images)
@@ -105,22 +132,27 @@ def _watched(model: nn.Module, images: Tensor, *, whole: bool) -> tuple[dict[str
     return dict(capture), logits
 
 
-def _keep(
-    record: Record,
-    parts: defaultdict[tuple[str, str], list[Tensor]],
-    seen: Seen,
-    *,
-    first: int,
-    rows: int,
-) -> None:
+def _keep_all(records: list[Record], parts: Parts, seen: Seen) -> None:
+    attending = [record for record in records if "class_row" in record.reduced]
+    for record in reversed(attending):  # the last block answers, and so has the plain name
+        name = _named("class_row", record, seen)
+        parts["maps", name].append(class_row(record))
+        parts["heads", name].append(class_row(record, heads="each"))
+    if attending:
+        parts["maps", "rollout"].append(rollout(attending))
+        seen.layers["rollout"] = attending[-1].name
+    for record in records:
+        if record not in attending:
+            _keep(record, parts, seen)
+
+
+def _keep(record: Record, parts: Parts, seen: Seen) -> None:
     if record.kind == "attention":
-        if record.key_grid is None or record.prefix or not (record.shape or record.reduced):
-            return  # over channels, or without weights: nothing that could be drawn as places
+        if not _over_places(record):
+            return
         name = _named("received", record, seen)
         parts["maps", name].append(received(record))
         parts["heads", name].append(received(record, heads="each"))
-        if first < rows and record.weights is not None:
-            parts["rows", name].append(record.weights[: rows - first])
     elif record.axis == "spatial" and record.scale is not None:
         name = _named("gate_map", record, seen)
         parts["maps", name].append(gate_map(record))
@@ -129,6 +161,41 @@ def _keep(
         name = _named("channel_gated", record, seen)
         parts["maps", name].append(channel_gated(record))
         parts["gates", name].append(record.scale[:, :, 0, 0])
+
+
+def _over_places(record: Record) -> bool:
+    """Not over channels, and not without weights: something that can be drawn as places."""
+    return record.key_grid is not None and not record.prefix and bool(record.reduced)
+
+
+def _whole(records: Iterable[Record]) -> int:
+    """What one image's weights take, those of all layers together."""
+    shapes = [record.shape for record in records if record.kind == "attention" and record.shape]
+    return sum(4 * math.prod(shape[1:]) for shape in shapes)
+
+
+def _keep_rows(model: nn.Module, images: Tensor, parts: Parts, seen: Seen) -> None:
+    """The whole weights of the layers that have a map."""
+    if not len(images):
+        return
+    names = {layer: name for name, layer in seen.layers.items() if name != "rollout"}
+    for record in _watched(model, images, reduce=None)[0].values():
+        if record.weights is not None and record.name in names:
+            name = names[record.name]
+            parts["rows", name].append(record.weights)
+            seen.grids[name] = {
+                "layer": record.name,
+                "query_grid": _listed(record.query_grid, record.weights.shape[2]),
+                "key_grid": _listed(record.key_grid, record.weights.shape[3]),
+                "prefix": record.prefix,
+            }
+
+
+def _listed(grid: tuple[int, int] | None, tokens: int) -> list[int] | None:
+    """A grid as JSON has it; one learned query is a grid of one place."""
+    if grid is None:
+        return [1, 1] if tokens == 1 else None
+    return list(grid)
 
 
 def _named(construction: str, record: Record, seen: Seen) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnviz.errors import AttnvizError, RunError, unknown_name
-from attnviz.models import variants
+import torch
+
+from attnviz.errors import AttnvizError, RunError
+from attnviz.models import build_model
 from attnviz.runs import Run, RunWriter, open_run, resume_run, start_run
 from experiments.evaluation import environment, keep_test_set, measure_run
 from experiments.following import Follower
@@ -69,9 +71,9 @@ def try_training(settings: Settings, root: Path) -> Outcome:
 
 
 def _checked(settings: Settings) -> Settings:
-    """Settings whose variant and device exist, before anything is written."""
-    if settings.variant not in variants():
-        raise unknown_name("variant", settings.variant, variants())
+    """Settings whose model can be built and whose device exists, before anything is written."""
+    with torch.device("meta"):
+        build_model(settings.variant, **settings.model)
     device_of(settings)
     return settings
 

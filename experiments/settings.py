@@ -16,6 +16,9 @@ from attnviz.errors import InputError, unknown_name
 INCIDENTAL = frozenset({"device", "threads", "root"})
 """Settings that change neither the question nor the answer, and so not a run's name."""
 
+SIZED = frozenset({"linear_tokens_channels"})
+"""Models whose weights fit images of one size only."""
+
 
 def _setting(default: Any, meaning: str, *, choices: tuple[str, ...] | None = None) -> Any:
     return field(default=default, metadata={"help": meaning, "choices": choices})
@@ -95,7 +98,8 @@ class Settings:
     @property
     def model(self) -> dict[str, Any]:
         """What `build_model` takes besides the name."""
-        return {} if self.placement is None else {"placement": self.placement}
+        own: dict[str, Any] = {} if self.placement is None else {"placement": self.placement}
+        return own | ({"side": self.side} if self.variant in SIZED else {})
 
     @property
     def run_id(self) -> str:

@@ -1,0 +1,90 @@
+"""The questions that readers of the tutorials asked, each as a base of settings and axes of a grid.
+
+Does attention win where the thing is not compact? Where it is thin, faint or scattered? Where two
+things must be seen together? Where the attention sits early or deep? A preset answers one of them
+once for each variant and seed; what is given on the command line goes before what it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from attnviz.errors import unknown_name
+from experiments.settings import Settings
+from experiments.sweep import grid
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One question.
+
+    Attributes:
+        name: What `--preset` takes.
+        help: What is asked, in one line.
+        base: Settings that differ from the defaults.
+        axes: Setting → values, all combinations of which are run.
+    """
+
+    name: str
+    help: str
+    base: Mapping[str, Any] = field(default_factory=dict)
+    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
+ATTENDING = ("mha", "mha_conv1d", "pointwise", "cbam")
+"""Those that `placement` moves: two between places with heads, one without, one gate."""
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset("square", "is there a white square? the main tutorial's question"),
+        Preset("disc", "a disc", {"shape": "disc"}),
+        Preset("ring", "a ring, whose middle shows the photograph", {"shape": "ring"}),
+        Preset("bar", "a bar across the patch's box", {"shape": "bar"}),
+        Preset("cross", "an upright cross", {"shape": "cross"}),
+        Preset("dots", "dots scattered over the box, anew in each image", {"shape": "dots"}),
+        Preset("L", "two strokes that meet in a corner", {"shape": "L"}),
+        Preset("line", "a diagonal line, one pixel wide", {"shape": "line"}),
+        Preset("texture", "every other pixel at random, anew in each image", {"shape": "texture"}),
+        Preset("low_contrast", "a square of a quarter of the opacity", {"opacity": 0.25}),
+        Preset("both", "two patches: are both kinds there, a square and a ring? relational",
+               {"question": "both"}),
+        Preset("larger", "two patches: is the larger one the bright one?", {"question": "larger"}),
+        Preset("placement", "attention before, between and after the convolutions",
+               axes={"variant": ATTENDING, "placement": (0, 1, 2, 3)}),
+    )
+}  # fmt: skip
+
+QUICK: Mapping[str, Any] = {"side": 48, "size": 8}
+"""Images of half the side: a convolution costs a quarter, attention between pixels a sixteenth."""
+
+
+def planned(
+    names: Sequence[str],
+    given: Mapping[str, Any],
+    axes: Mapping[str, Sequence[Any]],
+    *,
+    quick: bool = False,
+) -> list[Settings]:
+    """The runs of some presets, one preset after the other.
+
+    Args:
+        names: Of the presets.
+        given: Settings that go before what a preset says.
+        axes: Setting → values; they take the place of a preset's own axis of that name.
+        quick: Whether to take `QUICK` where nothing else is said.
+
+    Raises:
+        InputError: An unknown preset (the nearest one is offered), or settings out of range.
+    """
+    plan: list[Settings] = []
+    for name in names:
+        if name not in PRESETS:
+            raise unknown_name("preset", name, PRESETS)
+        preset = PRESETS[name]
+        base = Settings(**{**(QUICK if quick else {}), **preset.base, **given})
+        own = {axis: values for axis, values in preset.axes.items() if axis not in given}
+        plan += grid(base, {**own, **axes})
+    return plan
