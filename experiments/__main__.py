@@ -42,28 +42,68 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(command=_train)
     one.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     add_arguments(one)
-    for command in (quick, one):
+    again = commands.add_parser(
+        "reproduce", help="the main tutorial's protocol, its published losses beside ours"
+    )
+    again.set_defaults(command=_reproduce)
+    _add_protocol(again)
+    for command in (quick, one, again):
         command.add_argument("--runs", type=Path, default=default_root(), help="where runs go")
         command.add_argument("--debug", action="store_true", help="show tracebacks")
-    quick.add_argument(
-        "--workers", type=_positive, help="processes at once (default: one per core)"
-    )
+    for command in (quick, again):
+        command.add_argument(
+            "--workers", type=_positive, help="processes at once (default: one per core)"
+        )
     return parser
+
+
+def _add_protocol(parser: argparse.ArgumentParser) -> None:
+    from experiments.reproduction import EPOCHS, IMAGES, OPEN
+
+    parser.add_argument(
+        "--images", type=_positive, default=IMAGES,
+        help="to train on; a quarter as many test (default: %(default)s, as published)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--epochs", type=_positive, default=EPOCHS, help="default: %(default)s, as published"
+    )
+    fixed = tuple(entry.name for entry in dataclasses.fields(Settings) if entry.name not in OPEN)
+    add_arguments(parser, leave_out=fixed)
 
 
 def _quickstart(args: argparse.Namespace) -> int:
     from experiments.quickstart import VARIANTS, show
-    from experiments.sweep import grid, run_all
+    from experiments.sweep import grid
 
     plan = grid(Settings(**chosen(args)), {"variant": VARIANTS})
-    outcomes = run_all(plan, args.runs, workers=args.workers)
-    failed = [one for one in outcomes if one.state == "failed"]
-    for one in failed:
-        print(f"experiments: {one.settings.variant}: {one.reason}", file=sys.stderr)
-    if failed:
+    if not _all_run(plan, args):
         return 1
     print(show(args.runs, [settings.run_id for settings in plan]))
     return 0
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from experiments.data import load_images
+    from experiments.reproduction import protocol, report
+
+    given = {"data": "stl10", **chosen(args)}
+    plan = protocol(**{**given, "images": args.images, "epochs": args.epochs})
+    load_images(plan[0], "test")  # one complaint of missing images, not one from each run
+    if not _all_run(plan, args):
+        return 1
+    print(report(args.runs, plan))
+    return 0
+
+
+def _all_run(plan: Sequence[Settings], args: argparse.Namespace) -> bool:
+    """Whether every run of a plan is complete; says of the others why they are not."""
+    from experiments.sweep import run_all
+
+    failed = [one for one in run_all(plan, args.runs, workers=args.workers)
+              if one.state == "failed"]  # fmt: skip
+    for one in failed:
+        print(f"experiments: {one.settings.variant}: {one.reason}", file=sys.stderr)
+    return not failed
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -27,6 +27,7 @@ from attnviz.models import variants
 from attnviz.runs import Run, RunWriter, save_dataset
 from experiments import checkpoints
 from experiments.data import load_images
+from experiments.leaks import split_findings
 from experiments.maps import Seen, look
 from experiments.questions import Asked
 from experiments.settings import Settings
@@ -73,7 +74,7 @@ def measure_run(trained: Trained, settings: Settings, writer: RunWriter) -> Run:
     _write(writer, seen, table)
     writer.weights({k: v.cpu().numpy() for k, v in trained.model.state_dict().items()})
     few = _cropped(test.batch(torch.arange(min(DIAGNOSED, len(test)))), seen.whole)
-    findings = diagnose(trained.model, *few)
+    findings = diagnose(trained.model, *few) + split_findings(settings)
     summary = {
         "accuracy": float(np.mean(table["correct"])),
         "loss": float(_loss(seen.logits, seen.labels).mean()),

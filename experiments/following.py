@@ -11,7 +11,7 @@ from attnviz.models import variants
 from attnviz.runs import RunWriter
 from experiments.maps import look
 from experiments.settings import Settings
-from experiments.training import Loader
+from experiments.training import Loader, evaluate
 
 PINNED = 8
 """How many test images' maps are kept at every epoch."""
@@ -36,6 +36,7 @@ class Follower:
         self.val, self.test = (Loader(settings, split, device) for split in ("val", "test"))
         self.scored = _with_something(self.val, settings.follow)
         self.pinned = _with_something(self.test, PINNED)
+        self.test_curve = settings.test_curve
 
     def __call__(self, model: nn.Module, epoch: int) -> dict[str, float]:
         """Look, keep the pinned maps, and give the scores for the curves."""
@@ -47,7 +48,8 @@ class Follower:
         height, width = seen.masks.shape[-2:]
         maps = resized(seen.maps[self.map], (height, width), "bilinear")
         scores = localization(maps, seen.masks, _SCORES)
-        return {f"val_{name}": float(score.nanmean()) for name, score in scores.items()}
+        row = {f"val_{name}": float(score.nanmean()) for name, score in scores.items()}
+        return row | (evaluate(model, self.test, prefix="test_") if self.test_curve else {})
 
 
 def _with_something(loader: Loader, count: int) -> torch.Tensor:

@@ -8,18 +8,21 @@
   one the bright one? The mask is the larger patch alone.
 
 A split's patches follow from `(data_seed, split)` and the image's number; training patches from the
-training seed too, and, where they are redrawn, from the epoch.
+training seed too, and, where they are redrawn, from the epoch. With `places="batch"` they lie where
+a published tutorial put them: by the place in the batch, so that all splits share the few places
+that one batch has.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnviz.patches import inject_patch
+from attnviz.patches import Patched, inject_patch
 from attnviz.shapes import Boxes, Images, Masks
 from experiments.settings import Settings
 
@@ -43,12 +46,21 @@ class Asked(NamedTuple):
 
 
 def patch_seed(settings: Settings, split: str) -> int:
-    """The seed of a split's patches; no two splits share one."""
+    """The seed of a split's patches; no two splits share one, unless they do as published."""
+    if settings.places == "batch":
+        return settings.data_seed
     own = settings.seed + 1 if split == "train" else 0
     return (settings.data_seed * 4 + _PATCH_SEEDS[split]) * 1_000_003 + own
 
 
-def ask(pixels: Tensor, indices: Tensor, settings: Settings, *, seed: int) -> Asked:
+def ask(
+    pixels: Tensor,
+    indices: Tensor,
+    settings: Settings,
+    *,
+    seed: int,
+    order: Tensor | None = None,
+) -> Asked:
     """Turn clean images into the question.
 
     Args:
@@ -56,27 +68,40 @@ def ask(pixels: Tensor, indices: Tensor, settings: Settings, *, seed: int) -> As
         indices: `(b,)`, each image's number in its split.
         settings: Which question, and what patches look like.
         seed: From `patch_seed`.
+        order: `(b,)`, each image's place in a batch, or in its split; it draws the patches' places
+            where the settings say so. The answers follow `indices` all the same.
     """
     images = pixels.float() / 127.5 - 1
-    return _QUESTIONS[settings.question](images, indices, settings, seed)
+    places = indices
+    if settings.places == "batch" and order is not None:
+        places = order % settings.batch
+    return _QUESTIONS[settings.question](images, indices, places, settings, seed)
 
 
-def _patch(images: Tensor, indices: Tensor, settings: Settings, seed: int) -> Asked:
-    patched = inject_patch(
+def _patch(images: Tensor, indices: Tensor, places: Tensor, settings: Settings, seed: int) -> Asked:
+    put = partial(
+        inject_patch,
         images,
         size=settings.size,
         seed=seed,
         shape=settings.shape,
         fill=settings.fill,
         opacity=settings.opacity,
-        fraction=0.5,
-        indices=indices,
     )
-    return Asked(*patched, labels=patched.masks.flatten(1).any(1).float())
+    patched = put(indices=indices, fraction=0.5)
+    there = patched.masks.flatten(1).any(1)
+    if places is not indices:
+        moved = put(indices=places)
+        patched = Patched(
+            torch.where(there[:, None, None, None], moved.images, images),
+            moved.masks & there[:, None, None],
+            moved.boxes * there[:, None],
+        )
+    return Asked(*patched, labels=there.float())
 
 
-def _both(images: Tensor, indices: Tensor, settings: Settings, seed: int) -> Asked:
-    squares, rings = (_two(images, indices, settings, seed, shape) for shape in ("square", "ring"))
+def _both(images: Tensor, indices: Tensor, places: Tensor, settings: Settings, seed: int) -> Asked:
+    squares, rings = (_two(images, places, settings, seed, shape) for shape in ("square", "ring"))
     kinds = torch.stack([_coin(indices, seed, salt) for salt in (1, 2)], dim=1)
     first, second = (
         torch.where(kinds[:, n, None, None], squares.masks[n], rings.masks[n]) for n in (0, 1)
@@ -86,13 +111,15 @@ def _both(images: Tensor, indices: Tensor, settings: Settings, seed: int) -> Ask
     return Asked(_laid(images, masks, settings.fill, settings), masks, squares.boxes, labels)
 
 
-def _larger(images: Tensor, indices: Tensor, settings: Settings, seed: int) -> Asked:
-    pair = _two(images, indices, settings, seed, settings.shape)
+def _larger(
+    images: Tensor, indices: Tensor, places: Tensor, settings: Settings, seed: int
+) -> Asked:
+    pair = _two(images, places, settings, seed, settings.shape)
     large, small = pair.masks[0], _shrunk(pair.masks[1], settings.size // 4)
     bright = _coin(indices, seed, 1)[:, None, None]
     images = _laid(images, torch.where(bright, large, small), settings.fill, settings)
     images = _laid(images, torch.where(bright, small, large), -settings.fill, settings)
-    boxes = inject_patch(images, size=settings.size, seed=seed, indices=indices).boxes
+    boxes = inject_patch(images, size=settings.size, seed=seed, indices=places).boxes
     return Asked(images, large, boxes, bright.flatten().float())
 
 

@@ -71,6 +71,13 @@ def show(root: Path, run_ids: Sequence[str]) -> str:
     runs = [open_run(root / run_id) for run_id in run_ids]
     parts = [table(runs), compare(runs).sentence]
     diagnoses = [f"{run.variant}: {run.summary['diagnosis']}" for run in runs]
+    if leaks := {
+        one["code"]: f"The split: {one['severity']} {one['code']}: {one['meaning']}"
+        for run in runs
+        for one in run.summary["findings"]
+        if one["where"] == "data"
+    }:
+        parts.append("\n".join(leaks.values()))
     parts.append("The doctor:\n" + "\n".join(f"  {line}" for line in diagnoses))
     parts.append(f"The same images in every variant: {picture(runs, root)}")
     parts.append(f"Look around:  uv run attnviz dashboard {root}")

@@ -53,11 +53,17 @@ class Settings:
     opacity: float = _setting(1.0, "1 covers the image")
     redraw: bool = _setting(True, "put the training patches elsewhere in every epoch")
 
+    places: str = _setting(
+        "image", "what draws a patch's place; batch: its place in the batch, as published, the same"
+        " for every split", choices=("image", "batch")
+    )  # fmt: skip
+
     epochs: int = _setting(8, "how many at most")
     patience: int = _setting(20, "stop after so many epochs without a better validation loss")
     batch: int = _setting(32, "images a step")
     lr: float = _setting(2e-3, "Adam's, the highest of its schedule")
     schedule: str = _setting("one_cycle", "of the learning rate", choices=("one_cycle", "constant"))
+    test_curve: bool = _setting(False, "with follow: the loss of the test images after each epoch")
     follow: int = _setting(32, "validation images whose maps are scored each epoch; 0: none")
     precision: str = _setting(
         "auto", "of convolutions; auto: bf16 where it pays", choices=("auto", "bf16", "fp32")

@@ -81,7 +81,7 @@ class Loader:
     def __init__(self, settings: Settings, split: str, device: torch.device) -> None:
         pixels = torch.from_numpy(load_images(settings, split)).permute(0, 3, 1, 2)
         self.pixels = pixels.to(device)
-        self.settings, self.seed = settings, patch_seed(settings, split)
+        self.settings, self.split, self.seed = settings, split, patch_seed(settings, split)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -89,7 +89,9 @@ class Loader:
     def batch(self, numbers: Tensor, *, offset: int = 0) -> Asked:
         """The images of these numbers; `offset` moves their patches elsewhere."""
         numbers = numbers.to(self.pixels.device)
-        asked = ask(self.pixels[numbers], numbers + offset, self.settings, seed=self.seed)
+        in_order = torch.arange(len(numbers), device=numbers.device)
+        asked = ask(self.pixels[numbers], numbers + offset, self.settings, seed=self.seed,
+                    order=in_order if self.split == "train" else numbers)  # fmt: skip
         return asked._replace(images=asked.images.contiguous(memory_format=torch.channels_last))
 
     def batches(self, size: int = EVAL_BATCH) -> list[Tensor]:

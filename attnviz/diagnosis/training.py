@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +36,7 @@ DEARER = 1.5
 _KNOWN = 0.05  # a first loss below this leaves nothing to learn
 _Z = 1.645
 _PLAIN = "cnn"
+_OF_SPLITS = ("shared-photographs", "shared-places")
 
 
 def diagnose_run(run: Run, plain: Run | None = None) -> Findings:
@@ -56,6 +58,7 @@ def diagnose_run(run: Run, plain: Run | None = None) -> Findings:
     if run.state == "complete":
         found += _answer_findings(run)
         found += _place_findings(run)
+        found += _split_findings(run)
         found += _cost_findings(run, plain or _sibling(run))
     return Findings(found, name=run.id)
 
@@ -199,6 +202,14 @@ def _place_findings(run: Run) -> Iterator[Finding]:
         yield finding(
             "unlikely-places", "data", patches=len(boxes), places=places, expected=expected
         )
+
+
+def _split_findings(run: Run) -> Iterator[Finding]:
+    """What the training said of its split: the training images are not kept with the run."""
+    for one in run.summary.get("findings") or ():
+        if isinstance(one, dict) and one.get("code") in _OF_SPLITS:
+            with suppress(KeyError, TypeError, ValueError):  # evidence that somebody else wrote
+                yield finding(one["code"], "data", **one["evidence"])
 
 
 def _placed(boxes: NDArray[Any]) -> NDArray[Any]:

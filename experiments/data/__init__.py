@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from attnviz.errors import InputError
 from experiments.data.folder import folder_images
 from experiments.data.photos import photo_crops
-from experiments.data.stl10 import stl10_images
+from experiments.data.stl10 import HOW, stl10_images
 from experiments.settings import Settings
 
 SPLITS = ("train", "val", "test")
@@ -24,6 +24,7 @@ def load_images(settings: Settings, split: str) -> NDArray[np.uint8]:
     if settings.data == "photos":
         return photo_crops(split, count, seed=settings.data_seed, side=settings.side)
     if settings.path is None:
-        raise InputError(f"--data {settings.data}: expected its folder with --path, got none")
+        how = f"; {HOW}" if settings.data == "stl10" else ""
+        raise InputError(f"--data {settings.data}: expected its folder with --path, got none{how}")
     read = {"stl10": stl10_images, "folder": folder_images}[settings.data]
     return read(split, count, path=settings.path, seed=settings.data_seed, side=settings.side)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from attnviz.errors import InputError
 from experiments.data.resizing import squares
 
-_HOW = (
+HOW = (
     "download stl10_binary.tar.gz from the data set's home page, unpack it, and pass the folder "
     "that holds stl10_binary with --path"
 )
@@ -44,7 +44,7 @@ def stl10_images(
     try:
         images = STL10(str(path), split=own).data
     except (RuntimeError, OSError, ValueError) as error:
-        raise InputError(f"stl10: expected STL-10 in {path}, got: {error}; {_HOW}") from error
+        raise InputError(f"stl10: expected STL-10 in {path}, got: {error}; {HOW}") from error
     order = np.random.default_rng(seed).permutation(len(images))
     if split != "test":
         cut = round(len(order) * (1 - VALIDATION))

@@ -91,7 +91,8 @@ def test_flat_images_are_no_copies_of_each_other() -> None:
 
 
 def write(root, name: str, *, variant: str = "mha", seconds: float = 100.0, accuracy: float = 0.95,
-          places: int = 1000, settings: dict | None = None, peak: int = 10**9):  # fmt: skip
+          places: int = 1000, settings: dict | None = None, peak: int = 10**9,
+          findings: list | None = None):  # fmt: skip
     rng = np.random.default_rng(2)
     n = 200
     where = boxes(rng, n)[np.arange(n) % places]
@@ -104,7 +105,8 @@ def write(root, name: str, *, variant: str = "mha", seconds: float = 100.0, accu
         root / name, variant=variant, settings=settings or {}, seed=0,
         samples=pd.DataFrame({"index": range(n), "label": labels}), dataset=digest,
         curves=[{"epoch": e, "train_loss": 0.7 / e, "val_loss": 0.7 / e} for e in (1, 2)],
-        summary={"accuracy": accuracy, "seconds": seconds, "epochs": 2, "peak_bytes": peak},
+        summary={"accuracy": accuracy, "seconds": seconds, "epochs": 2, "peak_bytes": peak,
+                 "findings": findings or []},
     )  # fmt: skip
     return open_run(root / name)
 
@@ -123,6 +125,14 @@ def test_places_that_repeat_are_noticed(tmp_path) -> None:
     found = diagnose_run(write(tmp_path, "a", places=10))
     assert found.codes == ("unlikely-places",)
     assert found[0].evidence["places"] <= 10 < found[0].evidence["expected"]
+
+
+def test_what_the_training_said_of_its_split_is_said_again(tmp_path) -> None:
+    found = diagnose_split(train_photographs=["a"], test_photographs=["a", "b"])
+    kept = [*found.as_dicts(), {"code": "shared-places", "evidence": {}}, {"code": "no-effect"}, 7]
+    again = diagnose_run(write(tmp_path, "a", findings=kept))
+    assert again.codes == ("shared-photographs",)
+    assert again[0] == found[0]
 
 
 def test_cost_is_told_beside_the_plain_network(tmp_path) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from experiments.questions import Asked, ask, patch_seed
 from experiments.settings import Settings
+from experiments.training import Loader
 
 GREY = torch.full((400, 3, 64, 64), 100, dtype=torch.uint8)
 
@@ -63,6 +64,39 @@ def test_no_two_splits_or_seeds_share_their_patches() -> None:
         patch_seed(Settings(data_seed=n), split) for n in range(3) for split in ("val", "test")
     ]
     assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize("question", ["patch", "both", "larger"])
+def test_as_published_places_repeat_from_batch_to_batch_and_answers_do_not(question: str) -> None:
+    plain, published = (
+        ask(GREY, torch.arange(400),
+            Settings(question=question, size=12, places=places, batch=8), seed=5,
+            order=torch.arange(400))
+        for places in ("image", "batch")
+    )  # fmt: skip
+    assert torch.equal(plain.labels, published.labels)
+
+    def drawn(asked: Asked) -> int:
+        boxes = asked.boxes[asked.boxes[:, 2] > 0]
+        return len(boxes.unique(dim=0))
+
+    assert drawn(published) == 8
+    assert drawn(plain) > 100
+
+
+def test_a_loader_takes_the_place_in_the_batch_for_training_and_in_the_split_for_the_rest() -> None:
+    settings = Settings(side=32, size=8, train_images=24, val_images=4, test_images=12, batch=4,
+                        places="batch")  # fmt: skip
+    train, test = (Loader(settings, split, torch.device("cpu")) for split in ("train", "test"))
+    numbers = torch.tensor([17, 3, 9, 20])
+    asked, known = train.batch(numbers), test.batch(torch.arange(12))
+    here = asked.labels.bool()
+    assert here.any()
+    for n in here.nonzero()[:, 0].tolist():
+        same = known.boxes[n::4][known.labels[n::4].bool()]
+        assert (same == asked.boxes[n]).all()
+    few = test.batch(torch.arange(5, 9))
+    assert torch.equal(few.masks, known.masks[5:9])
 
 
 def test_val_and_test_do_not_follow_the_training_seed() -> None:
