@@ -178,21 +178,30 @@ def built(method: Method, model: nn.Module, layer: nn.Module | None) -> Any:
 
     Raises:
         UnsupportedError: A guided method on a model whose activations it would not guide, or one
-            that sets hooks on a compiled or scripted model.
+            that sets hooks on a compiled or scripted model; or Captum is not installed.
     """
-    import captum.attr
-
+    attr = _captum(method.name)
     if method.name in _HOOKING:
         _need_hooks(method, model)
     if method.name.startswith("guided"):
         _need_guidable(method, model)
-    make = getattr(captum.attr, method.captum)
+    make = getattr(attr, method.captum)
     explainer = make(model, layer) if method.layer else make(model)
     if method.name == "kernel_shap":
         from attnviz.attribution.superpixels import LeastSquares
 
         explainer.interpretable_model = LeastSquares()
     return explainer
+
+
+def _captum(name: str) -> Any:
+    try:
+        import captum.attr
+    except ImportError as error:
+        raise UnsupportedError(
+            f"{name}: expected captum to be installed; pip install captum"
+        ) from error
+    return captum.attr
 
 
 def _need_hooks(method: Method, model: nn.Module) -> None:

@@ -11,6 +11,7 @@ import argparse
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from attnviz.errors import InputError, RunError, UnsupportedError
@@ -34,6 +35,10 @@ def run(args: argparse.Namespace) -> int:
         raise RunError(
             f"dashboard: no folder {args.runs!r}; "
             "`uv run python -m experiments quickstart` makes one"
+        )
+    if find_spec("streamlit") is None:
+        raise UnsupportedError(
+            "dashboard: expected streamlit to be installed; pip install streamlit"
         )
     words, environment = command(app(), args)
     if os.name == "posix":  # becomes Streamlit, so that every signal reaches it

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from attnviz.errors import InputError, RunError, unknown_name
 from attnviz.models import build_model
+from attnviz.photographs import SUFFIXES, photograph, square
 
 FORMS = "module:callable, timm:name, torchvision:name or attnviz:name"
 
@@ -36,7 +37,6 @@ SIDE = 224
 """Of images for a model that does not say which it expects."""
 
 _PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -218,13 +218,13 @@ def _load(model: nn.Module, file: Path) -> None:
 
 
 def _pictures(folder: Path, count: int, side: int) -> np.ndarray:
-    from PIL import Image
-
-    inside = [folder] if folder.is_file() else folder.rglob("*")
-    files = sorted(file for file in inside if file.suffix.lower() in _SUFFIXES)
+    if folder.is_file():
+        files = [folder]
+    else:
+        files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
     if not files:
         raise InputError(f"--images: expected a picture or a folder of some, found none: {folder}")
-    return np.stack([_square(Image.open(file), side) for file in files[:count]])
+    return np.stack([square(photograph(file, name=str(file)), side) for file in files[:count]])
 
 
 def _crops(count: int, side: int) -> np.ndarray:
@@ -235,17 +235,9 @@ def _crops(count: int, side: int) -> np.ndarray:
     whole = [Image.fromarray(getattr(data, name)()) for name in _PHOTOGRAPHS]
     found = []
     for number in range(count):
-        photograph = whole[number % len(whole)]
-        shift, shorter = number // len(whole), min(photograph.size)
+        photo = whole[number % len(whole)]
+        shift, shorter = number // len(whole), min(photo.size)
         edge = max(shorter - 24 * (shift % 8), shorter // 2)
-        x, y = photograph.width - edge, (photograph.height - edge) * (shift % 2)
-        found.append(_square(photograph.crop((x, y, x + edge, y + edge)), side))
+        x, y = photo.width - edge, (photo.height - edge) * (shift % 2)
+        found.append(square(photo.crop((x, y, x + edge, y + edge)), side))
     return np.stack(found)
-
-
-def _square(picture: Any, side: int) -> np.ndarray:
-    """The middle square, resized with anti-aliasing, `(side, side, 3)` bytes."""
-    from PIL import Image, ImageOps
-
-    fitted = ImageOps.fit(picture.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
-    return np.asarray(fitted)

@@ -28,7 +28,7 @@ try:
 except ImportError as missing:
     raise UnsupportedError(
         "LocalizationMetric: expected torchmetrics to be installed; "
-        "install attnviz[torchmetrics], or use LocalizationMeter, which needs nothing"
+        "pip install 'attnviz[torchmetrics]', or use LocalizationMeter, which needs nothing"
     ) from missing
 
 

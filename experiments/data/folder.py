@@ -6,12 +6,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from attnviz.errors import InputError
-from experiments.data.resizing import square
+from attnviz.photographs import SUFFIXES, photograph, square
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 SHARES = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}
 """Which part of the shuffled files each split takes, unless the folder has train, val and test."""
 
@@ -22,8 +20,8 @@ def folder_images(
     """The middle squares of the images below a folder; no file serves two splits.
 
     Sub-folders named train, val and test are taken as the splits if all three are there. Else the
-    files are shuffled by the seed and shared out by `SHARES`. EXIF rotation is honoured, 16-bit and
-    palette images are converted, of an animation the first frame counts.
+    files are shuffled by the seed and shared out by `SHARES`. Each is read as
+    `attnviz.photographs` reads it: upright, 8 bits, transparent places white, the first frame.
 
     Args:
         split: `"train"`, `"val"` or `"test"`.
@@ -44,7 +42,7 @@ def folder_images(
             f"folder: expected at least {count} images for the {split} split below {path}, got "
             f"{len(files)}; add images or ask for fewer (--{split}-images)"
         )
-    return np.stack([_read(file, side) for file in files[:count]])
+    return np.stack([square(photograph(file, name=str(file)), side) for file in files[:count]])
 
 
 def _files_of(path: Path, split: str, seed: int) -> list[Path]:
@@ -62,22 +60,3 @@ def _files_of(path: Path, split: str, seed: int) -> list[Path]:
         low, high = (round(share * len(files)) for share in SHARES[split])
         order = order[low:high]
     return [files[number] for number in order]
-
-
-def _read(file: Path, side: int) -> NDArray[np.uint8]:
-    try:
-        with Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bits; a plain convert would clip to white
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            return square(upright, side)
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-    ) as error:
-        raise InputError(
-            f"folder: expected an image in {file}, got: {error}; remove the file"
-        ) from error

@@ -8,15 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-
-def square(photo: Image.Image, side: int) -> NDArray[np.uint8]:
-    """The middle square of a photograph, resized with anti-aliasing to `(side, side, 3)`."""
-    span = min(photo.size)
-    x, y = (photo.width - span) // 2, (photo.height - span) // 2
-    crop = photo.convert("RGB").resize(
-        (side, side), Image.Resampling.LANCZOS, box=(x, y, x + span, y + span), reducing_gap=3.0
-    )
-    return np.asarray(crop)
+from attnviz.photographs import square
 
 
 def squares(

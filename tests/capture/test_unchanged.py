@@ -183,7 +183,18 @@ def test_tagged_tensors_live_no_longer_for_being_watched() -> None:
     with torch.no_grad(), watch(model, reduce="received"):
         model(nets.images())
         gc.collect()
-        assert kept[0]() is None
+        assert freed(kept[0])
+
+
+def freed(reference: weakref.ref[torch.UntypedStorage]) -> bool:
+    """Whether a storage is gone, or what torch 2.9 leaves of it: a shell without memory."""
+    storage = reference()
+    if storage is None:
+        return True
+    try:
+        return storage.data_ptr() == 0
+    except RuntimeError:  # it has none
+        return True
 
 
 def test_nested_watches_of_two_models_do_not_mix() -> None:

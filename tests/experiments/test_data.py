@@ -106,26 +106,6 @@ def test_sub_folders_named_as_splits_are_taken_as_such(tmp_path: Path) -> None:
     assert len(folder_images("val", 2, path=tmp_path, seed=0, side=24)) == 2
 
 
-def test_strange_images_are_read_as_what_they_show(tmp_path: Path) -> None:
-    deep = np.full((30, 30), 0x8000, np.uint16)
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    palette = Image.new("P", (30, 30), 1)
-    palette.putpalette([0, 0, 0, 200, 100, 50] + [0] * 762)
-    palette.save(tmp_path / "palette.png")
-    Image.new("RGBA", (30, 30), (10, 20, 30, 0)).save(tmp_path / "alpha.png")
-    frames = [Image.new("RGB", (30, 30), colour) for colour in ("red", "blue")]
-    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    for name in ("train", "val", "test"):
-        (tmp_path / name).mkdir()
-    for file in list(tmp_path.glob("*.*")):
-        file.rename(tmp_path / "train" / file.name)
-    for name in ("val", "test"):
-        write_folder(tmp_path / name, 1)
-    images = folder_images("train", 4, path=tmp_path, seed=0, side=24)
-    middles = sorted(tuple(image[12, 12].tolist()) for image in images)
-    assert middles == [(10, 20, 30), (128, 128, 128), (200, 100, 50), (255, 0, 0)]
-
-
 @pytest.mark.parametrize(
     ("count", "prepare", "message"),
     [
@@ -133,7 +113,7 @@ def test_strange_images_are_read_as_what_they_show(tmp_path: Path) -> None:
         (
             1,
             lambda root: (root / "a.png").write_bytes(b"no image"),
-            r"expected an image in .*a\.png",
+            r"a\.png: expected one of PNG, JPEG",
         ),
         (4, lambda root: write_folder(root, 3), r"expected at least 4 images for the train split"),
         (4, lambda root: root.rmdir(), r"expected a folder of images, got .*--path"),
@@ -153,7 +133,7 @@ def test_a_truncated_image_is_named(tmp_path: Path) -> None:
     write_folder(tmp_path, 1)
     whole = (tmp_path / "00.png").read_bytes()
     (tmp_path / "00.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"expected an image in .*00\.png"):
+    with pytest.raises(InputError, match=r"00\.png: cannot be decoded"):
         folder_images("train", 1, path=tmp_path, seed=0)
 
 

@@ -100,4 +100,4 @@ def test_without_torchmetrics_the_rest_works_and_the_metric_says_what_to_install
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.startswith("UnsupportedError LocalizationMetric: expected torchmetrics")
-    assert "install attnviz[torchmetrics]" in ran.stdout
+    assert "pip install 'attnviz[torchmetrics]'" in ran.stdout

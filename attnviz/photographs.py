@@ -1,0 +1,100 @@
+"""Pictures from files that strangers made: decoded within limits, upright, in three channels.
+
+Whatever the file says of itself, no more pixels are decoded than `most_pixels`, and only formats
+that Pillow decodes in its own process are tried (an EPS by the name of `a.png` would start a
+PostScript interpreter). What a picture shows is what a viewer shows: rotated as its EXIF says,
+transparent places on white, of an animation the first frame, 16 bits rounded down to 8.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from attnviz.errors import InputError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+MOST_PIXELS = 80_000_000
+"""More than any camera's photograph, less than where Pillow itself begins to warn."""
+
+
+def photograph(
+    source: Path | bytes,
+    *,
+    name: str,
+    formats: Sequence[str] = FORMATS,
+    most_pixels: int = MOST_PIXELS,
+) -> Image.Image:
+    """A picture as a viewer would show it.
+
+    Args:
+        source: A file, or its content.
+        name: What the message calls it.
+        formats: Pillow's names of the formats that are taken.
+        most_pixels: Larger pictures are refused before they are decoded.
+
+    Returns:
+        An upright image in mode RGB.
+
+    Raises:
+        InputError: Too large, of another format, damaged, or with values that are no colours; the
+            message begins with the name and says which.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks; what matters is refused below
+            file = io.BytesIO(source) if isinstance(source, bytes) else source
+            with Image.open(file, formats=list(formats)) as image:
+                _small_enough(image, name, most_pixels)
+                return _coloured(ImageOps.exif_transpose(image), name)
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        raise InputError(f"{name}: expected at most {most_pixels:,} pixels, got more") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{name}: expected one of {', '.join(formats)}, got another") from None
+    except Exception as error:  # each decoder fails in its own way on a damaged file
+        raise InputError(f"{name}: cannot be decoded ({error})") from error
+
+
+def square(photo: Image.Image, side: int) -> NDArray[np.uint8]:
+    """The middle square of a photograph, resized with anti-aliasing to `(side, side, 3)`."""
+    span = min(photo.size)
+    x, y = (photo.width - span) // 2, (photo.height - span) // 2
+    crop = photo.convert("RGB").resize(
+        (side, side), Image.Resampling.LANCZOS, box=(x, y, x + span, y + span), reducing_gap=3.0
+    )
+    return np.asarray(crop)
+
+
+def _small_enough(image: Image.Image, name: str, most_pixels: int) -> None:
+    pixels = image.width * image.height
+    if pixels > most_pixels:
+        raise InputError(f"{name}: expected at most {most_pixels:,} pixels, got {pixels:,}")
+
+
+def _coloured(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_eight_bits(image, name)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image, name: str) -> NDArray[np.uint8]:
+    """The high bytes of a 16-bit picture; a plain `convert` would clip everything to white."""
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
+        raise InputError(
+            f"{name}: expected 8 or 16 bits per channel, got values of 32; convert it first"
+        )
+    return (values >> 8).astype(np.uint8)
