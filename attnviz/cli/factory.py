@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attnviz.cli.devices import add_device
+from attnviz.cli.tables import first_line
 from attnviz.errors import InputError, RunError, unknown_name
 from attnviz.models import build_model
 from attnviz.photographs import SUFFIXES, photograph, square
@@ -55,7 +57,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--normalise", default="symmetric", metavar="HOW",
         help=f"{', '.join(RANGES)} (default: %(default)s, −1 to 1)",
     )  # fmt: skip
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (default: cpu)")
+    add_device(parser)
 
 
 def is_factory(word: str) -> bool:
@@ -115,18 +117,35 @@ def images_of(args: argparse.Namespace, model: nn.Module) -> Tensor:
         `(count, 3, size, size)`, normalised.
 
     Raises:
-        InputError: The folder has no pictures, or there is no such way to normalise.
+        InputError: The folder has no pictures or one that cannot be read, there is no such way to
+            normalise, or the model fails on the images.
     """
     if args.normalise not in RANGES:
         raise unknown_name("way to normalise", args.normalise, RANGES)
     if args.count < 1:
         raise InputError(f"--count: expected 1 or more, got {args.count}")
+    if args.size is not None and args.size < 1:
+        raise InputError(f"--size: expected 1 pixel or more, got {args.size}")
     side = args.size or _own_size(model) or SIDE
     pixels = _pictures(Path(args.images), args.count, side) if args.images else _crops(
         args.count, side)  # fmt: skip
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in RANGES[args.normalise])
     images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std
-    return images.to(args.device)
+    images = images.to(args.device)
+    _try(model, images)
+    return images
+
+
+def _try(model: nn.Module, images: Tensor) -> None:
+    """One forward pass of one image, so that a model's own error is not taken for one of ours."""
+    try:
+        with torch.no_grad():
+            model(images[:1])
+    except Exception as error:  # whatever somebody's forward raises
+        raise InputError(
+            f"model: {type(model).__name__} fails on images {tuple(images[:1].shape)}: "
+            f"{type(error).__name__}: {first_line(error)}; --debug shows where"
+        ) from error
 
 
 def _timm(name: str, **settings: Any) -> Any:
@@ -160,6 +179,11 @@ def _own(source: str, name: str) -> Callable[..., Any]:
         raise InputError(
             f"model: cannot import {source!r}: {error}; expected {FORMS}, seen from "
             "the current folder"
+        ) from error
+    except Exception as error:  # it is their code that runs
+        raise InputError(
+            f"model: importing {source!r} fails: {type(error).__name__}: {first_line(error)}; "
+            "--debug shows where"
         ) from error
     for part in name.split("."):
         if not hasattr(found, part):
@@ -214,7 +238,7 @@ def _load(model: nn.Module, file: Path) -> None:
             state = torch.load(file, map_location="cpu", weights_only=True)
         model.load_state_dict(state.get("state_dict", state))
     except Exception as error:
-        raise RunError(f"--weights: {file} cannot be loaded: {error}") from error
+        raise RunError(f"--weights: {file} cannot be loaded: {first_line(error)}") from error
 
 
 def _pictures(folder: Path, count: int, side: int) -> np.ndarray:

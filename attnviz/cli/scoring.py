@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attnviz.cli.tables import table
+from attnviz.cli.devices import add_device
+from attnviz.cli.tables import first_line, table
 from attnviz.compare.summary import summarised
 from attnviz.errors import InputError, RunError
 from attnviz.maps import resized
@@ -32,7 +33,7 @@ PIECE = 256
 def add_runs(parser: argparse.ArgumentParser) -> None:
     """The arguments that both commands take."""
     parser.add_argument("runs", nargs="+", help="folders of runs, or of single runs")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (default: cpu)")
+    add_device(parser)
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -63,7 +64,9 @@ def rebuilt(run: Run, device: str) -> nn.Module:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise RunError(f"{run.id}: the weights do not fit {run.variant!r}: {error}") from error
+        raise RunError(
+            f"{run.id}: the weights do not fit {run.variant!r}: {first_line(error)}"
+        ) from error
     return model.to(device).eval()
 
 

@@ -20,6 +20,13 @@ def printable(value: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def first_line(error: object, most: int = 200) -> str:
+    """What an error says in its first line, or in its second where the first announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return said if len(said) <= most else f"{said[:most]}…"
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Rows under a header, each column as wide as its widest cell; numbers to three decimals."""
     cells = [list(header), *([_cell(value) for value in row] for row in rows)]

@@ -91,14 +91,13 @@ def _pixels(images: Tensor, normalise: str) -> np.ndarray:
 
 def _write(folder: Path, drawn: dict[str, Tensor], pixels: np.ndarray) -> list[str]:
     """Raw maps, overlays and a contact sheet; the names of the files."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from attnviz.figures import contact_sheet, overlay, save_png
+    from attnviz.runs.storage import write_whole
 
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: one.cpu().contiguous() for name, one in drawn.items()},
-              folder / "maps.safetensors")  # fmt: skip
-    (folder / "maps.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
+    raw = save({name: one.cpu().contiguous() for name, one in drawn.items()})
+    write_whole(folder / "maps.safetensors", raw)
     written = ["maps.safetensors"]
     tiles: list[np.ndarray] = []
     captions: list[str] = []
@@ -108,7 +107,6 @@ def _write(folder: Path, drawn: dict[str, Tensor], pixels: np.ndarray) -> list[s
         for name, one in drawn.items():
             laid = overlay(picture, np.maximum(one[number].cpu().numpy(), 0))
             path = folder / name.replace(":", ".") / f"{number}.png"
-            path.parent.mkdir(exist_ok=True)
             save_png(laid, path)
             written.append(str(path.relative_to(folder)))
             tiles.append(_tile(laid))

@@ -53,7 +53,7 @@ def run_groups(
     _same_question({name: run for group in kept.values() for name, run in group.items()})
     for variant, group in kept.items():
         _replicates(variant, group)
-    frames = {name: _table(run) for group in kept.values() for name, run in group.items()}
+    frames = {name: samples_of(run) for group in kept.values() for name, run in group.items()}
     _same_rows(frames)
     groups = [_group(variant, group, frames, map_name) for variant, group in kept.items()]
     return groups, [*_trained_unlike(kept), *_left_out(unfit)]
@@ -66,7 +66,7 @@ def _by_name(runs: Any) -> dict[str, Any]:
     return {run.id if twice[run.id] == 1 else run.location: run for run in found}
 
 
-def _table(run: Any) -> Any:
+def samples_of(run: Any) -> Any:
     """A run's samples, with the columns that a comparison stands on."""
     frame = run.samples()
     missing = [column for column in _NEEDED if column not in frame]

@@ -11,7 +11,7 @@ import numpy as np
 
 from attnviz.compare import Comparison, compare
 from attnviz.compare.inputs import Source, by_variant, open_runs
-from attnviz.compare.recorded import map_of
+from attnviz.compare.recorded import map_of, samples_of
 from attnviz.errors import AttnvizError, InputError
 
 
@@ -68,7 +68,7 @@ class Sample:
     @cached_property
     def table(self) -> Any:
         """One row per test image."""
-        return self.run.samples()
+        return samples_of(self.run)
 
     @cached_property
     def map(self) -> str:

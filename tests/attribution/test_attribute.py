@@ -43,6 +43,14 @@ def test_the_front_door_knows_it():
     assert av.attribute is attribute
 
 
+def test_without_captum_it_names_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "captum", None)
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with pytest.raises(UnsupportedError, match="saliency: expected captum.*; pip install captum"):
+        attribute(plain(), images(), method="saliency")
+    assert "saliency" in methods()
+
+
 def test_all_methods_are_listed_with_what_they_mean():
     assert NAMES == [
         "deep_lift",

@@ -36,6 +36,15 @@ def test_it_is_bound_to_this_machine_and_told_where_the_runs_are() -> None:
     assert environment["PYTHONPATH"].split(os.pathsep)[0] == str(dashboard.app().parents[1])
 
 
+def test_without_streamlit_it_names_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dashboard, "find_spec", lambda name: None)
+    assert run(["dashboard", str(tmp_path)]) == 2
+    said = "attnviz: dashboard: expected streamlit to be installed; pip install streamlit\n"
+    assert capsys.readouterr().err == said
+
+
 def test_in_the_checkout_the_pages_lie_beside_the_package() -> None:
     assert dashboard.app() == ROOT / "dashboard" / "app.py"
 

@@ -382,7 +382,7 @@ def as_nobody(code: str, *words: object) -> subprocess.CompletedProcess[str]:
     """Run code as a user whom permissions bind: root may write everywhere."""
     drop = "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
     load = (  # all of it, for that user may not even see where Python lies
-        "import os, sys, pandas, pyarrow.parquet, safetensors.numpy\n"
+        "import os, sys, pandas, pyarrow.dataset, pyarrow.parquet, safetensors.numpy\n"
         "from attnviz.errors import RunError; from attnviz.runs import *\n"
         "this_environment(); str(os.strerror(13))\n"
     )

@@ -1,0 +1,181 @@
+"""Every command given something wrong: one line that says what, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attnviz.cli import available, run
+from tests.cli.trained import write_trained
+from tests.runs.made import arrays, make
+
+SCORE = "received/energy_pointing_game"
+RAISES = "raise ValueError('boom')\n"
+FAILS = """
+import torch
+
+class Fails(torch.nn.Module):
+    def forward(self, images):
+        raise RuntimeError("inside the model\\nand more of it")
+
+number = 3
+def needs(something): ...
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every wrong thing lies beside a right one."""
+    place = tmp_path_factory.mktemp("place")
+    make(place / "runs" / "a")
+    make(place / "runs" / "b", seed=1)
+    write_trained(place / "trained")
+    table = arrays()["samples"].assign(x0=0, y0=0, x1=2, y1=2, correct=True)
+    make(place / "ranked" / "a", samples=table.rename(columns={"received/iou": SCORE}))
+    for name, text in {"file.txt": "x", "junk.pt": "x", "raises_here.py": RAISES,
+                       "fails_here.py": FAILS, "pictures/a.png": "x"}.items():  # fmt: skip
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text(text)
+    (place / "empty").mkdir()
+    return place
+
+
+NOT_THERE = "list nowhere: no such file or folder"
+CASES: tuple[tuple[str, str], ...] = (
+    ("odd", "unknown command 'odd': expected one of attribute, "),
+    ("lss", "unknown command 'lss': did you mean 'ls'"),
+    ("--odd", "unknown command '--odd'"),
+    ("ls", "the following arguments are required: runs"),
+    ("ls nowhere", NOT_THERE),
+    ("ls file.txt", "list file.txt: not a directory"),
+    ("ls runs --state odd", "argument --state: invalid choice: 'odd'"),
+    ("ls runs more", "unrecognized arguments: more"),
+    ("ls nosuch://x", "open nosuch://x: ValueError: Protocol not known: nosuch"),
+    ("ls memory://nothing", "list memory://nothing: no such file or folder"),
+    ("show", "the following arguments are required: run"),
+    ("show nowhere", NOT_THERE),
+    ("show runs", "open runs: no run here .expected a run.json."),
+    ("diff runs/a", "diff: expected two runs or more, got 1"),
+    ("diff runs/a nowhere", NOT_THERE),
+    ("export nowhere", NOT_THERE),
+    ("export empty", "export empty: no complete run among 0"),
+    ("export runs --out x.xyz", "--out: expected .csv, .json, .parquet, got 'x.xyz'"),
+    ("export runs --out file.txt/x.csv", "write file.txt/x.csv: "),
+    ("export runs --table odd", "argument --table: invalid choice: 'odd'"),
+    ("verify nowhere", NOT_THERE),
+    ("verify file.txt", "list file.txt: not a directory"),
+    ("migrate nowhere", NOT_THERE),
+    ("migrate memory://x", "list memory://x: no such file or folder"),
+    ("dashboard nowhere", "dashboard: no folder 'nowhere'"),
+    ("dashboard file.txt", "dashboard: no folder 'file.txt'"),
+    ("dashboard runs --port 99999", "--port: expected 1 to 65535, got 99999"),
+    ("dashboard runs --port x", "argument --port: invalid int value: 'x'"),
+    ("compare nowhere", NOT_THERE),
+    ("compare empty", "compare: expected at least one complete run, got no run at all"),
+    ("compare runs", "expected samples with the columns index, .*, got none called x0"),
+    ("compare runs --resamples 0", "compare: expected at least 2 resamples, got 0"),
+    ("compare ranked --primary odd", "unknown metric 'odd'"),
+    ("compare ranked --map odd", "'odd'"),
+    ("compare ranked --figure file.txt/x.png", "write file.txt/x.png: "),
+    ("report nowhere", NOT_THERE),
+    ("report empty", "report: expected at least one complete run, got no run at all"),
+    ("report trained --out file.txt/x.html", "write file.txt/x.html: "),
+    ("measure nowhere", NOT_THERE),
+    ("measure empty", "expected at least one complete run, got no run at all"),
+    ("measure runs", "a: expected the digest of its test images, the run names none"),
+    ("measure trained --maps odd", "unknown map of .* 'odd'"),
+    ("measure trained --metrics odd", "'odd'"),
+    ("measure trained --faithfulness odd", "unknown faithfulness metric 'odd'"),
+    ("measure trained --baseline odd --faithfulness", "odd"),
+    ("measure trained --steps 0 --faithfulness", "steps"),
+    ("measure trained --images 0", "--images: expected at least 1, got 0"),
+    ("measure trained --agree-with odd", "unknown map of .* 'odd'"),
+    ("measure trained --device odd", "argument --device: expected cpu or a device that is there"),
+    ("attribute nowhere", NOT_THERE),
+    ("attribute empty", "expected at least one complete run, got no run at all"),
+    ("attribute runs", "a: the weights do not fit 'mha': Error.* Missing key"),
+    ("attribute trained --method odd", "unknown attribution method 'odd'"),
+    ("attribute trained --method saliency --layer odd", "expected no layer="),
+    ("attribute trained --layer odd", "'odd'"),
+    ("attribute trained --method saliency --option x", "--option: expected KEY=VALUE, got 'x'"),
+    ("attribute trained --method saliency --option odd=1", "unknown option of saliency 'odd'"),
+    ("attribute trained --method saliency --sign odd", "unknown sign 'odd'"),
+    ("attribute trained --method saliency --channels odd", "unknown channels 'odd'"),
+    ("attribute trained --method saliency --memory 0", "memory: expected a number of bytes, got 0"),
+    ("attribute trained --seed x", "argument --seed: invalid int value: 'x'"),
+    ("watch", "the following arguments are required: FACTORY"),
+    ("watch odd", "model: expected module:callable, .*, got 'odd'"),
+    ("watch attnviz:odd", "unknown variant 'odd': expected one of "),
+    ("watch timm:odd", "model: timm has no model 'odd'"),
+    ("watch torchvision:resnet81", "has no model 'resnet81'; nearest are resnet18"),
+    ("watch no_such_module:x", "model: cannot import 'no_such_module'"),
+    ("watch raises_here:x", "model: importing 'raises_here' fails: ValueError: boom; --debug"),
+    ("watch fails_here:nothing", "unknown name in fails_here 'nothing'"),
+    ("watch fails_here:number", "expected fails_here:number to be callable, got 3"),
+    ("watch fails_here:needs", "fails_here:needs did not take no arguments: "),
+    ("watch fails_here:Fails", r"model: Fails fails on images \(1, 3, 224, 224\): RuntimeError: "
+                               "inside the model; --debug"),
+    ("watch attnviz:cnn", "none was attention or a gate"),
+    ("watch attnviz:mha --where odd", "where=.'odd'. chose none of what PatchNet computed"),
+    ("watch attnviz:mha --images nowhere", "expected a picture or a folder of some, found none"),
+    ("watch attnviz:mha --images empty", "expected a picture or a folder of some, found none"),
+    ("watch attnviz:mha --images pictures", "pictures/a.png: expected one of PNG, JPEG"),
+    ("watch attnviz:mha --image file.txt", "file.txt: expected one of PNG, JPEG, .*, got another"),
+    ("watch attnviz:mha --count 0", "--count: expected 1 or more, got 0"),
+    ("watch attnviz:mha --size 0", "--size: expected 1 pixel or more, got 0"),
+    ("watch attnviz:mha --normalise odd", "unknown way to normalise 'odd'"),
+    ("watch attnviz:mha --setting x", "--setting: expected KEY=VALUE, got 'x'"),
+    ("watch attnviz:mha --setting odd=1", "'mha' does not take .'odd': 1."),
+    ("watch attnviz:mha --device odd", "argument --device: expected cpu or a device"),
+    ("watch attnviz:mha --weights nowhere.pt", "--weights: nowhere.pt cannot be loaded: "),
+    ("watch attnviz:mha --weights junk.pt", "--weights: junk.pt cannot be loaded: "),
+    ("watch attnviz:mha --count 1 --out file.txt", "write file.txt/maps.safetensors: "),
+    ("doctor", "the following arguments are required: "),
+    ("doctor nowhere", NOT_THERE),
+    ("doctor empty", "doctor: expected runs or a model"),
+    ("doctor runs", "a: expected the digest of its test images, the run names none"),
+    ("doctor attnviz:mha --trained odd", "unknown answer to --trained 'odd'"),
+    ("doctor fails_here:Fails", "model: Fails fails on images"),
+    ("doctor attnviz:mha --device odd", "argument --device: expected cpu or a device"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "words"), CASES, ids=[line for line, _ in CASES])
+@pytest.mark.usefixtures("unchecked")
+def test_a_wrong_word_is_answered_in_one_line(
+    line: str,
+    words: str,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(place)
+    assert run(line.split()) == 2
+    out, err = capsys.readouterr()
+    said = err.splitlines()[-1]
+    assert re.search(words, said), said
+    assert out == ""
+    assert "Traceback" not in err
+    assert "attnviz: unexpected" not in err
+    if ": error: " not in said:  # argparse puts a usage above its complaint
+        assert err.splitlines() == [said]
+        assert said.startswith("attnviz: ")
+
+
+def test_every_command_is_given_something_wrong() -> None:
+    assert {line.split()[0] for line, _ in CASES} >= set(available())
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_the_traceback_appears_on_request_alone(place: Path, debug: bool) -> None:
+    words = [sys.executable, "-m", "attnviz", "watch", "fails_here:Fails", "--count", "1"]
+    done = subprocess.run(
+        [*words, *(["--debug"] if debug else [])], cwd=place, capture_output=True, text=True
+    )
+    assert done.returncode == (1 if debug else 2)
+    assert ("Traceback" in done.stderr) == debug
+    assert ("fails_here.py" in done.stderr) == debug
