@@ -46,7 +46,7 @@ def test_the_front_door_knows_it():
 def test_without_captum_it_names_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "captum", None)
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(UnsupportedError, match="saliency: expected captum.*; pip install captum"):
+    with pytest.raises(UnsupportedError, match=r"saliency: expected captum.*; pip install captum"):
         attribute(plain(), images(), method="saliency")
     assert "saliency" in methods()
 
