@@ -1,7 +1,8 @@
 """Where a training stands, so that it can be taken up again to the same result.
 
-One safetensors file holds everything: the weights, the best weights, Adam's moments, the state of
-torch's generator, and in its header the numbers. It is replaced whole at the end of each epoch.
+One safetensors file holds everything: the weights, their running mean, the best of those, Adam's
+moments, the state of torch's generator, and in its header the numbers. It is replaced whole at the
+end of each epoch.
 """
 
 from __future__ import annotations
@@ -38,10 +39,15 @@ class Progress:
 
 
 def to_bytes(
-    model: nn.Module, best: dict[str, Tensor], optimizer: torch.optim.Optimizer, progress: Progress
+    model: nn.Module,
+    average: nn.Module,
+    best: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
 ) -> bytes:
     """All of it as one safetensors file."""
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"average/{name}": value for name, value in average.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in best.items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"adam/{number}/{name}": value for name, value in state.items()}
@@ -53,9 +59,9 @@ def to_bytes(
 
 
 def restore(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Tensor], Progress]:
-    """Put a model, its optimizer and torch's generator back where they were.
+    """Put a model, its running mean, its optimizer and torch's generator back where they were.
 
     Returns:
         The best weights so far, and the numbers.
@@ -68,6 +74,7 @@ def restore(
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
         model.load_state_dict(_below(tensors, "model/"))
+        average.load_state_dict(_below(tensors, "average/"))
         progress = Progress(**json.loads(metadata["progress"]))
     except Exception as error:
         first = str(error).partition("\n")[0]

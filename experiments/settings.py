@@ -64,6 +64,9 @@ class Settings:
     lr: float = _setting(2e-3, "Adam's, the highest of its schedule")
     schedule: str = _setting("one_cycle", "of the learning rate", choices=("one_cycle", "constant"))
     test_curve: bool = _setting(False, "with follow: the loss of the test images after each epoch")
+    averaging: float = _setting(
+        0.9, "decay of the running mean of the weights that is judged and kept; 0: the weights"
+    )  # fmt: skip
     follow: int = _setting(32, "validation images whose maps are scored each epoch; 0: none")
     precision: str = _setting(
         "auto", "of convolutions; auto: bf16 where it pays", choices=("auto", "bf16", "fp32")
@@ -89,6 +92,8 @@ class Settings:
             )
         if not self.lr > 0:
             raise InputError(f"--lr: expected a positive number, got {self.lr}")
+        if not 0 <= self.averaging < 1:
+            raise InputError(f"--averaging: expected a number in [0, 1), got {self.averaging}")
         if not 0 < self.opacity <= 1:
             raise InputError(f"--opacity: expected a number in (0, 1], got {self.opacity}")
         if self.batch > self.train_images:

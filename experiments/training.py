@@ -1,8 +1,9 @@
 """Train one model: a loop one can read from top to bottom.
 
 The whole set of images lies on the device as bytes; patches are put in there, batch by batch. The
-attention runs through the fused kernel, nothing is materialised. The epoch with the lowest
-validation loss is the one that is kept.
+attention runs through the fused kernel, nothing is materialised. What is judged after each epoch,
+and kept where its validation loss is lowest, is a running mean of the weights: they swing from step
+to step, and a single step's can look right on the validation images and be wrong on others.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from attnviz.errors import InputError
@@ -122,9 +124,15 @@ def train(settings: Settings, writer: RunWriter, *, watcher: Watcher | None = No
     model = build_model(settings.variant, **settings.model)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
-    best, progress = model.state_dict(), Progress()
+    average = AveragedModel(
+        model, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging), use_buffers=True
+    )
+    kept: nn.Module = average.module
+    best, progress = kept.state_dict(), Progress()
     if (writer.path / checkpoints.FILE).exists():
-        best, progress = checkpoints.restore(writer.path / checkpoints.FILE, model, optimizer)
+        best, progress = checkpoints.restore(
+            writer.path / checkpoints.FILE, model, average, optimizer
+        )
     writer.keep_curves(progress.epoch)
     steps = len(train_set) // settings.batch
     bar = tqdm(
@@ -139,24 +147,26 @@ def train(settings: Settings, writer: RunWriter, *, watcher: Watcher | None = No
             if progress.epoch - progress.best_epoch >= settings.patience:
                 break
             start = time.perf_counter()
-            row = _epoch(model, optimizer, train_set, settings, progress.epoch, bar)
+            row = _epoch(model, average, optimizer, train_set, settings, progress.epoch, bar)
             progress.seconds += time.perf_counter() - start
             progress.epoch += 1
-            row |= evaluate(model, val_set, prefix="val_") | {"seconds": progress.seconds}
-            row |= watcher(model, progress.epoch) if watcher else {}
+            row |= evaluate(kept, val_set, prefix="val_") | {"seconds": progress.seconds}
+            row |= watcher(kept, progress.epoch) if watcher else {}
             if row["val_loss"] < progress.best_loss:
                 progress.best_loss, progress.best_epoch = row["val_loss"], progress.epoch
-                best = {name: value.clone() for name, value in model.state_dict().items()}
+                best = {name: value.clone() for name, value in kept.state_dict().items()}
             writer.curve(epoch=progress.epoch, **row)
-            writer.write(checkpoints.FILE, checkpoints.to_bytes(model, best, optimizer, progress))
+            state = checkpoints.to_bytes(model, average, best, optimizer, progress)
+            writer.write(checkpoints.FILE, state)
             writer.heartbeat(epoch=progress.epoch, epochs=settings.epochs, **row)
-    model.load_state_dict(best)
+    kept.load_state_dict(best)
     seen = progress.epoch * steps * settings.batch
-    return Trained(model.eval(), progress, seen / max(progress.seconds, 1e-9))
+    return Trained(kept.eval(), progress, seen / max(progress.seconds, 1e-9))
 
 
 def _epoch(
     model: nn.Module,
+    average: AveragedModel,
     optimizer: torch.optim.Optimizer,
     train_set: Loader,
     settings: Settings,
@@ -182,6 +192,7 @@ def _epoch(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        average.update_parameters(model)
         losses += loss.detach()
         hits += ((logits > 0) == asked.labels.bool()).float().mean()
         bar.update()

@@ -96,11 +96,30 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     writer = start_run(tmp_path, TINY.run_id, variant="mha", settings=TINY.as_dict(), seed=0)
     other = torch.nn.Linear(2, 2)
     optimizer = torch.optim.Adam(other.parameters())
-    content = checkpoints.to_bytes(other, other.state_dict(), optimizer, checkpoints.Progress())
+    progress = checkpoints.Progress()
+    content = checkpoints.to_bytes(other, other, other.state_dict(), optimizer, progress)
     writer.write(checkpoints.FILE, content)
     writer.stop("interrupted")
     with pytest.raises(RunError, match=r"expected a checkpoint of this model.*delete the run"):
         run_training(TINY, tmp_path)
+
+
+def test_the_running_mean_of_the_weights_is_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: list[torch.Tensor] = []
+    step = torch.optim.Adam.step
+
+    def noted(self: torch.optim.Adam, *args: object, **kwargs: object) -> object:
+        done = step(self, *args, **kwargs)  # type: ignore[arg-type]
+        passed.append(self.param_groups[0]["params"][0].detach().clone())
+        return done
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noted)
+    settings = dataclasses.replace(TINY, variant="cnn", epochs=1, averaging=0.5)
+    kept = run_training(settings, tmp_path).weights()["features.conv1.weight"]
+    first, second = passed
+    np.testing.assert_allclose(kept, (0.5 * first + 0.5 * second).numpy(), rtol=1e-6)
 
 
 def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
