@@ -7,9 +7,15 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attnviz.errors import AttnvizError
+from attnviz.executors import add_workers, chosen_workers, positive
+from experiments.axes import SINGLE, add_axes, chosen_axes, grid
 from experiments.settings import Settings, add_arguments, chosen, default_root
+
+if TYPE_CHECKING:
+    from experiments.running import Outcome
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,18 +48,24 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(command=_train)
     one.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     add_arguments(one)
+    many = commands.add_parser(
+        "sweep", help="train and measure a grid of runs, on one machine or many", allow_abbrev=False
+    )
+    many.set_defaults(command=_sweep)
+    add_axes(many)
     again = commands.add_parser(
         "reproduce", help="the main tutorial's protocol, its published losses beside ours"
     )
     again.set_defaults(command=_reproduce)
     _add_protocol(again)
-    for command in (quick, one, again):
-        command.add_argument("--runs", type=Path, default=default_root(), help="where runs go")
-        command.add_argument("--debug", action="store_true", help="show tracebacks")
-    for command in (quick, again):
+    for command in (quick, one, many, again):
         command.add_argument(
-            "--workers", type=_positive, help="processes at once (default: one per core)"
-        )
+            "--runs", "--out", type=Path, default=default_root(), metavar="FOLDER",
+            help="where runs go (default: %(default)s)",
+        )  # fmt: skip
+        command.add_argument("--debug", action="store_true", help="show tracebacks")
+    for command in (quick, many, again):
+        add_workers(command, default="one per core, or per GPU")
     return parser
 
 
@@ -61,11 +73,11 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
     from experiments.reproduction import EPOCHS, IMAGES, OPEN
 
     parser.add_argument(
-        "--images", type=_positive, default=IMAGES,
+        "--images", type=positive, default=IMAGES,
         help="to train on; a quarter as many test (default: %(default)s, as published)",
     )  # fmt: skip
     parser.add_argument(
-        "--epochs", type=_positive, default=EPOCHS, help="default: %(default)s, as published"
+        "--epochs", type=positive, default=EPOCHS, help="default: %(default)s, as published"
     )
     fixed = tuple(entry.name for entry in dataclasses.fields(Settings) if entry.name not in OPEN)
     add_arguments(parser, leave_out=fixed)
@@ -73,7 +85,6 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
 
 def _quickstart(args: argparse.Namespace) -> int:
     from experiments.quickstart import VARIANTS, show
-    from experiments.sweep import grid
 
     plan = grid(Settings(**chosen(args)), {"variant": VARIANTS})
     if not _all_run(plan, args):
@@ -95,15 +106,30 @@ def _reproduce(args: argparse.Namespace) -> int:
     return 0
 
 
+def _sweep(args: argparse.Namespace) -> int:
+    from experiments.ranking import report
+    from experiments.sweep import run_all
+
+    plan = grid(Settings(**chosen(args, SINGLE)), chosen_axes(args))
+    for note in plan.notes:
+        print(f"experiments: {note}", file=sys.stderr)
+    outcomes = run_all(plan, args.runs, workers=chosen_workers(args))
+    print(report(plan, args.runs, outcomes))
+    return 0 if _all_well(outcomes) else 1
+
+
 def _all_run(plan: Sequence[Settings], args: argparse.Namespace) -> bool:
     """Whether every run of a plan is complete; says of the others why they are not."""
     from experiments.sweep import run_all
 
-    failed = [one for one in run_all(plan, args.runs, workers=args.workers)
-              if one.state == "failed"]  # fmt: skip
-    for one in failed:
-        print(f"experiments: {one.settings.variant}: {one.reason}", file=sys.stderr)
-    return not failed
+    return _all_well(run_all(plan, args.runs, workers=chosen_workers(args)))
+
+
+def _all_well(outcomes: Sequence[Outcome]) -> bool:
+    unwell = [one for one in outcomes if one.state not in ("done", "reused")]
+    for one in unwell:
+        print(f"experiments: {one.settings.run_id} {one.state}: {one.reason}", file=sys.stderr)
+    return not unwell
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -113,13 +139,6 @@ def _train(args: argparse.Namespace) -> int:
     settings = dataclasses.replace(Settings(), **chosen(args))
     print(table([run_training(settings, args.runs, resume=args.resume)]))
     return 0
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
-    return number
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attnviz.errors import unknown_name
+from experiments.axes import Grid, grid, joined
 from experiments.settings import Settings
-from experiments.sweep import grid
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def planned(
     axes: Mapping[str, Sequence[Any]],
     *,
     quick: bool = False,
-) -> list[Settings]:
+) -> Grid:
     """The runs of some presets, one preset after the other.
 
     Args:
@@ -79,12 +79,12 @@ def planned(
     Raises:
         InputError: An unknown preset (the nearest one is offered), or settings out of range.
     """
-    plan: list[Settings] = []
+    plan: list[Grid] = []
     for name in names:
         if name not in PRESETS:
             raise unknown_name("preset", name, PRESETS)
         preset = PRESETS[name]
         base = Settings(**{**(QUICK if quick else {}), **preset.base, **given})
         own = {axis: values for axis, values in preset.axes.items() if axis not in given}
-        plan += grid(base, {**own, **axes})
-    return plan
+        plan.append(grid(base, {**own, **axes}))
+    return joined(plan)

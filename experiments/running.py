@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from attnviz.errors import AttnvizError, RunError
+from attnviz.executors import interruptible, is_cancelled, sees
 from attnviz.models import build_model
-from attnviz.runs import Run, RunWriter, open_run, resume_run, start_run
+from attnviz.runs import BusyError, Run, RunWriter, open_run, resume_run, start_run
 from experiments.evaluation import environment, keep_test_set, measure_run
 from experiments.following import Follower
 from experiments.settings import Settings
-from experiments.training import device_of, train
+from experiments.training import Watcher, device_of, train
+
+_ASK_EVERY = 1.0
+_ONE_AT_A_TIME = threading.Lock()
+"""torch's random numbers are one stream per process, and a run's result follows from them."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +61,65 @@ def run_training(settings: Settings, root: Path, *, resume: bool = True) -> Run:
         return found
     with _writer(settings, root, found, resume=resume) as writer:
         follower = Follower(settings, writer, device_of(settings)) if settings.follow else None
-        trained = train(settings, writer, watcher=follower)
+        trained = train(settings, writer, watcher=_heeding(follower))
         return measure_run(trained, settings, writer)
 
 
-def try_training(settings: Settings, root: Path) -> Outcome:
-    """As `run_training`, for a sweep: a failure is an outcome, and does not stop the others."""
+def try_training(settings: Settings, root: Path, sign: Path | None = None) -> Outcome:
+    """As `run_training`, for a sweep: a failure is an outcome, and does not stop the others.
+
+    A run that another process is writing is waited for: it is reused once it is complete, and
+    taken up once its writer has stopped or died. So a task that is handed out twice, or two sweeps
+    over the same runs, do nothing twice.
+
+    Args:
+        settings: What to do.
+        root: The folder of runs.
+        sign: A file of `attnviz.executors.in_sight`, which the process must see.
+    """
     try:
-        found = _found(root / settings.run_id)
-        reused = found is not None and found.state == "complete"
-        run_training(settings, root)
+        if sign is not None and (complaint := sees(sign)):
+            return Outcome(settings, "failed", complaint)
+        with interruptible(), _ONE_AT_A_TIME:
+            return Outcome(settings, _made(settings, root))
+    except KeyboardInterrupt:
+        return Outcome(settings, "stopped", "interrupted")
     except AttnvizError as error:
         return Outcome(settings, "failed", str(error))
     except Exception as error:  # a bug in one variant leaves the others running
         return Outcome(settings, "failed", f"{type(error).__name__}: {error}")
-    return Outcome(settings, "reused" if reused else "done")
+
+
+def _made(settings: Settings, root: Path) -> str:
+    """Train, as soon as nobody else does; whether there was anything to do."""
+    while True:
+        found = _found(root / settings.run_id)
+        if found is not None and found.state == "complete":
+            return "reused"
+        try:
+            run_training(settings, root)
+        except BusyError:
+            if found is not None and found.state == "stale":  # alive, but silent for too long
+                raise
+            _stop_if_cancelled()
+            time.sleep(_ASK_EVERY)
+        else:
+            return "done"
+
+
+def _stop_if_cancelled() -> None:
+    if is_cancelled():
+        raise KeyboardInterrupt
+
+
+def _heeding(watcher: Watcher | None) -> Watcher:
+    """A watcher that also ends a training which nobody waits for any more."""
+
+    def watch(model: nn.Module, epoch: int) -> dict[str, float]:
+        _stop_if_cancelled()
+        return watcher(model, epoch) if watcher else {}
+
+    return watch
 
 
 def _checked(settings: Settings) -> Settings:

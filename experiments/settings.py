@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class Settings:
             "batch",
         ):
             if getattr(self, name) < 1:
-                raise InputError(f"{_flag(name)}: expected 1 or more, got {getattr(self, name)}")
+                raise InputError(f"{flag_of(name)}: expected 1 or more, got {getattr(self, name)}")
         if self.size > self.side:
             raise InputError(
                 f"--size: expected at most the image's side of {self.side}, got {self.size}"
@@ -104,7 +104,7 @@ class Settings:
         for entry in fields(self):
             choices = entry.metadata["choices"]
             if choices and getattr(self, entry.name) not in choices:
-                raise unknown_name(_flag(entry.name), str(getattr(self, entry.name)), choices)
+                raise unknown_name(flag_of(entry.name), str(getattr(self, entry.name)), choices)
 
     @property
     def model(self) -> dict[str, Any]:
@@ -143,22 +143,24 @@ def add_arguments(parser: argparse.ArgumentParser, *, leave_out: tuple[str, ...]
         if isinstance(entry.default, bool):
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options["type"] = _type_of(entry)
+            options["type"] = type_of(entry)
             options["choices"] = entry.metadata["choices"]
-        group.add_argument(_flag(entry.name), **options)
+        group.add_argument(flag_of(entry.name), **options)
 
 
-def chosen(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were given on the command line."""
-    names = {entry.name for entry in fields(Settings)}
+def chosen(args: argparse.Namespace, only: Collection[str] | None = None) -> dict[str, Any]:
+    """The settings that were given on the command line, all or only some."""
+    names = {entry.name for entry in fields(Settings)} if only is None else only
     return {name: value for name, value in vars(args).items() if name in names}
 
 
-def _type_of(entry: dataclasses.Field[Any]) -> type:
+def type_of(entry: dataclasses.Field[Any]) -> type:
+    """What turns a word of the command line into a setting's value."""
     return {"int": int, "int | None": int, "float": float}.get(str(entry.type), str)
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """A setting's flag."""
     return "--" + name.replace("_", "-")
 
 

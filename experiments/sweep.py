@@ -1,4 +1,4 @@
-"""Many runs: a grid of settings, on all cores, each run on its own.
+"""Many runs: a grid of settings, on all cores or many machines, each run on its own.
 
 Work is handed out through the interface of `concurrent.futures`, so that processes on this machine
 and a Dask cluster are the same to everything here. What a run has done lies in its folder: a sweep
@@ -8,139 +8,131 @@ that was interrupted is continued by the same command, and progress is read from
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import os
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
 
 from attnviz.errors import RunError
+from attnviz.executors import Workers, cores, executor_of, in_sight, processes
 from attnviz.runs import open_run
+from experiments.axes import Grid
+from experiments.board import Board
 from experiments.running import Outcome, try_training
 from experiments.settings import Settings
 
 _LOOK_EVERY = 0.5
+_FRUITLESS = 3
+"""How often a worker process may die without any run being finished in between."""
 
 
-def grid(base: Settings, axes: Mapping[str, Sequence[Any]]) -> list[Settings]:
-    """Every combination of the axes' values, in the order of the axes; later ones turn fastest."""
-    return [
-        dataclasses.replace(base, **dict(zip(axes, values, strict=True)))
-        for values in itertools.product(*axes.values())
-    ]
-
-
-def run_all(plan: Sequence[Settings], root: Path, *, workers: int | None = None) -> list[Outcome]:
+def run_all(
+    plan: Sequence[Settings], root: Path, *, workers: Workers | None = None
+) -> list[Outcome]:
     """Train and measure every settings of a plan; complete runs are reused.
 
     Args:
         plan: What to run.
-        root: The folder of runs.
-        workers: Processes at once; None takes one per core, or one in all where there is a GPU.
+        root: The folder of runs; every worker must see it under the same path.
+        workers: Who does it; by default one process per core, or one per GPU.
 
     Returns:
         One outcome each, in the plan's order.
+
+    Raises:
+        InputError: The workers are not there, or do not see the folder.
+        RunError: The folder cannot be written.
     """
-    workers = min(workers or default_workers(), len(plan))
-    if workers <= 1:
-        return [try_training(settings, root) for settings in plan]
-    threads = max(1, cores() // workers)
-    shared = [dataclasses.replace(one, threads=one.threads or threads) for one in plan]
-    with processes(workers) as executor:
-        return collect(executor, shared, root)
+    root, plan = root.absolute(), plan if isinstance(plan, Grid) else Grid(tuple(plan))
+    outcomes = {
+        one.run_id: Outcome(one, "reused") for one in plan if _state(root, one) == "complete"
+    }
+    with Board(plan, root, outcomes) as board, in_sight(root) as sign:
+        todo = _todo(plan, outcomes)
+        fruitless = 0
+        while todo and fruitless < _FRUITLESS:
+            with _executor(workers or Workers(), len(todo), root) as (executor, threads):
+                shared = [dataclasses.replace(s, threads=s.threads or threads) for s in todo]
+                done = collect(executor, shared, root, sign, board)
+            outcomes |= {key: one for key, one in done.items() if one.state != "lost"}
+            fruitless = 0 if any(one.state != "lost" for one in done.values()) else fruitless + 1
+            lost = _todo(plan, outcomes)
+            todo = sorted(lost, key=lambda s: (root / s.run_id).exists())  # suspects come last
+    for one in todo:
+        reason = f"its process was killed {fruitless} times, perhaps for its memory"
+        outcomes[one.run_id] = Outcome(one, "failed", reason)
+    return [dataclasses.replace(outcomes[one.run_id], settings=one) for one in plan]
 
 
-def collect(executor: Executor, plan: Sequence[Settings], root: Path) -> list[Outcome]:
-    """Hand a plan to an executor and wait, showing the epochs done over all runs."""
-    futures = {executor.submit(_try_interruptibly, settings, root): settings for settings in plan}
+def collect(
+    executor: Executor, plan: Sequence[Settings], root: Path, sign: Path, board: Board
+) -> dict[str, Outcome]:
+    """Hand runs to an executor and wait, showing how they get on; outcomes by run id.
+
+    A run is "lost" where its worker process died and took the executor with it.
+    """
     outcomes: dict[str, Outcome] = {}
-    pending: set[Future[Outcome]] = set(futures)
-    with tqdm(
-        total=sum(s.epochs for s in plan), desc="all runs", unit="epoch", disable=None
-    ) as bar:
-        while pending:
-            finished, pending = wait(pending, timeout=_LOOK_EVERY, return_when=FIRST_COMPLETED)
-            for future in finished:
-                settings = futures[future]
-                outcomes[settings.run_id] = _outcome(future, settings)
-            if not bar.disable:
-                bar.n = _epochs_done(plan, root, outcomes)
-                bar.set_postfix(runs=f"{len(outcomes)}/{len(plan)}")
-    return [outcomes[settings.run_id] for settings in plan]
+    futures: dict[Future[Outcome], Settings] = {}
+    for settings in plan:
+        try:
+            futures[executor.submit(try_training, settings, root, sign)] = settings
+        except BrokenProcessPool:
+            outcomes[settings.run_id] = Outcome(settings, "lost")
+    pending = set(futures)
+    while pending:
+        finished, pending = wait(pending, timeout=_LOOK_EVERY, return_when=FIRST_COMPLETED)
+        for future in finished:
+            outcome = _outcome(future, futures[future], root)
+            outcomes[outcome.settings.run_id] = outcome
+        board.show(outcomes)
+    return outcomes
 
 
-def default_workers() -> int:
-    """One process per core, or one in all where a GPU does the work."""
+@contextmanager
+def _executor(workers: Workers, most: int, root: Path) -> Iterator[tuple[Executor, int]]:
+    """An executor with no more workers than runs, and the threads that each run may use."""
+    if workers.scheduler is not None:
+        with executor_of(workers, root) as executor:
+            yield executor, 0  # what its workers were started with
+        return
+    gpus = _gpus()
+    count = min(workers.local or gpus or cores(), most)
+    threads = max(1, cores() // count)
+    if workers.dask_local:
+        with executor_of(Workers(dask_local=count), root) as executor:
+            yield executor, threads
+    else:
+        with processes(count, gpus=gpus) as executor:
+            yield executor, threads
+
+
+def _gpus() -> int:
     import torch
 
-    return 1 if torch.cuda.is_available() else cores()
+    return torch.cuda.device_count()
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _todo(plan: Sequence[Settings], outcomes: dict[str, Outcome]) -> list[Settings]:
+    return [one for one in plan if one.run_id not in outcomes]
 
 
-@contextmanager
-def processes(workers: int) -> Iterator[Executor]:
-    """Worker processes that end, and mark their runs as stopped, when this one is interrupted."""
-    executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_wait)
-    with _environment(TQDM_DISABLE="1"):  # workers draw no bars of their own
-        try:
-            yield executor
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _wait() -> None:
-    """An idle worker sleeps through Ctrl-C; its parent tells it when to end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _try_interruptibly(settings: Settings, root: Path) -> Outcome:
-    """As `try_training`; Ctrl-C stops the run and leaves it to be taken up again."""
-    before = signal.getsignal(signal.SIGINT)
+def _state(root: Path, settings: Settings) -> str:
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        return try_training(settings, root)
-    except KeyboardInterrupt:
-        return Outcome(settings, "stopped", "interrupted")
-    finally:
-        signal.signal(signal.SIGINT, before)
+        return open_run(root / settings.run_id).state
+    except RunError:
+        return "missing"
 
 
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+def _outcome(future: Future[Outcome], settings: Settings, root: Path) -> Outcome:
     try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _outcome(future: Future[Outcome], settings: Settings) -> Outcome:
-    try:
-        return future.result()
+        outcome = future.result()
+    except BrokenProcessPool:
+        return Outcome(settings, "lost")
     except Exception as error:  # the worker itself died
-        return Outcome(settings, "failed", f"{type(error).__name__}: {error}")
-
-
-def _epochs_done(plan: Sequence[Settings], root: Path, outcomes: Mapping[str, Outcome]) -> int:
-    done = 0
-    for settings in plan:
-        if settings.run_id in outcomes:
-            done += settings.epochs
-            continue
-        try:
-            done += int(open_run(root / settings.run_id).progress.get("epoch", 0))
-        except RunError:
-            continue
-    return done
+        reason = (str(error) or "its worker or scheduler went away").partition("\n")[0]
+        return Outcome(settings, "failed", f"{type(error).__name__}: {reason}")
+    if outcome.state in ("done", "reused") and _state(root, settings) != "complete":
+        reason = f"its worker finished it, and {root / settings.run_id} is not complete here"
+        return Outcome(settings, "failed", reason)
+    return outcome

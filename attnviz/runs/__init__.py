@@ -19,6 +19,7 @@ from attnviz.runs.checking import Fault, verify
 from attnviz.runs.datasets import Dataset, list_datasets, open_dataset, save_dataset
 from attnviz.runs.differences import ABSENT, differing, flat
 from attnviz.runs.header import STALE_AFTER, STATES, File, State
+from attnviz.runs.locking import BusyError
 from attnviz.runs.migrations import SCHEMA
 from attnviz.runs.reading import Run, RunList, list_runs, open_run
 from attnviz.runs.writing import (
@@ -36,6 +37,7 @@ __all__ = [
     "SCHEMA",
     "STALE_AFTER",
     "STATES",
+    "BusyError",
     "Dataset",
     "Fault",
     "File",

@@ -19,11 +19,15 @@ except ImportError:  # Windows: the heartbeat alone guards against a second writ
     fcntl = None  # type: ignore[assignment]  # a module stands here where it exists
 
 
+class BusyError(RunError):
+    """Another process is writing the run; it may end or die, so trying again later can succeed."""
+
+
 class Lock:
     """A folder's lock, taken when made; released on request, when forgotten, or by dying.
 
     Raises:
-        RunError: another writer holds it.
+        BusyError: another writer holds it.
         OSError: there is no such folder.
     """
 
@@ -35,7 +39,7 @@ class Lock:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(handle)
-            raise RunError(
+            raise BusyError(
                 f"write {folder}: another process is writing it; stop that one"
             ) from error
         except OSError:  # this file system cannot lock; the heartbeat guards alone
@@ -61,13 +65,13 @@ def refuse_if_written_elsewhere(folder: Path, header: Header) -> None:
     """Refuse a run whose writer is alive on a machine that this machine's lock does not reach.
 
     Raises:
-        RunError: its heartbeat is fresh and comes from another machine.
+        BusyError: its heartbeat is fresh and comes from another machine.
     """
     writer = header.writer
     ours = this_writer() | {"pid": writer.get("pid")} == writer
     if header.status != "running" or ours or is_gone(writer) or silence(header) > STALE_AFTER:
         return
-    raise RunError(
+    raise BusyError(
         f"write {folder}: process {writer.get('pid')} on {writer.get('host')} is writing it "
         f"(heartbeat {silence(header):.0f} s ago); stop it, or wait until it has been silent for "
         f"{STALE_AFTER:.0f} s"

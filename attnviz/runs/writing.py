@@ -38,7 +38,7 @@ from attnviz.runs.header import (
     this_writer,
     written,
 )
-from attnviz.runs.locking import Lock, refuse_if_written_elsewhere
+from attnviz.runs.locking import BusyError, Lock, refuse_if_written_elsewhere
 from attnviz.runs.migrations import SCHEMA, upgraded
 from attnviz.runs.names import checked, checked_file, checked_id
 from attnviz.runs.reading import CURVES, HEADER, SAMPLES, WEIGHTS, Run, open_run, whole_rows
@@ -561,7 +561,7 @@ def _first_document(
 def _begun(path: Path, content: Document) -> tuple[Path, Lock]:
     """A hidden, locked folder beside the run's future place, with its run.json inside."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise RunError(
+        raise (BusyError if (path / HEADER).exists() else RunError)(
             f"write {path}: something is there already; resume_run goes on with a run, "
             "or choose another id"
         )
@@ -588,7 +588,7 @@ def _into_place(aside: Path, path: Path, lock: Lock) -> None:
     except OSError as error:
         _removed(aside, lock)
         if path.exists():
-            raise RunError(f"write {path}: another process made it at the same moment") from error
+            raise BusyError(f"write {path}: another process made it at the same moment") from error
         raise unwritable(path, error) from error
     sync_folder(path.parent)
 

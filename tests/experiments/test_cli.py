@@ -96,4 +96,4 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     assert ended.value.code == 0
-    assert {"quickstart", "train"} <= set(capsys.readouterr().out.split())
+    assert {"quickstart", "train", "sweep"} <= set(capsys.readouterr().out.split())

@@ -43,9 +43,8 @@ def test_every_preset_is_another_run() -> None:
 
 
 def test_what_is_given_goes_before_what_a_preset_says() -> None:
-    assert planned(["ring"], {"shape": "bar", "side": 64}, {}, quick=True) == [
-        Settings(shape="bar", side=64, size=8)
-    ]
+    plan = planned(["ring"], {"shape": "bar", "side": 64}, {}, quick=True)
+    assert list(plan) == [Settings(shape="bar", side=64, size=8)]
     moved = planned(["placement"], {"variant": "se"}, {"placement": (0, 3)})
     assert [(one.variant, one.placement) for one in moved] == [("se", 0), ("se", 3)]
 

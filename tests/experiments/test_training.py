@@ -15,7 +15,6 @@ from attnviz.runs import Run, start_run
 from experiments import checkpoints, training
 from experiments.running import run_training, try_training
 from experiments.settings import Settings
-from experiments.sweep import grid, run_all
 from experiments.training import learning_rate
 
 TINY = Settings(
@@ -151,18 +150,3 @@ def test_wrong_settings_begin_no_run(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             run_training(wrong, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_sweep_survives_a_failing_run_and_keeps_the_order(tmp_path: Path) -> None:
-    quick = dataclasses.replace(TINY, epochs=1)
-    plan = grid(quick, {"variant": ["cnn", "nonsense", "cbam"]})
-    outcomes = run_all(plan, tmp_path, workers=2)
-    assert [one.state for one in outcomes] == ["done", "failed", "done"], outcomes
-    assert "unknown variant 'nonsense'" in outcomes[1].reason
-    assert [one.settings.variant for one in outcomes] == ["cnn", "nonsense", "cbam"]
-    assert open_run(tmp_path / plan[2].run_id).state == "complete"
-
-
-def test_a_grid_turns_its_last_axis_fastest() -> None:
-    plan = grid(TINY, {"variant": ["cnn", "mha"], "seed": [0, 1]})
-    assert [(s.variant, s.seed) for s in plan] == [("cnn", 0), ("cnn", 1), ("mha", 0), ("mha", 1)]
