@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         "sweep", help="train and measure a grid of runs, on one machine or many", allow_abbrev=False
     )
     many.set_defaults(command=_sweep)
+    _add_presets(many)
     add_axes(many)
     again = commands.add_parser(
         "reproduce", help="the main tutorial's protocol, its published losses beside ours"
@@ -67,6 +68,18 @@ def _parser() -> argparse.ArgumentParser:
     for command in (quick, many, again):
         add_workers(command, default="one per core, or per GPU")
     return parser
+
+
+def _add_presets(parser: argparse.ArgumentParser) -> None:
+    from experiments.presets import PRESETS, QUICK
+
+    lines = "; ".join(f"{preset.name}: {preset.help}" for preset in PRESETS.values())
+    parser.add_argument(
+        "--preset", type=lambda text: [word.strip() for word in text.split(",") if word.strip()],
+        metavar="NAME[,NAME…]", help=f"questions, each a grid of its own. {lines}",
+    )  # fmt: skip
+    small = ", ".join(f"{name} {value}" for name, value in QUICK.items())
+    parser.add_argument("--quick", action="store_true", help=f"small images: {small}")
 
 
 def _add_protocol(parser: argparse.ArgumentParser) -> None:
@@ -107,10 +120,15 @@ def _reproduce(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> int:
+    from experiments.presets import QUICK, planned
     from experiments.ranking import report
     from experiments.sweep import run_all
 
-    plan = grid(Settings(**chosen(args, SINGLE)), chosen_axes(args))
+    if args.preset:
+        plan = planned(args.preset, chosen(args, SINGLE), chosen_axes(args), quick=args.quick)
+    else:
+        small = QUICK if args.quick else {}
+        plan = grid(Settings(**{**small, **chosen(args, SINGLE)}), chosen_axes(args))
     for note in plan.notes:
         print(f"experiments: {note}", file=sys.stderr)
     outcomes = run_all(plan, args.runs, workers=chosen_workers(args))

@@ -13,6 +13,7 @@ from typing import Any
 
 from attnviz.errors import unknown_name
 from experiments.axes import Grid, grid, joined
+from experiments.quickstart import VARIANTS
 from experiments.settings import Settings
 
 
@@ -68,7 +69,7 @@ def planned(
     *,
     quick: bool = False,
 ) -> Grid:
-    """The runs of some presets, one preset after the other.
+    """The runs of some presets, one preset after the other, of the six variants if of no others.
 
     Args:
         names: Of the presets.
@@ -85,6 +86,7 @@ def planned(
             raise unknown_name("preset", name, PRESETS)
         preset = PRESETS[name]
         base = Settings(**{**(QUICK if quick else {}), **preset.base, **given})
-        own = {axis: values for axis, values in preset.axes.items() if axis not in given}
+        own = {"variant": VARIANTS, **preset.axes}
+        own = {axis: values for axis, values in own.items() if axis not in given}
         plan.append(grid(base, {**own, **axes}))
     return joined(plan)

@@ -51,7 +51,7 @@ def protocol(
     settings: dict[str, Any] = {
         "train_images": images, "val_images": quarter, "test_images": quarter, "epochs": epochs,
         "patience": epochs, "lr": 1e-4, "schedule": "constant", "redraw": False,
-        "places": "batch", "test_curve": True,
+        "averaging": 0.0, "places": "batch", "test_curve": True,
     }  # fmt: skip
     return [
         Settings(**{**settings, "data": data, **given, "variant": variant}) for variant in PUBLISHED

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
-from attnviz import InputError
+from attnviz import InputError, list_runs
 from attnviz.models import variants
 from attnviz.patches import SHAPES
-from experiments.presets import PRESETS, planned
+from experiments.__main__ import main
+from experiments.presets import ATTENDING, PRESETS, planned
 from experiments.questions import ask
+from experiments.quickstart import VARIANTS
 from experiments.settings import Settings
+from tests.experiments.tiny import WORDS
 
 
 def test_every_shape_has_its_preset() -> None:
@@ -42,9 +46,28 @@ def test_every_preset_is_another_run() -> None:
     assert len({settings.run_id for settings in plan}) == len(names)
 
 
+def test_a_question_is_put_to_the_six_variants_if_to_no_others() -> None:
+    assert tuple(one.variant for one in planned(["ring"], {}, {})) == VARIANTS
+    assert [one.variant for one in planned(["ring"], {}, {"variant": ["se"]})] == ["se"]
+    assert {one.variant for one in planned(["placement"], {}, {})} == set(ATTENDING)
+
+
+def test_a_sweep_of_presets_runs_each_question(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sweep", *WORDS, "--preset", "ring,both", "--variants", "cnn", "--epochs", "1"]
+    assert main([*words, "--runs", str(tmp_path), "--workers", "1"]) == 0
+    found = {(run.settings["question"], run.settings["shape"]) for run in list_runs(tmp_path)}
+    assert found == {("patch", "ring"), ("both", "square")}
+    assert main([*words[:-4], "--preset", "rong", "--runs", str(tmp_path)]) == 2
+    assert "unknown preset 'rong': did you mean 'ring'" in capsys.readouterr().err
+
+
 def test_what_is_given_goes_before_what_a_preset_says() -> None:
-    plan = planned(["ring"], {"shape": "bar", "side": 64}, {}, quick=True)
-    assert list(plan) == [Settings(shape="bar", side=64, size=8)]
+    given = {"shape": "bar", "side": 64, "variant": "mha"}
+    assert list(planned(["ring"], given, {}, quick=True)) == [
+        Settings(shape="bar", side=64, size=8)
+    ]
     moved = planned(["placement"], {"variant": "se"}, {"placement": (0, 3)})
     assert [(one.variant, one.placement) for one in moved] == [("se", 0), ("se", 3)]
 

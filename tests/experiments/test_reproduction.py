@@ -20,6 +20,7 @@ def test_the_protocol_is_the_published_one_unless_something_is_said() -> None:
         assert (settings.train_images, settings.test_images, settings.epochs) == (4000, 1000, 50)
         assert (settings.lr, settings.schedule, settings.patience) == (1e-4, "constant", 50)
         assert (settings.places, settings.redraw) == ("batch", False)
+        assert settings.averaging == 0
     smaller = protocol("photos", images=40, epochs=3, places="image")[0]
     assert (smaller.train_images, smaller.val_images, smaller.test_images) == (40, 10, 10)
     assert (smaller.epochs, smaller.patience, smaller.places) == (3, 3, "image")
