@@ -303,7 +303,7 @@ def _cluster(distributed: Any, workers: Workers) -> Iterator[Any]:
             threads_per_worker=1,
             processes=True,
             memory_limit=None,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,
         )
     with cluster:
@@ -347,7 +347,7 @@ def _take_one_at_a_time(client: Any) -> None:
 
 
 def _all_see(client: Any, sign: Path) -> None:
-    for address, complaint in _asked(client, sees, sign.absolute()).items():
+    for address, complaint in _asked(client, sees, sign.absolute(), SEEN_WITHIN).items():
         if complaint:
             raise InputError(f"--scheduler: the worker {address} on {complaint}")
 

@@ -1,0 +1,44 @@
+"""A real Dask cluster on loopback: a scheduler and worker processes, as one would start them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def cluster(folder: Path, workers: int = 2) -> Iterator[str]:
+    """The address of a scheduler with so many workers of one thread; each has a nanny."""
+    told = folder / "scheduler.json"
+    with ExitStack() as stack:
+        stack.enter_context(
+            _dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(told))
+        )
+        while not told.exists():
+            time.sleep(0.05)
+        for _ in range(workers):
+            stack.enter_context(
+                _dask("worker", "--scheduler-file", str(told), "--nthreads", "1",
+                      "--local-directory", str(folder))
+            )  # fmt: skip
+        yield str(json.loads(told.read_text())["address"])
+
+
+@contextmanager
+def _dask(kind: str, *words: str) -> Iterator[None]:
+    command = [sys.executable, "-m", "dask", kind, "--no-dashboard", *words]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
