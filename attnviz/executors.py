@@ -21,6 +21,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -125,22 +126,30 @@ def spread(
         executor: Who calls it; None is this process.
         label: Of the progress bar on stderr.
         shown: Whether there is a bar; None is on a terminal only.
+
+    Raises:
+        RunError: A process died; a Dask worker that dies is replaced by another.
     """
     from tqdm import tqdm
 
     each = partial(_interruptibly, function)
     results = map(function, parts) if executor is None else executor.map(each, parts)
     disable = None if shown is None else not shown
-    return list(tqdm(results, total=len(parts), desc=label, leave=False, disable=disable))
+    try:
+        return list(tqdm(results, total=len(parts), desc=label, leave=False, disable=disable))
+    except BrokenProcessPool as error:
+        raise RunError(
+            f"{label}: a worker process was killed, perhaps for its memory; use fewer --workers"
+        ) from error
 
 
 @contextmanager
-def executor_of(workers: Workers, shared: Path) -> Iterator[Executor]:
+def executor_of(workers: Workers, *shared: Path) -> Iterator[Executor]:
     """An executor that ends with the block; interrupted, its tasks are asked to stop.
 
     Args:
         workers: Who does the work; one of the three is given.
-        shared: The folder that all workers must see, which is checked.
+        shared: The folders that all workers must see, which is checked.
 
     Raises:
         InputError: The cluster is not there, has no workers, other versions of what matters or
@@ -153,8 +162,9 @@ def executor_of(workers: Workers, shared: Path) -> Iterator[Executor]:
     with _client(workers) as client:
         _agree_on_versions(client)
         _take_one_at_a_time(client)
-        with in_sight(shared) as sign:
-            _all_see(client, sign)
+        for folder in shared:
+            with in_sight(folder) as sign:
+                _all_see(client, sign)
         pool = client.get_executor(pure=False)
         try:
             yield pool

@@ -5,29 +5,33 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from concurrent.futures import Executor
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from attnviz.attribution import attribute, methods
 from attnviz.cli.scoring import (
     add_runs,
     as_images,
     complete_runs,
+    crew,
+    in_order,
     merged_metrics,
     pieces,
     rebuilt,
     score_table,
-    scored,
+    scores_of,
+    summaries_of,
     test_set,
     with_columns,
 )
 from attnviz.cli.tables import as_json, table
 from attnviz.errors import InputError
-from attnviz.runs import Run, amend_run
+from attnviz.executors import spread
+from attnviz.runs import Run, amend_run, open_run
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     for found in runs:
         if name in found.map_names and not args.replace:
             raise InputError(f"{found.id} already has a map {name!r}: pass --name or --replace")
-    reports = [_attributed(found, name, options, args) for found in runs]
+    with crew(args, runs) as executor:
+        reports = [_attributed(found, name, options, args, executor) for found in runs]
     if args.json:
         print(as_json({"runs": reports}))
         return 0
@@ -100,34 +105,41 @@ def _number(text: str) -> Any:
 
 
 def _attributed(
-    found: Run, name: str, options: dict[str, Any], args: argparse.Namespace
+    found: Run,
+    name: str,
+    options: dict[str, Any],
+    args: argparse.Namespace,
+    executor: Executor | None,
 ) -> dict[str, Any]:
     """Draw, score (before anything is rounded), and amend the run."""
-    model, dataset = rebuilt(found, args.device), test_set(found)
-    parts = [
-        _drawn(model, as_images(dataset.images(list(part)), args.device), options, args)
-        for part in pieces(dataset.count)
-    ]
-    maps = torch.cat(parts)
-    columns, summaries = scored(lambda part: maps[_slice(part)], dataset)
+    dataset = test_set(found)
+    parts = pieces(dataset.count)
+    drawn = spread(
+        partial(_drawn, found.path.absolute(), options, args), parts, executor,
+        label=f"attribute {found.id}", shown=False if args.json or len(parts) == 1 else None,
+    )  # fmt: skip
+    maps = np.concatenate([maps for maps, _ in drawn])
+    columns = in_order([(p, scores) for p, (_, scores) in zip(parts, drawn, strict=True)])
+    summaries = summaries_of(columns, dataset, (maps.shape[-2], maps.shape[-1]))
     samples = with_columns(found.samples(), name, columns, anew=True)
     about = {key: value for key, value in options.items() if key != "seed"} | {"seed": args.seed}
     with amend_run(found.path) as writer:
-        writer.maps(name, maps.numpy(), about=about)
+        writer.maps(name, maps, about=about)
         writer.samples(samples)
         writer.finish({"metrics": merged_metrics(found, {name: summaries}, anew=True)})
     return {"id": found.id, "map": name, "shape": list(maps.shape), "metrics": {name: summaries}}
 
 
 def _drawn(
-    model: nn.Module, images: Tensor, options: dict[str, Any], args: argparse.Namespace
-) -> Tensor:
+    path: Path, options: dict[str, Any], args: argparse.Namespace, part: range
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The maps of one piece's images, and their scores."""
+    run = open_run(path)
+    dataset = test_set(run)
+    images = as_images(dataset.images(list(part)), args.device)
     shown = sys.stderr.isatty() and not args.json
     maps = attribute(
-        model, images, size="own", memory=args.memory * 2**20, progress=shown, **options
-    )
-    return maps.cpu()
-
-
-def _slice(part: Sequence[int]) -> np.ndarray:
-    return np.asarray(part)
+        rebuilt(run, args.device), images, size="own", memory=args.memory * 2**20, progress=shown,
+        **options,
+    ).cpu()  # fmt: skip
+    return maps.numpy(), scores_of(maps, dataset.masks(list(part)))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,20 @@ from attnviz.cli.scoring import (
     add_runs,
     as_images,
     complete_runs,
+    crew,
+    in_order,
     merged_metrics,
     pieces,
     rebuilt,
     score_table,
-    scored,
+    scores_of,
+    summaries_of,
     test_set,
     with_columns,
 )
 from attnviz.cli.tables import as_json
-from attnviz.compare.summary import summarised
 from attnviz.errors import InputError, unknown_name
+from attnviz.executors import spread
 from attnviz.faithfulness import (
     DEFAULT,
     METRICS,
@@ -38,7 +42,7 @@ from attnviz.faithfulness import (
 )
 from attnviz.maps import resized
 from attnviz.metrics import agreement
-from attnviz.runs import Dataset, Run, amend_run
+from attnviz.runs import Run, amend_run, open_run
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +78,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score, and add the scores to the runs."""
     _check(args)
-    reports = [_measured(found, args) for found in complete_runs(args.runs)]
+    runs = complete_runs(args.runs)
+    with crew(args, runs) as executor:
+        reports = [_measured(found, args, executor) for found in runs]
     if args.json:
         print(as_json({"runs": reports}))
         return 0
@@ -94,21 +100,24 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f"--images: expected at least 1, got {args.images}")
 
 
-@dataclass(frozen=True)
 class Bench:
     """A run on which something is measured.
 
     Attributes:
         run: The run.
         dataset: Its test images.
-        model: Its trained model; built when it is first asked for.
         args: What the command was told.
     """
 
-    run: Run
-    dataset: Dataset
-    model: Callable[[], nn.Module]
-    args: argparse.Namespace
+    def __init__(self, path: Path, args: argparse.Namespace) -> None:
+        self.run = open_run(path)
+        self.dataset = test_set(self.run)
+        self.args = args
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """Its trained model; built when it is first asked for."""
+        return rebuilt(self.run, self.args.device)
 
     def maps(self, name: str, part: Sequence[int]) -> Tensor:
         """`(k, h, w)` maps on their own grid; heads are averaged."""
@@ -124,26 +133,37 @@ class Bench:
         """`(k, 3, h, w)`."""
         return as_images(self.dataset.images(list(part)), self.args.device)
 
+    def threshold(self, name: str) -> Mapping[str, float] | None:
+        """A map's τ by metric, from the validation images."""
+        found: Mapping[str, Mapping[str, float]] = self.run.summary.get("thresholds") or {}
+        return found.get(name)
+
     @property
-    def asked(self) -> int:
-        """How many images the model is asked about."""
-        return min(self.dataset.count, self.args.images or self.dataset.count)
+    def asked(self) -> range:
+        """The images that the model is asked about."""
+        return range(min(self.dataset.count, self.args.images or self.dataset.count))
 
 
-def _measured(found: Run, args: argparse.Namespace) -> dict[str, Any]:
-    model: list[nn.Module] = []
-
-    def once() -> nn.Module:
-        if not model:
-            model.append(rebuilt(found, args.device))
-        return model[0]
-
-    bench = Bench(found, test_set(found), once, args)
+def _measured(found: Run, args: argparse.Namespace, executor: Executor | None) -> dict[str, Any]:
+    bench = Bench(found.path.absolute(), args)
+    names = _chosen(found, args.maps, bench.dataset.count)
+    if args.agree_with and args.agree_with not in found.map_names:
+        raise unknown_name(f"map of {found.id}", args.agree_with, found.map_names)
+    tasks = [(name, part) for name in names for part in pieces(bench.dataset.count)]
+    results = spread(
+        partial(_scores_of, bench.run.path, args), tasks, executor,
+        label=f"measure {found.id}", shown=False if args.json else None,
+    )  # fmt: skip
     samples, summaries = found.samples(), {}
-    for name in _chosen(found, args.maps, bench.dataset.count):
-        columns, summaries[name] = _scores_of(bench, name)
+    for name in names:
+        done = zip(tasks, results, strict=True)
+        columns = in_order([(part, scores) for (map_, part), scores in done if map_ == name])
         samples = with_columns(samples, name, columns)
-    cuts = _knocked(bench) if args.knockout else None
+        metrics, grid = args.metrics, found.files[f"maps/{name}.safetensors"].shape or ()
+        summaries[name] = summaries_of(
+            columns, bench.dataset, (grid[-2], grid[-1]), metrics, bench.threshold(name)
+        )
+    cuts = _knocked(bench, executor) if args.knockout else None
     rows = [] if cuts is None else cuts.table.to_dict("records")
     with amend_run(found.path) as writer:
         writer.samples(samples)
@@ -166,79 +186,66 @@ def _chosen(found: Run, names: Sequence[str] | None, count: int) -> list[str]:
     return list(names) if names else [name for name in whole if len(shapes[name] or ()) == 3]
 
 
-def _scores_of(bench: Bench, name: str) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
-    """Everything that was asked for about one map: columns, and their summary."""
-    args = bench.args
+def _scores_of(
+    path: Path, args: argparse.Namespace, task: tuple[str, range]
+) -> dict[str, np.ndarray]:
+    """Everything that was asked for about one map of one piece's images."""
+    (name, part), bench = task, Bench(path, args)
     columns: dict[str, np.ndarray] = {}
-    summaries: dict[str, dict[str, Any]] = {}
     if args.metrics != []:
-        threshold = (bench.run.summary.get("thresholds") or {}).get(name)
-        columns, summaries = scored(
-            partial(bench.maps, name), bench.dataset, args.metrics, threshold
-        )
-    more: dict[str, np.ndarray] = {}
+        masks = bench.dataset.masks(list(part))
+        columns |= scores_of(bench.maps(name, part), masks, args.metrics, bench.threshold(name))
     if args.agree_with and args.agree_with != name:
-        more |= _agreement(bench, name)
-    if args.faithfulness is not None:
-        more |= _faithfulness(bench, name)
-    if args.mprt:
-        more |= _mprt(bench, name)
-    extra = {key: summarised(key, column) for key, column in more.items()}
-    return columns | more, summaries | extra
+        columns |= _agreement(bench, name, part)
+    asked = range(part.start, min(part.stop, bench.asked.stop))
+    if asked and args.faithfulness is not None:
+        columns |= _faithfulness(bench, name, asked)
+    if asked and args.mprt:
+        columns |= _mprt(bench, name, asked)
+    return columns
 
 
-def _agreement(bench: Bench, name: str) -> dict[str, np.ndarray]:
-    other = bench.args.agree_with
-    if other not in bench.run.map_names:
-        raise unknown_name(f"map of {bench.run.id}", other, bench.run.map_names)
-    parts = [
-        agreement(bench.upsampled(name, part).cpu(), bench.upsampled(other, part).cpu())
-        for part in pieces(bench.dataset.count)
-    ]
-    return {f"agreement_{key}": _joined([part[key] for part in parts]) for key in parts[0]}
+def _agreement(bench: Bench, name: str, part: range) -> dict[str, np.ndarray]:
+    one, other = (bench.upsampled(n, part).cpu() for n in (name, bench.args.agree_with))
+    return {f"agreement_{key}": _column(value) for key, value in agreement(one, other).items()}
 
 
-def _faithfulness(bench: Bench, name: str) -> dict[str, np.ndarray]:
+def _faithfulness(bench: Bench, name: str, part: range) -> dict[str, np.ndarray]:
     args = bench.args
-    parts = [
-        faithfulness_scores(
-            bench.model(),
-            bench.images(part),
-            bench.upsampled(name, part),
-            metrics=args.faithfulness or DEFAULT,
-            baseline=args.baseline,
-            steps=args.steps,
-            seed=args.seed,
-        )
-        for part in pieces(bench.asked)
-    ]
-    return {key: _padded(bench, [part[key] for part in parts]) for key in parts[0]}
+    scores = faithfulness_scores(
+        bench.model,
+        bench.images(part),
+        bench.upsampled(name, part),
+        metrics=args.faithfulness or DEFAULT,
+        baseline=args.baseline,
+        steps=args.steps,
+        seed=args.seed,
+    )
+    return {key: _column(score) for key, score in scores.items()}
 
 
-def _mprt(bench: Bench, name: str) -> dict[str, np.ndarray]:
+def _mprt(bench: Bench, name: str, part: range) -> dict[str, np.ndarray]:
     """The randomisation check of a map that a method of Captum drew; none for other maps."""
     about = dict(bench.run.about(f"maps/{name}"))
     method = about.pop("method", name)
     if method not in methods():
         return {}
     seed = about.pop("seed", bench.args.seed)
-    parts = [
-        randomisation(bench.model(), bench.images(part), method, seed=seed, **about).mprt
-        for part in pieces(bench.asked)
-    ]
-    return {"mprt": _padded(bench, parts)}
+    check = randomisation(bench.model, bench.images(part), method, seed=seed, **about)
+    return {"mprt": _column(check.mprt)}
 
 
-def _knocked(bench: Bench) -> Knockout:
-    return knockout(bench.model(), bench.images(range(bench.asked)), seed=bench.args.seed)
+def _knocked(bench: Bench, executor: Executor | None) -> Knockout:
+    """What is worth what, over all images at once: one piece of work."""
+    cut = partial(_cut, bench.run.path)
+    (cuts,) = spread(cut, [bench.args], executor, label=f"knock out {bench.run.id}", shown=False)
+    return cuts
 
 
-def _joined(parts: Sequence[Tensor]) -> np.ndarray:
-    return torch.cat([part.double().cpu() for part in parts]).numpy()
+def _cut(path: Path, args: argparse.Namespace) -> Knockout:
+    bench = Bench(path, args)
+    return knockout(bench.model, bench.images(bench.asked), seed=args.seed)
 
 
-def _padded(bench: Bench, parts: Sequence[Tensor]) -> np.ndarray:
-    """The scores of the first images, NaN for those that nobody asked about."""
-    scores = np.full(bench.dataset.count, np.nan)
-    scores[: bench.asked] = _joined(parts)
-    return scores
+def _column(scores: Tensor) -> np.ndarray:
+    return scores.double().cpu().numpy()

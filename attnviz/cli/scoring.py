@@ -1,13 +1,16 @@
 """What `attribute` and `measure` share: a run's model, its images, and scores as columns.
 
 A run is read a piece at a time, so that the maps of ten thousand images never are in memory at
-once, and it is amended at the end in one step: a kill leaves it as it was.
+once, and it is amended at the end in one step: a kill leaves it as it was. The pieces are the same
+whoever works on them, and so are the numbers.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +21,7 @@ from attnviz.cli.devices import add_device
 from attnviz.cli.tables import first_line, table
 from attnviz.compare.summary import summarised
 from attnviz.errors import InputError, RunError
+from attnviz.executors import add_workers, chosen_workers, executor_of
 from attnviz.maps import resized
 from attnviz.metrics import METRICS, baselines, localization
 from attnviz.models import build_model
@@ -36,6 +40,7 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_workers(parser, default="none, all is done right here")
 
 
 def complete_runs(places: Sequence[str]) -> list[Run]:
@@ -87,46 +92,73 @@ def as_images(pixels: np.ndarray, device: str) -> Tensor:
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def pieces(n: int, size: int = PIECE) -> Iterator[range]:
-    """`0 … n − 1` in pieces."""
-    for start in range(0, n, size):
-        yield range(start, min(n, start + size))
+@contextmanager
+def crew(args: argparse.Namespace, runs: Sequence[Run]) -> Iterator[Executor | None]:
+    """Who does the work, as the flags say; None is this process alone."""
+    workers = chosen_workers(args)
+    if not workers.given:
+        yield None
+        return
+    with executor_of(workers, *{run.path.parent.absolute() for run in runs}) as executor:
+        yield executor
 
 
-def scored(
-    read: Callable[[Sequence[int]], Tensor],
-    dataset: Dataset,
+def pieces(n: int) -> list[range]:
+    """`0 … n − 1` in pieces of `PIECE`."""
+    return [range(start, min(n, start + PIECE)) for start in range(0, n, PIECE)]
+
+
+def in_order(parts: Sequence[tuple[range, Mapping[str, np.ndarray]]]) -> dict[str, np.ndarray]:
+    """The columns of all pieces as one; NaN where a piece has no such column, or a shorter one."""
+    count = sum(len(part) for part, _ in parts)
+    whole: dict[str, np.ndarray] = {}
+    for part, columns in parts:
+        for key, column in columns.items():
+            whole.setdefault(key, np.full(count, np.nan, column.dtype))
+            whole[key][part.start : part.start + len(column)] = column
+    return whole
+
+
+def scores_of(
+    maps: Tensor,
+    masks: np.ndarray,
     metrics: Sequence[str] | None = None,
     threshold: Mapping[str, float] | None = None,
-) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
-    """Localisation scores of a set of maps, and their summary.
+) -> dict[str, np.ndarray]:
+    """Localisation scores of some maps.
 
     Args:
-        read: Image numbers → maps `(k, h, w)` on their own grid; they are upsampled bilinearly.
-        dataset: Where the thing to be found is.
+        maps: `(k, h, w)` on their own grid; they are upsampled bilinearly.
+        masks: `(k, H, W)`.
         metrics: Keys of `attnviz.metrics.METRICS`; None takes all that need no other threshold.
         threshold: By metric, from the validation images.
 
     Returns:
-        Metric → `(n,)` scores, and metric → mean, interval, counts, chance, centre and ceiling.
+        Metric → `(k,)` scores.
     """
-    if metrics is None:
-        metrics = [
-            key for key, m in METRICS.items() if not m.thresholded or key in (threshold or {})
-        ]
-    parts: dict[str, list[Tensor]] = {key: [] for key in metrics}
-    grid = (1, 1)
-    for part in pieces(dataset.count):
-        masks = torch.from_numpy(np.array(dataset.masks(list(part))))
-        maps = read(part).cpu()
-        grid = (int(maps.shape[-2]), int(maps.shape[-1]))
-        upsampled = resized(maps, (int(masks.shape[-2]), int(masks.shape[-1])), "bilinear")
-        scores = localization(upsampled, masks, list(metrics), threshold=threshold)
-        for key, score in scores.items():
-            parts[key].append(score)
-    columns = {key: torch.cat(found).numpy() for key, found in parts.items()}
-    levels = _levels(dataset, grid, metrics, threshold)
-    return columns, {key: summarised(key, c, levels.get(key)) for key, c in columns.items()}
+    truth = torch.from_numpy(np.array(masks))
+    upsampled = resized(maps.cpu(), (int(truth.shape[-2]), int(truth.shape[-1])), "bilinear")
+    wanted = _metrics(metrics, threshold)
+    scores = localization(upsampled, truth, wanted, threshold=threshold)
+    return {key: score.numpy() for key, score in scores.items()}
+
+
+def summaries_of(
+    columns: Mapping[str, np.ndarray],
+    dataset: Dataset,
+    grid: tuple[int, int],
+    metrics: Sequence[str] | None = None,
+    threshold: Mapping[str, float] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Mean, interval and counts of each column; of localisation chance, centre and ceiling too."""
+    levels = _levels(dataset, grid, _metrics(metrics, threshold), threshold)
+    return {key: summarised(key, column, levels.get(key)) for key, column in columns.items()}
+
+
+def _metrics(metrics: Sequence[str] | None, threshold: Mapping[str, float] | None) -> list[str]:
+    if metrics is not None:
+        return list(metrics)
+    return [key for key, m in METRICS.items() if not m.thresholded or key in (threshold or {})]
 
 
 def _levels(
@@ -136,6 +168,8 @@ def _levels(
     threshold: Mapping[str, float] | None,
 ) -> Mapping[str, Mapping[str, float]]:
     """Chance, centre and ceiling on these very masks; none where every mask is empty."""
+    if not metrics:
+        return {}
     masks = dataset.masks()
     found = masks.reshape(len(masks), -1).any(1)
     if not found.any():
