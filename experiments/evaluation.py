@@ -7,8 +7,6 @@ bilinearly to the image's size. Only images with something to look at have a sco
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -43,13 +41,16 @@ WHOLE_BYTES = 32 << 20
 """Where one image's attention takes more than this the doctor sees crops: it keeps some forty."""
 
 
-def measure_run(trained: Trained, settings: Settings, writer: RunWriter) -> Run:
+def measure_run(
+    trained: Trained, settings: Settings, writer: RunWriter, *, peak: int | None = None
+) -> Run:
     """Look, score, and write everything but what training has written already.
 
     Args:
         trained: The model and what training took.
         settings: Of the run.
         writer: The run; it is finished.
+        peak: The most bytes that the training held at once.
 
     Returns:
         The complete run.
@@ -85,7 +86,8 @@ def measure_run(trained: Trained, settings: Settings, writer: RunWriter) -> Run:
         "metrics": metrics,
         "findings": findings.as_dicts(),
         "diagnosis": findings.headline,
-        **_cost(trained, device),
+        "peak_bytes": peak,
+        **_cost(trained),
     }
     writer.drop(checkpoints.FILE)
     return writer.finish(summary)
@@ -222,16 +224,10 @@ def _write(writer: RunWriter, seen: Seen, table: Mapping[str, Any]) -> None:
         writer.rows(name, rows.numpy(), about=seen.grids[name])
 
 
-def _cost(trained: Trained, device: torch.device) -> dict[str, Any]:
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def _cost(trained: Trained) -> dict[str, Any]:
     return {
         "seconds": round(trained.progress.seconds, 3),
         "images_per_second": round(trained.images_per_second, 1),
-        "peak_bytes": int(peak),
         "epochs": trained.progress.epoch,
         "best_epoch": trained.progress.best_epoch,
     }

@@ -14,6 +14,7 @@ from attnviz.errors import AttnvizError, RunError
 from attnviz.executors import interruptible, is_cancelled, sees
 from attnviz.models import build_model
 from attnviz.runs import BusyError, Run, RunWriter, open_run, resume_run, start_run
+from experiments.costs import peak_bytes, restart_peak
 from experiments.evaluation import environment, keep_test_set, measure_run
 from experiments.following import Follower
 from experiments.settings import Settings
@@ -60,9 +61,11 @@ def run_training(settings: Settings, root: Path, *, resume: bool = True) -> Run:
     if found is not None and found.state == "complete":
         return found
     with _writer(settings, root, found, resume=resume) as writer:
-        follower = Follower(settings, writer, device_of(settings)) if settings.follow else None
+        device = device_of(settings)
+        restart_peak(device)
+        follower = Follower(settings, writer, device) if settings.follow else None
         trained = train(settings, writer, watcher=_heeding(follower))
-        return measure_run(trained, settings, writer)
+        return measure_run(trained, settings, writer, peak=peak_bytes(device))
 
 
 def try_training(settings: Settings, root: Path, sign: Path | None = None) -> Outcome:

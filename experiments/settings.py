@@ -71,6 +71,7 @@ class Settings:
     precision: str = _setting(
         "auto", "of convolutions; auto: bf16 where it pays", choices=("auto", "bf16", "fp32")
     )  # fmt: skip
+    compile: bool = _setting(False, "torch.compile the training step; pays for long trainings")
     device: str = _setting("auto", "cpu, cuda, cuda:1 …; auto takes a GPU where there is one")
     threads: int = _setting(0, "of the CPU; 0 leaves it to torch")
 

@@ -133,6 +133,8 @@ def train(settings: Settings, writer: RunWriter, *, watcher: Watcher | None = No
         best, progress = checkpoints.restore(
             writer.path / checkpoints.FILE, model, average, optimizer
         )
+    if settings.compile:
+        model.compile()  # the running mean is judged, and watched, as it is
     writer.keep_curves(progress.epoch)
     steps = len(train_set) // settings.batch
     bar = tqdm(
