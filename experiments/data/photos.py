@@ -15,7 +15,7 @@ logarithm, photographs in turn.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,11 @@ def photo_crops(split: str, count: int, *, seed: int, side: int = 96) -> NDArray
     Returns:
         `(count, side, side, 3)`, 0 to 255.
     """
+    return _crops(split, count, seed, side).copy()
+
+
+@lru_cache(maxsize=3)  # one of each split: a training asks for each several times
+def _crops(split: str, count: int, seed: int, side: int) -> NDArray[np.uint8]:
     names = PHOTOGRAPHS[split]
     draw = np.random.default_rng([seed, sorted(PHOTOGRAPHS).index(split)])
     crops = np.empty((count, side, side, 3), np.uint8)
