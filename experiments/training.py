@@ -30,6 +30,9 @@ from experiments.settings import Settings
 
 EVAL_BATCH = 100
 
+BEAT_EVERY = 30.0
+"""Seconds after which a run says that it goes on, in the midst of an epoch."""
+
 Watcher = Callable[[nn.Module, int], dict[str, float]]
 """Called after each epoch with the model and the epoch; what it returns joins the curves' row."""
 
@@ -136,7 +139,7 @@ def train(settings: Settings, writer: RunWriter, *, watcher: Watcher | None = No
     if settings.compile:
         model.compile()  # the running mean is judged, and watched, as it is
     writer.keep_curves(progress.epoch)
-    steps = len(train_set) // settings.batch
+    steps, beat = len(train_set) // settings.batch, _pulse(writer)
     bar = tqdm(
         total=settings.epochs * steps,
         initial=progress.epoch * steps,
@@ -149,7 +152,7 @@ def train(settings: Settings, writer: RunWriter, *, watcher: Watcher | None = No
             if progress.epoch - progress.best_epoch >= settings.patience:
                 break
             start = time.perf_counter()
-            row = _epoch(model, average, optimizer, train_set, settings, progress.epoch, bar)
+            row = _epoch(model, average, optimizer, train_set, settings, progress.epoch, bar, beat)
             progress.seconds += time.perf_counter() - start
             progress.epoch += 1
             row |= evaluate(kept, val_set, prefix="val_") | {"seconds": progress.seconds}
@@ -174,6 +177,7 @@ def _epoch(
     settings: Settings,
     epoch: int,
     bar: tqdm,
+    beat: Callable[[], None],
 ) -> dict[str, float]:
     """One pass over the training images; the last, incomplete batch is left out."""
     model.train()
@@ -198,9 +202,23 @@ def _epoch(
         losses += loss.detach()
         hits += ((logits > 0) == asked.labels.bool()).float().mean()
         bar.update()
+        beat()
         if not bar.disable and step % 5 == 0:
             bar.set_postfix(loss=f"{losses / (step + 1):.3f}", accuracy=f"{hits / (step + 1):.3f}")
     return {"train_loss": float(losses / steps), "train_accuracy": float(hits / steps)}
+
+
+def _pulse(writer: RunWriter) -> Callable[[], None]:
+    """A heartbeat now and then, so that an epoch of an hour is not taken for a death."""
+    last = time.monotonic()
+
+    def beat() -> None:
+        nonlocal last
+        if time.monotonic() - last > BEAT_EVERY:
+            writer.heartbeat()
+            last = time.monotonic()
+
+    return beat
 
 
 @contextmanager

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from attnviz import list_runs, open_run
-from experiments.__main__ import main
+from attnviz.executors import Workers, chosen_workers
+from experiments.__main__ import _parser, main
+from experiments.axes import SINGLE, chosen_axes, grid
 from experiments.quickstart import PICTURE, VARIANTS
-from experiments.settings import Settings
+from experiments.settings import Settings, chosen
 
 TINY = (  # noqa: SIM905 - reads as it would be typed
     "--side 32 --size 8 --train-images 16 --val-images 8 --test-images 12 --batch 8 --epochs 1 "
@@ -97,3 +103,30 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert ended.value.code == 0
     assert {"quickstart", "train", "sweep"} <= set(capsys.readouterr().out.split())
+
+
+def test_the_commands_of_the_cluster_page_are_understood() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
+    text = "\n".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)).replace("\\\n", " ")
+    understood = []
+    for line in text.splitlines():
+        words = shlex.split(line, comments=True)
+        if words[2:5] == ["python", "-m", "experiments"]:
+            args = _parser().parse_args(words[5:])
+            assert grid(Settings(**chosen(args, SINGLE)), chosen_axes(args))
+        elif words[2:3] == ["attnviz"]:
+            parser = argparse.ArgumentParser()
+            import_module(f"attnviz.cli.{words[3]}").arguments(parser)
+            args = parser.parse_args(words[4:])
+        elif words[2:5] == ["python", "-m", "dask"]:
+            continue  # tests.cluster starts these
+        else:
+            assert not words, line
+            continue
+        understood.append(chosen_workers(args))
+    assert understood == [
+        Workers(),
+        Workers(scheduler="tcp://10.0.0.1:8786"),
+        Workers(processes=4),
+        Workers(scheduler="tcp://10.0.0.1:8786"),
+    ]

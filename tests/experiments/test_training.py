@@ -11,7 +11,7 @@ import torch
 from pandas.testing import assert_frame_equal
 
 from attnviz import InputError, RunError, open_run
-from attnviz.runs import Run, start_run
+from attnviz.runs import Run, RunWriter, start_run
 from experiments import checkpoints, training
 from experiments.running import run_training, try_training
 from experiments.settings import Settings
@@ -119,6 +119,24 @@ def test_the_running_mean_of_the_weights_is_what_is_kept(
     kept = run_training(settings, tmp_path).weights()["features.conv1.weight"]
     first, second = passed
     np.testing.assert_allclose(kept, (0.5 * first + 0.5 * second).numpy(), rtol=1e-6)
+
+
+def test_a_long_epoch_tells_that_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats: list[int] = []
+    heartbeat = RunWriter.heartbeat
+
+    def counted(writer: RunWriter, **progress: object) -> None:
+        beats.append(len(progress))
+        heartbeat(writer, **progress)
+
+    monkeypatch.setattr(RunWriter, "heartbeat", counted)
+    monkeypatch.setattr(training, "BEAT_EVERY", 0.0)
+    run_training(dataclasses.replace(TINY, variant="cnn", epochs=2), tmp_path)
+    assert beats[:3] == [0, 0, 0]  # two steps, and the curves' own
+    assert beats[3] > 2  # the epoch's
+    assert len(beats) == 8
 
 
 def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
