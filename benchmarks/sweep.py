@@ -62,8 +62,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1, help="of one worker, then two")
     args = parser.parse_args()
     base = Settings(
-        variant=args.variant, epochs=args.epochs, side=48, size=8, train_images=320, test_images=100, val_images=100,
-        threads=1, device="cpu",
+        variant=args.variant, epochs=args.epochs, side=48, size=8, threads=1, device="cpu",
+        train_images=320, val_images=100, test_images=100,
     )  # fmt: skip
     plan = grid(base, {"seed": range(args.seeds)})
     rows, ratios = [], []
