@@ -1,4 +1,4 @@
-"""Write docs/metrics.md and docs/reference.md from the docstrings.
+"""Write docs/metrics.md and docs/reference.md from the docstrings, docs/tutorial.ipynb from its page.
 
     uv run python docs/write_reference.py
 
@@ -8,6 +8,8 @@ A test holds the pages to what this writes.
 from __future__ import annotations
 
 import inspect
+import json
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -61,7 +63,27 @@ def reference_page() -> str:
     return parts[0] + "\n\n" + parts[1] + "\n" + "\n".join(rows) + "\n"
 
 
-PAGES = {"metrics.md": metrics_page, "reference.md": reference_page}
+def notebook() -> str:
+    """The tutorial as a notebook (nbformat 4.5): its text and its code, without outputs."""
+    parts = re.split(r"```python\n(.*?)```", (HERE / "tutorial.md").read_text(), flags=re.DOTALL)
+    cells = [_cell(number, part.strip()) for number, part in enumerate(parts) if part.strip()]
+    about = {"language_info": {"name": "python"}}
+    document = {"cells": cells, "metadata": about, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def _cell(number: int, text: str) -> dict[str, object]:
+    cell = {"id": f"cell-{number}", "metadata": {}, "source": text.splitlines(keepends=True)}
+    if number % 2:
+        return cell | {"cell_type": "code", "execution_count": None, "outputs": []}
+    return cell | {"cell_type": "markdown"}
+
+
+PAGES = {
+    "metrics.md": metrics_page,
+    "reference.md": reference_page,
+    "tutorial.ipynb": notebook,
+}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

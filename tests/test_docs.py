@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
+
+import pytest
 
 import attnviz
 
@@ -25,3 +28,32 @@ def test_every_public_name_appears_in_the_docs() -> None:
 def test_every_public_name_is_there_and_documented() -> None:
     for name in attnviz.__all__:
         assert getattr(attnviz, name).__doc__, name
+
+
+def test_the_notebook_runs_from_its_first_cell_to_its_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    document = json.loads((DOCS / "tutorial.ipynb").read_text())
+    names: dict[str, object] = {"__name__": "notebook"}
+    cells = [cell for cell in document["cells"] if cell["cell_type"] == "code"]
+    for cell in cells:
+        assert cell["outputs"] == []
+        exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+    assert len(cells) > 5
+    assert {"seen", "received", "scores"} <= set(names)
+
+
+def test_the_ten_lines_are_ten() -> None:
+    tutorial = (DOCS / "tutorial.md").read_text()
+    _, after = tutorial.split("## In ten lines")
+    code = after.split("```python\n")[1].split("```")[0]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+
+
+def test_the_index_leads_to_every_page() -> None:
+    index = (DOCS / "README.md").read_text()
+    pages = {page.name for page in [*DOCS.glob("*.md"), *DOCS.glob("*.ipynb")]} - {"README.md"}
+    missing = [name for name in sorted(pages) if f"]({name})" not in index]
+    assert not missing, missing
+    assert "](doctor/README.md)" in index

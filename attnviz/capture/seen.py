@@ -113,8 +113,9 @@ def table(capture: Capture) -> str:
         for row in rows
     ]
     lines.insert(1, "─" * len(max(lines, key=len)))
+    gates = len(capture.gates)
     lines.append(
-        f"{len(capture.attention)} attention, {len(capture.gates)} gates"
+        f"{len(capture.attention)} attention, {gates} {'gate' if gates == 1 else 'gates'}"
         + (f", {len(capture.unused)} computed and not applied" if capture.unused else "")
     )
     return "\n".join(lines)
