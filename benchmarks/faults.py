@@ -1,15 +1,21 @@
 """What becomes of run folders when things go wrong, as tables.
 
     uv run python benchmarks/faults.py kills [--kills 120] [--seed 0]
+    uv run python benchmarks/faults.py work [--kills 120] [--seed 0]
     uv run python benchmarks/faults.py steps
     uv run python benchmarks/faults.py damage
+    uv run python benchmarks/faults.py surroundings
     uv run python benchmarks/faults.py command --runs runs [--kills 20] [--longest 30] -- COMMAND …
 
-`kills` ends a writer with SIGKILL at random moments, `steps` in each of its system calls in turn,
-`damage` spoils files of a finished run, and `command` kills any command that writes runs (such as
-`python -m experiments train …`, which resumes) again and again, then lets it end. After each
-fault the folder is listed, verified and, where something is unfinished, finished. The exit code
-is 1 if a run was unreadable, or lost once it was complete.
+`kills` ends a writer with SIGKILL at random moments, `steps` in each of its system calls in turn;
+`work` does the same as `kills` to a small network that is trained, measured and attributed by the
+lab and the command line, and asks that what is finished afterwards is, to the last bit, what it
+would have been undisturbed. `damage` spoils files of a finished run; `surroundings` fills the
+disk, forbids to write, writes twice and turns the clock back. `command` kills any command that
+writes runs (such as `python -m experiments sweep …`, which resumes) with all its processes, again
+and again, then lets it end. After each fault the folder is listed, verified and, where something
+is unfinished, finished. The exit code is 1 if a run was unreadable, or lost once it was
+complete.
 """
 
 from __future__ import annotations
@@ -17,13 +23,14 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +38,7 @@ from attnviz.cli.tables import table
 from attnviz.errors import AttnvizError
 from attnviz.runs import list_runs, open_run, verify
 from tests.runs.made import make
-from tests.runs.stepwise import JOBS, Step, kill_everywhere
+from tests.runs.stepwise import JOBS, Job, Step, kill_everywhere
 from tests.runs.test_faults import FILES, cut, emptied, flip, lengthen, remove
 
 
@@ -65,9 +72,13 @@ def forked(job: Step, home: Path) -> int:
     return child
 
 
-def kill_at_random(name: str, kills: int, root: Path, rng: random.Random) -> Tally:
+def exit_code(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill_at_random(name: str, work: Job, kills: int, root: Path, rng: random.Random) -> Tally:
     """Kill one kind of writer at moments drawn over the time that it takes undisturbed."""
-    before, job, check, end = JOBS[name]
+    before, job, check, end = work
     tally, span = Tally(), 0.0
     while tally.kills < kills:
         home = root / f"{name}-{tally.kills + tally.unharmed}"
@@ -78,27 +89,42 @@ def kill_at_random(name: str, kills: int, root: Path, rng: random.Random) -> Tal
         if span:
             time.sleep(rng.random() * span)
             os.kill(child, signal.SIGKILL)
-        died = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+        died = exit_code(child) != 0
+        assert span or not died, f"{name} fails undisturbed"
         span = span or time.perf_counter() - start
         tally.kills += died
         tally.unharmed += not died
         try:
             tally.left[check(home)] += 1
             if check(home) != end:
-                job(home)
+                assert exit_code(forked(job, home)) == 0, "cannot be finished"
             assert check(home) == end, "did not finish"
         except (AssertionError, AttnvizError) as error:
             tally.bad.append(f"{name}: {type(error).__name__} {error}")
+        shutil.rmtree(home)
     return tally
 
 
 def kills(args: argparse.Namespace) -> int:
     """SIGKILL at random moments of saving, training, amending, migrating, keeping images."""
+    with tempfile.TemporaryDirectory() as root:
+        return killed(JOBS, args, Path(root))
+
+
+def work(args: argparse.Namespace) -> int:
+    """SIGKILL at random moments of training, measuring and attributing."""
+    from benchmarks.real_work import real_jobs
+
+    with tempfile.TemporaryDirectory() as root:
+        return killed(real_jobs(Path(root)), args, Path(root))
+
+
+def killed(jobs: Mapping[str, Job], args: argparse.Namespace, root: Path) -> int:
+    """Kill each of some jobs as often, and print what was left."""
     rng, rows, bad = random.Random(args.seed), [], []
-    share = -(-args.kills // len(JOBS))
-    for name in JOBS:
-        with tempfile.TemporaryDirectory() as root:
-            tally = kill_at_random(name, share, Path(root), rng)
+    share = -(-args.kills // len(jobs))
+    for name, one in jobs.items():
+        tally = kill_at_random(name, one, share, root, rng)
         rows.append(tally.row(name))
         bad += tally.bad
     print(table(HEADER, rows))
@@ -136,6 +162,14 @@ def damage(args: argparse.Namespace) -> int:
             rows.append((name, spoil.__name__, listed.rstrip(": "), said))
     print(table(("file", "damage", "listed as", "verify says"), rows))
     return 1 if missed else 0
+
+
+def surroundings(args: argparse.Namespace) -> int:
+    """A full disk, a read-only folder, two writers, a clock that goes backwards."""
+    from benchmarks.surroundings import HEADER, rows
+
+    print(table(HEADER, rows()))
+    return 0
 
 
 def command(args: argparse.Namespace) -> int:
@@ -184,7 +218,11 @@ def _looked_at(root: Path, before: dict[str, bytes], tally: Tally) -> dict[str, 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("kills", "steps", "damage", "command"))
+    jobs: dict[str, Callable[[argparse.Namespace], int]] = {
+        "kills": kills, "work": work, "steps": steps, "damage": damage,
+        "surroundings": surroundings, "command": command,
+    }  # fmt: skip
+    parser.add_argument("what", choices=jobs)
     parser.add_argument("--kills", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where COMMAND writes")
@@ -193,9 +231,6 @@ def main() -> int:
     cut_at = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:cut_at])
     args.command = words[cut_at + 1 :]
-    jobs: dict[str, Callable[[argparse.Namespace], int]] = {
-        "kills": kills, "steps": steps, "damage": damage, "command": command,
-    }  # fmt: skip
     return jobs[args.what](args)
 
 

@@ -1,4 +1,4 @@
-"""Write docs/metrics.md and docs/reference.md from the docstrings, docs/tutorial.ipynb from its page.
+"""Write docs/metrics.md and docs/reference.md from docstrings, docs/tutorial.ipynb from its page.
 
     uv run python docs/write_reference.py
 

@@ -158,7 +158,10 @@ def _whole(root: Path) -> str:
 
 
 Step = Callable[[Path], Any]
-JOBS: dict[str, tuple[Step, Step, Callable[[Path], str], str]] = {
+Job = tuple[Step, Step, Callable[[Path], str], str]
+"""What is there before, what is done, what state that left, and the state at the end."""
+
+JOBS: dict[str, Job] = {
     "save": (nothing, save, check_save, "complete"),
     "train": (nothing, train, check_train, "complete"),
     "amend": (complete_one, amend, check_amend, "new"),

@@ -26,7 +26,8 @@ def twin(array: np.ndarray, axes: int) -> np.ndarray:
     for place in np.ndindex(array.shape[: array.ndim - axes]):
         one = array[place].astype(np.float32)
         top = np.float32(max((abs(v) for v in one.ravel().tolist()), default=0.0)) or np.float32(1)
-        out[place] = (one / top).astype(np.float16).astype(np.float32) * top
+        with np.errstate(over="ignore"):  # of numpy 1.26's filled vectors
+            out[place] = (one / top).astype(np.float16).astype(np.float32) * top
     return out
 
 
