@@ -7,7 +7,6 @@ The front door is lazy: a name's room is entered when the name is first used, so
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
 _ROOMS: dict[str, tuple[str, ...]] = {
@@ -42,6 +41,8 @@ __all__ = sorted(_HOME)
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib.metadata import version
+
         return version("attnviz")
     if name not in _HOME:
         raise AttributeError(f"module 'attnviz' has no attribute {name!r}")

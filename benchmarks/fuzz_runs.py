@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import subprocess
 import sys
 import time
@@ -170,6 +171,18 @@ def guided(target: Target, corpus: list[bytes], seconds: float) -> None:
         atheris.Fuzz()
 
 
+def in_its_own_process(part: str, seconds: float) -> int:
+    """Fuzz one part, guided, and print what came of it; 1 if there is a finding."""
+    words = [sys.executable, __file__, "--seconds", str(seconds), "--part", part]
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    count = re.search(r"number_of_executed_units: (\d+)", done.stdout)
+    found = int(done.returncode != 0)
+    print(f"{part}: {count[1] if count else '?'} executions (guided), {found} findings")
+    if found:
+        print(done.stdout[-3000:])
+    return found
+
+
 def main() -> int:
     targets = {"header": header, "tensors": tensors, "curves": curves}
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -182,8 +195,7 @@ def main() -> int:
     if find_spec("atheris"):
         if args.part:
             guided(targets[args.part], seeds()[args.part], args.seconds)
-        words = [sys.executable, __file__, "--seconds", str(share), "--part"]
-        return max(subprocess.run([*words, part]).returncode != 0 for part in parts)
+        return max(in_its_own_process(part, share) for part in parts)
     findings = 0
     for part in parts:
         count, found = unguided(targets[part], seeds()[part], share, random.Random(args.seed))

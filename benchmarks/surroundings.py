@@ -80,7 +80,7 @@ def two_makers(root: Path) -> tuple[str, str]:
     """Two processes make the same run, twenty times; how often each of them got it."""
     code = (
         "try: make(Path(sys.argv[1]) / sys.argv[2]); print('made it')\n"
-        "except RunError as error: print(str(error).split(': ')[-1])"
+        "except RunError as error: print(str(error).split(': ')[-1].split(';')[0])"
     )
     said: list[str] = []
     for number in range(20):

@@ -83,7 +83,7 @@ def test_the_package_runs_as_a_module_and_knows_its_version() -> None:
 
 
 def test_importing_attnviz_costs_little_beside_numpy() -> None:
-    """At most a tenth of a second more than numpy; told as a ratio, for machines differ."""
+    """A small share of what numpy takes, itself about a tenth of a second."""
     code = (
         "import time; start = time.perf_counter(); import numpy; middle = time.perf_counter();"
         "import attnviz; end = time.perf_counter(); print(middle - start, end - middle)"
@@ -93,7 +93,7 @@ def test_importing_attnviz_costs_little_beside_numpy() -> None:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         numpy, ours = map(float, done.stdout.split())
         ratios.append(ours / numpy)
-    assert min(ratios) < 1.0
+    assert min(ratios) < 0.3
 
 
 def test_output_that_nobody_reads_any_more_is_no_error(tmp_path: Path) -> None:
