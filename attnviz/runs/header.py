@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -224,7 +224,19 @@ def is_gone(writer: Mapping[str, Any]) -> bool:
         return True
     except OSError:
         return False
-    return False
+    return _unreaped(pid)
+
+
+def _unreaped(pid: int) -> bool:
+    """Whether a process has ended and nobody has asked how; it still answers to signals.
+
+    In a container without an init that may last until the container ends.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return stat.rpartition(")")[2].split()[:1] == ["Z"]
 
 
 def _seal(content: Mapping[str, Any]) -> str:

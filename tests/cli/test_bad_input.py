@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from attnviz.cli import available, run
+from attnviz.runs import amend_run
 from tests.cli.trained import write_trained
 from tests.runs.made import arrays, make
 
@@ -36,6 +38,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_trained(place / "trained")
     table = arrays()["samples"].assign(x0=0, y0=0, x1=2, y1=2, correct=True)
     make(place / "ranked" / "a", samples=table.rename(columns={"received/iou": SCORE}))
+    write_trained(place / "unfit")
+    with amend_run(place / "unfit" / "mha-0") as writer:
+        writer.weights({"other": np.zeros(3, np.float32)})
     for name, text in {"file.txt": "x", "junk.pt": "x", "raises_here.py": RAISES,
                        "fails_here.py": FAILS, "pictures/a.png": "x"}.items():  # fmt: skip
         (place / name).parent.mkdir(exist_ok=True)
@@ -97,7 +102,8 @@ CASES: tuple[tuple[str, str], ...] = (
     ("measure trained --device odd", "argument --device: expected cpu or a device that is there"),
     ("attribute nowhere", NOT_THERE),
     ("attribute empty", "expected at least one complete run, got no run at all"),
-    ("attribute runs", "a: the weights do not fit 'mha': Error.* Missing key"),
+    ("attribute runs", "a: expected the digest of its test images, the run names none"),
+    ("attribute unfit", "mha-0: the weights do not fit 'mha': Error.* Missing key"),
     ("attribute trained --method odd", "unknown attribution method 'odd'"),
     ("attribute trained --method saliency --layer odd", "expected no layer="),
     ("attribute trained --layer odd", "'odd'"),

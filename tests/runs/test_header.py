@@ -169,6 +169,23 @@ def test_a_run_whose_process_died_on_this_machine_is_stale_at_once(tmp_path: Pat
     assert run.reason.endswith("is gone")
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
+def test_a_run_whose_dead_process_nobody_has_reaped_is_stale_at_once(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from attnviz.runs import open_run, start_run
+if (child := os.fork()) == 0:
+    start_run(sys.argv[1], "a", variant="mha", settings={}, seed=0)
+    os._exit(9)
+os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
+os.kill(child, 0)  # the system says that it is there
+print(open_run(sys.argv[1] + "/a").state)
+"""
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == "stale\n", done.stderr
+
+
 def test_a_run_of_this_process_is_running(tmp_path: Path) -> None:
     writer = start_run(tmp_path, "a", variant="mha", settings={}, seed=0)
     assert open_run(writer.path).state == "running"
