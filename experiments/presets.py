@@ -53,7 +53,7 @@ PRESETS = {
         Preset("both", "two patches: are both kinds there, a square and a ring? relational",
                {"question": "both"}),
         Preset("larger", "two patches: is the larger one the bright one?", {"question": "larger"}),
-        Preset("placement", "attention before, between and after the convolutions",
+        Preset("placement", "attention before, between and after the convolutions; quick on a CPU",
                axes={"variant": ATTENDING, "placement": (0, 1, 2, 3)}),
     )
 }  # fmt: skip

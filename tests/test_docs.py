@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import attnviz
+from attnviz.models import variants
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -17,6 +18,15 @@ def test_the_reference_pages_are_up_to_date() -> None:
     written = runpy.run_path(str(DOCS / "write_reference.py"))
     for name, page in written["PAGES"].items():
         assert (DOCS / name).read_text() == page(), f"run python docs/write_reference.py ({name})"
+
+
+def test_every_reference_model_has_its_line_among_the_systems() -> None:
+    written = runpy.run_path(str(DOCS / "write_systems.py"))
+    told = [name for systems in written["GROUPS"].values() for name in systems]
+    assert sorted(told) == sorted(variants())
+    page = (DOCS / "systems.md").read_text().splitlines()
+    rows = [line.split("|")[1].strip(" `") for line in page if line.startswith("| `")]
+    assert rows == told
 
 
 def test_every_public_name_appears_in_the_docs() -> None:

@@ -8,7 +8,9 @@ import pytest
 
 from attnviz import open_run
 from experiments.__main__ import main
-from experiments.reproduction import PUBLISHED, protocol
+from experiments.reproduction import PUBLISHED, protocol, report
+from experiments.running import run_training
+from tests.experiments.test_data import write_stl10
 
 TINY = "--side 32 --size 8 --images 32 --epochs 2 --batch 8 --precision fp32 --device cpu".split()  # noqa: SIM905 - reads as it would be typed
 
@@ -56,3 +58,16 @@ def test_missing_images_are_one_line_that_says_how_to_get_them(
         assert error.count("\n") == 1
         assert "download stl10_binary.tar.gz" in error
     assert not (tmp_path / "runs").exists()
+
+
+def test_of_stl10_itself_only_what_is_smaller_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_stl10(tmp_path, monkeypatch, train=20, test=6)
+    plan = protocol("stl10", path=str(tmp_path), images=16, epochs=1, side=32, size=8, batch=8,
+                    precision="fp32", device="cpu")[:1]  # fmt: skip
+    run_training(plan[0], tmp_path / "runs")
+    page = report(tmp_path / "runs", plan)
+    assert "16 / 4 images of stl10, 1 epoch, Adam" in page
+    assert "STL-10, ours" not in page
+    assert "Smaller than published: 4,000 images and 50 epochs there." in page
