@@ -66,8 +66,8 @@ def report(root: Path, plan: Sequence[Settings]) -> str:
     settings = plan[0]
     lines = [
         f"{settings.train_images:,} / {settings.test_images:,} images of {settings.data}, "
-        f"{settings.epochs} epoch{'s' * (settings.epochs != 1)}, Adam {settings.lr:g}, batch {settings.batch}, "
-        f"{runs[0].environment.get('device')}",
+        f"{settings.epochs} epoch{'s' * (settings.epochs != 1)}, Adam {settings.lr:g}, "
+        f"batch {settings.batch}, {runs[0].environment.get('device')}",
         table(head, [_row(run) for run in runs]),
         *_differences(settings),
         f"The split: {_leak(runs[0])}",
