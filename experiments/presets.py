@@ -37,6 +37,9 @@ class Preset:
 ATTENDING = ("mha", "mha_conv1d", "pointwise", "cbam")
 """Those that `placement` moves: two between places with heads, one without, one gate."""
 
+LONG: Mapping[str, Any] = {"epochs": 30, "patience": 30}
+"""Neither of two things helps alone: the loss stays flat for some epochs before it falls."""
+
 PRESETS = {
     preset.name: preset
     for preset in (
@@ -51,7 +54,7 @@ PRESETS = {
         Preset("texture", "every other pixel at random, anew in each image", {"shape": "texture"}),
         Preset("low_contrast", "a square of a quarter of the opacity", {"opacity": 0.25}),
         Preset("both", "two patches: are both kinds there, a square and a ring? relational",
-               {"question": "both"}),
+               {"question": "both", **LONG}),
         Preset("larger", "two patches: is the larger one the bright one?", {"question": "larger"}),
         Preset("placement", "attention before, between and after the convolutions; quick on a CPU",
                axes={"variant": ATTENDING, "placement": (0, 1, 2, 3)}),

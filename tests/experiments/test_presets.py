@@ -95,7 +95,8 @@ def test_an_unknown_preset_is_offered_its_nearest_name() -> None:
         planned(["rng"], {}, {})
 
 
-def test_presets_change_the_question_and_nothing_of_the_training() -> None:
+def test_presets_change_the_question_and_of_the_training_only_its_length() -> None:
     fields = {field.name for field in dataclasses.fields(Settings)}
     for preset in PRESETS.values():
-        assert set(preset.base) <= {"shape", "opacity", "question"} <= fields
+        allowed = {"shape", "opacity", "question", "epochs", "patience"}
+        assert set(preset.base) <= allowed <= fields
