@@ -40,6 +40,8 @@ WORKERS_WITHIN = 30.0
 SEEN_WITHIN = 10.0
 """Seconds in which a network folder shows a new file."""
 
+_ABANDONED = 3600.0
+
 _PACKAGES = ("attnviz", "torch", "numpy", "distributed")
 
 _interrupted = threading.Event()
@@ -243,6 +245,9 @@ def in_sight(folder: Path) -> Iterator[Path]:
     sign = folder / f".{uuid.uuid4().hex[:8]}.seen"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".????????.seen"):  # by a process that was killed
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink(missing_ok=True)
         sign.touch()
     except OSError as error:
         raise RunError(f"write {folder}: {error.strerror or error}") from error

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from attnviz.errors import AttnvizError, RunError
-from attnviz.executors import interruptible, is_cancelled, sees
+from attnviz.executors import interruptible, is_cancelled
 from attnviz.models import build_model
 from attnviz.runs import BusyError, Run, RunWriter, open_run, resume_run, start_run
 from experiments.costs import peak_bytes, restart_peak
@@ -68,21 +68,14 @@ def run_training(settings: Settings, root: Path, *, resume: bool = True) -> Run:
         return measure_run(trained, settings, writer, peak=peak_bytes(device))
 
 
-def try_training(settings: Settings, root: Path, sign: Path | None = None) -> Outcome:
+def try_training(settings: Settings, root: Path) -> Outcome:
     """As `run_training`, for a sweep: a failure is an outcome, and does not stop the others.
 
     A run that another process is writing is waited for: it is reused once it is complete, and
     taken up once its writer has stopped or died. So a task that is handed out twice, or two sweeps
     over the same runs, do nothing twice.
-
-    Args:
-        settings: What to do.
-        root: The folder of runs.
-        sign: A file of `attnviz.executors.in_sight`, which the process must see.
     """
     try:
-        if sign is not None and (complaint := sees(sign)):
-            return Outcome(settings, "failed", complaint)
         with interruptible(), _ONE_AT_A_TIME:
             return Outcome(settings, _made(settings, root))
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from attnviz.errors import RunError
-from attnviz.executors import Workers, cores, executor_of, in_sight, processes
+from attnviz.executors import Workers, cores, executor_of, processes
 from attnviz.runs import open_run
 from experiments.axes import Grid
 from experiments.board import Board
@@ -41,20 +41,20 @@ def run_all(
         One outcome each, in the plan's order.
 
     Raises:
-        InputError: The workers are not there, or do not see the folder.
-        RunError: The folder cannot be written.
+        InputError: The workers of a cluster are not there, or do not see the folder.
+        RunError: Such a folder cannot be written.
     """
     root, plan = root.absolute(), plan if isinstance(plan, Grid) else Grid(tuple(plan))
     outcomes = {
         one.run_id: Outcome(one, "reused") for one in plan if _state(root, one) == "complete"
     }
-    with Board(plan, root, outcomes) as board, in_sight(root) as sign:
+    with Board(plan, root, outcomes) as board:
         todo = _todo(plan, outcomes)
         fruitless = 0
         while todo and fruitless < _FRUITLESS:
             with _executor(workers or Workers(), len(todo), root) as (executor, threads):
                 shared = [dataclasses.replace(s, threads=s.threads or threads) for s in todo]
-                done = collect(executor, shared, root, sign, board)
+                done = collect(executor, shared, root, board)
             outcomes |= {key: one for key, one in done.items() if one.state != "lost"}
             fruitless = 0 if any(one.state != "lost" for one in done.values()) else fruitless + 1
             lost = _todo(plan, outcomes)
@@ -66,7 +66,7 @@ def run_all(
 
 
 def collect(
-    executor: Executor, plan: Sequence[Settings], root: Path, sign: Path, board: Board
+    executor: Executor, plan: Sequence[Settings], root: Path, board: Board
 ) -> dict[str, Outcome]:
     """Hand runs to an executor and wait, showing how they get on; outcomes by run id.
 
@@ -76,7 +76,7 @@ def collect(
     futures: dict[Future[Outcome], Settings] = {}
     for settings in plan:
         try:
-            futures[executor.submit(try_training, settings, root, sign)] = settings
+            futures[executor.submit(try_training, settings, root)] = settings
         except BrokenProcessPool:
             outcomes[settings.run_id] = Outcome(settings, "lost")
     pending = set(futures)

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from attnviz import InputError, executors, list_runs, open_run
 from attnviz.executors import Workers, executor_of, sees
 from experiments.__main__ import main
 from tests.cluster import cluster
-from tests.experiments.test_sweep import epoch, pid_of, started, until
+from tests.experiments.test_sweep import epoch, killer, pid_of, started, until
 from tests.experiments.tiny import TINY, WORDS
 
 pytest.importorskip("distributed", reason="Dask is an extra: pip install 'attnviz[dask]'")
@@ -47,18 +46,8 @@ def test_a_killed_worker_changes_nothing(
     calm, rough = tmp_path / "calm", tmp_path / "rough"
     assert main(["sweep", *WORDS, *GRID, "--scheduler", scheduler, "--out", str(calm)]) == 0
     expected = capsys.readouterr().out
-    killed: list[int] = []
-
-    def kill() -> None:
-        while not epoch(rough, RUNS[0]):
-            time.sleep(0.01)
-        killed.append(pid_of(rough / RUNS[0].run_id))
-        os.kill(killed[0], signal.SIGKILL)
-
-    hand = threading.Thread(target=kill)
-    hand.start()
-    assert main(["sweep", *WORDS, *GRID, "--scheduler", scheduler, "--out", str(rough)]) == 0
-    hand.join()
+    with killer(rough, RUNS[0]) as killed:
+        assert main(["sweep", *WORDS, *GRID, "--scheduler", scheduler, "--out", str(rough)]) == 0
     assert table(capsys.readouterr().out) == table(expected)
     assert pid_of(rough / RUNS[0].run_id) != killed[0]
     assert [run.state for run in list_runs(rough)] == ["complete"] * 2
@@ -137,7 +126,12 @@ def test_a_worker_that_does_not_see_the_folder_is_named(
     touch = Path.touch
     elsewhere = tmp_path / "mounted elsewhere"
     monkeypatch.setattr(Path, "touch", lambda self: touch(elsewhere))
+    left, younger = tmp_path / ".0123abcd.seen", tmp_path / ".4567abcd.seen"
+    for sign in (left, younger):
+        sign.write_text("")
+    os.utime(left, (0, 0))
     refused(scheduler, tmp_path, rf"does not see the folder {tmp_path} that runs go to; use one")
+    assert (left.exists(), younger.exists()) == (False, True)
     assert sees(tmp_path / "nothing", 0).endswith("under the same path")
     assert sees(elsewhere, 0) == ""
 

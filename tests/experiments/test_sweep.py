@@ -9,8 +9,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -59,7 +61,7 @@ def test_a_sweep_survives_a_failing_run_and_keeps_the_order(
     in_the_way.mkdir()
     (in_the_way / "run.json").write_text("no header")
     words = [*WORDS, "--variants", "cnn,mha,cbam", "--epochs", "1", "--out", str(tmp_path)]
-    assert main(["sweep", *words, "--workers", "2"]) == 1
+    assert main(["sweep", *words, "--workers", "1"]) == 1
     out, err = capsys.readouterr()
     assert [line.split()[:2] for line in out.splitlines()[1:4]] == [
         ["cnn", "done"], ["mha", "failed"], ["cbam", "done"],
@@ -67,7 +69,7 @@ def test_a_sweep_survives_a_failing_run_and_keeps_the_order(
     assert f"{in_the_way.name} failed: {in_the_way}: run.json: not JSON" in err
     assert "energy pointing game on" in out
     assert {run.variant for run in list_runs(tmp_path).complete} == {"cnn", "cbam"}
-    assert not list(tmp_path.glob(".*.seen"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_complete_sweep_needs_no_workers(
@@ -85,7 +87,9 @@ def test_a_complete_sweep_needs_no_workers(
     assert [run.created for run in list_runs(tmp_path)] == created
 
 
-def test_an_interrupted_sweep_goes_on_by_the_same_command(tmp_path: Path) -> None:
+def test_an_interrupted_sweep_goes_on_by_the_same_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ("--variants", "cnn", "--seeds", "2", "--epochs", "30", "--workers", "1")
     runs = [dataclasses.replace(TINY, variant="cnn", seed=seed, epochs=30) for seed in (0, 1)]
     with started(tmp_path, *words) as process:
@@ -99,9 +103,8 @@ def test_an_interrupted_sweep_goes_on_by_the_same_command(tmp_path: Path) -> Non
     assert (run.state, run.reason) == ("stopped", "interrupted")
     assert not (tmp_path / runs[1].run_id).exists()
     before = len(run.curve_rows())
-    with started(tmp_path, *words) as process:
-        out, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
+    assert main(["sweep", *WORDS, *words, "--out", str(tmp_path)]) == 0
+    out, error = capsys.readouterr()
     assert error == ""  # silent when not a terminal
     assert "2 done" in out
     ended = open_run(tmp_path / runs[0].run_id)
@@ -109,19 +112,40 @@ def test_an_interrupted_sweep_goes_on_by_the_same_command(tmp_path: Path) -> Non
     assert 0 < before < len(ended.curve_rows()) == 30
 
 
-def test_a_killed_process_is_replaced_and_its_run_goes_on(tmp_path: Path) -> None:
+def test_a_killed_process_is_replaced_and_its_run_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = [dataclasses.replace(TINY, variant="cnn", seed=seed, epochs=30) for seed in (0, 1)]
-    words = ("--variants", "cnn", "--seeds", "2", "--epochs", "30", "--workers", "1")
-    with started(tmp_path, *words) as process:
-        until(lambda: epoch(tmp_path, runs[0]) > 0, process)
-        writer = open_run(tmp_path / runs[0].run_id)
-        os.kill(pid_of(writer.path), signal.SIGKILL)
-        out, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
-    assert "2 done" in out
+    words = ["--variants", "cnn", "--seeds", "2", "--epochs", "30", "--workers", "1"]
+    with killer(tmp_path, runs[0]) as killed:
+        assert main(["sweep", *WORDS, *words, "--out", str(tmp_path)]) == 0
+    assert "2 done" in capsys.readouterr().out
     ended = open_run(tmp_path / runs[0].run_id)
-    assert ended.created == writer.created
+    assert pid_of(ended.path) != killed[0]
     assert list(ended.curves()["epoch"]) == list(range(1, 31))
+
+
+@contextmanager
+def killer(root: Path, settings: Settings) -> Iterator[list[int]]:
+    """Kills the process that writes a run once it has told of an epoch; notes which that was."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill() -> None:
+        while not epoch(root, settings):
+            if over.wait(0.01):
+                return
+        killed.append(pid_of(root / settings.run_id))
+        os.kill(killed[0], signal.SIGKILL)
+
+    hand = threading.Thread(target=kill)
+    hand.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        hand.join()
+    assert killed, "nothing to kill was seen"
 
 
 def pid_of(path: Path) -> int:
@@ -206,6 +230,6 @@ def test_a_process_that_dies_again_and_again_is_given_up(
     assert outcome.reason == "its process was killed 2 times, perhaps for its memory"
 
 
-def _killed(settings: Settings, root: Path, sign: Path) -> Outcome:
+def _killed(settings: Settings, root: Path) -> Outcome:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("unreachable")
