@@ -93,6 +93,7 @@ CASES: tuple[tuple[str, str], ...] = (
     ("measure empty", "expected at least one complete run, got no run at all"),
     ("measure runs", "a: expected the digest of its test images, the run names none"),
     ("measure trained --maps odd", "unknown map of .* 'odd'"),
+    ("measure trained --maps received@0001", "expected maps of all 6 images, 'received@0001' hold"),
     ("measure trained --metrics odd", "'odd'"),
     ("measure trained --faithfulness odd", "unknown faithfulness metric 'odd'"),
     ("measure trained --baseline odd --faithfulness", "odd"),
