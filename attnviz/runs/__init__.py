@@ -11,19 +11,11 @@
 <root>/datasets/<digest>/             test images, masks, boxes and labels, shared by the runs
 ```
 
-Writing is local, atomic and locked (`writing`); reading trusts nothing and works on remote stores
-too (`reading`, `storage`). No pickle, no torch.
+Writing is local, atomic and locked (`beginning`, `writing`); reading trusts nothing and works on
+remote stores too (`reading`, `storage`). No pickle, no torch.
 """
 
-from attnviz.runs.checking import Fault, verify
-from attnviz.runs.datasets import Dataset, list_datasets, open_dataset, save_dataset
-from attnviz.runs.differences import ABSENT, differing, flat
-from attnviz.runs.header import STALE_AFTER, STATES, File, State
-from attnviz.runs.locking import BusyError
-from attnviz.runs.migrations import SCHEMA
-from attnviz.runs.reading import Run, RunList, list_runs, open_run
-from attnviz.runs.writing import (
-    RunWriter,
+from attnviz.runs.beginning import (
     amend_run,
     migrate_run,
     resume_run,
@@ -31,6 +23,14 @@ from attnviz.runs.writing import (
     start_run,
     this_environment,
 )
+from attnviz.runs.checking import Fault, verify
+from attnviz.runs.datasets import Dataset, list_datasets, open_dataset, save_dataset
+from attnviz.runs.differences import ABSENT, differing, flat
+from attnviz.runs.header import STALE_AFTER, STATES, File, State
+from attnviz.runs.locking import BusyError
+from attnviz.runs.migrations import SCHEMA
+from attnviz.runs.reading import Run, RunList, list_runs, open_run
+from attnviz.runs.writing import RunWriter
 
 __all__ = [
     "ABSENT",

@@ -1,4 +1,4 @@
-"""Runs as they are written: each file whole or not at all, run.json last.
+"""A run as it is written: each file whole or not at all, run.json last.
 
 A run begins as a hidden folder with its run.json inside and is renamed into place, so a run that
 exists can always be listed. After that every file is written aside, synced and renamed, and only
@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import shutil
 import stat
 import time
 from collections.abc import Iterable, Mapping
@@ -28,26 +27,20 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from attnviz.errors import InputError, RunError
+from attnviz.runs.folders import ROOMS, tidy
 from attnviz.runs.header import (
     Document,
-    document,
     now,
-    parse,
     plain,
     sealed,
     this_writer,
     written,
 )
-from attnviz.runs.locking import BusyError, Lock, refuse_if_written_elsewhere
-from attnviz.runs.migrations import SCHEMA, upgraded
-from attnviz.runs.names import checked, checked_file, checked_id
+from attnviz.runs.locking import Lock
+from attnviz.runs.names import checked, checked_file
 from attnviz.runs.reading import CURVES, HEADER, SAMPLES, WEIGHTS, Run, open_run, whole_rows
 from attnviz.runs.storage import (
     LocalStore,
-    Place,
-    local_path,
-    partial_name,
-    sync_folder,
     unwritable,
     write_all,
     write_whole,
@@ -58,168 +51,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _BEAT_APART = 0.25
-_ROOMS = ("maps", "gates", "rows")
-_KEPT = (HEADER, CURVES, SAMPLES, WEIGHTS, *_ROOMS)
-_ABANDONED = 3600.0
-
-
-def start_run(
-    root: Place,
-    run_id: str,
-    *,
-    variant: str,
-    settings: Mapping[str, Any],
-    seed: int | None,
-    dataset: str | None = None,
-    environment: Mapping[str, Any] | None = None,
-) -> RunWriter:
-    """Begin a run: its folder appears at once, with the status "running".
-
-    Args:
-        root: The folder of runs; made if it is missing.
-        run_id: The name of the run's folder.
-        variant: The model's name in `attnviz.models`.
-        settings: What it takes to do the same again; anything JSON can hold.
-        seed: The seed.
-        dataset: The digest that `save_dataset` gave for its test images.
-        environment: Versions and device; by default `this_environment()`.
-
-    Returns:
-        The writer; use it in a `with` block and an exception leaves the run marked as stopped.
-
-    Raises:
-        InputError: the id is no plain name, or something in the settings cannot be kept.
-        RunError: a run of that id exists, or the folder cannot be written.
-    """
-    path = local_path(root) / checked_id(run_id)
-    content = _first_document(variant, settings, seed, dataset, environment)
-    aside, lock = _begun(path, content)
-    _into_place(aside, path, lock)
-    return RunWriter(path, content, lock)
-
-
-def save_run(
-    path: Place,
-    *,
-    variant: str,
-    settings: Mapping[str, Any],
-    seed: int | None,
-    samples: DataFrame,
-    maps: Mapping[str, Array] | None = None,
-    gates: Mapping[str, Array] | None = None,
-    rows: Mapping[str, Array] | None = None,
-    weights: Mapping[str, Array] | None = None,
-    curves: Iterable[Mapping[str, Any]] = (),
-    summary: Mapping[str, Any] | None = None,
-    dataset: str | None = None,
-    environment: Mapping[str, Any] | None = None,
-) -> Run:
-    """Write a complete run in one go: the folder appears whole or not at all.
-
-    Args:
-        path: The run's folder; its name is the run's id.
-        variant: The model's name in `attnviz.models`.
-        settings: What it takes to do the same again.
-        seed: The seed.
-        samples: One row per test image.
-        maps: Raw maps by name, `(n, h, w)` or `(n, heads, h, w)`.
-        gates: Gate values by name, `(n, c)` or `(n, h, w)`.
-        rows: Full attention of chosen images by name, `(k, heads, q, keys)`.
-        weights: Parameters and buffers by name.
-        curves: One row per epoch.
-        summary: What was found.
-        dataset: The digest that `save_dataset` gave for its test images.
-        environment: Versions and device; by default `this_environment()`.
-
-    Returns:
-        The run, opened.
-
-    Raises:
-        InputError: a name or a shape is wrong; nothing is written.
-        RunError: a run is already there, or it cannot be written; nothing is left behind.
-    """
-    target = local_path(path)
-    checked_id(target.name)
-    content = _first_document(variant, settings, seed, dataset, environment)
-    aside, lock = _begun(target, content)
-    try:
-        writer = RunWriter(aside, content, lock, unseen=True)
-        writer.samples(samples)
-        for keep, arrays in ((writer.maps, maps), (writer.gates, gates), (writer.rows, rows)):
-            for name, array in (arrays or {}).items():
-                keep(name, array)
-        if weights is not None:
-            writer.weights(weights)
-        for row in curves:
-            writer.curve(**{str(key): value for key, value in row.items()})
-        writer._complete(summary)
-    except BaseException:
-        _removed(aside, lock)
-        raise
-    _into_place(aside, target, lock)
-    lock.release()
-    return open_run(target)
-
-
-def resume_run(path: Place) -> RunWriter:
-    """Go on with a run that was stopped or whose process died.
-
-    Curves and files stay; a torn last line of the curves is cut off.
-
-    Raises:
-        RunError: it is complete, broken or newer, or another process is writing it.
-    """
-    folder = local_path(path)
-    run = open_run(folder)
-    if run.state not in ("running", "stale", "stopped"):
-        hint = "; amend_run adds to it" if run.state == "complete" else f" ({run.reason})"
-        raise RunError(f"resume {folder}: the run is {run.state}{hint}")
-    writer = _taken(folder)
-    try:
-        writer._resume()
-    except BaseException:
-        writer._lock.release()
-        raise
-    return writer
-
-
-def amend_run(path: Place) -> RunWriter:
-    """Add to a complete run, or replace parts of it, all at once.
-
-    What the writer is given becomes part of the run when it finishes (or its `with` block ends
-    without an exception); until then, and if the process dies, the run is as it was.
-
-    Raises:
-        RunError: the run is not complete, or another process is writing it.
-    """
-    folder = local_path(path)
-    run = open_run(folder)
-    if run.state != "complete":
-        raise RunError(f"amend {folder}: the run is {run.state} ({run.reason or 'not finished'})")
-    return _taken(folder)
-
-
-def migrate_run(path: Place) -> bool:
-    """Write an older run's header anew under the present schema, with checksums.
-
-    Returns:
-        Whether there was anything to do.
-
-    Raises:
-        RunError: it is broken or newer, or another process is writing it.
-    """
-    folder = local_path(path)
-    run = open_run(folder)
-    if run.state in ("broken", "newer"):
-        raise RunError(f"migrate {folder}: the run is {run.state} ({run.reason})")
-    if run.schema == SCHEMA and all(file.sha256 for file in run.files.values()):
-        return False
-    writer = _taken(folder)
-    try:
-        writer._add_checksums()
-    finally:
-        writer._lock.release()
-    return True
+_KEPT = (HEADER, CURVES, SAMPLES, WEIGHTS, *ROOMS)
 
 
 class RunWriter:
@@ -401,7 +233,7 @@ class RunWriter:
         self._needs_open()
         try:
             if self._amends:
-                _tidy(self.path)
+                tidy(self.path)
             else:
                 self._commit(status="stopped", reason=str(reason)[:500])
         finally:
@@ -517,124 +349,6 @@ class RunWriter:
     def _needs_open(self) -> None:
         if not self._lock.held:
             raise RunError(f"write {self.path}: this writer has finished or stopped")
-
-
-def this_environment() -> dict[str, Any]:
-    """Versions of Python, attnviz, numpy and torch, and the platform."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in ("attnviz", "numpy", "torch"):
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def _first_document(
-    variant: str,
-    settings: Mapping[str, Any],
-    seed: int | None,
-    dataset: str | None,
-    environment: Mapping[str, Any] | None,
-) -> Document:
-    if dataset is not None:
-        checked("dataset", dataset)
-    return {
-        "schema": SCHEMA,
-        "status": "running",
-        "reason": "",
-        "variant": str(variant),
-        "seed": None if seed is None else int(seed),
-        "created": now(),
-        "heartbeat": now(),
-        "writer": this_writer(),
-        "dataset": dataset,
-        "progress": {},
-        "settings": plain(settings, "settings"),
-        "environment": plain(environment or this_environment(), "environment"),
-        "summary": {},
-        "files": {},
-    }
-
-
-def _begun(path: Path, content: Document) -> tuple[Path, Lock]:
-    """A hidden, locked folder beside the run's future place, with its run.json inside."""
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise (BusyError if (path / HEADER).exists() else RunError)(
-            f"write {path}: something is there already; resume_run goes on with a run, "
-            "or choose another id"
-        )
-    aside = path.with_name(partial_name(path.name))
-    lock = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
-        aside.mkdir()
-        lock = Lock(aside)
-        write_whole(aside / HEADER, sealed(content))
-    except BaseException as error:
-        _removed(aside, lock)
-        if isinstance(error, OSError) and not isinstance(error, RunError):
-            raise unwritable(path, error) from error
-        raise
-    return aside, lock
-
-
-def _into_place(aside: Path, path: Path, lock: Lock) -> None:
-    """Rename a whole folder to its name; of two writers exactly one gets it."""
-    try:
-        aside.rename(path)
-    except OSError as error:
-        _removed(aside, lock)
-        if path.exists():
-            raise BusyError(f"write {path}: another process made it at the same moment") from error
-        raise unwritable(path, error) from error
-    sync_folder(path.parent)
-
-
-def _removed(aside: Path, lock: Lock | None) -> None:
-    shutil.rmtree(aside, ignore_errors=True)
-    if lock is not None:
-        lock.release()
-
-
-def _taken(folder: Path) -> RunWriter:
-    """The writer of an existing run, locked; its header is read again under the lock."""
-    lock = Lock(folder)
-    try:
-        raw = LocalStore(folder).read(HEADER)
-        refuse_if_written_elsewhere(folder, parse(raw))
-        _tidy(folder)
-        content = upgraded(document(raw))
-    except BaseException:
-        lock.release()
-        raise
-    for key in ("settings", "environment", "summary", "progress", "files"):
-        content[key] = content.get(key) or {}
-    return RunWriter(folder, content, lock)
-
-
-def _tidy(folder: Path) -> None:
-    """Remove what a killed or failed writer left: halves, and arrays that run.json never named."""
-    kept = {file.at for file in parse(LocalStore(folder).read(HEADER)).files.values()}
-    held = [path for room in _ROOMS for path in folder.glob(f"{room}/*")]
-    unnamed = [path for path in held if path.relative_to(folder).as_posix() not in kept]
-    for path in [*folder.rglob(".*.partial"), *unnamed]:
-        with suppress(OSError):
-            path.unlink()
-
-
-def _sweep(path: Path) -> None:
-    """Remove what killed processes left of this run, and of others long ago.
-
-    A younger folder of another run may be one whose process has not locked it yet.
-    """
-    for left in path.parent.glob(".*.????????.partial"):
-        with suppress(OSError):
-            mine = left.name[1:].rsplit(".", 2)[0] == path.name
-            if mine or time.time() - left.stat().st_mtime > _ABANDONED:
-                _removed(left, Lock(left))
 
 
 def _append(path: Path, line: bytes) -> None:
