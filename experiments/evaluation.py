@@ -19,6 +19,7 @@ from torch import Tensor
 
 from attnviz.compare.summary import summarised
 from attnviz.diagnosis import diagnose
+from attnviz.errors import InputError
 from attnviz.maps import resized
 from attnviz.metrics import METRICS, agreement, baselines, calibrate_threshold, localization
 from attnviz.models import variants
@@ -94,9 +95,18 @@ def measure_run(
 
 
 def keep_test_set(root: Path, settings: Settings) -> str:
-    """Keep the test images with their patches beside the runs that share them; their digest."""
+    """Keep the test images with their patches beside the runs that share them; their digest.
+
+    Raises:
+        InputError: There are none, or none of them has anything to find.
+    """
     test = Loader(settings, "test", torch.device("cpu"))
     asked = test.batch(torch.arange(len(test)))
+    if not asked.masks.any():
+        raise InputError(
+            f"--test-images: expected at least one image with a patch, got none among {len(test)}; "
+            "ask for more"
+        )
     pixels = ((asked.images + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
     clean = load_images(settings, "train")[:1]  # read now, so that a lack of images begins no run
     info = {

@@ -40,16 +40,19 @@ class Follower:
 
     def __call__(self, model: nn.Module, epoch: int) -> dict[str, float]:
         """Look, keep the pinned maps, and give the scores for the curves."""
+        row = evaluate(model, self.test, prefix="test_") if self.test_curve else {}
         gradcam = self.map == "layer_gradcam"
-        pinned = look(model, self.test, numbers=self.pinned, gradcam=gradcam)
-        about = {"epoch": epoch, "images": self.pinned.tolist()}
-        self.writer.maps(f"{self.map}@{epoch:04d}", pinned.maps[self.map].numpy(), about=about)
-        seen = look(model, self.val, numbers=self.scored, gradcam=gradcam)
-        height, width = seen.masks.shape[-2:]
-        maps = resized(seen.maps[self.map], (height, width), "bilinear")
-        scores = localization(maps, seen.masks, _SCORES)
-        row = {f"val_{name}": float(score.nanmean()) for name, score in scores.items()}
-        return row | (evaluate(model, self.test, prefix="test_") if self.test_curve else {})
+        if len(self.pinned):
+            pinned = look(model, self.test, numbers=self.pinned, gradcam=gradcam)
+            about = {"epoch": epoch, "images": self.pinned.tolist()}
+            self.writer.maps(f"{self.map}@{epoch:04d}", pinned.maps[self.map].numpy(), about=about)
+        if len(self.scored):
+            seen = look(model, self.val, numbers=self.scored, gradcam=gradcam)
+            height, width = seen.masks.shape[-2:]
+            maps = resized(seen.maps[self.map], (height, width), "bilinear")
+            scores = localization(maps, seen.masks, _SCORES)
+            row |= {f"val_{name}": float(score.nanmean()) for name, score in scores.items()}
+        return row
 
 
 def _with_something(loader: Loader, count: int) -> torch.Tensor:
