@@ -40,6 +40,10 @@ WORKERS_WITHIN = 30.0
 SEEN_WITHIN = 10.0
 """Seconds in which a network folder shows a new file."""
 
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+"""Environment of a worker. Dask's own has each freed tensor go back to the system at once, and
+asked for again: a quarter of a small training goes into page faults."""
+
 _ABANDONED = 3600.0
 
 _PACKAGES = ("attnviz", "torch", "numpy", "distributed")
@@ -283,7 +287,8 @@ def versions() -> dict[str, str]:
 @contextmanager
 def _client(workers: Workers) -> Iterator[Any]:
     distributed = _distributed()
-    with _environment(TQDM_DISABLE="1"), _cluster(distributed, workers) as address:
+    silent = {**KEEP_MEMORY, "TQDM_DISABLE": "1"}
+    with _environment(**silent), _cluster(distributed, workers) as address:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from attnviz.executors import KEEP_MEMORY
+
 
 @contextmanager
 def cluster(folder: Path, workers: int = 2) -> Iterator[str]:
@@ -33,7 +35,7 @@ def cluster(folder: Path, workers: int = 2) -> Iterator[str]:
 @contextmanager
 def _dask(kind: str, *words: str) -> Iterator[None]:
     command = [sys.executable, "-m", "dask", kind, "--no-dashboard", *words]
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    environment = {**os.environ, **KEEP_MEMORY, "PYTHONPATH": os.getcwd()}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -153,3 +153,11 @@ def test_workers_of_several_threads_and_none_at_all_are_refused(
 def test_without_dask_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     refused("tcp://127.0.0.1:9", tmp_path, r"pip install 'attnviz\[dask\]', or use --workers")
+
+
+def test_workers_keep_the_memory_that_they_ask_for_again(tmp_path: Path) -> None:
+    wanted = executors.KEEP_MEMORY
+    with executor_of(Workers(dask_local=1), tmp_path) as executor:
+        assert list(executor.map(os.getenv, wanted)) == list(wanted.values())
+    assert not list(tmp_path.iterdir())
+    assert not set(wanted) & set(os.environ)
