@@ -231,9 +231,13 @@ def refuses(place: Place, case: Case) -> None:
         lacking.append((call, "pip install captum"))
     if "torchmetrics" not in case.extras:
         lacking.append(("attnviz.metrics.LocalizationMetric", "attnviz[torchmetrics]"))
+    if "dask" not in case.extras:
+        call = "executor_of(Workers(scheduler='tcp://127.0.0.1:9')).__enter__()"
+        lacking.append((call, "pip install 'attnviz[dask]'"))
     for call, remedy in lacking:
         asked = (
             "import attnviz.metrics, attnviz as av, torch\n"
+            "from attnviz.executors import Workers, executor_of\n"
             f"try: {call}\nexcept av.AttnvizError as error: print(error)"
         )
         said = place.run("python", "-c", asked)
