@@ -163,7 +163,7 @@ def pointing_of(batch: Batch, *, tolerance: int | float = 0) -> Tensor:
 
 def rank_of(batch: Batch) -> Tensor:
     """The relevance rank accuracy of a batch, (b,)."""
-    return batch.curves.hits_among(batch.area) / batch.area.double()
+    return batch.hits_among(batch.area) / batch.area.double()
 
 
 def iou_at_area_of(batch: Batch) -> Tensor:
@@ -175,7 +175,7 @@ def iou_at_area_of(batch: Batch) -> Tensor:
 def topk_of(batch: Batch, *, k: int | float = TOP) -> Tensor:
     """The top-k intersection of a batch, (b,)."""
     places = how_many(k, batch.pixels)
-    return batch.curves.hits_among(torch.full_like(batch.area, places)) / places
+    return batch.hits_among(torch.full_like(batch.area, places)) / places
 
 
 def check_k(k: int | float) -> None:
