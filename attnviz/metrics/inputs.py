@@ -32,8 +32,10 @@ AnyMaps: TypeAlias = Float[Tensor, "b h w"] | Float[np.ndarray, "b h w"]
 AnyMasks: TypeAlias = Bool[Tensor, "b h w"] | Bool[np.ndarray, "b h w"]
 """Where the thing to be found is, as a tensor or an array."""
 
-# Values per batch: 4 MiB as float32 stay near a core; a GPU wants to be kept busy.
-_VALUES_ON_CPU = 1 << 20
+# Values per batch: 4 MiB stay near a core, as float32 for one metric, as float64 for many; a GPU
+# wants to be kept busy.
+_VALUES_OF_ONE = 1 << 20
+VALUES_OF_MANY = 1 << 19
 _VALUES_ON_GPU = 1 << 25
 # Above this a sum of float64 may overflow; powers of two scale without rounding.
 _HUGE, _SHRINK = 2.0**500, 2.0**-600
@@ -201,12 +203,13 @@ def overflow_guard(largest: Tensor) -> Tensor:
     return torch.ones_like(largest).masked_fill_(largest > _HUGE, _SHRINK)
 
 
-def batches(maps: AnyMaps, masks: AnyMasks) -> Iterator[Batch]:
+def batches(maps: AnyMaps, masks: AnyMasks, *, at_once: int = _VALUES_OF_ONE) -> Iterator[Batch]:
     """Check maps and masks and cut them into batches of bounded size, in order.
 
     Args:
         maps: One raw map per image, (b, h, w), float16 to float64; a tensor or an array.
         masks: Where the thing to be found is, (b, h, w), bool, on the same device.
+        at_once: How many values a batch holds on a CPU, at least one map.
 
     Yields:
         Batches that never share memory with what a metric writes.
@@ -216,7 +219,7 @@ def batches(maps: AnyMaps, masks: AnyMasks) -> Iterator[Batch]:
     """
     values, labels = checked(maps, masks)
     count_, height, width = values.shape
-    budget = _VALUES_ON_GPU if values.is_cuda else _VALUES_ON_CPU
+    budget = _VALUES_ON_GPU if values.is_cuda else at_once
     step = max(1, budget // (height * width))
     for start in range(0, count_, step):
         part = slice(start, start + step)

@@ -28,6 +28,7 @@ from attnviz.metrics.energy import (
 from attnviz.metrics.inputs import (
     UNFIT,
     UNSCORABLE,
+    VALUES_OF_MANY,
     AnyMaps,
     AnyMasks,
     Batch,
@@ -63,6 +64,7 @@ class Metric:
         blocked: The flags under which it has no score.
         compute: The metric of a batch under some options, (b,) float64.
         thresholded: Whether it needs a threshold.
+        sorts: Whether it sorts the maps, which others can use then.
     """
 
     key: str
@@ -73,6 +75,7 @@ class Metric:
     blocked: Reason
     compute: Callable[[Batch, Options], Tensor] = field(repr=False)
     thresholded: bool = False
+    sorts: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,7 @@ METRICS: dict[str, Metric] = {
             "Fawcett 2006",
             UNSCORABLE | Reason.FULL_MASK,
             lambda batch, options: batch.curves.auroc(),
+            sorts=True,
         ),
         Metric(
             "pixel_ap",
@@ -178,6 +182,7 @@ METRICS: dict[str, Metric] = {
             "scikit-learn's definition",
             UNSCORABLE,
             lambda batch, options: batch.curves.average_precision(),
+            sorts=True,
         ),
         Metric(
             "iou",
@@ -216,6 +221,7 @@ METRICS: dict[str, Metric] = {
             "per-map maximum over all thresholds",
             UNSCORABLE,
             lambda batch, options: batch.curves.best_iou(),
+            sorts=True,
         ),
         Metric(
             "max_box_acc",
@@ -371,11 +377,12 @@ def compute_scores(
     """The scores of checked metrics under checked options."""
     parts: dict[str, list[Tensor]] = {key: [] for key in keys}
     flags: list[Tensor] = []
-    for batch in batches(maps, masks):
+    order = sorted((METRICS[key] for key in parts), key=lambda metric: not metric.sorts)
+    for batch in batches(maps, masks, at_once=VALUES_OF_MANY):
         flags.append(batch.flags)
-        for key, scores in parts.items():
-            metric = METRICS[key]
-            scores.append(hide(metric.compute(batch, options), batch, options.blocked(metric)))
+        for metric in order:
+            scores = metric.compute(batch, options)
+            parts[metric.key].append(hide(scores, batch, options.blocked(metric)))
     return ScoreTable(
         {key: joined(scores, torch.float64) for key, scores in parts.items()},
         joined(flags, torch.int64),

@@ -254,8 +254,8 @@ def test_expanded_and_sliced_inputs_score_as_their_copies() -> None:
 def test_many_maps_are_scored_in_pieces_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
     maps, masks = made.noise(20, 6, 6), made.noise(20, 6, 6, seed=1) > 0.5
     whole = everything(maps, masks)
-    monkeypatch.setattr("attnviz.metrics.inputs._VALUES_ON_CPU", 100)
-    sizes = [len(batch.values) for batch in m.inputs.batches(maps, masks)]
+    monkeypatch.setattr("attnviz.metrics.suite.VALUES_OF_MANY", 100)
+    sizes = [len(batch.values) for batch in m.inputs.batches(maps, masks, at_once=100)]
     assert sizes == [2] * 10
     for key, scores in everything(maps, masks).items():
         assert torch.equal(scores, whole[key])
