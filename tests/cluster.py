@@ -19,10 +19,11 @@ def cluster(folder: Path, workers: int = 2) -> Iterator[str]:
     """The address of a scheduler with so many workers of one thread; each has a nanny."""
     told = folder / "scheduler.json"
     with ExitStack() as stack:
-        stack.enter_context(
+        scheduler = stack.enter_context(
             _dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(told))
         )
         while not told.exists():
+            assert scheduler.poll() is None, "the scheduler ended before it told its address"
             time.sleep(0.05)
         for _ in range(workers):
             stack.enter_context(
@@ -33,14 +34,14 @@ def cluster(folder: Path, workers: int = 2) -> Iterator[str]:
 
 
 @contextmanager
-def _dask(kind: str, *words: str) -> Iterator[None]:
+def _dask(kind: str, *words: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "dask", kind, "--no-dashboard", *words]
     environment = {**os.environ, **KEEP_MEMORY, "PYTHONPATH": os.getcwd()}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        yield
+        yield process
     finally:
         process.terminate()
         process.wait()
