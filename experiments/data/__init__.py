@@ -11,8 +11,6 @@ from experiments.data.photos import photo_crops
 from experiments.data.stl10 import HOW, stl10_images
 from experiments.settings import Settings
 
-SPLITS = ("train", "val", "test")
-
 
 def load_images(settings: Settings, split: str) -> NDArray[np.uint8]:
     """The images of a split before any patch, `(n, side, side, 3)`, 0 to 255.
