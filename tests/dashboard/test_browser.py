@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections.abc import Iterator
@@ -58,6 +59,21 @@ def _is_outside(url: str) -> bool:
 def visit(page: Any, url: str) -> None:
     page.goto(url)
     settled(page)
+
+
+def wander(field: Any, seen: Any) -> None:
+    """Move the pointer in a field's first place until something is seen.
+
+    A page that still grows above the field slides it from under a pointer that rests.
+    """
+    from playwright.sync_api import TimeoutError
+
+    for step in range(30):
+        field.hover(position={"x": 5 + step % 2, "y": 5})
+        with contextlib.suppress(TimeoutError):
+            seen.wait_for(timeout=1000)
+            return
+    raise AssertionError(f"never seen: {seen}")
 
 
 def settled(page: Any) -> None:
@@ -221,9 +237,7 @@ class TestPicker:
     def test_hovering_draws_at_once(self, address: str, tab: Any):
         visit(tab, f"{address}/sample?image=2&rows=mha-0/received")
         field = tab.locator("button.field")
-        field.scroll_into_view_if_needed()
-        field.hover(position={"x": 5, "y": 5})
-        tab.get_by_text("the place in row 1, column 1").first.wait_for()
+        wander(field, tab.get_by_text("the place in row 1, column 1").first)
         field.click(position={"x": 100, "y": 100})
         tab.get_by_text("Pinned").wait_for()
         field.hover(position={"x": 5, "y": 5})
