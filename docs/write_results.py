@@ -96,6 +96,7 @@ def main(arguments: Sequence[str]) -> None:
     runs = [open_run(one.location) for one in list_runs(arguments[0]).complete]
     parts, tables = [f"# Tables\n\n{measured_on(runs)}"], []
     order = sorted({run.variant for run in runs})
+    RESULTS.mkdir(exist_ok=True)
     for question, variants in grouped(runs).items():
         ranking = compare(variants, metrics=METRICS)
         ranking.figure(order=order).savefig(RESULTS / f"{question}.png", dpi=110)

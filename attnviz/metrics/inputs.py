@@ -156,7 +156,7 @@ class Batch:
         """How many of the k highest places lie inside the mask, expected under fair ties, (b,).
 
         Counted from the curves where something else has sorted the maps; else, on a CPU, from the
-        k-th highest value, which is selected in half the time of a sort.
+        k-th highest value, which is selected without sorting the rest.
 
         Args:
             k: How many places of each map, (b,) int64, 1 to D; 0 counts as 1.
