@@ -17,7 +17,7 @@ from typing import Any
 from attnviz.errors import InputError, unknown_name
 from experiments.settings import Settings, add_arguments, flag_of, type_of
 
-SINGLE = ("path", "device", "threads", "follow")
+SINGLE = ("path", "device", "threads", "follow", "faithful")
 """Settings that are no axis: one value holds for all runs."""
 
 _UNSAID = ("variant", "seed", "device", "threads")

@@ -25,9 +25,10 @@ from attnviz.metrics import METRICS, agreement, baselines, calibrate_threshold, 
 from attnviz.models import variants
 from attnviz.runs import Run, RunWriter, save_dataset
 from experiments import checkpoints
+from experiments.asking import chosen_images, faithful_columns, knocked_out
 from experiments.data import load_images
 from experiments.leaks import split_findings
-from experiments.maps import Seen, look
+from experiments.maps import ROWS_BYTES, Seen, look
 from experiments.questions import Asked
 from experiments.settings import Settings
 from experiments.training import Loader, Trained, device_of
@@ -73,6 +74,12 @@ def measure_run(
         }
         table |= {f"{name}/{key}": score.numpy() for key, score in scores.items()}
     table |= _agreements(seen)
+    numbers = chosen_images(seen.masks, settings.faithful)
+    asked = test.batch(numbers).images
+    for name, columns in faithful_columns(trained.model, asked, seen.maps, numbers).items():
+        metrics[name] |= {key: summarised(key, column) for key, column in columns.items()}
+        table |= {f"{name}/{key}": column for key, column in columns.items()}
+    held = ROWS_BYTES // max(1, seen.whole)
     _write(writer, seen, table)
     writer.weights({k: v.cpu().numpy() for k, v in trained.model.state_dict().items()})
     few = _cropped(test.batch(torch.arange(min(DIAGNOSED, len(test)))), seen.whole)
@@ -85,6 +92,7 @@ def measure_run(
         "threshold": {name: taus.get("max_iou") for name, taus in thresholds.items()},
         "thresholds": thresholds,
         "metrics": metrics,
+        "knockout": knocked_out(trained.model, asked[:held]),
         "findings": findings.as_dicts(),
         "diagnosis": findings.headline,
         "peak_bytes": peak,

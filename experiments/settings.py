@@ -68,6 +68,7 @@ class Settings:
         0.9, "decay of the running mean of the weights that is judged and kept; 0: the weights"
     )  # fmt: skip
     follow: int = _setting(32, "validation images whose maps are scored each epoch; 0: none")
+    faithful: int = _setting(16, "test images on which deletion, ROAD … and knockout ask; 0: none")
     precision: str = _setting(
         "auto", "of convolutions; auto: bf16 where it pays", choices=("auto", "bf16", "fp32")
     )  # fmt: skip
