@@ -9,50 +9,84 @@ around the tables, in experiments/results/README.md, are written by hand.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from attnviz.compare import Comparison, compare
+from attnviz.models import variants
 from attnviz.runs import Run, list_runs, open_run
+from experiments.presets import PRESETS, asked
+from experiments.ranking import METRICS, questions
+from experiments.settings import Settings
 
 RESULTS = Path(__file__).parent.parent / "experiments" / "results"
-METRICS = ("energy_pointing_game", "pointing_game", "max_iou")
 FOUND = 0.9
 """The share of validation images in which a map must hit the patch to have found it."""
 
+GRAVE = ("error", "warning")
 
-def asked(run: Run) -> str:
-    """The question of a run: the preset's name."""
-    settings = run.settings
-    return str(settings["shape"] if settings["question"] == "patch" else settings["question"])
+Groups = Mapping[str, Sequence[Run]]
 
 
-def grouped(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
+def in_order(complete: Sequence[Run]) -> list[Run]:
+    """Runs by question and variant, in the order in which the lab lists them, and by seed."""
+    asks, names = list(PRESETS), list(variants())
+
+    def key(run: Run) -> tuple[int, int, int]:
+        question = asked(Settings.from_dict(run.settings))
+        place = asks.index(question) if question in asks else len(asks)
+        return place, names.index(run.variant), run.seed or 0
+
+    return sorted((open_run(one.location) for one in complete), key=key)
+
+
+def grouped(runs: Sequence[Run]) -> dict[str, Groups]:
     """Question → variant → runs, one per seed."""
-    groups: dict[str, dict[str, list[Run]]] = {}
-    for run in runs:
-        groups.setdefault(asked(run), {}).setdefault(run.variant, []).append(run)
-    return groups
+    by_settings = {Settings.from_dict(run.settings).run_id: run for run in runs}
+    plan = [Settings.from_dict(run.settings) for run in runs]
+    return {
+        question or asked(plan[0]): {
+            name: [by_settings[one.run_id] for one in seeds] for name, seeds in named.items()
+        }
+        for question, named in questions(plan).items()
+    }
 
 
-def trained(variants: dict[str, list[Run]]) -> str:
-    """How the networks answered, and when their maps found the patch, as a table."""
+def trained(groups: Groups) -> str:
+    """How the networks answered, what their maps and their attention are to them, as a table."""
     lines = [
-        "| variant | seeds | accuracy, lowest to highest | loss, mean | found at epoch | s |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| variant | map | accuracy, lowest to highest | loss | found at epoch | knockout "
+        "| the doctor |",
+        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
     ]
-    for variant, runs in variants.items():
+    for variant, runs in groups.items():
         accuracy = sorted(run.summary["accuracy"] for run in runs)
         loss = sum(run.summary["loss"] for run in runs) / len(runs)
-        seconds = sum(run.summary["seconds"] for run in runs) / len(runs)
-        epochs = [found_at(run) for run in runs]
         lines.append(
-            f"| `{variant}` | {len(runs)} | {accuracy[0]:.3f} to {accuracy[-1]:.3f} | {loss:.3f} | "
-            f"{', '.join(epochs)} | {seconds:.0f} |"
+            f"| `{variant}` | {runs[0].summary['map']} | {accuracy[0]:.3f} to {accuracy[-1]:.3f} "
+            f"| {loss:.3f} | {', '.join(found_at(run) for run in runs)} | {worth(runs)} "
+            f"| {diagnosed(runs)} |"
         )
     return "\n".join(lines)
+
+
+def worth(runs: Sequence[Run]) -> str:
+    """By how much the logit moves when the head or gate that matters most is cut; seeds' mean."""
+    sizes = [[row["size"] for row in run.summary["knockout"]] for run in runs]
+    return f"{sum(map(max, sizes)) / len(runs):.2f}" if all(sizes) else "–"
+
+
+def diagnosed(runs: Sequence[Run]) -> str:
+    """The doctor's errors and warnings, with the number of seeds where it found them."""
+    found = Counter(
+        code
+        for run in runs
+        for code in {one["code"] for one in run.summary["findings"] if one["severity"] in GRAVE}
+    )
+    return ", ".join(f"{code} ({count})" for code, count in found.most_common()) or "–"
 
 
 def found_at(run: Run) -> str:
@@ -64,14 +98,14 @@ def found_at(run: Run) -> str:
     return "never" if hit.empty else str(int(hit["epoch"].iloc[0]))
 
 
-def section(question: str, variants: dict[str, list[Run]], ranking: Comparison) -> str:
+def section(question: str, groups: Groups, ranking: Comparison) -> str:
     """What a page says of one question."""
     return "\n\n".join(
         [
             f"## {question}",
             ranking.to_markdown(METRICS),
             f"![Energy in the patch by variant, {question}]({question}.png)",
-            trained(variants),
+            trained(groups),
         ]
     )
 
@@ -87,20 +121,24 @@ def measured_on(runs: Sequence[Run]) -> str:
         f"{chosen['data']}, {chosen['test_images']} test images, {chosen['side']} × "
         f"{chosen['side']}, patches in a box of {chosen['size']} × {chosen['size']}. *Found at "
         f"epoch* is, seed by seed, the first epoch after which the map's maximum lies on the patch "
-        f"in {FOUND:.0%} of the {chosen['follow']} validation images that are followed."
+        f"in {FOUND:.0%} of the {chosen['follow']} validation images that are followed. "
+        "*Knockout* is the mean size of the change of the logit, over images and seeds, when the "
+        "head or gate that matters most is taken away: a head zeroed or made uniform, a gate "
+        f"opened; {chosen['faithful']} test images. *The doctor* lists its errors and warnings, "
+        "and for how many seeds."
     )
 
 
 def main(arguments: Sequence[str]) -> None:
     """Write tables.md, scores.csv and a figure per question."""
-    runs = [open_run(one.location) for one in list_runs(arguments[0]).complete]
+    runs = in_order(list_runs(arguments[0]).complete)
     parts, tables = [f"# Tables\n\n{measured_on(runs)}"], []
-    order = sorted({run.variant for run in runs})
+    order = list(dict.fromkeys(run.variant for run in runs))
     RESULTS.mkdir(exist_ok=True)
-    for question, variants in grouped(runs).items():
-        ranking = compare(variants, metrics=METRICS)
+    for question, groups in grouped(runs).items():
+        ranking = compare(groups, metrics=METRICS)
         ranking.figure(order=order).savefig(RESULTS / f"{question}.png", dpi=110)
-        parts.append(section(question, variants, ranking))
+        parts.append(section(question, groups, ranking))
         tables.append(ranking.table.assign(question=question))
     (RESULTS / "tables.md").write_text("\n\n".join(parts) + "\n")
     pd.concat(tables).to_csv(RESULTS / "scores.csv", index=False, float_format="%.6g")

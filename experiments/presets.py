@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attnviz.errors import unknown_name
-from experiments.axes import Grid, grid, joined
+from experiments.axes import Grid, grid, joined, shown
 from experiments.quickstart import VARIANTS
 from experiments.settings import Settings
 
@@ -61,8 +61,20 @@ PRESETS = {
     )
 }  # fmt: skip
 
+ASKING = ("question", "shape", "opacity")
+"""The settings in which the presets' questions differ."""
+
 QUICK: Mapping[str, Any] = {"side": 48, "size": 8}
 """Images of half the side: a convolution costs a quarter, attention between pixels a sixteenth."""
+
+
+def asked(settings: Settings) -> str:
+    """The name of the preset that asks the same, whatever the size; its settings if none does."""
+    for preset in PRESETS.values():
+        asks = Settings(**preset.base)
+        if all(getattr(asks, name) == getattr(settings, name) for name in ASKING):
+            return preset.name
+    return ", ".join(f"{name} {shown(getattr(settings, name))}" for name in ASKING)
 
 
 def planned(

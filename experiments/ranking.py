@@ -7,9 +7,10 @@ from pathlib import Path
 
 from attnviz.compare import Comparison, compare
 from attnviz.compare.recorded import asks
-from attnviz.runs import Run, open_run
+from attnviz.runs import open_run
 from experiments.axes import Grid, shown
 from experiments.board import rows, standing
+from experiments.presets import ASKING, asked
 from experiments.running import Outcome
 from experiments.settings import Settings
 
@@ -25,15 +26,47 @@ def rankings(plan: Grid, root: Path, outcomes: Sequence[Outcome]) -> dict[str, C
         outcomes: What became of them, in the plan's order.
 
     Returns:
-        The question's own settings, such as `"shape ring"`, → a comparison with a row per variant
-        and setting. A question that is asked throughout has the name `""`.
+        Question, as `questions` names it, → a comparison with a row per variant and setting.
     """
-    questions: dict[str, dict[str, list[Run]]] = {}
-    for settings, outcome in zip(plan, outcomes, strict=True):
-        if outcome.state in ("done", "reused"):
-            groups = questions.setdefault(_question(plan, settings), {})
-            groups.setdefault(_name(plan, settings), []).append(open_run(root / settings.run_id))
-    return {name: compare(groups, metrics=METRICS) for name, groups in questions.items()}
+    whole = {one.settings.run_id for one in outcomes if one.state in ("done", "reused")}
+    compared: dict[str, Comparison] = {}
+    for question, variants in questions(plan).items():
+        groups = {
+            name: [open_run(root / one.run_id) for one in runs if one.run_id in whole]
+            for name, runs in variants.items()
+        }
+        if any(groups.values()):
+            compared[question] = compare({k: v for k, v in groups.items() if v}, metrics=METRICS)
+    return compared
+
+
+def questions(plan: Sequence[Settings]) -> dict[str, dict[str, list[Settings]]]:
+    """Question → variant, with whatever else tells it apart within that question → its seeds.
+
+    A question is called as its preset, such as `"ring"`, with the other settings that make it
+    another question than the plan's others; `""` where one question is asked throughout.
+    """
+    asking = [name for name in Grid(tuple(plan)).axes if asks(name)]
+    sizes = [name for name in asking if name not in ASKING]
+    found: dict[str, list[Settings]] = {}
+    for settings in plan:
+        words = [asked(settings)] if len(sizes) < len(asking) else []
+        words += [_said(settings, name) for name in sizes]
+        found.setdefault(", ".join(words), []).append(settings)
+    return {question: _by_name(Grid(tuple(runs))) for question, runs in found.items()}
+
+
+def _by_name(runs: Grid) -> dict[str, list[Settings]]:
+    named: dict[str, list[Settings]] = {}
+    for settings in runs:
+        given = [name for name in runs.axes if getattr(settings, name) is not None]
+        words = ", ".join(_said(settings, name) for name in given)
+        named.setdefault(f"{settings.variant} {words}".strip(), []).append(settings)
+    return named
+
+
+def _said(settings: Settings, name: str) -> str:
+    return f"{name.replace('_', ' ')} {shown(getattr(settings, name))}"
 
 
 def report(plan: Grid, root: Path, outcomes: Sequence[Outcome]) -> str:
@@ -43,17 +76,3 @@ def report(plan: Grid, root: Path, outcomes: Sequence[Outcome]) -> str:
     for name, ranking in rankings(plan, root, outcomes).items():
         parts.append(f"{name}\n{ranking!r}" if name else repr(ranking))
     return "\n\n".join(parts)
-
-
-def _question(plan: Grid, settings: Settings) -> str:
-    return _listed(settings, [name for name in plan.axes if asks(name)])
-
-
-def _name(plan: Grid, settings: Settings) -> str:
-    own = [name for name in plan.axes if not asks(name)]
-    given = [name for name in own if getattr(settings, name) is not None]
-    return f"{settings.variant} {_listed(settings, given)}".strip()
-
-
-def _listed(settings: Settings, names: Sequence[str]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {shown(getattr(settings, name))}" for name in names)
