@@ -114,10 +114,9 @@ def measured_on(runs: Sequence[Run]) -> str:
     """On what, in a sentence."""
     one = runs[0]
     chosen, machine = one.settings, one.environment
-    hours = sum(run.summary["seconds"] for run in runs) / 3600
     return (
-        f"{len(runs)} runs on {machine['device']}, {machine['threads']} thread each, "
-        f"{hours:.1f} hours of training; {chosen['train_images']} training images of "
+        f"{len(runs)} runs on {machine['device']}, {machine['threads']} thread each; "
+        f"{chosen['train_images']} training images of "
         f"{chosen['data']}, {chosen['test_images']} test images, {chosen['side']} × "
         f"{chosen['side']}, patches in a box of {chosen['size']} × {chosen['size']}. *Found at "
         f"epoch* is, seed by seed, the first epoch after which the map's maximum lies on the patch "

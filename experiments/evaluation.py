@@ -136,15 +136,16 @@ def keep_test_set(root: Path, settings: Settings) -> str:
     )
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(settings: Settings) -> dict[str, Any]:
     """What a number may depend on: versions, processor, threads."""
+    device = device_of(settings)
     packages = ("attnviz", "torch", "torchvision", "numpy", "captum", "scikit-image")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": name,
-        "threads": torch.get_num_threads(),
+        "threads": settings.threads or torch.get_num_threads(),
         **{package: version(package) for package in packages},
     }
 

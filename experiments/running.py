@@ -140,7 +140,7 @@ def _writer(settings: Settings, root: Path, found: Run | None, *, resume: bool) 
             settings=settings.as_dict(),
             seed=settings.seed,
             dataset=digest,
-            environment=environment(device_of(settings)),
+            environment=environment(settings),
         )
     if found.state in ("broken", "newer"):
         raise RunError(f"{found.path}: {found.reason}; delete the folder to train it again")

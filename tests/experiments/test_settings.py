@@ -6,8 +6,10 @@ import argparse
 import dataclasses
 
 import pytest
+import torch
 
 from attnviz import InputError
+from experiments.evaluation import environment
 from experiments.settings import INCIDENTAL, Settings, add_arguments, chosen
 
 
@@ -54,3 +56,10 @@ def test_numbers_out_of_range_are_named(change: dict[str, object], message: str)
     with pytest.raises(InputError) as raised:
         Settings(**change)  # type: ignore[arg-type]
     assert message in str(raised.value)
+
+
+def test_a_run_tells_the_threads_it_was_given_before_they_are_taken() -> None:
+    now = torch.get_num_threads()
+    assert environment(Settings(threads=now + 3, device="cpu"))["threads"] == now + 3
+    assert environment(Settings(device="cpu"))["threads"] == now
+    assert torch.get_num_threads() == now
