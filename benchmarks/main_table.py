@@ -188,8 +188,7 @@ def loss_table(args: argparse.Namespace) -> None:
 
 
 def _where() -> str:
-    device = device_of(Settings())
-    facts = environment(device)
+    facts = environment(Settings())
     return f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}"
 
 

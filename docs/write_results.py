@@ -115,7 +115,8 @@ def measured_on(runs: Sequence[Run]) -> str:
     one = runs[0]
     chosen, machine = one.settings, one.environment
     return (
-        f"{len(runs)} runs on {machine['device']}, {machine['threads']} thread each; "
+        f"{len(runs)} runs on {machine['device']}, {chosen['threads'] or machine['threads']} "
+        f"thread each; "
         f"{chosen['train_images']} training images of "
         f"{chosen['data']}, {chosen['test_images']} test images, {chosen['side']} × "
         f"{chosen['side']}, patches in a box of {chosen['size']} × {chosen['size']}. *Found at "
