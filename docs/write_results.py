@@ -26,6 +26,15 @@ RESULTS = Path(__file__).parent.parent / "experiments" / "results"
 FOUND = 0.9
 """The share of validation images in which a map must hit the patch to have found it."""
 
+FAULTS = {
+    "mha_reshape": ("mha", "a reshape where a transpose belonged"),
+    "pointwise_channels": ("pointwise", "the product contracts the places"),
+    "linear_tokens_channels": ("linear_tokens", "tokens and features are swapped"),
+    "raw_scores": ("raw_scores_softmax", "no softmax"),
+    "cbam_channel": ("cbam", "no spatial gate unless it is asked for"),
+}
+"""As published → the repaired form, and what was wrong."""
+
 GRAVE = ("error", "warning")
 
 Groups = Mapping[str, Sequence[Run]]
@@ -73,6 +82,39 @@ def trained(groups: Groups) -> str:
     return "\n".join(lines)
 
 
+def faults(groups: Groups) -> str:
+    """What each published fault costs, as a table: the two forms and their paired difference."""
+    lines = [
+        "| as published | the fault | energy | pointing | accuracy | repaired | energy | pointing "
+        "| accuracy | energy gained |",
+        "| --- | --- | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, (repaired, fault) in FAULTS.items():
+        if name in groups and repaired in groups:
+            pair = compare({one: groups[one] for one in (name, repaired)}, metrics=METRICS)
+            lines.append(
+                f"| {scores(pair, name, groups, fault)} | {scores(pair, repaired, groups)} "
+                f"| {gained(pair, repaired)} |"
+            )
+    return "\n".join(lines)
+
+
+def scores(pair: Comparison, name: str, groups: Groups, *more: str) -> str:
+    """A variant's cells: its name and map, energy, pointing and accuracy."""
+    rows = [pair.of(metric).set_index("variant").loc[name] for metric in METRICS[:2]]
+    own = f"`{name}`, {groups[name][0].summary['map']}"
+    means = [rows[0]["mean"], rows[1]["mean"], rows[0]["accuracy"]]
+    return " | ".join([own, *more, *(f"{one:.2f}" for one in means)])
+
+
+def gained(pair: Comparison, repaired: str) -> str:
+    """The energy of the repaired form minus the other's, with its paired interval."""
+    row = pair.differences.iloc[0]
+    sign = 1 if row["variant"] == repaired else -1
+    low, high = sorted(sign * row[end] for end in ("low", "high"))
+    return f"{sign * row['difference']:+.2f} [{low:+.2f} to {high:+.2f}]"
+
+
 def worth(runs: Sequence[Run]) -> str:
     """By how much the logit moves when the head or gate that matters most is cut; seeds' mean."""
     sizes = [[row["size"] for row in run.summary["knockout"]] for run in runs]
@@ -106,6 +148,7 @@ def section(question: str, groups: Groups, ranking: Comparison) -> str:
             ranking.to_markdown(METRICS),
             f"![Energy in the patch by variant, {question}]({question}.png)",
             trained(groups),
+            *([faults(groups)] if FAULTS.keys() & groups.keys() else []),
         ]
     )
 
