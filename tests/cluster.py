@@ -8,10 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
-from attnviz.executors import KEEP_MEMORY
+from attnviz.executors.cluster import KEEP_MEMORY
 
 
 @contextmanager
@@ -25,12 +25,17 @@ def cluster(folder: Path, workers: int = 2) -> Iterator[str]:
         while not told.exists():
             assert scheduler.poll() is None, "the scheduler ended before it told its address"
             time.sleep(0.05)
+        address = str(json.loads(told.read_text())["address"])
         for _ in range(workers):
-            stack.enter_context(
-                _dask("worker", "--scheduler-file", str(told), "--nthreads", "1",
-                      "--local-directory", str(folder))
-            )  # fmt: skip
-        yield str(json.loads(told.read_text())["address"])
+            stack.enter_context(worker(address, folder))
+        yield address
+
+
+def worker(
+    address: str, folder: Path, *words: str
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """A worker of one thread."""
+    return _dask("worker", address, "--nthreads", "1", "--local-directory", str(folder), *words)
 
 
 @contextmanager

@@ -15,12 +15,12 @@ import pandas as pd
 import pytest
 import torch
 
-from attnviz import executors
 from attnviz.attribution import attribute
 from attnviz.capture import watch
 from attnviz.cli.scoring import with_columns
 from attnviz.diagnosis.catalogue import finding
 from attnviz.errors import AttnvizError
+from attnviz.executors import cluster
 from attnviz.figures import comparison_picture
 from attnviz.layers import LearnedQuery, MultiHeadAttention
 from attnviz.layers.tutorials import LinearTokens, PointwiseAttention
@@ -83,9 +83,9 @@ def over_a_broken_run(run: Run) -> object:
 
 
 def blind_worker(run: Run) -> None:
-    says = {"tcp://here:1": "elsewhere does not see the folder"}
+    says = {"tcp://here:1": "on elsewhere does not see the folder"}
     client = SimpleNamespace(run=lambda function, *args: says)
-    executors._all_see(client, Path("sign"))
+    cluster._refuse_unfit(client, (Path("sign"),))
 
 
 IMAGES = torch.zeros(2, 3, 8, 8)

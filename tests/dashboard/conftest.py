@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import subprocess
@@ -10,10 +11,9 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-
-from tests.dashboard import made_runs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 APP = REPOSITORY / "dashboard" / "app.py"
@@ -22,18 +22,19 @@ APP = REPOSITORY / "dashboard" / "app.py"
 @pytest.fixture(scope="session")
 def good_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six variants, two seeds each, on the same 64 images; seed 0 with weights."""
-    return made_runs.good_runs(tmp_path_factory.mktemp("good"), model=True)
+    return _made_runs().good_runs(tmp_path_factory.mktemp("good"), model=True)
 
 
 @pytest.fixture(scope="session")
 def bad_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three good runs beside every kind of bad one."""
-    return made_runs.bad_runs(tmp_path_factory.mktemp("bad"))
+    return _made_runs().bad_runs(tmp_path_factory.mktemp("bad"))
 
 
 @pytest.fixture(scope="session")
 def browsed_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs that the browser sees: good ones, one in training, one with a hostile name."""
+    made_runs = _made_runs()
     root = made_runs.good_runs(tmp_path_factory.mktemp("browsed"), seeds=1, model=True)
     made_runs.training_run(root, "mha-9")
     made_runs.hostile_run(root)
@@ -60,6 +61,11 @@ def address(browsed_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     finally:
         server.terminate()
         server.wait(10)
+
+
+def _made_runs() -> ModuleType:
+    """Imported late: the run-time checks come before attnviz, and this file may be read first."""
+    return importlib.import_module("tests.dashboard.made_runs")
 
 
 def _free_port() -> int:

@@ -5,23 +5,29 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pandas.testing import assert_frame_equal
 
-from attnviz import InputError, executors, list_runs, open_run
-from attnviz.executors import Workers, executor_of, sees
+from attnviz import InputError, RunError, list_runs, open_run
+from attnviz.executors import Workers, executor_of
+from attnviz.executors import cluster as clusters
+from attnviz.executors.fitness import sees
 from experiments.__main__ import main
-from tests.cluster import cluster
+from tests.cluster import cluster, worker
 from tests.experiments.test_sweep import epoch, killer, pid_of, started, until
 from tests.experiments.tiny import TINY, WORDS
 
-pytest.importorskip("distributed", reason="Dask is an extra: pip install 'attnviz[dask]'")
+distributed = pytest.importorskip(
+    "distributed", reason="Dask is an extra: pip install 'attnviz[dask]'"
+)
 
 GRID = ("--variants", "cnn", "--seeds", "2", "--epochs", "12")
 RUNS = [dataclasses.replace(TINY, variant="cnn", seed=seed, epochs=12) for seed in range(2)]
@@ -97,7 +103,7 @@ def refused(address: str, folder: Path, message: str) -> None:
 def test_a_scheduler_that_is_away_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(executors, "CONNECT_WITHIN", 0.5)
+    monkeypatch.setattr(clusters, "CONNECT_WITHIN", 0.5)
     words = [*WORDS, "--scheduler", "tcp://127.0.0.1:9", "--out", str(tmp_path)]
     assert main(["sweep", *words]) == 2
     error = capsys.readouterr().err
@@ -122,7 +128,7 @@ def test_other_versions_are_refused(
 def test_a_worker_that_does_not_see_the_folder_is_named(
     scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executors, "SEEN_WITHIN", 0.2)
+    monkeypatch.setattr(clusters, "SEEN_WITHIN", 0.2)
     touch = Path.touch
     elsewhere = tmp_path / "mounted elsewhere"
     monkeypatch.setattr(Path, "touch", lambda self: touch(elsewhere))
@@ -136,11 +142,51 @@ def test_a_worker_that_does_not_see_the_folder_is_named(
     assert sees(elsewhere, 0) == ""
 
 
+ELSEWHERE = """
+from pathlib import Path
+exists = Path.exists
+Path.exists = lambda path, **how: path.suffix != ".seen" and exists(path, **how)
+"""
+"""A machine that has not mounted the shared folder, as far as a worker can tell."""
+
+
+def where(seconds: float) -> str:
+    from distributed import get_worker
+
+    time.sleep(seconds)
+    return str(get_worker().address)
+
+
+def test_a_worker_that_joins_late_and_does_not_see_the_folder_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(clusters, "SEEN_WITHIN", 0.2)
+    elsewhere = tmp_path / "elsewhere.py"
+    elsewhere.write_text(ELSEWHERE)
+    runs, preload = tmp_path / "runs", ("--preload", str(elsewhere), "--no-nanny")
+    with cluster(tmp_path, workers=0) as address, ExitStack() as stack:
+        fit = stack.enter_context(worker(address, tmp_path))
+        executor = stack.enter_context(executor_of(Workers(scheduler=address), runs))
+        (first,) = executor.map(where, [0])
+        blind = stack.enter_context(worker(address, tmp_path, *preload))
+        with distributed.Client(address, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=30)
+            (late,) = set(client.nthreads()) - {first}
+            assert set(executor.map(where, [0.1] * 8)) == {first}
+            said = f"the worker {late} on {socket.gethostname()} does not see the folder {runs} "
+            assert [line.startswith(said) for line in caplog.messages] == [True]
+            fit.terminate()
+            fit.wait()
+            with pytest.raises(RunError, match=f"no worker is left that can do it: {said}"):
+                executor.submit(where, 0).result(60)
+        assert blind.poll() is None
+    assert not list(runs.iterdir())
+
+
 def test_workers_of_several_threads_and_none_at_all_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    distributed = pytest.importorskip("distributed")
-    monkeypatch.setattr(executors, "WORKERS_WITHIN", 0.2)
+    monkeypatch.setattr(clusters, "WORKERS_WITHIN", 0.2)
     options = {"processes": False, "dashboard_address": ":0", "protocol": "tcp"}
     with distributed.LocalCluster(n_workers=0, threads_per_worker=2, **options) as cluster:
         address = cluster.scheduler_address
@@ -156,7 +202,7 @@ def test_without_dask_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_workers_keep_the_memory_that_they_ask_for_again(tmp_path: Path) -> None:
-    wanted = executors.KEEP_MEMORY
+    wanted = clusters.KEEP_MEMORY
     with executor_of(Workers(dask_local=1), tmp_path) as executor:
         assert list(executor.map(os.getenv, wanted)) == list(wanted.values())
     assert not list(tmp_path.iterdir())

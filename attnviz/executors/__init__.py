@@ -1,0 +1,95 @@
+"""Who does the work: processes of this machine, or a Dask cluster, behind one interface.
+
+    flags    what the command line asks for
+    pool     processes of this machine
+    cluster  a Dask cluster
+    fitness  which of a cluster's workers can share the work
+
+Both are executors of `concurrent.futures`, so that what hands out work knows nothing of either.
+Dask is the optional extra `attnviz[dask]`; it sends pickles, so use it in a network you trust.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from attnviz.errors import RunError
+from attnviz.executors.cluster import crew, is_cancelled
+from attnviz.executors.flags import Workers, add_workers, chosen_workers, cores, positive
+from attnviz.executors.pool import interruptible, processes
+
+__all__ = [
+    "Workers",
+    "add_workers",
+    "chosen_workers",
+    "cores",
+    "executor_of",
+    "interruptible",
+    "is_cancelled",
+    "positive",
+    "processes",
+    "spread",
+]
+
+T = TypeVar("T")
+
+
+@contextmanager
+def executor_of(workers: Workers, *shared: Path) -> Iterator[Executor]:
+    """An executor that ends with the block; interrupted, its tasks are asked to stop.
+
+    Args:
+        workers: Who does the work; one of the three is given.
+        shared: The folders that all workers must see, which is checked.
+
+    Raises:
+        InputError: The cluster is not there, has no workers, other versions of what matters or
+            several threads a worker, or does not see the folder; or Dask is not installed.
+    """
+    found = processes(workers.processes) if workers.processes else crew(workers, *shared)
+    with found as executor:
+        yield executor
+
+
+def spread(
+    function: Callable[[Any], T],
+    parts: Sequence[Any],
+    executor: Executor | None,
+    *,
+    label: str,
+    shown: bool | None = None,
+) -> list[T]:
+    """A function of each part, in the parts' order, by an executor or, without one, right here.
+
+    Args:
+        function: Picklable by name, or a `functools.partial` of such a one.
+        parts: What it is called with, one after the other.
+        executor: Who calls it; None is this process.
+        label: Of the progress bar on stderr.
+        shown: Whether there is a bar; None is on a terminal only.
+
+    Raises:
+        RunError: A process died; a Dask worker that dies is replaced by another.
+    """
+    from tqdm import tqdm
+
+    each = partial(_interruptibly, function)
+    results = map(function, parts) if executor is None else executor.map(each, parts)
+    disable = None if shown is None else not shown
+    try:
+        return list(tqdm(results, total=len(parts), desc=label, leave=False, disable=disable))
+    except BrokenProcessPool as error:
+        raise RunError(
+            f"{label}: a worker process was killed, perhaps for its memory; use fewer --workers"
+        ) from error
+
+
+def _interruptibly(function: Callable[[Any], T], part: Any) -> T:
+    with interruptible():
+        return function(part)
