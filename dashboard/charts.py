@@ -14,16 +14,12 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from attnviz.compare.words import spoken
 from dashboard.palettes import DASHES, Ink
 
 _ROW = 34  # pixels per variant in a dot plot
 _AXIS = 56  # pixels for the axis and the words above
 _FONT = "'Source Sans', 'Source Sans Pro', sans-serif"
-
-
-def spoken(metric: str) -> str:
-    """A metric's key as words."""
-    return metric.replace("_", " ").replace("iou", "IoU").replace("auroc", "AUROC")
 
 
 def short(metric: str) -> str:

@@ -35,7 +35,7 @@ class Ink:
         grid: Grid lines and axes.
         mark: Dots and intervals of what is measured.
         chance: The line of what a random map gets.
-        ceiling: The line of what the best map of this grid gets.
+        ceiling: The line of what the patch itself gets, drawn on the grid.
         series: One colour per variant, in order.
     """
 

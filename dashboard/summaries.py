@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
+
 
 def cleaned(summary: Any) -> dict[str, Any]:
     """The parts of a summary that the dashboard reads, each of its type; the rest as it was."""
@@ -28,10 +30,15 @@ def cleaned(summary: Any) -> dict[str, Any]:
     }
     if isinstance(found.get("findings"), list):
         out["findings"] = [dict(one) for one in found["findings"] if isinstance(one, Mapping)]
+    cuts = found.get("knockout")
+    out["knockout"] = [one for one in cuts if _is_cut(one)] if isinstance(cuts, list) else []
     return out
 
 
-_READ = {"accuracy", "loss", "seconds", "map", "diagnosis", "threshold", "metrics", "findings"}
+_READ = {
+    *("accuracy", "loss", "seconds", "map", "diagnosis"),
+    *("threshold", "metrics", "findings", "knockout"),
+}
 
 
 def level(run: Any, map_name: str | None, metric: str, name: str) -> float | None:
@@ -39,6 +46,34 @@ def level(run: Any, map_name: str | None, metric: str, name: str) -> float | Non
     metrics = run.summary.get("metrics", {}).get(map_name, {})
     value: float | None = metrics.get(metric, {}).get(name)
     return value
+
+
+def knockouts(run: Any) -> pd.DataFrame:
+    """What each cut did to a run's output: what, mean, low, high, clear of zero, images."""
+    rows = [
+        {
+            "what": " ".join([one["name"], *_head(one.get("head")), one["way"]]),
+            "mean": one["effect"],
+            "low": one["low"],
+            "high": one["high"],
+            "clear": not one["low"] <= 0 <= one["high"],
+            "images": one.get("images"),
+        }
+        for one in run.summary.get("knockout", [])
+    ]
+    return pd.DataFrame(rows)
+
+
+def _head(number: Any) -> list[str]:
+    return [] if number is None else ["head", str(number)]
+
+
+def _is_cut(one: Any) -> bool:
+    return (
+        isinstance(one, Mapping)
+        and all(_is_number(one.get(name)) for name in ("effect", "low", "high"))
+        and all(isinstance(one.get(name), str) for name in ("name", "way"))
+    )
 
 
 def _items(value: Any) -> list[tuple[Any, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from attnviz.compare.words import records
 from attnviz.errors import NothingSeenError
 from attnviz.faithfulness import faithfulness_scores, knockout
 from attnviz.maps import resized
@@ -58,9 +59,7 @@ def knocked_out(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
         table = knockout(model, images).table
     except NothingSeenError:
         return []
-    known = table.notna()
-    rows: list[dict[str, Any]] = table.astype(object).where(known, None).to_dict("records")  # type: ignore[assignment]  # columns are words
-    return rows
+    return records(table)
 
 
 def _spread(scores: Tensor, numbers: Tensor, count: int) -> np.ndarray:

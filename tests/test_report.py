@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from attnviz.compare.definitions import DEFINITIONS, LOWER_IS_BETTER
 from attnviz.errors import InputError, RunError
 from attnviz.report import write_report
-from attnviz.report.definitions import DEFINITIONS
 from attnviz.report.markup import Html, joined, table, tag
 from attnviz.runs import start_run
 from tests.compare.written import dataset, sample_table, write_run
@@ -142,13 +142,19 @@ class TestContent:
     def test_metrics_and_words_are_defined(self, root: Path) -> None:
         two(root)
         text = written(root).text
-        assert "The share of the map's positive values that lies inside the patch." in text
+        assert "The share of the map's positive mass that lies on the patch." in text
         assert "Holm's correction over all pairs" in text
 
     def test_every_metric_has_a_definition(self) -> None:
+        from attnviz import faithfulness
         from attnviz.metrics.suite import METRICS
 
-        assert set(METRICS) <= set(DEFINITIONS)
+        asked = faithfulness.METRICS
+        assert set(METRICS) | set(asked) <= set(DEFINITIONS)
+        assert {key for key, said in asked.items() if said.endswith("↓")} <= LOWER_IS_BETTER
+        assert not {key for key, said in asked.items() if said.endswith("↑")} & LOWER_IS_BETTER
+        worse = {key for key, metric in METRICS.items() if metric.better == "lower"}
+        assert worse == set(METRICS) & LOWER_IS_BETTER
 
     def test_runs_left_out_are_listed_with_their_reason(self, root: Path) -> None:
         two(root)

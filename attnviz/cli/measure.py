@@ -30,6 +30,7 @@ from attnviz.cli.scoring import (
     with_columns,
 )
 from attnviz.cli.tables import as_json
+from attnviz.compare.words import records
 from attnviz.errors import InputError, unknown_name
 from attnviz.executors import spread
 from attnviz.faithfulness import (
@@ -164,7 +165,7 @@ def _measured(found: Run, args: argparse.Namespace, executor: Executor | None) -
             columns, bench.dataset, (grid[-2], grid[-1]), metrics, bench.threshold(name)
         )
     cuts = _knocked(bench, executor) if args.knockout else None
-    rows = [] if cuts is None else cuts.table.to_dict("records")
+    rows = [] if cuts is None else records(cuts.table)
     with amend_run(found.path) as writer:
         writer.samples(samples)
         fresh: dict[str, Any] = {"metrics": merged_metrics(found, summaries)}

@@ -11,6 +11,9 @@ from attnviz.cli.ls import as_dict
 from attnviz.cli.tables import as_json, printable, table
 from attnviz.runs import Run, flat, open_run
 
+_APART = ("metrics", "findings", "knockout")
+_CUT = ("name", "head", "way", "effect", "low", "high", "size", "images")
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command takes."""
@@ -46,13 +49,16 @@ def _sections(run: Run) -> Iterator[str]:
     facts = {"variant": run.variant, "seed": run.seed, "created": run.created}
     facts |= {"dataset": run.dataset} | flat(run.progress, "progress.")
     yield table(("run", "value"), facts.items())
-    summary = {k: v for k, v in run.summary.items() if k not in ("metrics", "findings")}
+    summary = {k: v for k, v in run.summary.items() if k not in _APART}
     for title, values in (("settings", run.settings), ("summary", summary)):
         if values:
             yield table((title, "value"), flat(values).items())
     scores = list(_scores(run.summary.get("metrics")))
     if scores:
         yield table(("map", "metric", "mean", "low", "high", "chance", "ceiling"), scores)
+    cuts = [one for one in _listed(run.summary.get("knockout")) if isinstance(one, Mapping)]
+    if cuts:
+        yield table(_CUT, ([one.get(key) for key in _CUT] for one in cuts))
     if run.files:
         rows = ((name, f.size, _shape(f.shape)) for name, f in run.files.items())
         yield table(("file", "bytes", "shape"), rows)
@@ -65,6 +71,10 @@ def _scores(metrics: object) -> Iterator[tuple[object, ...]]:
             if isinstance(score, Mapping):
                 values = (score.get(key) for key in ("mean", "low", "high", "chance", "ceiling"))
                 yield (name, metric, *values)
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _items(value: object) -> list[tuple[Any, Any]]:

@@ -24,7 +24,8 @@ from types import ModuleType
 from typing import Any
 
 from attnviz.compare.comparison import Comparison
-from attnviz.compare.groups import LOWER_IS_BETTER, Group
+from attnviz.compare.definitions import LOWER_IS_BETTER
+from attnviz.compare.groups import Group
 from attnviz.compare.inputs import Source, read_groups
 from attnviz.compare.ranking import rank
 from attnviz.errors import InputError

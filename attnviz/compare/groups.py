@@ -9,9 +9,6 @@ import numpy as np
 
 from attnviz.errors import InputError
 
-LOWER_IS_BETTER = frozenset({"deletion_auc", "avg_drop", "complexity", "infidelity", "sensitivity"})
-"""The metrics of which less is better; of all others, more is."""
-
 _SHARES = (
     *("pointing_game", "energy_pointing_game", "relevance_rank_accuracy", "topk_intersection"),
     *("pixel_auroc", "pixel_ap", "iou", "iou_at_area", "max_iou", "oracle_iou", "sparseness"),
@@ -24,7 +21,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 """Between what a metric's mean can lie at all; an interval that reached further says no more."""
 
 LEVELS = ("chance", "centre", "ceiling")
-"""What stands beside a score: a random map's, a centred blob's, the grid's best."""
+"""What stands beside a score: a random map's, a centred blob's, the patch's own on the grid."""
 
 
 @dataclass(frozen=True, eq=False)

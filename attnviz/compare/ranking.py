@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from attnviz.compare.comparison import Comparison
-from attnviz.compare.groups import LEVELS, LIMITS, LOWER_IS_BETTER, Group
+from attnviz.compare.definitions import LOWER_IS_BETTER
+from attnviz.compare.groups import LEVELS, LIMITS, Group
 from attnviz.compare.resampling import (
     half_width,
     holm,

@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from attnviz.compare.groups import LEVELS, LOWER_IS_BETTER
+from attnviz.compare.definitions import DEFINITIONS, LOWER_IS_BETTER
+from attnviz.compare.groups import LEVELS
 from attnviz.compare.recorded import differing, flattened
 from attnviz.compare.words import WELL_KNOWN, interval, number, percent, span, spoken, with_sign
 from attnviz.errors import AttnvizError
 from attnviz.figures import curves
 from attnviz.figures.sheets import SCALING
-from attnviz.report.definitions import DEFINITIONS, TERMS
 from attnviz.report.markup import Html, joined, line, table, tag
 from attnviz.report.pictures import plot, tile
 from attnviz.report.study import Sample, Study
+from attnviz.report.terms import TERMS
 
 _SHOWN = 4  # images in the strip, and best and worst of each variant
 
@@ -307,8 +308,9 @@ def words(study: Study) -> Html:
     entries = []
     for metric in shown:
         if metric in DEFINITIONS:
-            text, source = DEFINITIONS[metric]
-            entries.append((spoken(metric), joined([text, " ", tag("i", source)])))
+            known = DEFINITIONS[metric]
+            said = f"{known.meaning} {known.scale}. "
+            entries.append((spoken(metric), joined([said, tag("i", known.source)])))
     entries += [(term, joined([text])) for term, text in TERMS]
     return tag("dl", ((tag("dt", name), tag("dd", text)) for name, text in entries))
 

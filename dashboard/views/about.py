@@ -7,10 +7,11 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from attnviz.compare.definitions import DEFINITIONS
 from attnviz.compare.recorded import flattened
-from dashboard import charts, notices, shelf
+from attnviz.compare.words import spoken
+from dashboard import notices, shelf
 from dashboard.compared import Chosen, chosen
-from dashboard.definitions import DEFINITIONS
 from dashboard.selection import map_names, metric_names, patch_sizes, patched
 
 
@@ -60,14 +61,15 @@ def _metrics(used: list[str]) -> None:
     for key in used:
         known = DEFINITIONS.get(key)
         if known is None:
-            st.markdown(f"- **{charts.spoken(key)}**: a metric of the lab's own.")
+            st.markdown(f"- **{spoken(key)}**: a metric of the lab's own.")
         else:
             st.markdown(f"- **{known.name}**. {known.meaning} {known.scale}. *{known.source}.*")
     st.caption(
         "Only images with a patch count; one that cannot be scored is left out and counted. "
-        "Chance is what a random map gets, the ceiling is the best that a map of this grid can "
-        "reach. Intervals are of 95 %, from a bootstrap over seeds and images; with one seed they "
-        "speak of the images alone. Thresholds were chosen on validation images."
+        "Chance is what a random map gets, the ceiling what the patch itself gets, drawn on this "
+        "map's grid; a map that lights less of it can have more energy inside. Intervals are of "
+        "95 %, from a bootstrap over seeds and images; with one seed they speak of the images "
+        "alone. Thresholds were chosen on validation images."
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from attnviz.compare.words import spoken
 from dashboard import charts, notices, shelf
 from dashboard.compared import Chosen, chosen, one_run
 from dashboard.dots import dots
@@ -64,7 +65,7 @@ def _metric(tables: Sequence[pd.DataFrame]) -> str:
         for metric in metric_names(table, name)
     )  # fmt: skip
     default = "energy_pointing_game" if "energy_pointing_game" in known else next(iter(known), "")
-    return chooser("Metric", "metric", {name: charts.spoken(name) for name in known}, default)
+    return chooser("Metric", "metric", {name: spoken(name) for name in known}, default)
 
 
 def _rows(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from attnviz.compare.words import spoken
 from dashboard import charts, notices, shelf
 from dashboard.below import below
 from dashboard.compared import Chosen, chosen, ranked
@@ -84,7 +85,7 @@ def _metric(tables: dict[str, pd.DataFrame]) -> str:
     return chooser(
         "Metric",
         "metric",
-        {n: charts.spoken(n) for n in shared},
+        {n: spoken(n) for n in shared},
         default,
         help="The energy pointing game is the primary metric, declared before looking. "
         "“About this data” defines all of them.",
@@ -281,10 +282,10 @@ def _accuracy(result: Any, metric: str) -> None:
         return
     words = "; ".join(f"{r.variant} {r.accuracy:.3f} and {r.mean:.3f}" for r in rows.itertuples())
     draw(
-        charts.scatter, rows, alt=f"Accuracy and {charts.spoken(metric)}: {words}",
-        x="accuracy", y="mean", x_title="accuracy", y_title=charts.spoken(metric),
+        charts.scatter, rows, alt=f"Accuracy and {spoken(metric)}: {words}",
+        x="accuracy", y="mean", x_title="accuracy", y_title=spoken(metric),
     )  # fmt: skip
-    st.caption(f"Accuracy and {charts.spoken(metric)}: {plain(words)}.")
+    st.caption(f"Accuracy and {spoken(metric)}: {plain(words)}.")
 
 
 def _differences(result: Any, metric: str) -> None:
@@ -299,9 +300,9 @@ def _differences(result: Any, metric: str) -> None:
         f"{r.pair} {r.mean:+.3f} ({r.low:+.3f} to {r.high:+.3f})" for r in data.itertuples()
     )
     draw(
-        charts.intervals, data, alt=f"Paired differences in {charts.spoken(metric)}: {clear}",
+        charts.intervals, data, alt=f"Paired differences in {spoken(metric)}: {clear}",
         row="pair", order=list(data["pair"]), tint="clear",
-        title=f"difference in {charts.spoken(metric)}",
+        title=f"difference in {spoken(metric)}",
     )  # fmt: skip
     unclear = int((~data["clear"]).sum())
     st.caption(

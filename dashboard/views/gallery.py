@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from attnviz.compare.words import spoken
 from dashboard import charts, notices, shelf
 from dashboard.compared import Chosen, chosen, one_run
 from dashboard.frame import chooser, colours, go, heard, offer, stepper
@@ -79,9 +80,7 @@ def _controls(run: Any, table: pd.DataFrame, first: str) -> tuple[str, Choice]:
     default = "energy_pointing_game" if "energy_pointing_game" in known else known[0]
     again = ("page",)
     with one:
-        metric = chooser(
-            "Metric", "metric", {n: charts.spoken(n) for n in known}, default, forget=again
-        )
+        metric = chooser("Metric", "metric", {n: spoken(n) for n in known}, default, forget=again)
     with two:
         order = chooser("Order", "order", ORDERS, "worst", forget=again)
     with three:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from attnviz.compare.words import spoken
 from dashboard import charts, notices, shelf
 from dashboard.compared import listed
 from dashboard.epochs import epoch_maps, found_at, seed_bands
@@ -97,7 +98,7 @@ def _panels(tables: dict[str, list[pd.DataFrame]], chance: float | None) -> None
         if not known:
             continue
         st.header(name)
-        words = {c: charts.spoken(c.replace("val_", "validation ")) for c in known}
+        words = {c: spoken(c.replace("val_", "validation ")) for c in known}
         column = chooser("Curve", f"curve_{name.lower()}", words, known[0])
         data = seed_bands(tables, column)
         if data.empty:

@@ -227,8 +227,23 @@ def _table(
         "threshold": thresholds,
         "metrics": metrics,
         "findings": findings(primary),
+        "knockout": [] if primary == "layer_gradcam" else cuts(rng),
     }
     return table, summary
+
+
+def cuts(rng: np.random.Generator) -> list[dict[str, Any]]:
+    """What `attnviz.faithfulness.knockout` would say of four heads."""
+    return [
+        {
+            "name": "features.attention.attend", "kind": "attention", "head": head, "way": way,
+            "effect": effect, "low": effect - 0.2, "high": effect + 0.2, "size": abs(effect),
+            "images": 16,
+        }
+        for head in range(4)
+        for way in ("uniform", "zero")
+        for effect in [float(rng.normal(-0.5, 0.5))]
+    ]  # fmt: skip
 
 
 def findings(where: str) -> list[dict[str, Any]]:

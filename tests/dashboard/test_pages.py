@@ -122,6 +122,16 @@ class TestGoodRuns:
         assert "mha-1" in words(at)
         assert "cbam-0" not in words(at)
 
+    def test_knockouts_are_drawn_and_said_for_the_run_that_is_chosen(self, good_root, monkeypatch):
+        at = opened(monkeypatch, "diagnosis", good_root)
+        assert "What each head and gate is worth" in words(at)
+        assert "16 test images" in words(at)
+        chosen = at.selectbox(key="choose_knockout")
+        assert not any("cnn" in one for one in chosen.options)
+        chosen.set_value("mha-1").run()
+        assert not at.exception
+        assert at.query_params["knockout"] == "mha-1"
+
     def test_two_ticked_runs_show_what_tells_them_apart(self, good_root, monkeypatch):
         at = opened(monkeypatch, "runs", good_root, runs="mha-0,cnn-0")
         assert "What tells these 2 runs apart" in words(at)

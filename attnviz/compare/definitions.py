@@ -14,12 +14,14 @@ class Definition:
         meaning: What the number is, in one sentence.
         scale: Its range, and which way is better.
         source: Where it comes from.
+        less: Whether less is better.
     """
 
     name: str
     meaning: str
     scale: str
     source: str
+    less: bool = False
 
 
 DEFINITIONS: dict[str, Definition] = {
@@ -112,12 +114,14 @@ DEFINITIONS: dict[str, Definition] = {
         "Entropy of the map's absolute values as shares of their sum.",
         "0 (one pixel) upwards, less is better",
         "Bhatt et al. 2020",
+        less=True,
     ),
     "deletion_auc": Definition(
         "deletion",
         "Area below the probability while the most important pixels are taken away.",
         "0 to 1, less is better",
         "Petsiuk et al. 2018",
+        less=True,
     ),
     "insertion_auc": Definition(
         "insertion",
@@ -125,5 +129,79 @@ DEFINITIONS: dict[str, Definition] = {
         "0 to 1, more is better",
         "Petsiuk et al. 2018",
     ),
+    "road_morf": Definition(
+        "ROAD, most relevant first",
+        "The probability with the most important pixels imputed from what is around them.",
+        "0 to 1, less is better",
+        "Rong et al. 2022",
+        less=True,
+    ),
+    "road_lerf": Definition(
+        "ROAD, least relevant first",
+        "The probability with the least important pixels imputed from what is around them.",
+        "0 to 1, more is better",
+        "Rong et al. 2022",
+    ),
+    "road_combined": Definition(
+        "ROAD combined",
+        "Half of what the least relevant first leaves more than the most relevant first.",
+        "-0.5 to 0.5, more is better",
+        "Gildenblat 2022",
+    ),
+    "avg_drop": Definition(
+        "average drop",
+        "The share of the probability that is lost when only what the map shows is kept.",
+        "0 to 1, less is better",
+        "Chattopadhay et al. 2018",
+        less=True,
+    ),
+    "increase_in_confidence": Definition(
+        "increase in confidence",
+        "Whether the probability rises when only what the map shows is kept.",
+        "0 to 1, more is better",
+        "Chattopadhay et al. 2018",
+    ),
+    "infidelity": Definition(
+        "infidelity",
+        "How far the map is from telling what noise on the image does to the output.",
+        "0 upwards, less is better",
+        "Yeh et al. 2019",
+        less=True,
+    ),
+    "sensitivity": Definition(
+        "sensitivity",
+        "How much the map changes, at most, when the image does so by a little.",
+        "0 upwards, less is better",
+        "Yeh et al. 2019",
+        less=True,
+    ),
+    "mprt": Definition(
+        "parameter randomisation",
+        "How alike the map still is when the model's weights are drawn at random, layer by layer.",
+        "-1 to 1, less is better",
+        "Adebayo et al. 2018",
+        less=True,
+    ),
+    "agreement_spearman": Definition(
+        "agreement, Spearman",
+        "Rank correlation of the map with an attribution, in the lab with layer Grad-CAM.",
+        "-1 to 1",
+        "Spearman 1904",
+    ),
+    "agreement_ssim": Definition(
+        "agreement, SSIM",
+        "Structural similarity of the map and an attribution, in the lab layer Grad-CAM.",
+        "-1 to 1",
+        "Wang et al. 2004",
+    ),
+    "agreement_topk_iou": Definition(
+        "agreement, top-k IoU",
+        "Overlap of the map's greatest values with those of an attribution.",
+        "0 to 1",
+        "Jaccard",
+    ),
 }
 """Key of a metric → what it means."""
+
+LOWER_IS_BETTER = frozenset(key for key, known in DEFINITIONS.items() if known.less)
+"""The metrics of which less is better; of all others, more is."""
