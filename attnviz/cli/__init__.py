@@ -17,8 +17,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from typing import NoReturn
 
-from attnviz.errors import AttnvizError, unknown_name
+from attnviz.errors import AttnvizError, InputError, unknown_name
 
 COMMANDS = {
     "watch": "print what a model's attention looks like on some images",
@@ -56,7 +57,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run([word for word in words if word != "--debug"])
         sys.stdout.flush()
-    except SystemExit as end:  # argparse has printed its help or its complaint
+    except SystemExit as end:  # argparse has printed its help
         return end.code if isinstance(end.code, int) else 2
     except KeyboardInterrupt:
         return _complain("interrupted")
@@ -89,13 +90,20 @@ def _run(words: list[str]) -> int:
     if name not in commands:
         raise unknown_name("command", name, commands)
     module = import_module(f"{__name__}.{name}")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"attnviz {name}", description=_sentence(commands[name]), allow_abbrev=False
     )
     parser.add_argument("--debug", action="store_true", help="on an error, show where it came from")
     module.arguments(parser)
     code: int = module.run(parser.parse_args(words[1:]))
     return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are those of every other mistake: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; {self.prog} --help says what it takes")
 
 
 def _help(commands: dict[str, str]) -> str:

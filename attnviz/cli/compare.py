@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from attnviz.cli.outputs import file
 from attnviz.cli.tables import as_json, printable
 from attnviz.compare import Comparison, compare
 from attnviz.compare.inputs import open_runs
@@ -28,7 +29,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--csv", action="store_true", help="print the table as CSV")
     form.add_argument("--markdown", action="store_true", help="print the ranking as Markdown")
     form.add_argument("--latex", action="store_true", help="print the ranking for LaTeX")
-    parser.add_argument("--figure", metavar="PNG", help="write the dot plot there, too")
+    parser.add_argument(
+        "--figure", type=file(".png"), metavar="PNG", help="write the dot plot there, too"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

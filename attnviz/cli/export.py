@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnviz.errors import InputError, RunError
+from attnviz.cli.outputs import file
+from attnviz.errors import RunError
 from attnviz.runs import Run, list_runs
 from attnviz.runs.storage import cause_of, write_whole
 
@@ -28,19 +28,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default="samples",
         help="samples: a row per image; scores: a row per metric; curves: a row per epoch",
     )
-    parser.add_argument("--out", type=Path, help="a .csv, .json or .parquet file; else CSV, here")
+    parser.add_argument(
+        "--out", type=file(*_SUFFIXES), help="a .csv, .json or .parquet file; else CSV, here"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of CSV")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write one table with the columns `run`, `variant`, `seed` in front."""
-    if args.out is not None and args.out.suffix not in _SUFFIXES:
-        raise InputError(f"--out: expected {', '.join(_SUFFIXES)}, got {str(args.out)!r}")
     found = list_runs(args.runs)
     if not found.complete:
         raise RunError(f"export {found.where}: no complete run among {len(found)}")
     frame = joined(list(found.complete), args.table)
-    suffix = args.out.suffix if args.out is not None else ".json" if args.json else ".csv"
+    suffix = args.out.suffix.lower() if args.out is not None else ".json" if args.json else ".csv"
     content = _content(frame, suffix)
     if args.out is None:
         sys.stdout.write(content.decode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from attnviz.cli.outputs import file
 from attnviz.cli.tables import printable
 from attnviz.compare.inputs import open_runs
 from attnviz.report import write_report
@@ -14,8 +15,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command takes."""
     parser.add_argument("runs", nargs="+", help="folders of runs, or of single runs")
     parser.add_argument(
-        "--out", default="report.html", metavar="HTML", help="where to (default: %(default)s)"
-    )
+        "--out", type=file(".html", ".htm"), default="report.html", metavar="HTML",
+        help="where to (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--primary",
         default="energy_pointing_game",

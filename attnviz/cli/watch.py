@@ -20,6 +20,7 @@ from torch import Tensor
 from attnviz import maps
 from attnviz.capture import Capture, Record, watch
 from attnviz.cli.factory import FORMS, RANGES, add_model, images_of, model_of
+from attnviz.cli.outputs import folder
 from attnviz.cli.tables import as_json, printable
 from attnviz.errors import InputError
 
@@ -36,7 +37,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--where", action="append", metavar="GLOB",
         help="only these modules, by their dotted names, or 'attention' or 'gate'; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--out", metavar="FOLDER", help="write maps and a contact sheet there")
+    parser.add_argument(
+        "--out", type=folder, metavar="FOLDER", help="write maps and a contact sheet there"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -47,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     with torch.no_grad(), watch(model, where=args.where, features=True) as seen:
         model(images)
     drawn, left_out = draw(seen)
-    written = _write(Path(args.out), drawn, _pixels(images, args.normalise)) if args.out else []
+    written = _write(args.out, drawn, _pixels(images, args.normalise)) if args.out else []
     if args.json:
         print(as_json(_as_dict(args.model, seen, drawn, left_out, written)))
         return 0
@@ -89,7 +92,7 @@ def _pixels(images: Tensor, normalise: str) -> np.ndarray:
     return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-def _write(folder: Path, drawn: dict[str, Tensor], pixels: np.ndarray) -> list[str]:
+def _write(out: Path, drawn: dict[str, Tensor], pixels: np.ndarray) -> list[str]:
     """Raw maps, overlays and a contact sheet; the names of the files."""
     from safetensors.torch import save
 
@@ -97,7 +100,7 @@ def _write(folder: Path, drawn: dict[str, Tensor], pixels: np.ndarray) -> list[s
     from attnviz.runs.storage import write_whole
 
     raw = save({name: one.cpu().contiguous() for name, one in drawn.items()})
-    write_whole(folder / "maps.safetensors", raw)
+    write_whole(out / "maps.safetensors", raw)
     written = ["maps.safetensors"]
     tiles: list[np.ndarray] = []
     captions: list[str] = []
@@ -106,14 +109,14 @@ def _write(folder: Path, drawn: dict[str, Tensor], pixels: np.ndarray) -> list[s
         captions.append(f"image {number}")
         for name, one in drawn.items():
             laid = overlay(picture, np.maximum(one[number].cpu().numpy(), 0))
-            path = folder / name.replace(":", ".") / f"{number}.png"
+            path = out / name.replace(":", ".") / f"{number}.png"
             save_png(laid, path)
-            written.append(str(path.relative_to(folder)))
+            written.append(str(path.relative_to(out)))
             tiles.append(_tile(laid))
             captions.append(name.replace(":", "\n"))
     columns = min(len(drawn) + 1, 12)
     sheet = contact_sheet(tiles[:_MOST_TILES], captions[:_MOST_TILES], columns)
-    save_png(sheet, folder / "sheet.png")
+    save_png(sheet, out / "sheet.png")
     return [*written, "sheet.png"]
 
 

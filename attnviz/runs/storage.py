@@ -197,9 +197,11 @@ def open_store(place: Place) -> Store:
         place: A local path, or an address such as `"s3://bucket/runs"` (needs `attnviz[remote]`).
 
     Raises:
-        RunError: fsspec or the backend for this scheme is not installed.
+        RunError: The place is empty, or fsspec or the backend for this scheme is not installed.
     """
     text = os.fspath(place)
+    if not text:
+        raise RunError("open '': expected a folder or an address, got an empty word")
     if "://" not in text:
         return LocalStore(Path(text))
     try:

@@ -171,7 +171,7 @@ def test_migrate_brings_old_runs_up_to_date(runs: Path, capsys: pytest.CaptureFi
         (["diff", "mha-0"], "diff: expected two runs or more, got 1"),
         (["diff", "mha-0", "none"], "list none: no such file or folder"),
         (["export", "empty"], "export empty: no complete run among 0"),
-        (["export", ".", "--out", "x.xls"], "--out: expected .csv, .json, .parquet, got 'x.xls'"),
+        (["export", ".", "--out", "x.xls"], "argument --out: expected a name that ends in .csv"),
         (["export", ".", "--out", "no\0/x.csv"], None),
         (["verify", "none"], "list none: no such file or folder"),
         (["migrate", "none"], "list none: no such file or folder"),
@@ -197,7 +197,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 def test_wrong_usage_is_exit_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(words) == 2
     out, err = capsys.readouterr()
-    assert "usage: attnviz" in (err or out)
+    assert (f"attnviz {words[0]} --help says" in err) if words else ("usage: attnviz" in out)
 
 
 def test_debug_shows_where_an_error_came_from(runs: Path) -> None:
