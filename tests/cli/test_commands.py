@@ -197,7 +197,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 def test_wrong_usage_is_exit_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(words) == 2
     out, err = capsys.readouterr()
-    assert (f"attnviz {words[0]} --help says" in err) if words else ("usage: attnviz" in out)
+    assert (
+        (f"attnviz {words[0]} --help says what it takes" in err)
+        if words
+        else ("usage: attnviz" in out)
+    )
 
 
 def test_debug_shows_where_an_error_came_from(runs: Path) -> None:
