@@ -120,7 +120,8 @@ def _group(severity: str, findings: list[dict[str, Any]]) -> None:
             )
             st.markdown(plain(meaning))
             for one in same:
-                st.markdown(f"- `{one['run']}`: {plain(_evidence(one['evidence']))}")
+                said = plain(_evidence(one["evidence"]))
+                st.markdown(f"- `{one['run']}`" + (f": {said}" if said else ""))
             if remedy:
                 st.markdown(f"**What to do:** {plain(remedy)}")
 
