@@ -66,9 +66,10 @@ def dot_plot(table: pd.DataFrame, by_seed: pd.DataFrame, metric: str, *, ink: In
         ink: The theme's colours.
     """
     order = list(table["variant"])
+    furthest = by_seed.groupby("variant")["mean"].max()
     rows = table.assign(
         label=[f"{v:.3f}" if np.isfinite(v) else "cannot be scored" for v in table["mean"]],
-        at=table["high"].fillna(table["mean"]),
+        at=np.fmax(np.fmax(table["high"], table["mean"]), table["variant"].map(furthest)),
     )
     levels = levels_of(table)
     scale = alt.Scale(domain=list(extent(table, by_seed)), nice=False, zero=False)

@@ -70,11 +70,12 @@ def dot_plot(
     for place, (_, row) in enumerate(rows.iterrows()):
         colour = palette.get(str(row["variant"]), page.ink)
         axes.plot([row["low"], row["high"]], [place, place], color=colour, lw=1.6, zorder=3)
+        mine: Sequence[float] = ()
         if seeds is not None:
-            mine = seeds[seeds["variant"] == row["variant"]]["mean"]
+            mine = seeds[seeds["variant"] == row["variant"]]["mean"].to_list()
             axes.plot(mine, [place] * len(mine), "|", color=colour, ms=9, mew=1, zorder=4)
         axes.plot(row["mean"], place, "o", color=colour, ms=6, zorder=5)
-        _beside(axes, row, place, page)
+        _beside(axes, row, place, max((row["high"], *mine), key=_last), page)
     _levels(axes, rows, page)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -84,10 +85,15 @@ def dot_plot(
     return figure
 
 
-def _beside(axes: Any, row: Any, place: int, page: _Page) -> None:
-    """The mean as a number, where the interval's end leaves room."""
+def _last(value: float) -> float:
+    """For a maximum that knows no NaN."""
+    return value if np.isfinite(value) else -np.inf
+
+
+def _beside(axes: Any, row: Any, place: int, end: float, page: _Page) -> None:
+    """The mean as a number, to the right of everything that is drawn of it."""
     if np.isfinite(row["mean"]):
-        right = row["high"] if np.isfinite(row["high"]) else row["mean"]
+        right = end if np.isfinite(end) else row["mean"]
         axes.annotate(
             f"{row['mean']:.2f}",
             (right, place),

@@ -60,6 +60,18 @@ def test_what_the_browser_draws_has_room_for_everything(table, by_seed):
     }  # fmt: skip
 
 
+def test_a_number_stands_beyond_the_interval_and_every_seed(table, by_seed):
+    far = pd.concat([by_seed, pd.DataFrame({"variant": ["a"], "seed": [1], "mean": [0.7]})])
+    spec = charts.dot_plot(table, far, "iou", ink=LIGHT).to_dict()
+    at = {
+        row["variant"]: row["at"]
+        for data in spec["datasets"].values()
+        for row in data
+        if "at" in row
+    }
+    assert at == {"b": 0.6, "a": 0.7, "c": None}
+
+
 def test_negative_scores_are_on_the_axis(table, by_seed):
     table.loc[1, "mean"] = -0.2
     assert described(table, by_seed, "iou", LIGHT)["low"] == -0.2

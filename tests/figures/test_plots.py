@@ -57,6 +57,11 @@ class TestDotPlot:
         assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
         assert [t.get_text() for t in axes.texts] == ["0.60"]
 
+    def test_the_number_stands_beyond_the_interval_and_every_seed(self) -> None:
+        seeds = pd.DataFrame({"variant": ["a", "b", "b"], "mean": [0.65, 0.2, 0.8]})
+        places = [text.xy[0] for text in dot_plot(rows(), seeds=seeds).axes[0].texts]
+        assert places == [0.7, 0.8]
+
     def test_nothing_to_draw_is_refused(self) -> None:
         with pytest.raises(InputError, match="at least one row, got none"):
             dot_plot(rows()[:0])
