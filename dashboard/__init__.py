@@ -6,6 +6,7 @@ shelf, compared     reading runs once for all readers; which of them a page comp
 selection, epochs   which runs, which images, in which order: no Streamlit
 charts, pictures    what is drawn by Altair, and by Pillow where a browser cannot
 packing, overlap    what the components are sent, and what they compute: no Streamlit
-gallery, picker, pointer   components of our own, plain JavaScript without a build
+components          of our own: gallery, dots, picker, pointer, upload, below
+summaries, palettes what strangers wrote, cleaned; the colours of both themes
 live, uploads       a run's model asked live; a stranger's picture decoded
 """

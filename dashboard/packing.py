@@ -41,7 +41,7 @@ class Tile:
     lines: tuple[str, ...]
     alt: str
     image: int
-    box: tuple[int, int, int, int] | None = None
+    box: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,7 @@ def _drawn(
 ) -> np.ndarray:
     flat = values is None or not np.ptp(values) > 0
     if flat:
-        large = image.repeat(scale, axis=0).repeat(scale, axis=1)
-        return figures.outlined(large, tile.box, scale=scale)
+        return figures.outlined(figures.enlarged(image, scale), tile.box, scale=scale)
     return figures.overlay(image, values, tile.box, alpha=opacity, cmap=colours, scale=scale)
 
 

@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 
 from attnviz.compare import LOWER_IS_BETTER
-from attnviz.compare.recorded import asks, differing, flattened, incidental
+from attnviz.compare.recorded import asks, differing, incidental, map_names
+from attnviz.compare.resampling import mean_of_valid
+from attnviz.runs import flat
 
 PAGE_SIZE = 48
 AGREEMENT = "agreement_"
@@ -177,19 +179,19 @@ def differences(runs: Sequence[Any]) -> pd.DataFrame:
 
 def matching(run: Any, words: str) -> bool:
     """Whether each word is found in a run's id, variant, state, or `setting=value`."""
-    flat = [f"{key}={value}" for key, value in flattened(run.settings).items()]
-    text = " ".join([run.id, run.variant, run.state, f"seed={run.seed}", *flat]).casefold()
+    settings = [f"{key}={value}" for key, value in flat(run.settings).items()]
+    text = " ".join([run.id, run.variant, run.state, f"seed={run.seed}", *settings]).casefold()
     return all(word in text for word in words.casefold().split())
 
 
 def _question(run: Any) -> tuple[tuple[str, str], ...]:
-    flat = flattened(run.settings)
-    return tuple(sorted((key, str(value)) for key, value in flat.items() if asks(key)))
+    settings = flat(run.settings)
+    return tuple(sorted((key, str(value)) for key, value in settings.items() if asks(key)))
 
 
 def _trained(run: Any) -> dict[str, str]:
-    flat = flattened(run.settings)
-    return {k: str(v) for k, v in flat.items() if not asks(k) and not incidental(k)}
+    settings = flat(run.settings)
+    return {k: str(v) for k, v in settings.items() if not asks(k) and not incidental(k)}
 
 
 # Images
@@ -215,11 +217,6 @@ class Choice:
     per_page: int = field(default=PAGE_SIZE, repr=False)
 
 
-def patched(samples: pd.DataFrame) -> np.ndarray:
-    """Which images have a patch, (n,) bool."""
-    return ((samples["x1"] > samples["x0"]) & (samples["y1"] > samples["y0"])).to_numpy()
-
-
 def patch_sizes(samples: pd.DataFrame) -> np.ndarray:
     """The longer side of each image's box in pixels, 0 where there is none."""
     width, height = samples["x1"] - samples["x0"], samples["y1"] - samples["y0"]
@@ -236,18 +233,11 @@ def scores(samples: pd.DataFrame, map_name: str, metric: str) -> np.ndarray:
 
 def spread(by_variant: Mapping[str, Sequence[np.ndarray]]) -> np.ndarray:
     """How far the variants disagree about each image: greatest less least mean over seeds, (n,)."""
-    means = np.stack([mean_of_known(np.stack(list(seeds))) for seeds in by_variant.values()])
+    means = np.stack([mean_of_valid(np.stack(list(seeds)).T) for seeds in by_variant.values()])
     known = np.isfinite(means).sum(axis=0) > 1
     high = np.where(np.isfinite(means), means, -np.inf).max(axis=0)
     low = np.where(np.isfinite(means), means, np.inf).min(axis=0)
     return np.where(known, np.where(known, high, 0) - np.where(known, low, 0), np.nan)
-
-
-def mean_of_known(rows: np.ndarray) -> np.ndarray:
-    """The mean of each column `(rows, n)` over what is no NaN; NaN where nothing is left."""
-    count = np.isfinite(rows).sum(axis=0)
-    total = np.where(np.isfinite(rows), rows, 0).sum(axis=0)
-    return np.divide(total, count, out=np.full(rows.shape[1], np.nan), where=count > 0)
 
 
 def in_order(
@@ -310,11 +300,6 @@ def neighbours(where: Sequence[int] | np.ndarray, image: int) -> tuple[int | Non
 
 
 # Maps
-
-
-def map_names(samples: pd.DataFrame) -> list[str]:
-    """The maps that have scores, in the table's order."""
-    return list(dict.fromkeys(c.rpartition("/")[0] for c in samples.columns if "/" in c))
 
 
 def metric_names(samples: pd.DataFrame, map_name: str) -> list[str]:

@@ -170,6 +170,10 @@ class Pictures:
     masks: np.ndarray
     boxes: np.ndarray
 
+    def box(self, place: int = 0) -> tuple[int, ...] | None:
+        """The box of one of these images; None where it has no patch."""
+        return tuple(int(v) for v in self.boxes[place]) if self.masks[place].any() else None
+
 
 def pictures(root: str, digest: str, indices: Sequence[int]) -> Pictures:
     """Some of the test images that a digest names."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from concurrent.futures import Executor
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from attnviz.attribution import attribute, methods
+from attnviz.cli.pairs import pairs, value
 from attnviz.cli.scoring import (
     add_runs,
     as_images,
@@ -87,21 +87,8 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
     if args.baseline is not None:
-        options["baseline"] = _number(args.baseline)
-    for pair in args.option:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise InputError(f"--option: expected KEY=VALUE, got {pair!r}")
-        options[key] = _number(value)
-    return options
-
-
-def _number(text: str) -> Any:
-    """A number, list or truth value where the text is one, else the text."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+        options["baseline"] = value(args.baseline)
+    return options | pairs("--option", args.option)
 
 
 def _attributed(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attnviz.cli.outputs import file
+from attnviz.cli.show import scores
 from attnviz.errors import RunError
 from attnviz.runs import Run, list_runs
 from attnviz.runs.storage import cause_of, write_whole
@@ -74,15 +74,7 @@ def _table(run: Run, table: str) -> DataFrame:
 
     if table == "samples":
         return run.samples()
-    return run.curves() if table == "curves" else pd.DataFrame(list(_scores(run)))
-
-
-def _scores(run: Run) -> Iterator[dict[str, Any]]:
-    metrics = run.summary.get("metrics")
-    for name, entries in metrics.items() if isinstance(metrics, dict) else ():
-        for metric, score in entries.items() if isinstance(entries, dict) else ():
-            if isinstance(score, dict):
-                yield {"map": name, "metric": metric, **score}
+    return run.curves() if table == "curves" else pd.DataFrame(list(scores(run)))
 
 
 def _content(frame: DataFrame, suffix: str) -> bytes:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from attnviz.cli.devices import add_device
+from attnviz.cli.pairs import pairs
 from attnviz.cli.tables import first_line
 from attnviz.errors import InputError, RunError, unknown_name
 from attnviz.models import build_model
@@ -72,7 +73,7 @@ def model_of(args: argparse.Namespace, spec: str) -> nn.Module:
         InputError: There is no such module, callable or model, or it is none.
         RunError: The weights cannot be read, or do not fit.
     """
-    settings = dict(_pair(pair) for pair in args.setting)
+    settings = pairs("--setting", args.setting)
     model = build(spec, **settings)
     if args.weights:
         _load(model, Path(args.weights))
@@ -213,18 +214,6 @@ def _own_size(model: nn.Module) -> int | None:
         return 96
     size = getattr(model, "image_size", None)
     return size if isinstance(size, int) else None
-
-
-def _pair(text: str) -> tuple[str, Any]:
-    import json
-
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise InputError(f"--setting: expected KEY=VALUE, got {text!r}")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
 
 
 def _load(model: nn.Module, file: Path) -> None:

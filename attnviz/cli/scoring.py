@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from attnviz.cli.devices import add_device
 from attnviz.cli.tables import first_line, table
+from attnviz.compare.recorded import none_complete
 from attnviz.compare.summary import summarised
-from attnviz.errors import InputError, RunError
+from attnviz.errors import RunError
 from attnviz.executors import add_workers, chosen_workers, executor_of
 from attnviz.maps import resized
 from attnviz.metrics import METRICS, baselines, localization
@@ -52,8 +53,7 @@ def complete_runs(places: Sequence[str]) -> list[Run]:
     found = [run for place in places for run in list_runs(place)]
     complete = [run for run in found if run.state == "complete"]
     if not complete:
-        states = ", ".join(f"{run.id} is {run.state}" for run in found[:5]) or "no run at all"
-        raise InputError(f"expected at least one complete run, got {states}")
+        raise none_complete("", found)
     return complete
 
 

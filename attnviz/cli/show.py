@@ -12,6 +12,7 @@ from attnviz.cli.tables import as_json, printable, table
 from attnviz.runs import Run, flat, open_run
 
 _APART = ("metrics", "findings", "knockout")
+_SCORE = ("map", "metric", "mean", "low", "high", "chance", "ceiling")
 _CUT = ("name", "head", "way", "effect", "low", "high", "size", "images")
 
 
@@ -53,9 +54,9 @@ def _sections(run: Run) -> Iterator[str]:
     for title, values in (("settings", run.settings), ("summary", summary)):
         if values:
             yield table((title, "value"), flat(values).items())
-    scores = list(_scores(run.summary.get("metrics")))
-    if scores:
-        yield table(("map", "metric", "mean", "low", "high", "chance", "ceiling"), scores)
+    scored = [[one.get(key) for key in _SCORE] for one in scores(run)]
+    if scored:
+        yield table(_SCORE, scored)
     cuts = [one for one in _listed(run.summary.get("knockout")) if isinstance(one, Mapping)]
     if cuts:
         yield table(_CUT, ([one.get(key) for key in _CUT] for one in cuts))
@@ -64,13 +65,12 @@ def _sections(run: Run) -> Iterator[str]:
         yield table(("file", "bytes", "shape"), rows)
 
 
-def _scores(metrics: object) -> Iterator[tuple[object, ...]]:
-    """The rows of the summary's metrics, as far as they have the form they should."""
-    for name, entries in _items(metrics):
+def scores(run: Run) -> Iterator[dict[str, Any]]:
+    """The summary's metrics, one by one, as far as they have the form they should."""
+    for name, entries in _items(run.summary.get("metrics")):
         for metric, score in _items(entries):
             if isinstance(score, Mapping):
-                values = (score.get(key) for key in ("mean", "low", "high", "chance", "ceiling"))
-                yield (name, metric, *values)
+                yield {"map": name, "metric": metric, **score}
 
 
 def _listed(value: object) -> list[Any]:

@@ -9,13 +9,14 @@ what is seen. Within one variant only the seed may differ.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from attnviz.compare.groups import LEVELS, Group
 from attnviz.errors import InputError, unknown_name
+from attnviz.runs import flat
 
 _NEEDED = ("index", "label", "x0", "y0", "x1", "y1", "correct")
 _QUESTION = {
@@ -48,8 +49,7 @@ def run_groups(
     kept = {variant: group for variant, group in kept.items() if group}
     unfit = [run for group in runs.values() for run in group if run.state != "complete"]
     if not kept:
-        states = ", ".join(f"{run.id} is {run.state}" for run in unfit[:5]) or "no run at all"
-        raise InputError(f"compare: expected at least one complete run, got {states}")
+        raise none_complete("compare: ", unfit)
     _same_question({name: run for group in kept.values() for name, run in group.items()})
     for variant, group in kept.items():
         _replicates(variant, group)
@@ -59,9 +59,20 @@ def run_groups(
     return groups, [*_trained_unlike(kept), *_left_out(unfit)]
 
 
-def _by_name(runs: Any) -> dict[str, Any]:
+def none_complete(what: str, runs: Sequence[Any]) -> InputError:
+    """The error for runs of which none is complete; it says in what state they are."""
+    states = ", ".join(f"{run.id} is {run.state}" for run in runs[:5]) or "no run at all"
+    return InputError(f"{what}expected at least one complete run, got {states}")
+
+
+def by_seed(runs: Iterable[Any]) -> list[Any]:
+    """Runs in the order of their seeds; those without one last."""
+    return sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.id))
+
+
+def _by_name(runs: Iterable[Any]) -> dict[str, Any]:
     """Runs by id, or by folder where two folders hold the same id; in the order of their seeds."""
-    found = sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.id))
+    found = by_seed(runs)
     twice = Counter(run.id for run in found)
     return {run.id if twice[run.id] == 1 else run.location: run for run in found}
 
@@ -86,9 +97,9 @@ def _group(
     for name, run in runs.items():
         frame = frames[name]
         chosen = map_of(run, frame, map_name)
-        patched = frame[(frame["x1"] > frame["x0"]) & (frame["y1"] > frame["y0"])]
-        scores.append(_columns(patched, f"{chosen}/"))
-        correct.append(patched["correct"].to_numpy(dtype=np.float64))
+        marked = frame[patched(frame)]
+        scores.append(_columns(marked, f"{chosen}/"))
+        correct.append(marked["correct"].to_numpy(dtype=np.float64))
         levels.append((run.summary.get("metrics") or {}).get(chosen) or {})
     shared = [metric for metric in scores[0] if all(metric in one for one in scores)]
     return Group(
@@ -110,10 +121,21 @@ def _columns(frame: Any, prefix: str) -> dict[str, np.ndarray]:
     }
 
 
+def patched(frame: Any) -> np.ndarray:
+    """Which images have a patch, (n,) bool."""
+    marked = (frame["x1"] > frame["x0"]) & (frame["y1"] > frame["y0"])
+    return np.asarray(marked.to_numpy())
+
+
+def map_names(frame: Any) -> list[str]:
+    """The maps that have scores, in the table's order."""
+    columns = (str(column) for column in frame.columns)
+    return list(dict.fromkeys(name.rpartition("/")[0] for name in columns if "/" in name))
+
+
 def map_of(run: Any, frame: Any, map_name: str | None) -> str:
     """The map whose scores count: the one asked for, the run's primary one, or its only one."""
-    columns = [str(column) for column in frame.columns if "/" in str(column)]
-    known = list(dict.fromkeys(column.rpartition("/")[0] for column in columns))
+    known = map_names(frame)
     chosen = map_name or run.summary.get("map") or (known[0] if len(known) == 1 else None)
     if chosen is None:
         raise InputError(
@@ -223,17 +245,6 @@ def incidental(key: str) -> bool:
     return key in _INCIDENTAL or key.endswith("seed")
 
 
-def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level, with dots between the keys."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= flattened(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     """The settings whose values are not the same everywhere.
 
@@ -243,10 +254,10 @@ def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
     Returns:
         Key, with dots → name → value as text, `(none)` where it has no such setting.
     """
-    flat = {name: flattened(one) for name, one in settings.items()}
-    keys = dict.fromkeys(key for one in flat.values() for key in one)
+    flats = {name: flat(one) for name, one in settings.items()}
+    keys = dict.fromkeys(key for one in flats.values() for key in one)
     columns = {
-        key: {name: str(one[key]) if key in one else _NONE for name, one in flat.items()}
+        key: {name: str(one[key]) if key in one else _NONE for name, one in flats.items()}
         for key in keys
     }
     return {key: column for key, column in columns.items() if len(set(column.values())) > 1}

@@ -12,7 +12,7 @@ Figures are made with matplotlib's objects, never with pyplot: no global state, 
 
 from __future__ import annotations
 
-from attnviz.figures.colour import COLOUR_MAPS, colour_of, coloured, pixels
+from attnviz.figures.colour import COLOUR_MAPS, colour_of, coloured, enlarged, pixels
 from attnviz.figures.files import png_bytes, save_png
 from attnviz.figures.overlays import outlined, overlay
 from attnviz.figures.plots import curves, dot_plot
@@ -26,6 +26,7 @@ __all__ = [
     "contact_sheet",
     "curves",
     "dot_plot",
+    "enlarged",
     "head_rows",
     "outlined",
     "overlay",

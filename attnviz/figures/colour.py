@@ -93,6 +93,11 @@ def numbers(values: Any) -> np.ndarray:
     return np.asarray(values, dtype=np.float64)
 
 
+def enlarged(picture: np.ndarray, scale: int) -> np.ndarray:
+    """A picture or mask `(h, w, …)` whose pixels become squares of `scale` pixels."""
+    return np.repeat(np.repeat(picture, scale, axis=0), scale, axis=1)
+
+
 def pixels(image: Any) -> UInt8[np.ndarray, "h w 3"]:
     """A picture as uint8 RGB.
 

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageColor
 
 from attnviz.errors import InputError
-from attnviz.figures.colour import coloured, numbers, pixels, unit
+from attnviz.figures.colour import coloured, enlarged, numbers, pixels, unit
 
 OUTLINE = "#00e5ff"
 """The box's colour: in none of the colour maps, and far from all of them in lightness or hue."""
@@ -66,7 +66,7 @@ def overlay(
     if grey:
         base = np.repeat(_DIM * (base @ _GREY)[..., None], 3, axis=-1)
     size = (base.shape[0] * scale, base.shape[1] * scale)
-    base = np.repeat(np.repeat(base, scale, axis=0), scale, axis=1)
+    base = enlarged(base, scale)
     values = resized(map, size)
     cover = alpha * np.sqrt(unit(values, vmin=vmin, vmax=vmax))[..., None]
     colours = coloured(values, cmap=cmap, vmin=vmin, vmax=vmax)
@@ -126,8 +126,7 @@ def _regions(box: Any, mask: Any, size: tuple[int, ...], scale: int) -> list[np.
             region[max(y0, 0) : y1, max(x0, 0) : x1] = True
             regions.append(region)
     if mask is not None:
-        region = numbers(mask) > 0
-        region = np.repeat(np.repeat(region, scale, axis=0), scale, axis=1)
+        region = enlarged(numbers(mask) > 0, scale)
         if region.shape != tuple(size):
             raise InputError(f"figures: expected a mask {tuple(size)}, got {region.shape}")
         regions.append(region)

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from attnviz.errors import InputError
-from attnviz.figures.colour import lookup, numbers, pixels
+from attnviz.figures.colour import enlarged, lookup, numbers, pixels
 from attnviz.figures.files import save_png
 from attnviz.figures.overlays import boxes as as_boxes
 from attnviz.figures.overlays import outlined, overlay
@@ -88,7 +88,7 @@ def _tiles(
     sizes = sorted({picture.shape[:2] for picture in pictures})
     if len(sizes) > 1:
         raise InputError(f"contact_sheet: expected tiles of one size, got {sizes}")
-    return [np.repeat(np.repeat(picture, scale, 0), scale, 1) for picture in pictures]
+    return [enlarged(picture, scale) for picture in pictures]
 
 
 @cache
@@ -137,9 +137,8 @@ def head_rows(
     if heads.ndim != 3:
         raise InputError(f"head_rows: expected rows (heads, h, w), got shape {heads.shape}")
     picture = pixels(image)
-    enlarged = np.repeat(np.repeat(picture, scale, 0), scale, 1)
     marks = as_boxes(box)
-    tiles = [outlined(enlarged, marks, scale=scale)]
+    tiles = [outlined(enlarged(picture, scale), marks, scale=scale)]
     tiles += [overlay(picture, row, marks, cmap=cmap, vmax=vmax, scale=scale) for row in heads]
     if place is not None:
         y, x = place
@@ -200,7 +199,7 @@ def comparison_picture(
     grid.update(**_margins(size, top=0.42, bottom=0.6, side=0.1))
     for i, picture in enumerate(pictures):
         place = None if places is None else places[i]
-        bare = outlined(np.repeat(np.repeat(picture, 4, 0), 4, 1), place, scale=4)
+        bare = outlined(enlarged(picture, 4), place, scale=4)
         _show(figure.add_subplot(grid[i, 0]), bare, "image" if i == 0 else "")
         for j, (name, stack) in enumerate(maps.items(), start=1):
             seen = overlay(picture, stack[i], place, alpha=alpha, cmap=cmap, vmax=vmax, scale=4)

@@ -10,7 +10,7 @@ _VOID = {"img", "meta", "br", "source", "col"}
 
 
 class Html(str):
-    """Text that is HTML already; only `tag`, `page` and `raw` make it."""
+    """Text that is HTML already; only `tag`, `joined` and `raw` make it."""
 
     __slots__ = ()
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from attnviz.figures import outlined, overlay, png_bytes
+from attnviz.figures import enlarged, outlined, overlay, png_bytes
 from attnviz.report.markup import Html, tag
 
 _SIDE = 192  # pixels that a tile has at least, twice what it takes on the page
@@ -21,8 +21,7 @@ def tile(image: np.ndarray, map: np.ndarray | None, box: np.ndarray, alt: str, b
     """One image, bare or with a map over it, the box drawn, and words below."""
     scale = max(1, round(_SIDE / max(image.shape[:2])))
     if map is None:
-        large = np.repeat(np.repeat(image, scale, 0), scale, 1)
-        picture = outlined(large, box, scale=scale)
+        picture = outlined(enlarged(image, scale), box, scale=scale)
     else:
         picture = overlay(image, map, box, scale=scale)
     caption = tag("figcaption", below) if below else None

@@ -9,7 +9,7 @@ import numpy as np
 
 from attnviz.compare.definitions import DEFINITIONS, LOWER_IS_BETTER
 from attnviz.compare.groups import LEVELS
-from attnviz.compare.recorded import differing, flattened
+from attnviz.compare.recorded import differing
 from attnviz.compare.words import WELL_KNOWN, interval, number, percent, span, spoken, with_sign
 from attnviz.errors import AttnvizError
 from attnviz.figures import curves
@@ -18,6 +18,7 @@ from attnviz.report.markup import Html, joined, line, table, tag
 from attnviz.report.pictures import plot, tile
 from attnviz.report.study import Sample, Study
 from attnviz.report.terms import TERMS
+from attnviz.runs import flat
 
 _SHOWN = 4  # images in the strip, and best and worst of each variant
 
@@ -272,7 +273,7 @@ def settings(study: Study) -> Html | None:
     parts = []
     if rows:
         parts.append(table(["setting", *study.variants], rows, caption="Settings that differ"))
-    first = flattened(study.complete[0].settings)
+    first = flat(study.complete[0].settings)
     shared = {key: value for key, value in first.items() if key not in odd}
     if shared:
         parts.append(_folded(f"{len(shared)} settings shared by all runs", shared))
@@ -289,9 +290,7 @@ def runs(study: Study) -> Html:
     seen = {run.id: run.environment for run in study.complete}
     odd = differing(seen)
     shared = {
-        key: value
-        for key, value in flattened(study.complete[0].environment).items()
-        if key not in odd
+        key: value for key, value in flat(study.complete[0].environment).items() if key not in odd
     }
     shared |= {
         key: ", ".join(dict.fromkeys(values.values())) + " (differs between runs)"

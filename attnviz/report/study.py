@@ -11,7 +11,7 @@ import numpy as np
 
 from attnviz.compare import Comparison, compare
 from attnviz.compare.inputs import Source, by_variant, open_runs
-from attnviz.compare.recorded import map_of, samples_of
+from attnviz.compare.recorded import by_seed, map_of, none_complete, patched, samples_of
 from attnviz.errors import AttnvizError, InputError
 
 
@@ -79,9 +79,8 @@ class Sample:
     def scores(self) -> np.ndarray:
         """The primary score of each test image, NaN where it has none or no patch."""
         column = f"{self.map}/{self.primary}"
-        patched = (self.table["x1"] > self.table["x0"]) & (self.table["y1"] > self.table["y0"])
         scores = self.table[column].to_numpy(np.float64, na_value=np.nan)
-        return np.where(patched, scores, np.nan)
+        return np.where(patched(self.table), scores, np.nan)
 
     @cached_property
     def dataset(self) -> Any:
@@ -112,16 +111,12 @@ def study_of(source: Source, *, primary: str, map_name: str | None) -> Study:
         grouped = by_variant(open_runs(source))
     runs = tuple(run for group in grouped.values() for run in group)
     kept = {
-        variant: sorted(
-            (run for run in group if run.state == "complete"),
-            key=lambda run: (run.seed is None, run.seed or 0, run.id),
-        )
+        variant: by_seed(run for run in group if run.state == "complete")
         for variant, group in grouped.items()
     }
     kept = {variant: group for variant, group in kept.items() if group}
     if not kept:
-        states = ", ".join(f"{run.id} is {run.state}" for run in runs[:5]) or "no run at all"
-        raise InputError(f"report: expected at least one complete run, got {states}")
+        raise none_complete("report: ", runs)
     comparison, refusal = None, ""
     try:
         comparison = compare(grouped, primary=primary, map_name=map_name)

@@ -7,21 +7,12 @@ before the answer above them is painted.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import streamlit as st
 
-from dashboard.gallery import can_run
+from dashboard.components import can_run, component
 
-_HERE = Path(__file__).parent
-
-if can_run():
-    _below = st.components.v2.component(
-        "attnviz_below",
-        html='<div class="room"><button type="button"></button></div>',
-        css=(_HERE / "below.css").read_text("utf-8"),
-        js=(_HERE / "below.js").read_text("utf-8"),
-    )
+_below = component(__file__, "below")
 
 
 def below(draw: Callable[[], None], label: str, *, key: str) -> None:

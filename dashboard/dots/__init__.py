@@ -6,27 +6,17 @@ reader could not walk it.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import streamlit as st
 
 from dashboard import charts
+from dashboard.components import can_run, component
 from dashboard.frame import colours, draw
-from dashboard.gallery import can_run
 from dashboard.palettes import Ink
 
-_HERE = Path(__file__).parent
-
-if can_run():
-    _dots = st.components.v2.component(
-        "attnviz_dots",
-        html=(_HERE / "dots.html").read_text("utf-8"),
-        css=(_HERE / "dots.css").read_text("utf-8"),
-        js=(_HERE / "dots.js").read_text("utf-8"),
-    )
+_dots = component(__file__, "dots")
 
 
 def dots(

@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dashboard.components import component
 
-import streamlit as st
-
-from dashboard.gallery import can_run
-
-_HERE = Path(__file__).parent
-
-if can_run():
-    _picker = st.components.v2.component(
-        "attnviz_picker",
-        html=(_HERE / "picker.html").read_text("utf-8"),
-        css=(_HERE / "picker.css").read_text("utf-8"),
-        js=(_HERE / "picker.js").read_text("utf-8"),
-    )
+_picker = component(__file__, "picker")
 
 
 def picker(block: bytes, *, key: str) -> None:

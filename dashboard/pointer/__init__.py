@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dashboard.components import component
 
-import streamlit as st
-
-from dashboard.gallery import can_run
-
-_HERE = Path(__file__).parent
-
-if can_run():
-    _pointer = st.components.v2.component(
-        "attnviz_pointer",
-        html=(_HERE / "pointer.html").read_text("utf-8"),
-        css=(_HERE / "pointer.css").read_text("utf-8"),
-        js=(_HERE / "pointer.js").read_text("utf-8"),
-    )
+_pointer = component(__file__, "pointer")
 
 
 def pointer(block: bytes, *, key: str) -> tuple[int, int] | None:

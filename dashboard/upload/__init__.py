@@ -8,23 +8,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-from pathlib import Path
 
 import streamlit as st
 
 from attnviz.errors import InputError
-from dashboard.gallery import can_run
+from dashboard.components import can_run, component
 from dashboard.uploads import FORMATS, MOST_BYTES
 
-_HERE = Path(__file__).parent
-
-if can_run():
-    _upload = st.components.v2.component(
-        "attnviz_upload",
-        html=(_HERE / "upload.html").read_text("utf-8"),
-        css=(_HERE / "upload.css").read_text("utf-8"),
-        js=(_HERE / "upload.js").read_text("utf-8"),
-    )
+_upload = component(__file__, "upload")
 
 
 def upload(side: int, *, key: str) -> bytes | None:

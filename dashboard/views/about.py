@@ -8,11 +8,12 @@ import pandas as pd
 import streamlit as st
 
 from attnviz.compare.definitions import DEFINITIONS
-from attnviz.compare.recorded import flattened
+from attnviz.compare.recorded import map_names, patched
 from attnviz.compare.words import spoken
+from attnviz.runs import flat
 from dashboard import notices, shelf
 from dashboard.compared import Chosen, chosen
-from dashboard.selection import map_names, metric_names, patch_sizes, patched
+from dashboard.selection import metric_names, patch_sizes
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def _images(choice: Chosen) -> None:
         sizes = sorted({int(size) for size in patch_sizes(table) if size})
         facts |= {"images": len(table), "with a patch": int(patched(table).sum())}
         facts |= {"patch sizes in pixels": ", ".join(map(str, sizes)) or "none"}
-    facts |= flattened(info or {})
+    facts |= flat(info or {})
     _pairs(facts, "Test images")
 
 
@@ -75,15 +76,15 @@ def _metrics(used: list[str]) -> None:
 
 def _environment(choice: Chosen) -> None:
     st.header("Environment")
-    flat = {run.id: flattened(run.environment) for run in choice.runs}
-    first = next(iter(flat.values()))
-    shared = {k: v for k, v in first.items() if all(one.get(k) == v for one in flat.values())}
+    flats = {run.id: flat(run.environment) for run in choice.runs}
+    first = next(iter(flats.values()))
+    shared = {k: v for k, v in first.items() if all(one.get(k) == v for one in flats.values())}
     if shared:
         _pairs(shared, "Environment of all runs")
-    odd = sorted({key for one in flat.values() for key in one} - set(shared))
+    odd = sorted({key for one in flats.values() for key in one} - set(shared))
     if odd:
         st.markdown("In these the runs differ:")
-        rows = {run: [str(one.get(key, "(none)")) for key in odd] for run, one in flat.items()}
+        rows = {run: [str(one.get(key, "(none)")) for key in odd] for run, one in flats.items()}
         st.dataframe(
             pd.DataFrame(rows, index=pd.Index(odd, name="what")),
             alt=f"{len(odd)} facts in which the runs' environments differ",

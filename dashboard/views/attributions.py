@@ -9,22 +9,22 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from attnviz.compare.recorded import map_names, patched
+from attnviz.compare.resampling import mean_of_valid
 from attnviz.compare.words import spoken
 from dashboard import charts, notices, shelf
 from dashboard.compared import Chosen, chosen, one_run
+from dashboard.components import can_run
 from dashboard.dots import dots
 from dashboard.frame import chooser, draw, go, offer
-from dashboard.gallery import can_run, gallery
+from dashboard.gallery import gallery
 from dashboard.overlap import enlarged
 from dashboard.packing import MapLayer, Settings, Tile, pack
 from dashboard.pictures import in_words, sheet
 from dashboard.selection import (
     AGREEMENT,
     agreement_names,
-    map_names,
-    mean_of_known,
     metric_names,
-    patched,
     plain,
     primary_map,
     scores,
@@ -78,7 +78,7 @@ def _rows(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str) -> pd.Da
         first = primary_map(here[0], tables[here[0].id])
         for name in map_names(tables[here[0].id]):
             columns = np.stack([scores(tables[run.id], name, metric) for run in here])
-            images, means = mean_of_known(columns), mean_of_known(columns.T)
+            images, means = mean_of_valid(columns.T), mean_of_valid(columns)
             images, means = images[np.isfinite(images)], means[np.isfinite(means)]
             if not len(images):
                 continue
@@ -195,12 +195,11 @@ def _odd_ones(choice: Chosen) -> None:
     size = held.images.shape[1:3]
     tiles, drawn = [], []
     for i, image in enumerate(where):
-        box = tuple(int(v) for v in held.boxes[i])
         for name, found in zip(pair, maps, strict=True):
             energy = scores(table, name, "energy_pointing_game")[image]
             said = (f"Spearman {values[image]:+.2f}", f"energy {energy:.3f}")
             alt = f"{name} on image {image}: {', '.join(said)}"
-            tiles.append(Tile(str(image), f"#{image} {name}", said, alt, i, box))
+            tiles.append(Tile(str(image), f"#{image} {name}", said, alt, i, held.box(i)))
             drawn.append(enlarged(found[i][None], *size)[0])
     if can_run():
         block = pack(

@@ -8,22 +8,23 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from attnviz.compare.recorded import map_names, patched
+from attnviz.compare.resampling import mean_of_valid
 from attnviz.compare.words import spoken
+from attnviz.figures import png_bytes
 from dashboard import charts, notices, shelf
 from dashboard.below import below
 from dashboard.compared import Chosen, chosen, ranked
+from dashboard.components import can_run
 from dashboard.dots import dots
 from dashboard.frame import chooser, draw, go, heard, offer, stepper
-from dashboard.gallery import can_run, gallery
+from dashboard.gallery import gallery
 from dashboard.overlap import iou_curves
 from dashboard.packing import MapLayer, Settings, Tile, pack
 from dashboard.pictures import in_words, sheet
 from dashboard.selection import (
-    map_names,
-    mean_of_known,
     metric_names,
     neighbours,
-    patched,
     plain,
     primary_map,
     whole,
@@ -136,7 +137,7 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
         f"Image **{image}** of {len(first)} · ← → go through those with a patch",
     )
     tiles, maps, h, w = [], [np.zeros((1, 1))], *found.images.shape[1:3]
-    box = tuple(int(v) for v in found.boxes[0]) if found.masks[0].any() else None
+    box = found.box()
     tiles.append(
         Tile(
             "",
@@ -212,7 +213,11 @@ def _below(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataFr
         )
     with two:
         offer(
-            "Figure as PNG", lambda: _png(result, metric), f"{metric}.png", "image/png", key="png"
+            "Figure as PNG",
+            lambda: png_bytes(result.figure(metric)),
+            f"{metric}.png",
+            "image/png",
+            key="png",
         )
 
 
@@ -271,7 +276,7 @@ def _curve(key: tuple[Any, ...], _run: Any, root: str) -> np.ndarray:
     where = np.flatnonzero(patched(table))[:_CURVE_IMAGES]
     held = shelf.pictures(root, str(_run.dataset), where)
     maps = shelf.maps(_run, str(primary_map(_run, table)), where)
-    return mean_of_known(iou_curves(maps, held.masks))
+    return mean_of_valid(iou_curves(maps, held.masks).T)
 
 
 def _accuracy(result: Any, metric: str) -> None:
@@ -309,14 +314,6 @@ def _differences(result: Any, metric: str) -> None:
         f"Image by image and seed by seed, 95 % intervals; {unclear} of {len(data)} pairs "
         "(hollow) cannot be told apart: their interval holds zero."
     )
-
-
-def _png(result: Any, metric: str) -> bytes:
-    import io
-
-    buffer = io.BytesIO()
-    result.figure(metric).savefig(buffer, format="png", dpi=200, bbox_inches="tight")
-    return buffer.getvalue()
 
 
 main()

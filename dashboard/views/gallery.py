@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from attnviz.compare.recorded import map_names
 from attnviz.compare.words import spoken
 from dashboard import charts, notices, shelf
 from dashboard.compared import Chosen, chosen, one_run
+from dashboard.components import can_run
 from dashboard.frame import chooser, colours, go, heard, offer, stepper
-from dashboard.gallery import can_run, gallery
+from dashboard.gallery import gallery
 from dashboard.packing import MapLayer, Settings, Tile, pack
 from dashboard.palettes import COLOUR_MAPS, DARK
 from dashboard.pictures import in_words, sheet
@@ -21,7 +23,6 @@ from dashboard.selection import (
     OUTCOMES,
     Choice,
     in_order,
-    map_names,
     metric_names,
     one_of,
     page_of,
@@ -146,10 +147,7 @@ def _tiles(
     if not layers:
         return
     rows = table.iloc[shown]
-    tiles = [
-        _tile(run, row, i, held.boxes[i] if held.masks[i].any() else None)
-        for i, (_, row) in enumerate(rows.iterrows())
-    ]
+    tiles = [_tile(row, i, held.box(i)) for i, (_, row) in enumerate(rows.iterrows())]
     settings = _settings(layers)
     by = layers[settings.map]
     st.caption(
@@ -194,13 +192,12 @@ def _layer(
     return MapLayer(name, name, values, threshold_of(run, name), words)
 
 
-def _tile(run: Any, row: pd.Series, place: int, box: np.ndarray | None) -> Tile:
+def _tile(row: pd.Series, place: int, box: tuple[int, ...] | None) -> Tile:
     number = int(row.name)
     verdict = "right" if row["correct"] else "wrong"
     said = f"{verdict}, p = {row['probability']:.2f}"
-    where = None if box is None else tuple(int(v) for v in box)
-    alt = f"Image {number}, classified {said}, {'patch at ' + str(where) if where else 'no patch'}"
-    return Tile(str(number), f"#{number}", (said,), alt, place, where)
+    alt = f"Image {number}, classified {said}, {f'patch at {box}' if box else 'no patch'}"
+    return Tile(str(number), f"#{number}", (said,), alt, place, box)
 
 
 def _settings(layers: list[MapLayer]) -> Settings:

@@ -7,13 +7,12 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from attnviz.runs import STATES
 from dashboard import notices
 from dashboard.compared import listed
 from dashboard.frame import chooser, go, heard, typed
 from dashboard.selection import differences, matching, plain, several
 from dashboard.summaries import level
-
-_STATES = ("complete", "running", "stale", "stopped", "broken", "newer")
 
 
 def main() -> None:
@@ -27,7 +26,7 @@ def main() -> None:
     with left:
         words = typed("Filter", "q", "variant, id, setting=value …")
     with right:
-        there = [state for state in _STATES if listing.of(state)]
+        there = [state for state in STATES if listing.of(state)]
         states = {"all": f"all {len(listing.runs)}"} | {
             state: f"{notices.state_in_words(state)} ({len(listing.of(state))})" for state in there
         }

@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from attnviz.compare.recorded import map_names, patched
 from dashboard import charts, notices, shelf
 from dashboard.below import below
 from dashboard.compared import chosen
+from dashboard.components import can_run
 from dashboard.frame import chooser, draw, heard, offer, stepper
-from dashboard.gallery import can_run, gallery
+from dashboard.gallery import gallery
 from dashboard.overlap import energy
 from dashboard.packing import MapLayer, Settings, Tile, pack, pack_rows
 from dashboard.picker import picker
@@ -23,10 +25,8 @@ from dashboard.selection import (
     OUTCOMES,
     Choice,
     in_order,
-    map_names,
     neighbours,
     one_of,
-    patched,
     plain,
     primary_map,
     scores,
@@ -66,7 +66,7 @@ def main() -> None:
     )
     if held is None:
         return
-    box = tuple(int(v) for v in held.boxes[0]) if held.masks[0].any() else None
+    box = held.box()
     where = f"its patch at {box}, half-open x0 y0 x1 y1" if box else "without a patch"
     st.caption(
         f"Test image {image}, {where}. Each map is coloured from 0 to its own maximum, "

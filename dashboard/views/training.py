@@ -11,9 +11,10 @@ import streamlit as st
 from attnviz.compare.words import spoken
 from dashboard import charts, notices, shelf
 from dashboard.compared import listed
+from dashboard.components import can_run
 from dashboard.epochs import epoch_maps, found_at, seed_bands
 from dashboard.frame import chooser, draw, heard, root
-from dashboard.gallery import can_run, gallery
+from dashboard.gallery import gallery
 from dashboard.overlap import energy
 from dashboard.packing import MapLayer, Settings, Tile, pack
 from dashboard.pictures import in_words, sheet
@@ -165,10 +166,9 @@ def _maps(listing: shelf.Listing, runs: list[Any]) -> None:
     if not layers:
         return
     tiles = [
-        Tile(str(i), f"#{i}", (), f"Image {i}", place,
-             tuple(int(v) for v in held.boxes[place]) if held.masks[place].any() else None)
+        Tile(str(i), f"#{i}", (), f"Image {i}", place, held.box(place))
         for place, i in enumerate(images)
-    ]  # fmt: skip
+    ]
     if not can_run():
         st.image(sheet(held.images, tiles, layers[-1].values), alt=in_words(tiles))
         return

@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
+from attnviz.compare.recorded import patched
 from dashboard import notices, shelf
 from dashboard.compared import Chosen, chosen, one_run
+from dashboard.components import can_run
 from dashboard.frame import chooser, heard, many, number, ratio
-from dashboard.gallery import can_run, gallery
+from dashboard.gallery import gallery
 from dashboard.overlap import energy, enlarged
 from dashboard.packing import MapLayer, Settings, Tile, pack, pack_image
 from dashboard.pictures import in_words, sheet
 from dashboard.pointer import pointer
-from dashboard.selection import patched, plain, threshold_of, whole
+from dashboard.selection import plain, threshold_of, whole
 from dashboard.upload import upload
 from dashboard.uploads import decoded
 

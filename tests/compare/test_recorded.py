@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from attnviz.compare import compare
-from attnviz.compare.recorded import asks, differing, flattened, incidental
+from attnviz.compare.recorded import asks, differing, incidental
 from attnviz.errors import InputError
-from attnviz.runs import list_runs, open_run, start_run
+from attnviz.runs import flat, list_runs, open_run, start_run
 from tests.compare.written import dataset, sample_table, write_run
 
 
@@ -179,7 +179,11 @@ class TestSettings:
         assert not any(map(incidental, ["lr", "seeds", "batch_size"]))
 
     def test_nested_settings_are_compared_by_their_leaves(self) -> None:
-        assert flattened({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
+        assert flat({"a": {"b": 1, "c": {"d": 2}}, "e": 3, "f": {}}) == {
+            "a.b": 1,
+            "a.c.d": 2,
+            "e": 3,
+        }
         found = differing({"x": {"a": {"b": 1}, "c": 2}, "y": {"a": {"b": 3}, "c": 2, "d": 4}})
         assert found == {"a.b": {"x": "1", "y": "3"}, "d": {"x": "(none)", "y": "4"}}
 

@@ -17,7 +17,6 @@ def test_only_what_differs_is_told_by_dotted_name(tmp_path: Path) -> None:
     assert differing(runs) == {
         "patch.size": (16, 8, ABSENT),
         "patch.shape": ("square", "square", ABSENT),
-        "patch": (ABSENT, ABSENT, {}),
         "extra": (ABSENT, ABSENT, None),
     }
     assert differing(runs[:1]) == {}
