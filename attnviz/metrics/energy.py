@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from attnviz.errors import unknown_name
 from attnviz.metrics.inputs import (
     UNFIT,
     UNSCORABLE,
+    VALUES_IN_PASSING,
     AnyMaps,
     AnyMasks,
     Batch,
@@ -20,12 +23,18 @@ from attnviz.metrics.inputs import (
     row_sum,
     score,
     sort_rows,
-    sum_inside,
+    stretches,
 )
 from attnviz.shapes import Scores
 
 Sign: TypeAlias = Literal["positive", "abs", "signed"]
 """Which values carry mass: those above zero, all by size, or all as they are."""
+
+_SIGNED: dict[Sign, Callable[[Tensor], Tensor]] = {
+    "positive": lambda values: values.clamp(min=0),
+    "abs": torch.abs,
+    "signed": lambda values: values,
+}
 
 
 def energy_pointing_game(maps: AnyMaps, masks: AnyMasks, *, sign: Sign = "positive") -> Scores:
@@ -47,9 +56,7 @@ def energy_pointing_game(maps: AnyMaps, masks: AnyMasks, *, sign: Sign = "positi
     Raises:
         InputError: Wrong shapes, dtypes, devices or an unknown sign.
     """
-    return score(
-        maps, masks, lambda batch: energy_of(batch, sign=sign), blocked=energy_blocked(sign)
-    )
+    return _score_mass(maps, masks, energy_of, sign)
 
 
 def mass_lift(maps: AnyMaps, masks: AnyMasks, *, sign: Sign = "positive") -> Scores:
@@ -71,29 +78,83 @@ def mass_lift(maps: AnyMaps, masks: AnyMasks, *, sign: Sign = "positive") -> Sco
     Raises:
         InputError: Wrong shapes, dtypes, devices or an unknown sign.
     """
-    return score(maps, masks, lambda batch: lift_of(batch, sign=sign), blocked=energy_blocked(sign))
+    return _score_mass(maps, masks, lift_of, sign)
 
 
 def energy_of(batch: Batch, *, sign: Sign = "positive") -> Tensor:
-    """The energy pointing game of a batch, (b,)."""
+    """The energy pointing game of a batch, (b,); NaN by itself where there is none."""
     return batch.once(("energy", sign), lambda: _share_inside(batch, sign))
 
 
 def _share_inside(batch: Batch, sign: Sign) -> Tensor:
-    # the sign first: a huge value that carries no mass must not shrink those that do
-    mass = batch.values
-    if sign != "signed" and bool((batch.lowest < 0).any()):
-        mass = mass.clamp(min=0) if sign == "positive" else mass.abs()
-    if mass.dtype == torch.float64:
-        largest = batch.highest if sign == "positive" else batch.largest
-        mass = mass * overflow_guard(largest)[:, None]
-    total = row_sum(mass)
-    return (sum_inside(mass, batch) / total).masked_fill(total == 0, torch.nan)
+    total, inside, lowest = _masses(batch.values, batch.labels, sign)
+    if batch.values.dtype == torch.float64:
+        # the sign before the scale: a huge value without mass must not shrink those that have some
+        factor = overflow_guard(batch.largest if sign == "signed" else total)
+        if bool((factor != 1).any()):
+            total, inside, _ = _masses(batch.values * factor[:, None], batch.labels, sign)
+    # a finite sum has seen neither NaN nor Inf, unless the sign has cut off -Inf
+    fit = (total.abs() < torch.inf) & (total != 0) & (lowest > -torch.inf)
+    return torch.where(fit, inside / total, torch.nan)
+
+
+def _masses(values: Tensor, labels: Tensor, sign: Sign) -> tuple[Tensor, ...]:
+    """Each map's mass and what lies inside its mask of it, float64, and its minimum, (b,) each.
+
+    The mass inside an empty mask is NaN.
+    """
+    if values.is_cuda:
+        mass = _SIGNED[sign](values)
+        inside = row_sum(mass * labels).masked_fill_(~labels.any(1), torch.nan)
+        return row_sum(mass), inside, values.amin(1)
+    rows, marks = values.numpy(), labels.numpy()
+    found = [_masses_near(rows[part], marks[part], sign) for part in stretches(values)]
+    return tuple(torch.from_numpy(np.concatenate(part)) for part in zip(*found, strict=True))
+
+
+def _masses_near(rows: np.ndarray, marks: np.ndarray, sign: Sign) -> tuple[np.ndarray, ...]:
+    """`_masses` of as many maps as a core's cache holds: what the first look finds stays there."""
+    with np.errstate(invalid="ignore", over="ignore"):  # only of rows that are not scored
+        # the sum first: it takes long enough for the values to arrive meanwhile
+        total = np.add.reduce(rows, axis=1, dtype=np.float64)
+        lowest = np.minimum.reduce(rows, axis=1)
+        if sign != "signed" and (lowest < 0).any():
+            rows = np.abs(rows) if sign == "abs" else np.maximum(rows, 0)
+            total = np.add.reduce(rows, axis=1, dtype=np.float64)
+        held, bounds = _inside(rows, marks)
+        inside = np.add.reduceat(held, bounds, dtype=np.float64)[:-1]
+        inside[bounds[1:] == bounds[:-1]] = np.nan
+    return total, inside, lowest
+
+
+def _inside(rows: np.ndarray, marks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the masks hold, with zeros in between, (n,), and where each map's begins, (b + 1,).
+
+    Most of a mask is usually empty, so eight places are looked at together where that comes out.
+    At the end stands one zero more: a start for a map after the last.
+    """
+    run = 8 if rows.shape[1] % 8 == 0 else 1
+    marked = marks.ravel().view(f"u{run}")
+    some = np.flatnonzero(marked != 0)
+    bounds = np.searchsorted(some, np.arange(len(rows) + 1) * (rows.shape[1] // run)) * run
+    held = rows.ravel().view(f"V{run * rows.itemsize}")[some].view(rows.dtype)
+    return np.append(np.where(marked[some].view(bool), held, 0), 0), bounds
 
 
 def lift_of(batch: Batch, *, sign: Sign = "positive") -> Tensor:
     """The mass lift of a batch, (b,)."""
     return energy_of(batch, sign=sign) * batch.pixels / batch.area.double()
+
+
+def _score_mass(maps: AnyMaps, masks: AnyMasks, of: Callable[..., Tensor], sign: Sign) -> Scores:
+    energy_blocked(sign)  # is there such a sign?
+    return score(
+        maps,
+        masks,
+        lambda batch: of(batch, sign=sign),
+        blocked=Reason(0),
+        at_once=VALUES_IN_PASSING,
+    )
 
 
 def energy_blocked(sign: str) -> Reason:

@@ -32,11 +32,14 @@ AnyMaps: TypeAlias = Float[Tensor, "b h w"] | Float[np.ndarray, "b h w"]
 AnyMasks: TypeAlias = Bool[Tensor, "b h w"] | Bool[np.ndarray, "b h w"]
 """Where the thing to be found is, as a tensor or an array."""
 
-# Values per batch: 4 MiB stay near a core, as float32 for one metric, as float64 for many; a GPU
-# wants to be kept busy.
+# Values per batch: 4 MiB stay near a core, as float32 for one metric, as float64 for many; who
+# makes nothing as large as the values can take more at once; a GPU wants to be kept busy.
 _VALUES_OF_ONE = 1 << 20
 VALUES_OF_MANY = 1 << 19
+VALUES_IN_PASSING = 1 << 22
 _VALUES_ON_GPU = 1 << 25
+# Values that a core's own cache holds as float32, so that a second pass finds them there.
+_NEAR = 1 << 18
 # Above this a sum of float64 may overflow; powers of two scale without rounding.
 _HUGE, _SHRINK = 2.0**500, 2.0**-600
 
@@ -175,23 +178,26 @@ class Batch:
         share = open_.double() / count(equal(self.values, edge)).double()
         return sure.double() + tied.double() * share
 
+    def holds(self, reason: Reason) -> Tensor:
+        """Which images one reason keeps from a score, (b,) bool."""
+        return self.once(reason, lambda: _HOLDS[reason](self))
+
     @cached_property
     def flags(self) -> Tensor:
         """The `Reason` flags of each image, (b,) int64."""
-        low, high = self.lowest, self.highest
-        found = {
-            Reason.EMPTY_MASK: self.area == 0,
-            Reason.FULL_MASK: self.area == self.pixels,
-            Reason.NAN: low.isnan(),
-            Reason.INF: low.isinf() | high.isinf(),
-            Reason.CONSTANT: low == high,
-            Reason.NO_POSITIVE: high <= 0,
-            Reason.ALL_ZERO: (low == 0) & (high == 0),
-        }
-        flags = torch.zeros_like(self.area)
-        for reason, where in found.items():
-            flags += where.long().mul_(int(reason))
-        return flags
+        found = torch.stack([self.holds(reason) for reason in Reason], 1)
+        return (found * torch.tensor([int(reason) for reason in Reason]).to(found.device)).sum(1)
+
+
+_HOLDS: dict[Reason, Callable[[Batch], Tensor]] = {
+    Reason.EMPTY_MASK: lambda batch: batch.area == 0,
+    Reason.FULL_MASK: lambda batch: batch.area == batch.pixels,
+    Reason.NAN: lambda batch: batch.lowest.isnan(),
+    Reason.INF: lambda batch: batch.lowest.isinf() | batch.highest.isinf(),
+    Reason.CONSTANT: lambda batch: batch.lowest == batch.highest,
+    Reason.NO_POSITIVE: lambda batch: batch.highest <= 0,
+    Reason.ALL_ZERO: lambda batch: (batch.lowest == 0) & (batch.highest == 0),
+}
 
 
 def overflow_guard(largest: Tensor) -> Tensor:
@@ -307,6 +313,12 @@ def count(rows: Tensor) -> Tensor:
     return torch.tensor([np.count_nonzero(row) for row in rows.numpy()], dtype=torch.int64)
 
 
+def stretches(rows: Tensor) -> list[slice]:
+    """The rows in order, as many at a time as a CPU is quick to look at again."""
+    step = max(1, _NEAR // rows.shape[1])
+    return [slice(start, start + step) for start in range(0, len(rows), step)]
+
+
 def row_sum(rows: Tensor) -> Tensor:
     """The sum of each row in float64, (b, D) to (b,)."""
     if rows.is_cuda:
@@ -322,6 +334,23 @@ def extreme(rows: Tensor, which: Literal["min", "max"]) -> Tensor:
     find = np.minimum if which == "min" else np.maximum
     with np.errstate(invalid="ignore"):
         return torch.from_numpy(find.reduce(rows.numpy(), axis=1))
+
+
+def peaks(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the rows, as one, have their row's maximum, (n,) int64; all minima and maxima, (b,)."""
+    if rows.is_cuda:
+        lowest, highest = rows.aminmax(dim=1)
+        return true_places((rows == highest[:, None]).view(-1)), lowest, highest
+    found: tuple[list[np.ndarray], ...] = ([], [], [])
+    with np.errstate(invalid="ignore"):
+        for part in stretches(rows):
+            near = rows.numpy()[part]
+            lowest, highest = (find.reduce(near, axis=1) for find in (np.minimum, np.maximum))
+            places = np.flatnonzero(near == highest[:, None]) + part.start * rows.shape[1]
+            for kept, new in zip(found, (places, lowest, highest), strict=True):
+                kept.append(new)
+    places, lowest, highest = (torch.from_numpy(np.concatenate(kept)) for kept in found)
+    return places, lowest, highest
 
 
 def equal(rows: Tensor, values: Tensor) -> Tensor:
@@ -369,26 +398,13 @@ def true_places(flat: Tensor) -> Tensor:
     return torch.from_numpy(np.flatnonzero(flat.numpy().astype(bool, copy=False)))
 
 
-def sum_inside(rows: Tensor, batch: Batch) -> Tensor:
-    """The sum of each row over its mask in float64, (b, D) to (b,)."""
-    held = rows.view(-1)[batch.inside].double()
-    total = torch.zeros_like(batch.area, dtype=torch.float64)
-    if rows.is_cuda:
-        return total.index_add_(0, batch.inside // batch.pixels, held)
-    some = batch.area > 0
-    if held.numel():
-        starts = (batch.area.cumsum(0) - batch.area)[some]
-        with np.errstate(invalid="ignore", over="ignore"):
-            total[some] = torch.from_numpy(np.add.reduceat(held.numpy(), starts.numpy()))
-    return total
-
-
 def score(
     maps: AnyMaps,
     masks: AnyMasks,
     compute: Callable[[Batch], Tensor],
     *,
     blocked: Reason,
+    at_once: int = _VALUES_OF_ONE,
 ) -> Tensor:
     """One score per image, NaN where a flag says that there can be none.
 
@@ -396,18 +412,22 @@ def score(
         maps: One raw map per image, (b, h, w).
         masks: Where the thing to be found is, (b, h, w).
         compute: The metric of a batch, (b,) float64; what it says of a blocked image is dropped.
-        blocked: The flags under which the metric has no score.
+        blocked: The reasons for which the metric has no score, but for those for which it says
+            NaN by itself.
+        at_once: As in `batches`.
 
     Returns:
         Scores, (b,) float64, on the device of the maps.
     """
-    parts = [hide(compute(batch), batch, blocked) for batch in batches(maps, masks)]
-    return joined(parts, torch.float64)
+    pieces = batches(maps, masks, at_once=at_once)
+    return joined([hide(compute(batch), batch, blocked) for batch in pieces], torch.float64)
 
 
 def hide(scores: Tensor, batch: Batch, blocked: Reason) -> Tensor:
-    """The scores with NaN where one of the blocking flags is set, (b,)."""
-    return scores.masked_fill((batch.flags & int(blocked)) != 0, torch.nan)
+    """The scores with NaN where one of the blocking reasons holds, (b,)."""
+    for reason in blocked:
+        scores = scores.masked_fill(batch.holds(reason), torch.nan)
+    return scores
 
 
 def sort_rows(rows: Tensor) -> Tensor:

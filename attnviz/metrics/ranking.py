@@ -15,13 +15,13 @@ from torch import Tensor
 from attnviz.errors import InputError
 from attnviz.metrics.inputs import (
     UNSCORABLE,
+    VALUES_IN_PASSING,
     AnyMaps,
     AnyMasks,
     Batch,
     Reason,
-    equal,
+    peaks,
     score,
-    true_places,
 )
 from attnviz.shapes import Scores
 
@@ -49,7 +49,11 @@ def pointing_game(maps: AnyMaps, masks: AnyMasks, *, tolerance: int | float = 0)
     if not 0 <= tolerance < math.inf:
         raise InputError(f"tolerance: expected a distance in pixels of at least 0, got {tolerance}")
     return score(
-        maps, masks, lambda batch: pointing_of(batch, tolerance=tolerance), blocked=UNSCORABLE
+        maps,
+        masks,
+        lambda batch: pointing_of(batch, tolerance=tolerance),
+        blocked=Reason.EMPTY_MASK,
+        at_once=VALUES_IN_PASSING,
     )
 
 
@@ -151,14 +155,15 @@ def pixel_ap(maps: AnyMaps, masks: AnyMasks) -> Scores:
 
 
 def pointing_of(batch: Batch, *, tolerance: int | float = 0) -> Tensor:
-    """The pointing game of a batch, (b,)."""
+    """The pointing game of a batch, (b,); NaN by itself unless a mask is empty."""
     goal = batch.labels
     if tolerance >= 1:
         goal = _widened(goal.view(-1, batch.height, batch.width), tolerance).view_as(goal)
-    peaks = true_places(equal(batch.values, batch.highest).view(-1))
-    owner, hit = peaks // batch.pixels, goal.view(-1)[peaks]
+    places, lowest, highest = peaks(batch.values)
+    owner, hit = places // batch.pixels, goal.view(-1)[places]
     found, all_ = (torch.bincount(rows, minlength=len(goal)) for rows in (owner[hit], owner))
-    return found.double() / all_.double()
+    unfit = lowest.isinf() | highest.isinf()
+    return (found.double() / all_.double()).masked_fill_(unfit, torch.nan)
 
 
 def rank_of(batch: Batch) -> Tensor:

@@ -33,6 +33,45 @@ def test_a_huge_negative_value_does_not_hide_a_tiny_positive_one() -> None:
     assert energy_pointing_game(maps, masks).tolist() == [0.5]
 
 
+@pytest.mark.parametrize("sign", ["positive", "abs", "signed"])
+@pytest.mark.parametrize("width", [1, 3, 8, 12, 96])
+def test_masks_of_any_shape_are_summed_to_the_last_place(width: int, sign: str) -> None:
+    maps, masks = made.noise(40, 6, width) - 0.4, made.noise(40, 6, width, seed=1) > 0.6
+    masks[0], masks[-1], masks[5], masks[6, :, :] = False, False, False, True
+    masks[7], masks[7, -1, -1] = False, True
+    scores = energy_pointing_game(maps, masks, sign=sign)  # type: ignore[arg-type]
+    assert scores.isnan().tolist() == [i in (0, 5, 39) for i in range(40)]
+    for score, values, mask in zip(scores, maps.double().numpy(), masks.numpy(), strict=True):
+        if mask.any():
+            expected = twins.energy_pointing_game(values, mask, sign)
+            assert score.item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("fault", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("sign", ["positive", "abs", "signed"])
+@pytest.mark.parametrize("dtype", made.DTYPES)
+def test_a_broken_map_has_no_share_and_sways_no_other(
+    dtype: torch.dtype, sign: str, fault: float
+) -> None:
+    maps, masks = made.noise(3, 4, 4).sub(0.3).to(dtype), made.boxes(3, 4, 2)
+    whole = energy_pointing_game(maps, masks, sign=sign)  # type: ignore[arg-type]
+    maps[1, 0, 0] = fault
+    broken = energy_pointing_game(maps, masks, sign=sign)  # type: ignore[arg-type]
+    assert broken.isnan().tolist() == [False, True, False]
+    assert torch.equal(broken[[0, 2]], whole[[0, 2]])
+
+
+def test_a_map_near_the_end_of_float64_sways_no_other() -> None:
+    maps = torch.tensor([[[2.0**-500, 2.0**-520]], [[1.7e308, 1.7e308]]], dtype=torch.float64)
+    masks = torch.tensor([[[False, True]]] * 2)
+    alone = energy_pointing_game(maps[:1], masks[:1])
+    assert energy_pointing_game(maps, masks).tolist() == [*alone.tolist(), 0.5]
+    signed = torch.tensor([[[1.7e308, 1.7e308, -1.7e308, -1.6e308]]], dtype=torch.float64)
+    inside = torch.tensor([[[True, True, False, False]]])
+    share = energy_pointing_game(signed, inside, sign="signed")
+    assert share.item() == pytest.approx(3.4 / 0.1, rel=1e-9)
+
+
 def test_negative_values_carry_no_mass_unless_asked() -> None:
     maps = torch.tensor([[[3.0, -3.0, 1.0]]])
     masks = torch.tensor([[[True, True, False]]])

@@ -72,6 +72,21 @@ def test_a_score_is_nan_exactly_where_a_reason_says_so(pair: tuple[Tensor, Tenso
 
 
 @given(pair=made.pairs(broken=True))
+@settings(max_examples=150)
+def test_a_metric_says_the_same_alone_and_in_company(pair: tuple[Tensor, Tensor]) -> None:
+    table = everything(*pair)
+    for key, scores in table.items():
+        arguments = pair[:1] if key in MASKLESS else pair
+        options = {"threshold": table.thresholds[key]} if key in table.thresholds else {}
+        options |= {"k": 0.3} if key == "topk_intersection" else {}
+        alone = getattr(m, key)(*arguments, **options)
+        if key in MASKLESS:  # asked alone they know no mask
+            scores, alone = scores[~scores.isnan()], alone[~scores.isnan()]
+        assert torch.equal(alone.isnan(), scores.isnan()), key
+        assert torch.equal(alone.nan_to_num(-1), scores.nan_to_num(-1)), key
+
+
+@given(pair=made.pairs(broken=True))
 @settings(max_examples=100)
 def test_what_cannot_be_scored_is_told_from_the_map_and_the_mask(
     pair: tuple[Tensor, Tensor],
@@ -255,6 +270,7 @@ def test_many_maps_are_scored_in_pieces_of_bounded_size(monkeypatch: pytest.Monk
     maps, masks = made.noise(20, 6, 6), made.noise(20, 6, 6, seed=1) > 0.5
     whole = everything(maps, masks)
     monkeypatch.setattr("attnviz.metrics.suite.VALUES_OF_MANY", 100)
+    monkeypatch.setattr("attnviz.metrics.inputs._NEAR", 36)
     sizes = [len(batch.values) for batch in m.inputs.batches(maps, masks, at_once=100)]
     assert sizes == [2] * 10
     for key, scores in everything(maps, masks).items():
