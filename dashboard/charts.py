@@ -233,7 +233,7 @@ def lines_in_words(data: pd.DataFrame, *, x: str, y: str, y_title: str, name: st
 def scatter(data: pd.DataFrame, *, ink: Ink, x: str, y: str, x_title: str, y_title: str) -> Any:
     """One labelled dot per variant."""
     data = data.assign(label_at=_apart(data[y].to_numpy(), 0.075))
-    across = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False, padding=40))
+    across = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False, nice=False, padding=40))
     base = alt.Chart(data).encode(x=across)
     up = alt.Scale(zero=False, padding=20)
     tip = ["variant", *(alt.Tooltip(f"{c}:Q", format=".3f") for c in (x, y))]

@@ -20,10 +20,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="the metric that ranks (default: %(default)s)",
     )
     parser.add_argument("--metrics", nargs="+", metavar="METRIC", help="report only these besides")
-    parser.add_argument("--map", metavar="NAME", help="score this map; each run's primary map")
-    parser.add_argument("--resamples", type=int, default=10_000, help="default: %(default)s")
-    parser.add_argument("--confidence", type=float, default=0.95, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument(
+        "--map", metavar="NAME", help="score this map (default: each run's primary)"
+    )
+    parser.add_argument(
+        "--resamples",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="of the bootstrap (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        default=0.95,
+        metavar="SHARE",
+        help="of the intervals (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print everything as JSON")
     form.add_argument("--csv", action="store_true", help="print the table as CSV")

@@ -23,7 +23,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command takes."""
     parser.add_argument("runs", nargs="?", default="runs", help="a folder of runs (default: runs)")
     parser.add_argument("--port", type=int, default=8501, help="default: 8501")
-    parser.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="who may look: this machine alone (the default), or 0.0.0.0 for all",
+    )
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
 
 

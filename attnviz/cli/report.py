@@ -24,9 +24,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="METRIC",
         help="the metric that ranks (default: %(default)s)",
     )
-    parser.add_argument("--map", metavar="NAME", help="score this map; each run's primary map")
     parser.add_argument(
-        "--title", default="Which variant looks at the patch?", help="default: %(default)s"
+        "--map", metavar="NAME", help="score this map (default: each run's primary)"
+    )
+    parser.add_argument(
+        "--title",
+        default="Which variant looks at the patch?",
+        help="of the page (default: %(default)s)",
     )
 
 

@@ -125,7 +125,7 @@ def _chance(runs: list[Any]) -> float | None:
 
 
 def _last(data: pd.DataFrame, words: str) -> str:
-    last = data.sort_values("epoch").groupby("variant", sort=False).tail(1)
+    last = data.groupby("variant", sort=False).tail(1)
     return f"Last {words}: " + ", ".join(f"{r.variant} {r.mean:.3f}" for r in last.itertuples())
 
 
