@@ -1,7 +1,7 @@
 """What attribution costs beside Captum's own call, pytorch-grad-cam, and the least it could cost.
 
-    uv run python benchmarks/attribution.py                # minutes
-    uv run python benchmarks/attribution.py --images 4 --steps 8 --repeats 2     # a smoke run
+    uv run python benchmarks/attribution.py                # two to three minutes
+    uv run python benchmarks/attribution.py --images 4 --ig-images 2 --steps 8 --repeats 2   # smoke
 
 Layer Grad-CAM: `attribute` beside `captum.attr.LayerGradCam` and pytorch-grad-cam (left out, by
 name, where it is not installed) on the same trained-size reference model and images; all three
@@ -11,9 +11,10 @@ maps and resizes them, which its users cannot switch off; its values are compare
 Integrated Gradients: `attribute` within its memory budget, beside its floor, which is as many
 forwards and gradients of the images as there are steps, in the same batches, and nothing else.
 
-Candidates take turns within one process; a ratio is the median of the ratios of the turns. Peak
-memory is that of a fresh process per candidate above what it held before (Linux; on CUDA the
-allocator's).
+Candidates take turns within one process, each of which is told on stderr as it ends; a ratio is the
+median of the ratios of the turns. Peak memory is that of a fresh process per candidate above what
+it held before (Linux; on CUDA the allocator's); ours is taken for twice the images again, since a
+budget that grows with the images is none.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import argparse
 import json
 import multiprocessing
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -39,6 +41,8 @@ from attnviz.models import build_model
 LAYER = "features.conv3"
 LIMITS = {("layer_gradcam", "captum"): 1.1, ("integrated_gradients", "floor"): 1.1}
 LEAST = {("layer_gradcam", "pytorch-grad-cam"): 2.0}
+GROWTH = 1.1
+"""By how much our peak may be larger for twice the images."""
 MIB = 2**20
 
 Call = Callable[[], Tensor]
@@ -104,9 +108,16 @@ def seconds(calls: Mapping[str, Call], repeats: int, device: str) -> dict[str, l
             calls[name]()
             if device != "cpu":
                 torch.cuda.synchronize()
+            took = time.perf_counter() - start
+            say(f"  turn {turn} of {repeats}, {name}: {took:.2f} s")
             if turn:  # the first turn warms up
-                taken[name].append(time.perf_counter() - start)
+                taken[name].append(took)
     return taken
+
+
+def say(line: str) -> None:
+    """Tell somebody who waits how far this is."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def ratio(taken: Mapping[str, list[float]], ours: str, theirs: str) -> float:
@@ -190,27 +201,41 @@ def _alike(model: nn.Module, images: Tensor) -> float:
 
 
 def integrated(args: argparse.Namespace) -> dict[str, Any]:
-    model, images = model_and_images(args.variant, args.images, args.device)
+    model, images = model_and_images(args.variant, args.ig_images, args.device)
     rows = max(1, MEMORY // bytes_per_image(model, images[:1]))
     calls: dict[str, Call] = {
         "attnviz": partial(ours_integrated, model, images, args.steps),
         "floor": partial(floor, model, images, args.steps),
     }
-    report = report_of("integrated_gradients", seconds(calls, args.repeats, args.device))
+    report = report_of("integrated_gradients", seconds(calls, args.ig_repeats, args.device))
     few = images[:2]
-    apart = ours_integrated(model, few, args.steps) - captums_integrated(
-        model, few, args.steps, None
-    )
-    report["largest difference to captum"] = float(apart.abs().max())
+    theirs = captums_integrated(model, few, args.steps, None)
+    apart = (ours_integrated(model, few, args.steps) - theirs).abs().max()
+    report["largest difference to captum"] = float(apart)
     report["rows at once"] = rows
-    settings = {"variant": args.variant, "device": args.device, "steps": args.steps}
-    for kind, count in (
-        ("attnviz", args.images),
-        ("floor", args.images),
-        ("captum, all at once", min(args.images, args.captum_images)),
+    return report | peaks(args)
+
+
+def peaks(args: argparse.Namespace) -> dict[str, Any]:
+    """Peak memory of each candidate, and ours once more for twice the images at half the steps."""
+    report: dict[str, Any] = {}
+    settings = {"variant": args.variant, "device": args.device}
+    few, steps = args.ig_images, args.steps
+    found = {}
+    for kind, count, each in (
+        ("attnviz", few, steps),
+        ("attnviz", 2 * few, max(1, steps // 2)),
+        ("floor", few, steps),
+        ("captum, all at once", min(few, args.captum_images), steps),
     ):
-        found = peak(kind, settings | {"images": count})
-        report[f"peak MiB, {kind}, {count} images"] = None if found is None else found / MIB
+        say(f"  peak memory, {kind}, {count} images, {each} steps")
+        bytes_ = found[kind, count] = peak(kind, settings | {"images": count, "steps": each})
+        shown = None if bytes_ is None else bytes_ / MIB
+        report[f"peak MiB, {kind}, {count} images, {each} steps"] = shown
+    small, large = found["attnviz", few], found["attnviz", 2 * few]
+    if small and large:
+        report["peak of twice the images / peak"] = large / small
+        report[f"peak grows at most {GROWTH} ×"] = large / small <= GROWTH
     return report
 
 
@@ -233,26 +258,33 @@ def report_of(method: str, taken: Mapping[str, list[float]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variant", default="cnn")
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--images", type=int, default=64, help="for Grad-CAM")
+    parser.add_argument("--repeats", type=int, default=9, help="for Grad-CAM")
+    parser.add_argument("--ig-images", type=int, default=8)
+    parser.add_argument("--ig-repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--captum-images", type=int, default=16, help="all steps at once is large")
+    parser.add_argument("--captum-images", type=int, default=4, help="all steps at once is large")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", category=UserWarning, module="captum")
-    reports = [gradcam(args), integrated(args)]
+    settings = f"{args.variant}, 96 × 96, {args.device}, {args.threads} threads"
+    reports = []
+    for kind, ask, images in (
+        ("layer Grad-CAM", gradcam, args.images),
+        ("integrated gradients", integrated, args.ig_images),
+    ):
+        say(f"{kind}: {images} images")
+        reports.append(ask(args))
+        if not args.json:
+            print(f"\n{kind}: {images} images, {settings}")
+            for name, value in reports[-1].items():
+                shown = f"{value:.4g}" if isinstance(value, float) else value
+                print(f"  {name:52} {shown}", flush=True)
     if args.json:
         print(json.dumps({"settings": vars(args), "reports": reports}, indent=1))
-        return
-    print(f"{args.variant}, {args.images} images of 96 × 96, {args.device}, {args.threads} threads")
-    for report in reports:
-        print(f"\n{report.pop('method')}")
-        for name, value in report.items():
-            shown = f"{value:.4g}" if isinstance(value, float) else value
-            print(f"  {name:52} {shown}")
 
 
 if __name__ == "__main__":
