@@ -81,6 +81,38 @@ def test_torchmetrics_squashes_what_lies_outside_the_unit_interval_and_we_do_not
     assert binary_auroc(logits.view(-1), masks.view(-1).long()).item() == 0.75
 
 
+def test_torchmetrics_ties_neighbours_once_a_value_passes_one_and_we_do_not() -> None:
+    """Its sigmoid is taken in float32, where values near one another become the same."""
+    near = torch.tensor(0.9)
+    inside = torch.nextafter(near, torch.tensor(1.0))
+    for highest, theirs in ((1.0, 1 / 2), (1.3, 1 / 3)):  # 1/3: both neighbours enter together
+        values, mask = torch.stack([inside, near, torch.tensor(highest)]), torch.tensor([1, 0, 0])
+        found = binary_average_precision(values, mask).item()
+        assert found == pytest.approx(theirs)
+        assert pixel_ap(values.view(1, 1, 3), mask.bool().view(1, 1, 3)).tolist() == [0.5]
+        assert average_precision_score(mask.numpy(), values.numpy()) == 0.5
+
+
+def test_torchmetrics_is_off_by_what_its_sigmoid_ties_and_by_nothing_else() -> None:
+    maps, masks = made.noise(20, 96, 96), made.boxes(20)
+    maps = maps + 0.3 * masks
+    squashed = maps.sigmoid()
+    assert all(s.unique().numel() < a.unique().numel() for a, s in zip(maps, squashed, strict=True))
+    for values, mask, score in zip(maps, masks, pixel_ap(squashed, masks), strict=True):
+        theirs = binary_average_precision(values.view(-1), mask.view(-1).long()).item()
+        assert theirs == pytest.approx(score.item(), abs=1e-6)
+
+
+def test_torchmetrics_takes_ties_as_its_sort_leaves_them_and_we_expect() -> None:
+    maps, masks = torch.full((40, 96, 96), 0.5), made.boxes(40)
+    theirs = {
+        retrieval_r_precision(values.view(-1), mask.view(-1)).item()
+        for values, mask in zip(maps, masks, strict=True)
+    }
+    assert len(theirs) > 1  # the score of a constant map depends on where the mask is
+    assert set(relevance_rank_accuracy(maps, masks).tolist()) == {256 / 9216}
+
+
 @pytest.mark.filterwarnings("ignore:No positive samples")
 def test_torchmetrics_counts_an_empty_mask_as_zero_and_we_do_not() -> None:
     maps, masks = made.noise(1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.bool)
