@@ -1,4 +1,4 @@
-"""The mode that sees every op of a model and follows its data.
+"""The watcher that sees the ops of a model and follows its data.
 
 An op that no rule speaks of runs at once. A rule runs its op, bit for bit as it was called, and
 looks at what came out; only an edit puts something else in its place.
@@ -10,20 +10,20 @@ makes torch leave them, and the outputs change.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnviz.capture import copies, kernels, products, scaling, squashing, windowing
+from attnviz.capture.interception import ByKey, ByMode, apart, are_plain, interceptor
 from attnviz.capture.options import Options
 from attnviz.capture.places import Call, Place, calls, place
 from attnviz.capture.record import Grid
 from attnviz.capture.recorder import Recorder
 from attnviz.capture.seen import Capture
-from attnviz.capture.tags import Tags
+from attnviz.capture.tags import Tag, Tags
 
 Rule = Callable[["Watcher", Any, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -39,24 +39,11 @@ RULES: dict[Any, Rule] = {
 _in_backward = torch._C._current_graph_task_id
 _RECIPE = torch._C.DispatchKey.CompositeImplicitAutograd
 _KERNELS = (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA, torch._C.DispatchKey.MPS)
-_WHOLE: set[Any] = set()
+_KNOWN: dict[Any, tuple[Rule | None, bool]] = {}
+"""Of each op that was met: its rule, and whether it writes into its first argument."""
 
 
-class _Writes(dict[Any, bool]):
-    """Whether an op writes into its first argument, found once per op."""
-
-    def __contains__(self, func: object) -> bool:
-        known = self.get(func)
-        if known is None:
-            schema = getattr(func, "_schema", None)
-            known = self[func] = bool(schema is not None and schema.is_mutable)
-        return known
-
-
-_WRITES = _Writes()
-
-
-class Watcher(TorchDispatchMode):
+class Watcher:
     """One watch of one model, while it is entered.
 
     Attributes:
@@ -64,15 +51,12 @@ class Watcher(TorchDispatchMode):
         names: Each module's dotted name, by its identity.
         modules: Each module by its name.
         maps: Sizes of the feature maps that were convolved in this forward pass.
-        ops: How many ops ran, of any kind.
+        ops: How many ops ran, of any kind but views.
         trusted: Whether recomputed weights were checked before, on the same model.
         learning: Whether to note in which modules something was found, for a stream.
     """
 
-    supports_higher_order_operators = True
-
     def __init__(self, model: nn.Module, options: Options, seen: Capture) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types here
         self.model = model
         self.options = options
         self.modules = named(model)
@@ -85,59 +69,69 @@ class Watcher(TorchDispatchMode):
         self.trusted = False
         self.learning = False
         self._parameters = False
+        self._plain: bool | None = None
+        self._ways: list[ByKey | ByMode] = []
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # the wrapper it asks for costs as much as a rule, and imports torch._dynamo
+    def __enter__(self) -> Watcher:
+        """Be given the ops that this thread runs."""
+        if self._plain is None:
+            self._plain = are_plain(self._tensors())
+        way = self._ways[-1] if self._ways else interceptor(self.saw, plain=self._plain)
+        way.__enter__()
+        self._ways.append(way)
+        return self
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __exit__(self, *error: Any) -> None:
+        """Be given no more."""
+        self._ways.pop().__exit__(*error)
+
+    def saw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an op, by its rule where it has one."""
         self.ops += 1
-        rule = RULES.get(func)
-        if rule is None:
-            if func in _WHOLE or not learn_rule(func):
-                if func in _WRITES and self.recorder.keeper.aliased:
-                    self._preserve(args[0])
-                return func(*args, **kwargs) if kwargs else func(*args)
-            rule = RULES[func]
-        if _in_backward() != -1:
-            return func(*args, **(kwargs or {}))
-        if func in _WRITES and self.recorder.keeper.aliased:
+        rule, writes = _KNOWN.get(func) or learn(func)
+        if writes and self.recorder.keeper.aliased and (rule is None or _in_backward() == -1):
             self._preserve(args[0])
-        return rule(self, func, args, kwargs or {})
+        if rule is None or _in_backward() != -1:
+            return func(*args, **kwargs)
+        return rule(self, func, args, kwargs)
 
+    @property
+    def masked(self) -> bool:
+        """Whether autograd and autocast are off while an op is seen."""
+        return self._ways[-1].masked
+
+    @apart
     def _preserve(self, tensor: Any) -> None:
-        if torch._C._len_torch_dispatch_stack():
-            with torch._C._DisableTorchDispatch():
-                self.recorder.keeper.preserve(tensor)
-        else:
-            self.recorder.keeper.preserve(tensor)
+        self.recorder.keeper.preserve(tensor)
 
     def place(self) -> Place | None:
         """Who runs the current op; None if it is not the watched model."""
         return place(self.names)
 
-    def calls(self) -> list[Call]:
-        """The running modules, innermost first."""
-        return calls(self.names)
+    def calls(self, *, ends: bool = False) -> list[Call]:
+        """The running modules, innermost first; if `ends`, with the outermost one's shapes only."""
+        return calls(self.names, ends=ends)
+
+    def tag(self, tensor: Tensor) -> Tag | None:
+        """What is known of a tensor; parameters are known, too."""
+        if not self._parameters:
+            self._know_parameters()
+        return self.tags.get(tensor)
 
     def is_parameter(self, tensor: Tensor) -> bool:
         """Whether a tensor is a parameter or a buffer, or was made of them alone."""
-        if not self._parameters:
-            self._know_parameters()
-        tag = self.tags.get(tensor)
+        tag = self.tag(tensor)
         return tag is not None and tag.kind == "parameter"
 
     def _know_parameters(self) -> None:
         self._parameters = True
-        self.tags.fix(
-            tensor
-            for module in self.modules.values()
-            for own in (module._parameters, module._buffers)
-            for tensor in own.values()
-            if tensor is not None
-        )
+        self.tags.fix(self._tensors())
+
+    def _tensors(self) -> Iterator[Tensor]:
+        """The model's parameters and buffers."""
+        for module in self.modules.values():
+            for own in (module._parameters, module._buffers):
+                yield from (tensor for tensor in own.values() if tensor is not None)
 
     def running(self) -> frozenset[str] | None:
         """The names of the running modules, if they are to be noted."""
@@ -192,33 +186,31 @@ def named(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def hide_from_compiler() -> None:
-    """Keep the compiler, where it is loaded, from compiling this mode along with its ops."""
-    frames: Any = torch._C._dynamo.eval_frame
-    skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
-    frames.set_code_exec_strategy(Watcher.__torch_dispatch__.__code__, skip)
+def learn(func: Any) -> tuple[Rule | None, bool]:
+    """What is to be done with an op that is met for the first time."""
+    schema = getattr(func, "_schema", None)
+    _KNOWN[func] = known = find_rule(func), bool(schema is not None and schema.is_mutable)
+    return known
 
 
-def learn_rule(func: Any) -> bool:
-    """Find the rule of an op that is met for the first time; whether it has one.
+def find_rule(func: Any) -> Rule | None:
+    """The rule of an op, if it has one.
 
     `inference_mode` delivers ops that are only recipes of other ops; higher-order ops are known by
     name, for they are imported with the compiler, and late.
     """
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    rule = RULES.get(func)
+    if rule is not None:
+        return rule
     if not isinstance(func, torch._ops.OpOverload):
-        if getattr(func, "_name", "") == "flex_attention":
-            RULES[func] = kernels.flexible
-            return True
-    elif has(func.name(), _RECIPE) and not any(has(func.name(), key) for key in _KERNELS):
-        RULES[func] = decompose
-        return True
-    _WHOLE.add(func)
-    return False
+        return kernels.flexible if getattr(func, "_name", "") == "flex_attention" else None
+    has, name = torch._C._dispatch_has_kernel_for_dispatch_key, func.name()
+    recipe = has(name, _RECIPE) and not any(has(name, key) for key in _KERNELS)
+    return decompose if recipe else None
 
 
 def decompose(watcher: Watcher, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a composite op through its own recipe, with the mode on for its parts."""
+    """Run a composite op through its own recipe, its parts are seen."""
     with watcher:
         out = func.decompose(*args, **kwargs)
     return func(*args, **kwargs) if out is NotImplemented else out

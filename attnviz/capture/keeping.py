@@ -12,7 +12,7 @@ from torch import Tensor
 from attnviz.capture import fused as fusion
 from attnviz.capture import reductions
 from attnviz.capture.fused import Fused
-from attnviz.capture.kernels import as_called
+from attnviz.capture.interception import differentiated
 from attnviz.capture.options import Options
 from attnviz.capture.record import Leaf, Record, changed
 from attnviz.capture.seen import Capture
@@ -53,11 +53,11 @@ class Keeper:
 
     def store(self, record: Record, reduced: dict[str, Tensor], number: int | None = None) -> None:
         """Put a record in, on the device and in the type that were asked for."""
-        changes: dict[str, Any] = {}
-        for field in _TENSORS:
-            tensor = getattr(record, field)
-            if tensor is not None:
-                changes[field] = self._moved(tensor if self.options.keep_graph else tensor.detach())
+        changes: dict[str, Any] = {
+            field: self._moved(tensor if self.options.keep_graph else tensor.detach())
+            for field in _TENSORS
+            if (tensor := getattr(record, field)) is not None
+        }
         if reduced:
             changes["reduced"] = {name: self._moved(value) for name, value in reduced.items()}
             self._forget_rollout(reduced)
@@ -104,7 +104,7 @@ class Keeper:
     def graph(self) -> AbstractContextManager[None]:
         """Within a rule nothing is differentiated; this opens the graph again, where asked."""
         if self.options.keep_graph and torch.is_grad_enabled():
-            return as_called()
+            return differentiated()
         return nullcontext()
 
     def leaf(self, tensor: Tensor, read: Callable[[Tensor], Tensor]) -> Leaf | None:

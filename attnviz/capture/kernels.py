@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attnviz.capture.fused import Fused, grouped
+from attnviz.capture.interception import apart, as_called
 
 if TYPE_CHECKING:
     from attnviz.capture.dispatch import Watcher
@@ -44,7 +43,7 @@ def attention(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
 
 def multihead(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     """The fast path of `nn.MultiheadAttention`, projections included."""
-    out = _as_called(func, args, kwargs)
+    out = _run(watcher, func, args, kwargs)
     given = arguments(func, args, kwargs)
     if given["query"].is_nested:
         watcher.recorder.unreadable("fast path", _NESTED)
@@ -60,7 +59,7 @@ def multihead(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
 
 def encoder_layer(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     """The fast path of `nn.TransformerEncoderLayer`, norms and feed-forward included."""
-    out: Tensor = _as_called(func, args, kwargs)
+    out: Tensor = _run(watcher, func, args, kwargs)
     given = arguments(func, args, kwargs)
     src: Tensor = given["src"]
     if src.is_nested:
@@ -68,6 +67,7 @@ def encoder_layer(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
         return out
     first, eps, width = given["norm_first"], given["eps"], (given["embed_dim"],)
 
+    @apart
     def norm(x: Tensor, number: int) -> Tensor:
         weight, bias = given[f"norm_weight_{number}"], given[f"norm_bias_{number}"]
         return F.layer_norm(x, width, weight, bias, eps)
@@ -87,6 +87,7 @@ def encoder_layer(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     return out if replaced is None else replaced
 
 
+@apart
 def _projected(given: dict[str, Any], q: Tensor, k: Tensor, v: Tensor, heads: int) -> Fused:
     """Queries, keys and values as the kernel projects them, and its mask."""
     weight, bias = given["qkv_weight"].chunk(3), given["qkv_bias"].chunk(3)
@@ -136,20 +137,9 @@ def arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     return given
 
 
-@contextmanager
-def as_called() -> Iterator[None]:
-    """Autograd and autocast as they were when the model called the current op; no mode on."""
-    snapshot = torch._C._RestorePythonTLSSnapshot  # type: ignore[attr-defined]  # no stub upstream
-    with snapshot(), torch._C._DisableTorchDispatch():
-        yield
-
-
-def _as_called(func: Any, args: Any, kwargs: Any) -> Any:
-    # autocast is off within a rule, and these kernels call ops that it would have cast
-    if torch._C._len_torch_dispatch_stack():
-        return func(*args, **kwargs)  # for the next mode; the last one sees to it
-    with as_called():
-        return func(*args, **kwargs)
+def _run(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+    # these kernels call ops that autocast would have cast
+    return as_called(func, args, kwargs) if watcher.masked else func(*args, **kwargs)
 
 
 _NESTED = "nested tensors: build the encoder with enable_nested_tensor=False to see their weights"

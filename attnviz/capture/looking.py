@@ -62,7 +62,7 @@ class Looks:
             known: Look | None = self.plan.get(self._counted(key))
             if known is not None:
                 return known._replace(shape=self._of_batch(known.shape))
-        calls = self.watcher.calls()
+        calls = self.watcher.calls(ends=not keys)
         name, module = self._named(where, calls)
         maps = self.watcher.maps
         look = Look(name, module, geometry(calls, queries, keys, maps=maps, width=width))

@@ -28,7 +28,8 @@ def baddbmm(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _product(watcher: Watcher, func: Any, args: Any, kwargs: Any, i: int, j: int) -> Any:
     left, right = args[i], args[j]
-    parameters = watcher.is_parameter(left), watcher.is_parameter(right)
+    tags = watcher.tag(left), watcher.tag(right)
+    parameters = _fixed(tags[0]), _fixed(tags[1])
     if any(parameters):
         out = func(*args, **kwargs)
         _mixed(watcher, left, right, parameters, out)
@@ -37,7 +38,6 @@ def _product(watcher: Watcher, func: Any, args: Any, kwargs: Any, i: int, j: int
             # learned queries meet keys; or experts their input, which no softmax over keys follows
             _scored(watcher, left, right, (None, None), out, nan, mixed=True)
         return out
-    tags = watcher.tags.get(left), watcher.tags.get(right)
     side = _weights(left, right, tags)
     if side is None:
         out = func(*args, **kwargs)
@@ -58,6 +58,10 @@ def _product(watcher: Watcher, func: Any, args: Any, kwargs: Any, i: int, j: int
     if replaced is not None:
         watcher.recorder.guard(out)
     return out
+
+
+def _fixed(tag: Tag | None) -> bool:
+    return tag is not None and tag.kind == "parameter"
 
 
 def _weights(left: Tensor, right: Tensor, tags: tuple[Tag | None, Tag | None]) -> int | None:

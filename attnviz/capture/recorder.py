@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from attnviz.capture.edits import Edit, checked
 from attnviz.capture.fused import Fused
 from attnviz.capture.gating import Pooling, arrange, pooling
 from attnviz.capture.grids import Geometry, geometry, token_counts
+from attnviz.capture.interception import apart
 from attnviz.capture.keeping import Keeper
 from attnviz.capture.layout import Layout, layout
 from attnviz.capture.looking import Look, Looks
@@ -26,23 +26,8 @@ from attnviz.errors import UnsupportedError
 if TYPE_CHECKING:
     from attnviz.capture.dispatch import Watcher
 
-P = ParamSpec("P")
-T = TypeVar("T")
 Restore = Callable[[Tensor, Tensor], Tensor]
 Weighing = tuple[Tag, Tensor, Tensor, list[int]]
-
-
-def apart(method: Callable[P, T]) -> Callable[P, T]:
-    """What a watch computes for itself is not to be seen by another watch around it."""
-
-    @wraps(method)
-    def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        if not torch._C._len_torch_dispatch_stack():
-            return method(*args, **kwargs)
-        with torch._C._DisableTorchDispatch():
-            return method(*args, **kwargs)
-
-    return run
 
 
 class Recorder:
@@ -331,15 +316,14 @@ class Recorder:
 
     def _placed(self, record: Record, where: Place, look: Look, weights: Tensor | None) -> Record:
         """The record with all that is known of where it was made."""
-        shape = look.shape
+        shape, attends = look.shape, record.kind == "attention"
         record = changed(
             record, name=record.name or self._root, source=where.source, path=where.path,
             origin=where.name or self._root, module=type(look.module).__name__,
             images=shape.images, image=shape.image,
+            query_grid=shape.query if attends else None, key_grid=shape.key if attends else None,
+            prefix=shape.prefix if attends else 0,
         )  # fmt: skip
-        if record.kind == "attention":
-            record = changed(record, query_grid=shape.query, key_grid=shape.key,
-                             prefix=shape.prefix)  # fmt: skip
         if weights is None:
             return record
         return self.looks.windowed(record, weights.shape, shape.images)

@@ -18,12 +18,11 @@ aten = torch.ops.aten
 def softmax(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     """Tag a softmax's result with the axis that sums to one."""
     x, axis = args[0], args[1]
-    fixed = watcher.is_parameter(x)
-    tag = watcher.tags.get(x)
+    tag = watcher.tag(x)
     out = func(*args, **kwargs)
     if x.dim() == 0:
         return out
-    if fixed and tag is not None:
+    if tag is not None and tag.kind == "parameter":
         watcher.tags.put(out, tag)
         return out
     normalised(watcher, out, axis % out.dim(), tag)
@@ -48,10 +47,9 @@ def normalised(watcher: Watcher, out: Tensor, axis: int, source: Tag | None) -> 
 
 def gate(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     """Tag the result of a function that squashes into an interval, as gates do."""
-    fixed = watcher.is_parameter(args[0])
-    tag = watcher.tags.get(args[0])
+    tag = watcher.tag(args[0])
     out = func(*args, **kwargs)
-    if fixed and tag is not None:
+    if tag is not None and tag.kind == "parameter":
         watcher.tags.put(out, tag)
     else:
         squashed(watcher, out, _NAMES[func], tag)

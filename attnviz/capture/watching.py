@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from attnviz.capture.dispatch import Watcher, hide_from_compiler
+from attnviz.capture.dispatch import Watcher
 from attnviz.capture.edits import read_edits
+from attnviz.capture.interception import hide_from_compiler
 from attnviz.capture.missing import check
 from attnviz.capture.options import Choice, Options
 from attnviz.capture.reductions import read_reductions

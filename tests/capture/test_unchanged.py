@@ -9,14 +9,16 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from attnviz.capture import Capture, watch
+from attnviz.capture import Capture, interception, watch
 from tests.capture import nets
 from tests.capture.test_gates import Blocks
 from tests.capture.test_multihead import layer, tokens
@@ -28,6 +30,15 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "encoder": lambda: (layer(), tokens()),
     "multihead": lambda: (SelfAttention(), tokens()),
 }
+
+
+@pytest.fixture(params=["key", "mode"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How a watch is called: as this torch allows, and as any torch does."""
+    if request.param == "mode":
+        monkeypatch.setattr(interception, "_key_is_ours", lambda: False)
+    way: str = request.param
+    return way
 
 
 class SelfAttention(nn.Module):
@@ -46,6 +57,8 @@ def state() -> tuple[object, ...]:
     return (
         torch._C._len_torch_dispatch_stack(),
         torch._C._len_torch_function_stack(),
+        str(torch._C._dispatch_keyset_to_string(torch._C._dispatch_tls_local_include_set())),
+        str(torch._C._dispatch_keyset_to_string(torch._C._dispatch_tls_local_exclude_set())),
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled("cpu"),
@@ -328,3 +341,92 @@ def test_scripted_models_are_seen(way: str) -> None:
     (record,) = seen.values()
     assert record.weights is not None
     assert record.weights.shape == (2, 1, 24, 24)
+
+
+class Counting(TorchDispatchMode):
+    """Another mode, which counts softmaxes and asks for something of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types here
+        self.softmaxes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.softmaxes += func is torch.ops.aten._softmax.default
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            out.isnan()
+        return out
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_mode_of_somebody_else_around_or_within_sees_what_it_would(
+    name: str, inside: bool
+) -> None:
+    model, x = MODELS[name]()
+    with torch.no_grad(), Counting() as alone:
+        plain = model(x)
+    with torch.no_grad():
+        if inside:
+            with watch(model) as seen, Counting() as other:
+                again = model(x)
+        else:
+            with Counting() as other, watch(model) as seen:
+                again = model(x)
+        with watch(model) as expected:
+            model(x)
+    assert torch.equal(plain, again)
+    assert other.softmaxes == alone.softmaxes
+    assert list(seen) == list(expected)
+
+
+class Wrapped(Tensor):
+    """A parameter that handles its ops itself, as quantised weights do."""
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> Wrapped:
+        made: Wrapped = Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype)  # type: ignore[attr-defined]
+        made.held = held
+        return made
+
+    held: Tensor
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].held)
+        plain = [x.held * 1 if isinstance(x, cls) else x for x in args]
+        return func(*plain, **(kwargs or {}))
+
+
+def test_what_a_parameter_of_its_own_class_computes_is_no_attention() -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.one, self.two = (
+                nn.Parameter(Wrapped(torch.randn(8, 8)), requires_grad=False) for _ in range(2)
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.mm(torch.mm(x, self.one), self.two)
+
+    model, x = Rows(), torch.randn(4, 8)
+    plain = model(x)
+    with watch(model, empty=True) as seen:
+        assert torch.equal(model(x), plain)
+    assert not len(seen)
+
+
+def test_views_are_left_to_torch_where_it_allows(way: str) -> None:
+    names: list[str] = []
+    known = torch._C._parse_dispatch_key("Fake")  # type: ignore[attr-defined]  # no stub upstream
+    above = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.Python)
+    with interception.interceptor(lambda f, a, k: (names.append(str(f)), f(*a, **k))[1],
+                                  plain=True):  # fmt: skip
+        torch.ones(2, 3).view(6).sum()
+    expected = ["aten.ones.default", "aten.sum.default"]
+    assert [name for name in names if "view" not in name] == expected
+    assert (names == expected) == (way == "key" and above.has(known))
