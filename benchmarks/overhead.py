@@ -2,9 +2,14 @@
 
 Each model runs plainly, watched, reduced and streamed in turn, `--repeats` times; a ratio is taken
 within each turn, and their median is printed, so that a machine that slows down slows all of them.
+Each turn begins with another one of them, so that none always follows the one that leaves the most
+memory behind. The plain forward is in each turn twice, and "plain, again" says what a ratio is
+worth.
+
 Peers: a forward hook on the module that attends (what a tutorial does; it sees outputs, not
-weights), timm's `AttentionExtract` on the unfused model (the fused one it cannot see), captum's
-`LayerActivation`, and nnsight where it is installed.
+weights), a hook that keeps the weights where a module is given them (what keeping them costs,
+whoever finds them), timm's `AttentionExtract` on the unfused model (the fused one it cannot see),
+captum's `LayerActivation`, and nnsight where it is installed.
 
     python benchmarks/overhead.py                       # some minutes, on a machine without others
     python benchmarks/overhead.py --repeats 3 --batch 2 # a smoke run
@@ -76,15 +81,16 @@ def medians(runs: dict[str, Run], repeats: int) -> dict[str, float]:
     for run in runs.values():
         run()
         run()
-    for _ in range(repeats):
+    names = [*runs]
+    for turn in range(repeats):
         times: dict[str, float] = {}
-        for name, run in runs.items():
+        begin = turn % len(names)
+        for name in (*names[begin:], *names[:begin]):
             start = time.perf_counter()
-            run()
+            runs[name]()
             times[name] = time.perf_counter() - start
-        first = next(iter(times.values()))
         for name, seconds in times.items():
-            ratios[name].append(seconds / first)
+            ratios[name].append(seconds / times[names[0]])
     return {name: statistics.median(values) for name, values in ratios.items()}
 
 
@@ -102,6 +108,7 @@ def ours(model: nn.Module, x: Tensor) -> dict[str, Run]:
     whole = stream(model, itertools.repeat(x), reduce=None, progress=False)
     return {
         "plain": lambda: model(x),
+        "plain, again": lambda: model(x),
         "watch": watched(),
         "watch, received": watched(reduce="received"),
         "stream": lambda: next(whole),
@@ -118,6 +125,22 @@ def hooked(model: nn.Module, x: Tensor, kinds: tuple[str, ...]) -> Run:
             module.register_forward_hook(lambda m, given, out: kept.append(out))
             for module in model.modules()
             if type(module).__name__ in kinds
+        ]
+        model(x)
+        for handle in handles:
+            handle.remove()
+
+    return run
+
+
+def keeping(model: nn.Module, x: Tensor) -> Run:
+    """A hook that keeps what the dropout after the softmax is given: the weights, and no more."""
+
+    def run() -> None:
+        kept: list[Tensor] = []
+        handles = [
+            block.attn.attn_drop.register_forward_pre_hook(lambda m, given: kept.append(given[0]))
+            for block in model.blocks  # type: ignore[union-attr]
         ]
         model(x)
         for handle in handles:
@@ -183,7 +206,7 @@ def main() -> int:
     """Measure all models and print their ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -218,6 +241,7 @@ def _written(args: argparse.Namespace) -> bool:
     runs = {
         **ours(model, x),
         "forward hook": hooked(model, x, ("Attention",)),
+        "hook that keeps the weights": keeping(model, x),
         "timm AttentionExtract": extracted(model, x),
         "captum, one layer": activated(model, x, model.blocks[5].attn.attn_drop),  # type: ignore[index, union-attr, arg-type]
     }

@@ -142,7 +142,7 @@ def _local(frame: FrameType, name: str) -> Any:
     local = frame.f_locals
     value = local.get(name)
     if _SNAPSHOTS:
-        local.clear()  # type: ignore[attr-defined]  # a dict, as long as it is a snapshot
+        local.clear()  # a dict, as long as it is a snapshot
     return value
 
 
