@@ -1,9 +1,7 @@
 """A run's model, asked live: a patch where the reader puts it, heads switched off, gates held open.
 
 The only room of the dashboard that needs torch; pages import it when they are opened. A model is
-rebuilt from its name and settings, never from anything a run could point at: first without memory
-(on torch's `meta` device), then filled with the run's weights, so that settings that ask for an
-enormous model fail on the shapes and not on the machine.
+rebuilt from its name and settings, never from anything a run could point at.
 """
 
 from __future__ import annotations
@@ -19,9 +17,7 @@ from torch import nn
 
 from attnviz.attribution import attribute
 from attnviz.capture import Record, edits, watch
-from attnviz.errors import InputError
 from attnviz.maps import channel_gated, gate_map, received
-from attnviz.models import build_model
 from attnviz.patches import inject_patch
 
 _ONE_AT_A_TIME = Lock()  # readers share the models
@@ -71,32 +67,6 @@ class Answer:
     def probability(self) -> float:
         """Of a patch."""
         return float(1 / (1 + np.exp(-self.logit)))
-
-
-def rebuilt(variant: str, settings: Mapping[str, Any], weights: Mapping[str, Any]) -> nn.Module:
-    """The model of a run, in eval mode.
-
-    Args:
-        variant: Its name in `attnviz.models`.
-        settings: The run's; `model` in it holds what `build_model` takes.
-        weights: Its parameters and buffers, numpy.
-
-    Raises:
-        InputError: No such variant, or weights of another model.
-    """
-    asked = settings.get("model")
-    asked = asked if isinstance(asked, Mapping) else {}
-    tensors = {name: torch.from_numpy(np.array(value)) for name, value in weights.items()}
-    try:
-        with torch.device("meta"):
-            model = build_model(variant, **asked)
-        model.load_state_dict(tensors, strict=True, assign=True)
-    except (RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        told = str(error).splitlines()[0]
-        raise InputError(f"the weights do not fit {variant!r} with {dict(asked)}: {told}") from None
-    return model.eval().requires_grad_(False)
 
 
 def patched(

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from attnviz.cli.devices import add_device
-from attnviz.cli.tables import first_line, table
+from attnviz.cli.tables import table
 from attnviz.compare.recorded import none_complete
 from attnviz.compare.summary import summarised
-from attnviz.errors import RunError
+from attnviz.errors import InputError, RunError
 from attnviz.executors import add_workers, chosen_workers, executor_of
 from attnviz.maps import resized
 from attnviz.metrics import METRICS, baselines, localization
-from attnviz.models import build_model
+from attnviz.models import rebuild_model
 from attnviz.runs import Dataset, Run, list_runs, open_dataset
 
 if TYPE_CHECKING:
@@ -61,18 +61,14 @@ def rebuilt(run: Run, device: str) -> nn.Module:
     """The run's trained model, in evaluation mode.
 
     Raises:
-        InputError: The variant is none of `attnviz.models`, or its settings do not fit.
-        RunError: The run kept no weights, or other ones.
+        InputError: The variant is none of `attnviz.models`, or its settings or weights do not fit.
+        RunError: The run kept no weights.
     """
-    model = build_model(run.variant, **dict(run.settings.get("model") or {}))
-    state = {name: torch.from_numpy(np.array(array)) for name, array in run.weights().items()}
+    weights = run.weights()
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise RunError(
-            f"{run.id}: the weights do not fit {run.variant!r}: {first_line(error)}"
-        ) from error
-    return model.to(device).eval()
+        return rebuild_model(run.variant, run.settings, weights).to(device)
+    except InputError as error:
+        raise InputError(f"{run.id}: {error}") from error
 
 
 def test_set(run: Run) -> Dataset:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from attnviz.attribution.asking import rows_of_outputs
 from attnviz.attribution.state import undisturbed
 from attnviz.errors import InputError, unknown_name
-from attnviz.shapes import Images, Scores
+from attnviz.metrics.inputs import AnyMaps, as_tensor
+from attnviz.shapes import Images, Maps, Scores
 from attnviz.targets import Target, target_indices
 
 Output: TypeAlias = Literal["probability", "logit"]
@@ -75,8 +76,13 @@ def asking(model: nn.Module, target: Target, output: Output, rows: int) -> Itera
         yield Confidence(model, target, output, rows)
 
 
-def check_pair(images: Tensor, maps: Tensor) -> None:
-    """Raise an InputError unless there is one map per image, at the images' size."""
+def paired(images: Images, maps: AnyMaps) -> Maps:
+    """The maps as a tensor beside the images, without a graph.
+
+    Raises:
+        InputError: Unless there is one map per image, at the images' size.
+    """
+    maps = as_tensor(maps, "maps")
     if images.ndim != 4 or not images.is_floating_point():
         raise InputError(
             f"expected floating point images (b, c, h, w), got {images.dtype} {tuple(images.shape)}"
@@ -86,6 +92,7 @@ def check_pair(images: Tensor, maps: Tensor) -> None:
             f"expected maps {tuple(images[:, 0].shape)} at the images' size, got "
             f"{tuple(maps.shape)}; resize them with size= or attnviz.maps.resized"
         )
+    return maps.to(images.device)
 
 
 def fitting(maps: Tensor) -> Tensor:

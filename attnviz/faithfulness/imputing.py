@@ -15,9 +15,10 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from attnviz.errors import InputError
-from attnviz.faithfulness.asking import ROWS, Output, asking, check_pair, fitting
+from attnviz.faithfulness.asking import ROWS, Output, asking, fitting, paired
 from attnviz.faithfulness.removing import removal_order
-from attnviz.shapes import Images, Maps, Scores
+from attnviz.metrics.inputs import AnyMaps
+from attnviz.shapes import Images, Scores
 from attnviz.targets import Target
 
 PERCENTILES = (20, 40, 60, 80)
@@ -102,7 +103,7 @@ def _filled(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
 def road_morf(
     model: nn.Module,
     images: Images,
-    maps: Maps,
+    maps: AnyMaps,
     *,
     target: Target = None,
     percentiles: Sequence[int | float] = PERCENTILES,
@@ -116,7 +117,7 @@ def road_morf(
     Args:
         model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs.
         images: `(b, c, h, w)`.
-        maps: `(b, h, w)` at the images' size.
+        maps: `(b, h, w)` at the images' size, tensor or numpy.
         target: Which output; needed for `n > 1`.
         percentiles: Shares of the places that are removed, in percent, between 0 and 100.
         noise: Standard deviation of the imputation's noise, in the images' unit.
@@ -136,7 +137,7 @@ def road_morf(
 def road_lerf(
     model: nn.Module,
     images: Images,
-    maps: Maps,
+    maps: AnyMaps,
     *,
     target: Target = None,
     percentiles: Sequence[int | float] = PERCENTILES,
@@ -150,7 +151,7 @@ def road_lerf(
     Args:
         model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs.
         images: `(b, c, h, w)`.
-        maps: `(b, h, w)` at the images' size.
+        maps: `(b, h, w)` at the images' size, tensor or numpy.
         target: Which output; needed for `n > 1`.
         percentiles: Shares of the places that are removed, in percent, between 0 and 100.
         noise: Standard deviation of the imputation's noise, in the images' unit.
@@ -170,7 +171,7 @@ def road_lerf(
 def road_combined(
     model: nn.Module,
     images: Images,
-    maps: Maps,
+    maps: AnyMaps,
     *,
     target: Target = None,
     percentiles: Sequence[int | float] = PERCENTILES,
@@ -184,7 +185,7 @@ def road_combined(
     Args:
         model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs.
         images: `(b, c, h, w)`.
-        maps: `(b, h, w)` at the images' size.
+        maps: `(b, h, w)` at the images' size, tensor or numpy.
         target: Which output; needed for `n > 1`.
         percentiles: Shares of the places that are removed, in percent, between 0 and 100.
         noise: Standard deviation of the imputation's noise, in the images' unit.
@@ -209,7 +210,7 @@ def road_combined(
 def _road(
     model: nn.Module,
     images: Images,
-    maps: Maps,
+    maps: AnyMaps,
     most_relevant_first: bool,
     target: Target,
     percentiles: Sequence[int | float],
@@ -218,7 +219,7 @@ def _road(
     rows: int,
     seed: int,
 ) -> Scores:
-    check_pair(images, maps)
+    maps = paired(images, maps)
     if not len(percentiles) or not all(0 < p < 100 for p in percentiles):
         raise InputError(f"percentiles: expected values between 0 and 100, got {percentiles}")
     order = removal_order(maps if most_relevant_first else -maps, seed=seed)

@@ -6,15 +6,16 @@ import torch
 from torch import nn
 
 from attnviz.blanks import Blank, blank_like
-from attnviz.faithfulness.asking import ROWS, Output, asking, check_pair, fitting
-from attnviz.shapes import Images, Maps, Scores
+from attnviz.faithfulness.asking import ROWS, Output, asking, fitting, paired
+from attnviz.metrics.inputs import AnyMaps
+from attnviz.shapes import Images, Scores
 from attnviz.targets import Target
 
 
 def avg_drop(
     model: nn.Module,
     images: Images,
-    maps: Maps,
+    maps: AnyMaps,
     *,
     target: Target = None,
     baseline: Blank = "black",
@@ -30,7 +31,7 @@ def avg_drop(
     Args:
         model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs.
         images: `(b, c, h, w)`.
-        maps: `(b, h, w)` at the images' size.
+        maps: `(b, h, w)` at the images' size, tensor or numpy.
         target: Which output; needed for `n > 1`.
         baseline: What stands where the map shows nothing, see `attnviz.blanks.BLANKS`.
         value_range: What black and white are.
@@ -51,7 +52,7 @@ def avg_drop(
 def increase_in_confidence(
     model: nn.Module,
     images: Images,
-    maps: Maps,
+    maps: AnyMaps,
     *,
     target: Target = None,
     baseline: Blank = "black",
@@ -66,7 +67,7 @@ def increase_in_confidence(
     Args:
         model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs.
         images: `(b, c, h, w)`.
-        maps: `(b, h, w)` at the images' size.
+        maps: `(b, h, w)` at the images' size, tensor or numpy.
         target: Which output; needed for `n > 1`.
         baseline: What stands where the map shows nothing, see `attnviz.blanks.BLANKS`.
         value_range: What black and white are.
@@ -87,7 +88,7 @@ def increase_in_confidence(
 def _confidences(
     model: nn.Module,
     images: Images,
-    maps: Maps,
+    maps: AnyMaps,
     target: Target,
     baseline: Blank,
     value_range: tuple[int | float, int | float],
@@ -95,8 +96,7 @@ def _confidences(
     rows: int,
 ) -> tuple[Scores, Scores]:
     """On the whole image, and on what the map lets through (NaN where it cannot be scaled)."""
-    check_pair(images, maps)
-    maps = maps.detach().to(images)
+    maps = paired(images, maps).to(images)
     low, high = (m[:, None, None] for m in maps.flatten(1).aminmax(dim=1)) if len(maps) else (0, 1)
     with asking(model, target, output, rows) as confidence:
         blank = blank_like(images, baseline, value_range=value_range)

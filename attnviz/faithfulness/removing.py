@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from attnviz.blanks import Blank, blank_like
 from attnviz.errors import InputError
-from attnviz.faithfulness.asking import ROWS, Output, asking, check_pair, fitting
+from attnviz.faithfulness.asking import ROWS, Output, asking, fitting, paired
+from attnviz.metrics.inputs import AnyMaps
 from attnviz.shapes import Images, Maps, Scores
 from attnviz.targets import Target
 
@@ -35,7 +36,7 @@ def removal_order(maps: Maps, *, seed: int = 0) -> Int[Tensor, "b places"]:
 def removal_curve(
     model: nn.Module,
     images: Images,
-    maps: Maps,
+    maps: AnyMaps,
     *,
     insert: bool = False,
     target: Target = None,
@@ -52,7 +53,7 @@ def removal_curve(
         model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs; asked in evaluation
             mode and left as it was.
         images: `(b, c, h, w)`.
-        maps: `(b, h, w)` at the images' size.
+        maps: `(b, h, w)` at the images' size, tensor or numpy.
         insert: Begin with the blank image and let the highest places appear.
         target: Which output; needed for `n > 1`.
         baseline: What stands where a place is removed, see `attnviz.blanks.BLANKS`.
@@ -69,7 +70,7 @@ def removal_curve(
     Raises:
         InputError: Maps that do not fit, more steps than places, several outputs and no target.
     """
-    check_pair(images, maps)
+    maps = paired(images, maps)
     places = maps[0].numel() if len(maps) else steps
     if not 1 <= steps <= places:
         raise InputError(f"steps: expected 1 to {places} (the places of a map), got {steps}")
@@ -94,7 +95,7 @@ def _hidden(order: Tensor, images: Images, steps: int) -> Iterator[Bool[Tensor, 
 def deletion_auc(
     model: nn.Module,
     images: Images,
-    maps: Maps,
+    maps: AnyMaps,
     *,
     target: Target = None,
     baseline: Blank = "black",
@@ -112,7 +113,7 @@ def deletion_auc(
     Args:
         model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs.
         images: `(b, c, h, w)`.
-        maps: `(b, h, w)` at the images' size.
+        maps: `(b, h, w)` at the images' size, tensor or numpy.
         target: Which output; needed for `n > 1`.
         baseline: What stands where a place is removed, see `attnviz.blanks.BLANKS`.
         value_range: What black and white are.
@@ -137,7 +138,7 @@ def deletion_auc(
 def insertion_auc(
     model: nn.Module,
     images: Images,
-    maps: Maps,
+    maps: AnyMaps,
     *,
     target: Target = None,
     baseline: Blank = "black",
@@ -155,7 +156,7 @@ def insertion_auc(
     Args:
         model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs.
         images: `(b, c, h, w)`.
-        maps: `(b, h, w)` at the images' size.
+        maps: `(b, h, w)` at the images' size, tensor or numpy.
         target: Which output; needed for `n > 1`.
         baseline: The image that places are inserted into, see `attnviz.blanks.BLANKS`.
         value_range: What black and white are.

@@ -10,11 +10,12 @@ from torch import nn
 from attnviz.attribution import infidelity
 from attnviz.blanks import Blank
 from attnviz.errors import unknown_name
-from attnviz.faithfulness.asking import ROWS, Output
+from attnviz.faithfulness.asking import ROWS, Output, paired
 from attnviz.faithfulness.imputing import PERCENTILES, road_lerf, road_morf
 from attnviz.faithfulness.keeping import avg_drop, increase_in_confidence
 from attnviz.faithfulness.removing import deletion_auc, insertion_auc
-from attnviz.shapes import Images, Maps, Scores
+from attnviz.metrics.inputs import AnyMaps
+from attnviz.shapes import Images, Scores
 from attnviz.targets import Target
 
 METRICS = {
@@ -35,7 +36,7 @@ DEFAULT = tuple(name for name in METRICS if name != "infidelity")
 def faithfulness_scores(
     model: nn.Module,
     images: Images,
-    maps: Maps,
+    maps: AnyMaps,
     *,
     metrics: Sequence[str] = DEFAULT,
     target: Target = None,
@@ -53,7 +54,7 @@ def faithfulness_scores(
         model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs; asked in evaluation
             mode and left as it was.
         images: `(b, c, h, w)`.
-        maps: `(b, h, w)` at the images' size.
+        maps: `(b, h, w)` at the images' size, tensor or numpy.
         metrics: Keys of `METRICS`.
         target: Which output; needed for `n > 1`.
         baseline: What stands for a removed place in deletion, insertion, average drop and
@@ -74,6 +75,7 @@ def faithfulness_scores(
     for name in metrics:
         if name not in METRICS:
             raise unknown_name("faithfulness metric", name, METRICS)
+    maps = paired(images, maps)
     common: dict[str, Any] = {"target": target, "output": output, "rows": rows}
     blanked = {"baseline": baseline, "value_range": value_range, **common}
     stepped = {"steps": steps, "seed": seed, **blanked}

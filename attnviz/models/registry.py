@@ -9,6 +9,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from attnviz import layers
@@ -221,3 +223,34 @@ def build_model(name: str, **settings: Any) -> nn.Module:
             f"build_model: {name!r} does not take {settings!r}: {error}; "
             f"see {inspect.signature(_VARIANTS[name].build)}"
         ) from error
+
+
+def rebuild_model(
+    name: str, settings: Mapping[str, Any], weights: Mapping[str, np.ndarray]
+) -> nn.Module:
+    """A trained reference model, in evaluation mode, on the CPU.
+
+    It is built without memory first (on torch's `meta` device) and then given its weights, so that
+    settings that ask for an enormous model fail on the shapes and not on the machine.
+
+    Args:
+        name: One of `variants()`.
+        settings: A run's; `model` in it holds what `build_model` takes.
+        weights: Its parameters and buffers.
+
+    Raises:
+        InputError: An unknown name or setting, or weights of another model.
+    """
+    given = settings.get("model")
+    own = dict(given) if isinstance(given, Mapping) else {}
+    tensors = {key: torch.from_numpy(np.array(array)) for key, array in weights.items()}
+    try:
+        with torch.device("meta"):
+            model = build_model(name, **own)
+        model.load_state_dict(tensors, assign=True)
+    except InputError:
+        raise
+    except (RuntimeError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise InputError(f"the weights do not fit {name!r} with {own}: {said}") from error
+    return model.eval()

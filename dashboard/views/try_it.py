@@ -79,7 +79,8 @@ def main() -> None:
 
 @st.cache_resource(max_entries=4, show_spinner="Building the model …")
 def _model(key: tuple[Any, ...], _run: Any) -> Any:
-    return import_module("dashboard.live").rebuilt(_run.variant, _run.settings, _run.weights())
+    rebuild = import_module("attnviz.models").rebuild_model
+    return rebuild(_run.variant, _run.settings, _run.weights()).requires_grad_(False)
 
 
 def _image(choice: Chosen, run: Any) -> np.ndarray | None:

@@ -110,7 +110,7 @@ CASES: tuple[tuple[str, str], ...] = (
     ("attribute nowhere", NOT_THERE),
     ("attribute empty", "expected at least one complete run, got no run at all"),
     ("attribute runs", "a: expected the digest of its test images, the run names none"),
-    ("attribute unfit", "mha-0: the weights do not fit 'mha': Error.* Missing key"),
+    ("attribute unfit", "mha-0: the weights do not fit 'mha' with .*: Error.* Missing key"),
     ("attribute trained --method odd", "unknown attribution method 'odd'"),
     ("attribute trained --method saliency --layer odd", "expected no layer="),
     ("attribute trained --layer odd", "'odd'"),

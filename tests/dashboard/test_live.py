@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attnviz.errors import InputError
-from attnviz.models import build_model
+from attnviz.models import build_model, rebuild_model
 from dashboard import live
 
 
@@ -26,7 +26,7 @@ def image() -> np.ndarray:
 def test_the_rebuilt_model_is_the_saved_one(variant, image):
     torch.manual_seed(3)
     model = build_model(variant).eval()
-    again = live.rebuilt(variant, {}, weights_of(model))
+    again = rebuild_model(variant, {}, weights_of(model))
     pixels = live.as_input(image)
     with torch.no_grad():
         expected = model(pixels)
@@ -42,23 +42,23 @@ def test_the_rebuilt_model_is_the_saved_one(variant, image):
 def test_an_enormous_model_is_refused_before_it_takes_memory():
     weights = weights_of(build_model("mha"))
     with pytest.raises(InputError, match="the weights do not fit 'mha'"):
-        live.rebuilt("mha", {"model": {"width": 10**7}}, weights)
+        rebuild_model("mha", {"model": {"width": 10**7}}, weights)
 
 
 @pytest.mark.parametrize("asked", [{"nonsense": 1}, {"width": "x"}, {"width": -1}])
 def test_settings_that_no_model_takes_are_refused_in_words(asked):
     with pytest.raises(InputError):
-        live.rebuilt("mha", {"model": asked}, weights_of(build_model("mha")))
+        rebuild_model("mha", {"model": asked}, weights_of(build_model("mha")))
 
 
 def test_a_variant_is_a_name_and_no_path():
     with pytest.raises(InputError, match=r"unknown variant 'os\.system'"):
-        live.rebuilt("os.system", {}, {})
+        rebuild_model("os.system", {}, {})
 
 
 def test_weights_of_another_variant_are_refused():
     with pytest.raises(InputError, match="do not fit 'cnn'"):
-        live.rebuilt("cnn", {}, weights_of(build_model("mha")))
+        rebuild_model("cnn", {}, weights_of(build_model("mha")))
 
 
 class TestPatched:
@@ -91,15 +91,15 @@ class TestPatched:
 
 class TestInterventions:
     def test_each_head_and_each_gate_has_a_switch(self, image):
-        heads = live.ask(live.rebuilt("mha", {}, weights_of(build_model("mha"))), image)
+        heads = live.ask(rebuild_model("mha", {}, weights_of(build_model("mha"))), image)
         assert [switch.head for switch in heads.switches] == [0, 1, 2, 3]
-        gates = live.ask(live.rebuilt("cbam", {}, weights_of(build_model("cbam"))), image)
+        gates = live.ask(rebuild_model("cbam", {}, weights_of(build_model("cbam"))), image)
         assert [switch.head for switch in gates.switches] == [None, None]
         assert all("gate at one" in switch.words for switch in gates.switches)
 
     def test_switching_changes_the_answer_and_only_while_it_lasts(self, image):
         torch.manual_seed(0)
-        model = live.rebuilt("mha", {}, weights_of(build_model("mha")))
+        model = rebuild_model("mha", {}, weights_of(build_model("mha")))
         before = live.ask(model, image)
         off = live.ask(model, image, [switch.key for switch in before.switches])
         assert off.logit != before.logit
@@ -107,7 +107,7 @@ class TestInterventions:
 
     def test_a_gate_at_one_is_the_model_without_the_gate(self, image):
         torch.manual_seed(0)
-        model = live.rebuilt("cbam", {}, weights_of(build_model("cbam")))
+        model = rebuild_model("cbam", {}, weights_of(build_model("cbam")))
         keys = [switch.key for switch in live.ask(model, image).switches]
         open_gates = live.ask(model, image, keys)
         with torch.no_grad():
@@ -120,5 +120,5 @@ class TestInterventions:
         assert {view.construction for view in open_gates.views} == {"gate_map", "channel_gated"}
 
     def test_unknown_switches_are_left_out(self, image):
-        model = live.rebuilt("mha", {}, weights_of(build_model("mha")))
+        model = rebuild_model("mha", {}, weights_of(build_model("mha")))
         assert live.ask(model, image, ["nothing.9"]).logit == live.ask(model, image).logit

@@ -49,3 +49,15 @@ def test_metrics_can_be_chosen_and_infidelity_asked_for():
     assert scores["infidelity"].shape == (3,)
     with pytest.raises(InputError, match=r"'deletion': did you mean 'deletion_auc'"):
         faithfulness_scores(Corner(), images, maps, metrics=["deletion"], target=1)
+
+
+def test_numpy_maps_are_as_welcome_as_tensors():
+    images, maps = corner_images(), corner_maps()
+    options = {"metrics": tuple(METRICS), "target": 1, "steps": 8, "percentiles": (30,)}
+    expected = faithfulness_scores(Corner(), images, maps, **options)
+    found = faithfulness_scores(Corner(), images, maps.numpy(), **options)
+    for name in METRICS:
+        assert_close(found[name], expected[name], rtol=0, atol=0)
+    for way in (faithfulness.deletion_auc, faithfulness.road_morf, faithfulness.avg_drop):
+        assert_close(way(Corner(), images, maps.numpy(), target=1),
+                     way(Corner(), images, maps, target=1), rtol=0, atol=0)  # fmt: skip
