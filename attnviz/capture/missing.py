@@ -44,7 +44,7 @@ def check(watcher: Watcher, seen: Capture) -> None:
             f"{_listed(watcher.recorder.passed_over)}{_near(options.where, watcher)}"
         )
     raise NothingSeenError(
-        f"watch: {name} ran {watcher.ops} ops, and none was attention or a gate; "
+        f"watch: {name} ran, and none of its ops was attention or a gate; "
         f"looked for {_LOOKED}. {_candidates(watcher, seen)}"
     )
 
