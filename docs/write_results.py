@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from attnviz.compare import Comparison, compare
 from attnviz.models import variants
@@ -153,6 +156,41 @@ def section(question: str, groups: Groups, ranking: Comparison) -> str:
     )
 
 
+def overview(rankings: Mapping[str, Comparison], order: Sequence[str]) -> Figure:
+    """Answered and looked, side by side, variants by questions."""
+    size = (2.6 + 1.5 * len(rankings), 0.9 + 0.27 * len(order))
+    figure = Figure(figsize=size, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    matrix(left, "accuracy", rankings, order, lambda row: row["accuracy"])
+    title = "energy in the patch / its ceiling"
+    matrix(right, title, rankings, order, lambda row: row["mean"] / row["ceiling"])
+    return figure
+
+
+def matrix(
+    axes: Axes,
+    title: str,
+    rankings: Mapping[str, Comparison],
+    order: Sequence[str],
+    value: Callable[[pd.DataFrame], pd.Series],
+) -> None:
+    """A number for each variant and question, on one scale from 0 to 1."""
+    columns = [
+        value(ranking.of(METRICS[0]).set_index("variant").reindex(order))
+        for ranking in rankings.values()
+    ]
+    values = np.stack(columns, axis=1).astype(float)
+    axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for i, j in np.argwhere(np.isfinite(values)):
+        ink = "black" if values[i, j] > 0.6 else "white"
+        axes.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", color=ink, fontsize=8)
+    axes.set_xticks(range(len(rankings)), list(rankings), fontsize=8)
+    axes.set_yticks(range(len(order)), list(order), fontsize=8)
+    axes.tick_params(length=0)
+    axes.set_title(title, fontsize=9)
+    axes.spines[:].set_visible(False)
+
+
 def measured_on(runs: Sequence[Run]) -> str:
     """On what, in a sentence."""
     one = runs[0]
@@ -173,8 +211,9 @@ def measured_on(runs: Sequence[Run]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write tables.md, scores.csv and a figure per question."""
+    """Write tables.md, scores.csv, a figure per question and one over all."""
     runs = in_order(list_runs(arguments[0]).complete)
+    rankings: dict[str, Comparison] = {}
     parts, tables = [f"# Tables\n\n{measured_on(runs)}"], []
     order = list(dict.fromkeys(run.variant for run in runs))
     RESULTS.mkdir(exist_ok=True)
@@ -182,7 +221,9 @@ def main(arguments: Sequence[str]) -> None:
         ranking = compare(groups, metrics=METRICS)
         ranking.figure(order=order).savefig(RESULTS / f"{question}.png", dpi=110)
         parts.append(section(question, groups, ranking))
+        rankings[question] = ranking
         tables.append(ranking.table.assign(question=question))
+    overview(rankings, order).savefig(RESULTS / "overview.png", dpi=110)
     (RESULTS / "tables.md").write_text("\n\n".join(parts) + "\n")
     pd.concat(tables).to_csv(RESULTS / "scores.csv", index=False, float_format="%.6g")
 

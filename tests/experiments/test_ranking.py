@@ -81,7 +81,7 @@ def test_runs_that_failed_are_not_ranked_and_the_page_tells_questions_apart(
     assert page.startswith("# Tables\n\n8 runs on ")
     scores = pd.read_csv(tmp_path / "results" / "scores.csv")
     assert set(scores["question"]) == {"square", "low_contrast"}
-    for name in ("square", "low_contrast"):
+    for name in ("square", "low_contrast", "overview"):
         assert (tmp_path / "results" / f"{name}.png").stat().st_size > 1000
     knockouts = [line for line in page.splitlines() if line.startswith("| `cnn` |")]
     assert len(knockouts) == 2
