@@ -188,7 +188,8 @@ def matrix(
     axes.set_yticks(range(len(order)), list(order), fontsize=8)
     axes.tick_params(length=0)
     axes.set_title(title, fontsize=9)
-    axes.spines[:].set_visible(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
 
 
 def measured_on(runs: Sequence[Run]) -> str:
