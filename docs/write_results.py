@@ -176,7 +176,7 @@ def matrix(
 ) -> None:
     """A number for each variant and question, on one scale from 0 to 1."""
     columns = [
-        value(ranking.of(METRICS[0]).set_index("variant").reindex(order))
+        value(ranking.of(METRICS[0]).set_index("variant").reindex(list(order)))
         for ranking in rankings.values()
     ]
     values = np.stack(columns, axis=1).astype(float)
