@@ -26,7 +26,7 @@ PUBLISHED = {
 """The lowest test loss of each published system, by the name of the variant that computes it."""
 
 OPEN = ("data", "path", "seed", "data_seed", "side", "size", "places", "batch", "precision",
-        "follow", "device", "threads")  # fmt: skip
+        "follow", "faithful", "device", "threads")  # fmt: skip
 """The settings that the protocol leaves open."""
 
 IMAGES, EPOCHS = 4000, 50

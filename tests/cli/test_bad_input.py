@@ -132,7 +132,7 @@ CASES: tuple[tuple[str, str], ...] = (
     ("watch fails_here:needs", "fails_here:needs did not take no arguments: "),
     ("watch fails_here:Fails", r"model: Fails fails on images \(1, 3, 224, 224\): RuntimeError: "
                                "inside the model; --debug"),
-    ("watch attnviz:cnn", "none was attention or a gate"),
+    ("watch attnviz:cnn", "none of its ops was attention or a gate"),
     ("watch attnviz:mha --where odd", "where=.'odd'. chose none of what PatchNet computed"),
     ("watch attnviz:mha --images nowhere", "expected a picture or a folder of some, found none"),
     ("watch attnviz:mha --images empty", "expected a picture or a folder of some, found none"),

@@ -24,7 +24,7 @@ from experiments.settings import Settings, chosen
 
 TINY = (  # noqa: SIM905 - reads as it would be typed
     "--side 32 --size 8 --train-images 16 --val-images 8 --test-images 12 --batch 8 --epochs 1 "
-    "--precision fp32 --device cpu"
+    "--precision fp32 --device cpu --faithful 0"
 ).split()
 
 
@@ -84,7 +84,8 @@ def test_ctrl_c_leaves_a_run_that_resumes(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
     settings = Settings(side=32, size=8, train_images=16, val_images=8, test_images=12, batch=8,
-                        epochs=500, precision="fp32", device="cpu", variant="cnn")  # fmt: skip
+                        epochs=500, precision="fp32", device="cpu", faithful=0,
+                        variant="cnn")  # fmt: skip
     curves = tmp_path / settings.run_id / "curves.jsonl"
     while process.poll() is None and not curves.exists():
         time.sleep(0.05)  # the first epoch ends when it ends

@@ -19,7 +19,7 @@ from experiments.training import learning_rate
 
 TINY = Settings(
     variant="mha", side=32, size=8, train_images=16, val_images=8, test_images=12, batch=8,
-    epochs=3, precision="fp32", device="cpu",
+    epochs=3, precision="fp32", device="cpu", faithful=0,
 )  # fmt: skip
 
 
