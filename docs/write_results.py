@@ -131,7 +131,8 @@ def diagnosed(runs: Sequence[Run]) -> str:
         for run in runs
         for code in {one["code"] for one in run.summary["findings"] if one["severity"] in GRAVE}
     )
-    return ", ".join(f"{code} ({count})" for code, count in found.most_common()) or "–"
+    ranked = sorted(found.items(), key=lambda one: (-one[1], one[0]))
+    return ", ".join(f"{code} ({count})" for code, count in ranked) or "–"
 
 
 def found_at(run: Run) -> str:
@@ -212,10 +213,12 @@ def measured_on(runs: Sequence[Run]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write tables.md, scores.csv, a figure per question and one over all."""
+    """Write tables.md, scores.csv, seeds.csv, a figure per question and one over all."""
     runs = in_order(list_runs(arguments[0]).complete)
     rankings: dict[str, Comparison] = {}
-    parts, tables = [f"# Tables\n\n{measured_on(runs)}"], []
+    parts = [f"# Tables\n\n{measured_on(runs)}"]
+    tables: list[pd.DataFrame] = []
+    seeds: list[pd.DataFrame] = []
     order = list(dict.fromkeys(run.variant for run in runs))
     RESULTS.mkdir(exist_ok=True)
     for question, groups in grouped(runs).items():
@@ -224,9 +227,11 @@ def main(arguments: Sequence[str]) -> None:
         parts.append(section(question, groups, ranking))
         rankings[question] = ranking
         tables.append(ranking.table.assign(question=question))
+        seeds.append(ranking.by_seed.assign(question=question))
     overview(rankings, order).savefig(RESULTS / "overview.png", dpi=110)
     (RESULTS / "tables.md").write_text("\n\n".join(parts) + "\n")
-    pd.concat(tables).to_csv(RESULTS / "scores.csv", index=False, float_format="%.6g")
+    for name, rows in (("scores", tables), ("seeds", seeds)):
+        pd.concat(rows).to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.6g")
 
 
 if __name__ == "__main__":
