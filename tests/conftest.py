@@ -6,6 +6,9 @@ import os
 import shutil
 from collections.abc import Iterator
 
+# The tests' models are tiny: threads would wait for one another, the more so beside other workers.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import hypothesis
 import jaxtyping
 import pytest

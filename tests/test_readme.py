@@ -44,5 +44,5 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 def test_the_two_commands_are_the_ones_that_ci_runs() -> None:
     (commands,) = blocks(README, "sh")
     assert "pip install uv && uv run python -m experiments quickstart" in commands
-    assert "uv run pytest" in commands
-    assert "uv run pytest" in (ROOT / ".ci" / "run").read_text()
+    assert "uv run pytest -n auto" in commands
+    assert "uv run pytest -n auto" in (ROOT / ".ci" / "run").read_text()
