@@ -19,7 +19,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attnviz.attribution.asking import Explained, Question, bytes_per_image, rows_of_outputs
+from attnviz.attribution.asking import (
+    Explained,
+    Question,
+    bytes_per_image,
+    check_images,
+    paired,
+    rows_of_outputs,
+)
 from attnviz.attribution.catalogue import (
     Method,
     built,
@@ -34,7 +41,8 @@ from attnviz.attribution.superpixels import superpixels
 from attnviz.blanks import Blank, blank_like
 from attnviz.errors import InputError, unknown_name
 from attnviz.maps.places import Grid, Interpolation, resized
-from attnviz.shapes import Images, Maps, Scores
+from attnviz.metrics.inputs import AnyMaps
+from attnviz.shapes import Images, Scores
 from attnviz.targets import Target
 
 MEMORY = 512 * 2**20
@@ -85,6 +93,7 @@ def attribute(
         model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs.
         images: `(b, c, h, w)`.
         method: A name of `methods()`, or a Captum object with `.attribute`, made for this model.
+            (Of Captum's own, `FeaturePermutation` alone mixes the images of a batch.)
         layer: For layer methods a dotted name or a module that puts out `(b, c, h, w)`. None takes
             the last convolution only where that cannot be mistaken: the model's single `nn.Conv2d`,
             or the last of those that all lie in one plain `nn.Sequential`.
@@ -95,7 +104,7 @@ def attribute(
             attribution and `mean` where they were removed together (occlusion, superpixels).
         baseline: What a method compares with or fills in: a name of `attnviz.blanks.BLANKS`, a
             number, an image or images. None is Captum's, which is 0. For `gradient_shap` a tensor
-            of images is the distribution to draw from.
+            `(n, c, h, w)` is the distribution that every image draws from.
         value_range: What black and white are, for the baselines of these names.
         size: `(h, w)` of the maps; None takes the images', `"own"` keeps a layer's grid.
         interpolation: How a layer's map becomes larger, after the sign.
@@ -110,7 +119,8 @@ def attribute(
 
     Raises:
         InputError: An unknown name, option, layer or target; several outputs and no target;
-            outputs that are not one row per image; a layer without places.
+            outputs that are not one row per image; a layer without places; an object that was
+            made for another model.
         UnsupportedError: A guided method on a model with activations other than `nn.ReLU` modules,
             DeepLIFT on one that runs an activation module twice, or a method that sets hooks (both
             of these, and Grad-CAM) on a compiled or scripted model.
@@ -125,7 +135,7 @@ def attribute(
     from tqdm import tqdm
 
     reduce = _reduction(channels, sign)
-    _check_images(images)
+    check_images(images)
     with undisturbed(model), tqdm(disable=not progress, unit="row") as bar:
         images = images.detach().clone()
         explained = Explained(model, len(images), target, bar)
@@ -143,7 +153,7 @@ def attribute(
 def infidelity(
     model: nn.Module,
     images: Images,
-    maps: Maps,
+    maps: AnyMaps,
     *,
     target: Target = None,
     noise: int | float = 0.1,
@@ -160,7 +170,7 @@ def infidelity(
     Args:
         model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs.
         images: `(b, c, h, w)`.
-        maps: `(b, h, w)`, signed, at the images' size.
+        maps: `(b, h, w)`, signed, at the images' size, tensor or numpy.
         target: Which output; needed for `n > 1`.
         noise: Standard deviation of the noise, in the images' unit.
         samples: Draws per image.
@@ -176,8 +186,7 @@ def infidelity(
     """
     from captum.metrics import infidelity as captums
 
-    _check_images(images)
-    _check_maps(maps, images)
+    maps = paired(images, maps)
 
     def disturb(x: Tensor) -> tuple[Tensor, Tensor]:
         # Row by row: one large draw is not the same numbers as several small ones.
@@ -237,15 +246,15 @@ def sensitivity(
     """
     from captum.metrics import sensitivity_max
 
-    _check_images(images)
+    check_images(images)
     target, scores = how.pop("target", None), []
     index = None if target is None else _indices(target, images)
     for i in range(len(images)):
-        own = None if index is None else int(index[i])
+        own = {**_of_image(how, i, len(images)), "target": None if index is None else int(index[i])}
 
-        def explain(x: Any, own: int | None = own) -> tuple[Tensor]:
+        def explain(x: Any, own: dict[str, Any] = own) -> tuple[Tensor]:
             x = x[0] if isinstance(x, tuple) else x
-            return (attribute(model, x, target=own, seed=seed, **how),)
+            return (attribute(model, x, seed=seed, **own),)
 
         with seeded(seed, images.device), unremarked(), torch.no_grad():
             scores.append(
@@ -257,6 +266,19 @@ def sensitivity(
                 )
             )
     return torch.cat([images.new_zeros(0), *scores]).float()
+
+
+def _of_image(how: dict[str, Any], i: int, b: int) -> dict[str, Any]:
+    """What `attribute` is asked with for the i-th of `b` images: of what is one each, its own."""
+    method = how.get("method", "layer_gradcam")
+    shared = (named(method) if isinstance(method, str) else described(method)).distribution
+    each = ("feature_mask",) if shared else ("feature_mask", "baseline")
+
+    def own(name: str, value: Any) -> Any:
+        one_each = name in each and isinstance(value, Tensor) and value.ndim == 4
+        return value[i : i + 1] if one_each and len(value) == b else value
+
+    return {name: own(name, value) for name, value in how.items()}
 
 
 def _question(
@@ -278,10 +300,10 @@ def _question(
         place = find_layer(explained.model, layer) if chosen.layer else None
         explainer, index = built(chosen, explained, place), _indices(target, images)
     else:
-        explainer, index = method, _outside_indices(method, images, target)
+        explainer, index = method, _outside_indices(method, explained.model, images, target)
     options = checked_options(chosen, explainer, options)
-    blank = _baseline(chosen, explainer, images, baseline, value_range)
-    return Question(chosen, explainer, images, index, blank, options, seed)
+    blanks = _baselines(chosen, explainer, images, baseline, value_range)
+    return Question(chosen, explainer, images, index, *blanks, options, seed)
 
 
 def _indices(target: Target, images: Tensor) -> Tensor:
@@ -295,34 +317,58 @@ def _indices(target: Target, images: Tensor) -> Tensor:
     return chosen.expand(len(images))
 
 
-def _outside_indices(explainer: Any, images: Tensor, target: Target) -> Tensor | None:
+def _outside_indices(
+    explainer: Any, model: nn.Module, images: Tensor, target: Target
+) -> Tensor | None:
     """The target for an object made elsewhere, whose forward is asked how many outputs it has."""
+    name = type(explainer).__name__
+    if not _takes(explainer, "target"):
+        if target is not None:
+            raise InputError(f"{name}: expected no target=, since it explains none of the outputs")
+        return None
     inner = getattr(explainer, "attribution_method", explainer)
     forward = getattr(inner, "forward_func", None) or getattr(inner, "model", None)
     if forward is None or not len(images):
         return None if target is None else _indices(target, images)
+    if isinstance(forward, nn.Module) and not _related(forward, model):
+        raise InputError(
+            f"{name}: expected an object made for this model, got one made for another "
+            f"{type(forward).__name__}; make it anew with {name}(model)"
+        )
     with torch.no_grad():
         outputs = forward(images[:1])
     rows_of_outputs(outputs, len(images), target)
     return None if outputs.ndim == 1 else _indices(target, images)
 
 
-def _baseline(
+def _takes(explainer: Any, argument: str) -> bool:
+    parameters = inspect.signature(explainer.attribute).parameters
+    return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _related(one: nn.Module, other: nn.Module) -> bool:
+    """Whether one of two modules is, or holds, the other."""
+    return any(module is other for module in one.modules()) or any(
+        module is one for module in other.modules()
+    )
+
+
+def _baselines(
     method: Method,
     explainer: Any,
     images: Images,
     baseline: Blank | None,
     value_range: tuple[int | float, int | float],
-) -> Tensor | None:
-    needs = method.name in ("gradient_shap", "GradientShap")
-    if baseline is None and not needs:
-        return None
-    takes = inspect.signature(explainer.attribute).parameters
-    if "baselines" not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+) -> tuple[Tensor | None, Tensor | None]:
+    """Each image's own baseline, and the distribution that all draw from: one of them, or none."""
+    if baseline is None and not method.distribution:
+        return None, None
+    if not _takes(explainer, "baselines"):
         raise InputError(f"{method.name}: expected no baseline=, since it compares with none")
-    if needs and isinstance(baseline, Tensor) and baseline.ndim == 4:
-        return baseline.detach().to(images)
-    return blank_like(images, 0.0 if baseline is None else baseline, value_range=value_range)
+    if method.distribution and isinstance(baseline, Tensor) and baseline.ndim == 4:
+        return None, baseline.detach().to(images)
+    blank = 0.0 if baseline is None else baseline
+    return blank_like(images, blank, value_range=value_range), None
 
 
 def _rows(model: nn.Module, question: Question, memory: int) -> int:
@@ -333,14 +379,6 @@ def _rows(model: nn.Module, question: Question, memory: int) -> int:
     if len(images) * question.copies <= 1 and question.method.split is None:
         return 1
     return max(1, memory // bytes_per_image(model, images[:1])) if len(images) else 1
-
-
-def _check_maps(maps: Tensor, images: Tensor) -> None:
-    if maps.shape != images[:, 0].shape:
-        raise InputError(
-            f"expected maps {tuple(images[:, 0].shape)} at the images' size, "
-            f"got {tuple(maps.shape)}; resize them with attnviz.maps.resized"
-        )
 
 
 def _reduction(channels: str | None, sign: str) -> Callable[[Tensor, str], Tensor]:
@@ -359,14 +397,6 @@ def _size(size: Grid | Literal["own"] | None, images: Tensor) -> Grid | None:
     if size == "own":
         return None
     return (int(images.shape[-2]), int(images.shape[-1])) if size is None else size
-
-
-def _check_images(images: Tensor) -> None:
-    if images.ndim != 4 or not images.is_floating_point():
-        raise InputError(
-            f"attribute: expected floating point images (b, c, h, w), "
-            f"got {images.dtype} {tuple(images.shape)}"
-        )
 
 
 __all__ = [

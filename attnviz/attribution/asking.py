@@ -19,7 +19,8 @@ from attnviz.attribution.catalogue import Method
 from attnviz.attribution.state import seeded, unremarked
 from attnviz.attribution.superpixels import superpixels
 from attnviz.errors import InputError, UnsupportedError
-from attnviz.shapes import Images
+from attnviz.metrics.inputs import AnyMaps, as_tensor
+from attnviz.shapes import Images, Maps
 from attnviz.targets import Target, target_indices
 
 
@@ -66,6 +67,31 @@ def rows_of_outputs(outputs: object, b: int, target: Target) -> Tensor:
     return rows
 
 
+def check_images(images: object) -> None:
+    """Raise an `InputError` unless these are floating point images `(b, c, h, w)`."""
+    if isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point():
+        return
+    came = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images)
+    raise InputError(f"expected floating point images (b, c, h, w), got {came}")
+
+
+def paired(images: Images, maps: AnyMaps) -> Maps:
+    """The maps as a tensor beside the images, floating point and without a graph.
+
+    Raises:
+        InputError: Unless there is one map per image, at the images' size.
+    """
+    check_images(images)
+    maps = as_tensor(maps, "maps")
+    if maps.shape != images[:, 0].shape:
+        raise InputError(
+            f"expected maps {tuple(images[:, 0].shape)} at the images' size, got "
+            f"{tuple(maps.shape)}; resize them with size= or attnviz.maps.resized"
+        )
+    maps = maps.to(images.device)
+    return maps if maps.is_floating_point() else maps.double()  # unsigned integers have no minus
+
+
 @dataclass(frozen=True)
 class Question:
     """What is asked of a Captum object, for all images.
@@ -75,7 +101,9 @@ class Question:
         explainer: The object.
         images: `(b, c, h, w)`, detached.
         target: `(b,)` indices, or None where the object takes none.
-        baseline: `(b, c, h, w)`, a distribution of images for GradientShap, or None for Captum's.
+        baseline: `(b, c, h, w)`, each image's own, or None.
+        distribution: `(n, c, h, w)`, to be drawn from for every image, or None. With neither
+            Captum's baseline is taken.
         options: Further arguments.
         seed: Where the generators start, for each piece.
     """
@@ -85,6 +113,7 @@ class Question:
     images: Images
     target: Tensor | None
     baseline: Tensor | None
+    distribution: Tensor | None
     options: Mapping[str, Any]
     seed: int
 
@@ -128,9 +157,10 @@ class Question:
         arguments["inputs"] = images
         if self.target is not None:
             arguments["target"] = self.target[part]
-        if self.baseline is not None:
-            matched = len(self.baseline) == len(self.images)
-            arguments["baselines"] = self.baseline[part] if matched else self.baseline
+        if self.distribution is not None:
+            arguments["baselines"] = self.distribution
+        elif self.baseline is not None:
+            arguments["baselines"] = self.baseline[part]
         if self.method.superpixels or "feature_mask" in arguments:
             _add_regions(arguments, images, part, len(self.images))
         if self.method.captum == "Occlusion":
@@ -216,7 +246,8 @@ def _bytes_kept(model: nn.Module, image: Images) -> int:
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    keeping = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with torch.enable_grad(), keeping:
         # The output is held until all is counted: freed storage would give its address away again.
         output = model(image.clone().requires_grad_())
     for parameter in model.parameters():

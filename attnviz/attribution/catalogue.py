@@ -50,6 +50,7 @@ class Method:
         alone: One image at a time, all from the same seed: what is drawn for an image must not
             depend on the images around it.
         superpixels: Whether it removes regions.
+        distribution: Whether a tensor of baselines is what every image draws from, not one each.
         defaults: Options where they differ from Captum's, or Captum has none.
     """
 
@@ -63,6 +64,7 @@ class Method:
     split: str | None = None
     alone: bool = False
     superpixels: bool = False
+    distribution: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -92,6 +94,7 @@ CATALOGUE: dict[str, Method] = {
             gradient=False,
             copies="n_samples",
             alone=True,
+            distribution=True,
             defaults={"n_samples": 16},
         ),
         Method(
@@ -154,7 +157,8 @@ _UNGUIDED: set[type[nn.Module]] = {
     nn.Mish, nn.Hardswish, nn.Softplus,
 }  # fmt: skip
 _HOOKING = {"deep_lift", "guided_backprop", "guided_gradcam", "layer_gradcam"}
-_RANDOM = ("NoiseTunnel", "GradientShap", "Lime", "LimeBase", "KernelShap", "ShapleyValueSampling")
+_DISTRIBUTION = ("GradientShap", "DeepLiftShap")
+_RANDOM = ("NoiseTunnel", "Lime", "LimeBase", "KernelShap", "ShapleyValueSampling", *_DISTRIBUTION)
 
 
 def methods() -> dict[str, str]:
@@ -241,6 +245,7 @@ def described(explainer: Any) -> Method:
             f"as captum.attr.Saliency(model), got {explainer!r}"
         )
     name = type(explainer).__name__
+    foreign = not type(explainer).__module__.startswith("captum.")
     takes = inspect.signature(explainer.attribute).parameters
     splits = [s for s in ("internal_batch_size", "perturbations_per_eval") if s in takes]
     return Method(
@@ -249,7 +254,8 @@ def described(explainer: Any) -> Method:
         "",
         split=splits[0] if splits else None,
         copies="n_steps" if "n_steps" in takes else 1,
-        alone=name in _RANDOM,
+        alone=foreign or name.endswith(_RANDOM),  # who knows what it draws
+        distribution=name.endswith(_DISTRIBUTION),
         defaults={"n_steps": takes["n_steps"].default} if "n_steps" in takes else {},
     )
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from attnviz.attribution.asking import rows_of_outputs
 from attnviz.attribution.state import undisturbed
 from attnviz.errors import InputError, unknown_name
-from attnviz.metrics.inputs import AnyMaps, as_tensor
-from attnviz.shapes import Images, Maps, Scores
+from attnviz.shapes import Images, Scores
 from attnviz.targets import Target, target_indices
 
 Output: TypeAlias = Literal["probability", "logit"]
@@ -42,7 +41,11 @@ class Confidence:
     rows: int
 
     def of(self, images: Images, which: slice | Tensor = slice(None), b: int = -1) -> Scores:
-        """`(rows,)` confidences; `which` of the `b` images each row is a version of."""
+        """`(rows,)` confidences; `which` of the `b` images each row is a version of.
+
+        Probabilities in double precision: in single precision those of a confident model are 1,
+        and what makes it surer cannot be told from what does not.
+        """
         b = len(images) if b < 0 else b
         parts = [images.new_zeros(0)]
         numbers = torch.arange(b)[which]
@@ -59,10 +62,9 @@ class Confidence:
         rows = rows_of_outputs(outputs, b, self.target)
         index = target_indices(b, rows.shape[1], self.target)[numbers].to(rows.device)
         if self.output == "probability":
-            # In double precision: a confident model's probability is 1 in single precision.
             rows = rows.double()
             rows = rows.sigmoid() if rows.shape[1] == 1 else rows.softmax(1)
-        return rows.gather(1, index[:, None])[:, 0].float()
+        return rows.gather(1, index[:, None])[:, 0]
 
 
 @contextmanager
@@ -74,25 +76,6 @@ def asking(model: nn.Module, target: Target, output: Output, rows: int) -> Itera
         raise InputError(f"rows: expected at least 1 image in a forward, got {rows}")
     with undisturbed(model), torch.no_grad():
         yield Confidence(model, target, output, rows)
-
-
-def paired(images: Images, maps: AnyMaps) -> Maps:
-    """The maps as a tensor beside the images, without a graph.
-
-    Raises:
-        InputError: Unless there is one map per image, at the images' size.
-    """
-    maps = as_tensor(maps, "maps")
-    if images.ndim != 4 or not images.is_floating_point():
-        raise InputError(
-            f"expected floating point images (b, c, h, w), got {images.dtype} {tuple(images.shape)}"
-        )
-    if maps.shape != images[:, 0].shape:
-        raise InputError(
-            f"expected maps {tuple(images[:, 0].shape)} at the images' size, got "
-            f"{tuple(maps.shape)}; resize them with size= or attnviz.maps.resized"
-        )
-    return maps.to(images.device)
 
 
 def fitting(maps: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from attnviz.attribution.asking import paired
 from attnviz.errors import InputError
-from attnviz.faithfulness.asking import ROWS, Output, asking, fitting, paired
+from attnviz.faithfulness.asking import ROWS, Output, asking, fitting
 from attnviz.faithfulness.removing import removal_order
 from attnviz.metrics.inputs import AnyMaps
 from attnviz.shapes import Images, Scores
@@ -50,13 +51,21 @@ def impute(
         `(b, c, h, w)`, a new tensor.
 
     Raises:
-        InputError: An image of which nothing is left to fill from.
+        InputError: Places that are not those of the images, or an image of which nothing is left
+            to fill from.
     """
+    if removed.dtype != torch.bool or removed.shape != images[:, 0].shape:
+        raise InputError(
+            f"impute: expected removed places as booleans {tuple(images[:, 0].shape)}, got "
+            f"{removed.dtype} {tuple(removed.shape)}"
+        )
     if bool(removed.flatten(1).all(1).any()):
         raise InputError("impute: expected at least one place left to fill from")
     values = images.detach().double().cpu().numpy()
     masks = removed.cpu().numpy()
-    filled = np.stack([_filled(image, mask) for image, mask in zip(values, masks, strict=True)])
+    filled = np.empty_like(values)
+    for i, (image, mask) in enumerate(zip(values, masks, strict=True)):
+        filled[i] = _filled(image, mask)
     draw = torch.Generator().manual_seed(seed)
     noisy = (
         torch.from_numpy(filled) + noise * torch.randn(images.shape[1:], generator=draw).double()
@@ -226,7 +235,7 @@ def _road(
     with asking(model, target, output, rows) as confidence:
         versions = (impute(images, mask, noise=noise, seed=seed)
                     for mask in _removed(order, images, percentiles))  # fmt: skip
-        scores = confidence.of_versions(versions).mean(0)
+        scores = confidence.of_versions(versions).mean(0).float()
     return scores.masked_fill(~fitting(maps), torch.nan)
 
 

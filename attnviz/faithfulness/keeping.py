@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from attnviz.attribution.asking import paired
 from attnviz.blanks import Blank, blank_like
-from attnviz.faithfulness.asking import ROWS, Output, asking, fitting, paired
+from attnviz.faithfulness.asking import ROWS, Output, asking, fitting
 from attnviz.metrics.inputs import AnyMaps
 from attnviz.shapes import Images, Scores
 from attnviz.targets import Target
@@ -46,7 +47,7 @@ def avg_drop(
         InputError: Maps that do not fit, several outputs and no target.
     """
     whole, kept = _confidences(model, images, maps, target, baseline, value_range, output, rows)
-    return ((whole - kept).clamp(min=0) / whole).masked_fill(~(whole > 0), torch.nan)
+    return ((whole - kept).clamp(min=0) / whole).masked_fill(~(whole > 0), torch.nan).float()
 
 
 def increase_in_confidence(
@@ -82,7 +83,7 @@ def increase_in_confidence(
         InputError: As `avg_drop`.
     """
     whole, kept = _confidences(model, images, maps, target, baseline, value_range, output, rows)
-    return (kept > whole).float().masked_fill(kept.isnan(), torch.nan)
+    return (kept > whole).float().masked_fill(kept.isnan() | whole.isnan(), torch.nan)
 
 
 def _confidences(
@@ -96,13 +97,13 @@ def _confidences(
     rows: int,
 ) -> tuple[Scores, Scores]:
     """On the whole image, and on what the map lets through (NaN where it cannot be scaled)."""
-    maps = paired(images, maps).to(images)
+    maps = paired(images, maps).double()
     low, high = (m[:, None, None] for m in maps.flatten(1).aminmax(dim=1)) if len(maps) else (0, 1)
     with asking(model, target, output, rows) as confidence:
         blank = blank_like(images, baseline, value_range=value_range)
         share = ((maps - low) / (high - low))[:, None]
-        usable = fitting(maps) & fitting(share)
-        share = share.nan_to_num(0.0, 0.0, 0.0)
+        usable = fitting(share)
+        share = share.nan_to_num(0.0, 0.0, 0.0).to(images)
         whole = confidence.of(images)
         kept = confidence.of(share * images + (1 - share) * blank)
     return whole, kept.masked_fill(~usable, torch.nan)

@@ -172,7 +172,7 @@ def knockout(
                 f"{' or '.join(_FOR_HEADS)}, gates {' or '.join(_FOR_GATES)}"
             )
         effects = torch.stack([_asked_with(asked, cut, images) - plain for cut in cuts])
-    return Knockout(tuple(cuts), effects, plain, confidence, resamples, seed)
+    return Knockout(tuple(cuts), effects.float(), plain.float(), confidence, resamples, seed)
 
 
 def _cuts(record: Record, ways: Sequence[str]) -> Iterator[Cut]:

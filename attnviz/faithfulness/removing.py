@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from attnviz.attribution.asking import paired
 from attnviz.blanks import Blank, blank_like
 from attnviz.errors import InputError
-from attnviz.faithfulness.asking import ROWS, Output, asking, fitting, paired
+from attnviz.faithfulness.asking import ROWS, Output, asking, fitting
 from attnviz.metrics.inputs import AnyMaps
 from attnviz.shapes import Images, Maps, Scores
 from attnviz.targets import Target
@@ -27,7 +28,7 @@ def removal_order(maps: Maps, *, seed: int = 0) -> Int[Tensor, "b places"]:
     Tied places come in a random order that is the same for every image: in reading order a
     constant map would sweep the image from its upper left corner.
     """
-    flat = maps.detach().float().flatten(1).cpu()
+    flat = maps.detach().flatten(1).cpu()
     shuffled = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(seed))
     ranked = flat[:, shuffled].argsort(stable=True, dim=1, descending=True)
     return shuffled[ranked].to(maps.device)
@@ -64,8 +65,8 @@ def removal_curve(
         seed: Of the order among tied places.
 
     Returns:
-        `(b, steps + 1)`: confidence at `0, 1/steps, … 1` of the places, both ends included. NaN
-        for a map that is not finite.
+        `(b, steps + 1)` float32: confidence at `0, 1/steps, … 1` of the places, each rounded to
+        whole places, both ends included. NaN for a map that is not finite.
 
     Raises:
         InputError: Maps that do not fit, more steps than places, several outputs and no target.
@@ -80,16 +81,28 @@ def removal_curve(
         hidden = _hidden(order, images, steps)
         start, end = (blank, images) if insert else (images, blank)
         curve = confidence.of_versions(torch.where(h[:, None], end, start) for h in hidden)
-    return curve.T.masked_fill(~fitting(maps)[:, None], torch.nan)
+    return curve.T.float().masked_fill(~fitting(maps)[:, None], torch.nan)
 
 
 def _hidden(order: Tensor, images: Images, steps: int) -> Iterator[Bool[Tensor, "b h w"]]:
-    """The masks of the highest `i/steps` of the places, one after the other."""
+    """The masks of the highest places, one step after the other."""
     rank = torch.empty_like(order)
     rank.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
     rank = rank.reshape(len(images), *images.shape[-2:])
-    for step in range(steps + 1):
-        yield rank < round(step * order.shape[1] / steps)
+    for count in _counts(order.shape[1], steps):
+        yield rank < count
+
+
+def _counts(places: int, steps: int) -> list[int]:
+    """How many places are gone after each step."""
+    return [round(step * places / steps) for step in range(steps + 1)]
+
+
+def _area(curve: Float[Tensor, "b points"], images: Images) -> Scores:
+    """The trapezoid of a curve against the share of the places that are gone, `(b,)`."""
+    places = images.shape[-2] * images.shape[-1]
+    share = torch.tensor(_counts(places, curve.shape[1] - 1), device=curve.device) / places
+    return torch.trapezoid(curve, share, dim=1)
 
 
 def deletion_auc(
@@ -132,7 +145,7 @@ def deletion_auc(
         model, images, maps, target=target, baseline=baseline, value_range=value_range,
         steps=steps, output=output, rows=rows, seed=seed,
     )  # fmt: skip
-    return torch.trapezoid(curve, dx=1 / steps, dim=1)
+    return _area(curve, images)
 
 
 def insertion_auc(
@@ -175,4 +188,4 @@ def insertion_auc(
         model, images, maps, insert=True, target=target, baseline=baseline,
         value_range=value_range, steps=steps, output=output, rows=rows, seed=seed,
     )  # fmt: skip
-    return torch.trapezoid(curve, dx=1 / steps, dim=1)
+    return _area(curve, images)

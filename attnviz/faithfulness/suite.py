@@ -10,7 +10,7 @@ from torch import nn
 from attnviz.attribution import infidelity
 from attnviz.blanks import Blank
 from attnviz.errors import unknown_name
-from attnviz.faithfulness.asking import ROWS, Output, paired
+from attnviz.faithfulness.asking import ROWS, Output
 from attnviz.faithfulness.imputing import PERCENTILES, road_lerf, road_morf
 from attnviz.faithfulness.keeping import avg_drop, increase_in_confidence
 from attnviz.faithfulness.removing import deletion_auc, insertion_auc
@@ -75,7 +75,6 @@ def faithfulness_scores(
     for name in metrics:
         if name not in METRICS:
             raise unknown_name("faithfulness metric", name, METRICS)
-    maps = paired(images, maps)
     common: dict[str, Any] = {"target": target, "output": output, "rows": rows}
     blanked = {"baseline": baseline, "value_range": value_range, **common}
     stepped = {"steps": steps, "seed": seed, **blanked}

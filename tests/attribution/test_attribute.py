@@ -317,6 +317,57 @@ def test_captum_objects_of_ones_own_are_not_explained_without_a_target_either():
         attribute(model, images(), method=captum.attr.FeatureAblation(model))
 
 
+def test_an_object_that_was_made_for_another_model_is_refused():
+    model, other = plain().eval(), plain(seed=1)
+    whole = nn.Sequential(model, nn.Identity())
+    for mine in (captum.attr.Saliency(other), captum.attr.NoiseTunnel(captum.attr.Saliency(other))):
+        with pytest.raises(InputError, match=r"expected an object made for this model, got one"):
+            attribute(model, images(), method=mine)
+    expected = asked("saliency", model)
+    for mine in (captum.attr.Saliency(whole), captum.attr.Saliency(lambda x: 2 * model(x))):
+        attribute(model, images(), method=mine)  # around it, and who knows
+    assert_close(
+        attribute(whole, images(), method=captum.attr.Saliency(model), abs=False), expected
+    )
+
+
+def test_objects_that_explain_no_output_take_no_target():
+    model = plain(3).eval()
+    layer = captum.attr.LayerActivation(model, model[0][4])
+    expected = nn.functional.interpolate(
+        model[0][:5](images()).sum(1, keepdim=True), (10, 12), mode="bilinear"
+    )[:, 0]
+    assert_close(attribute(model, images(), method=layer, sign="signed"), expected.detach())
+    with pytest.raises(InputError, match="LayerActivation: expected no target=, since it explains"):
+        attribute(model, images(), method=layer, target=1)
+
+
+@pytest.mark.parametrize("name", ["GradientShap", "DeepLiftShap", "LayerGradientShap"])
+@pytest.mark.parametrize("n", [2, 3])
+def test_every_image_draws_from_the_whole_distribution_however_many_images_there_are(name, n):
+    """Three images and three baselines are not three pairs."""
+    model = plain().eval()
+    where = (model[0][4],) if name.startswith("Layer") else ()
+    mine = getattr(captum.attr, name)(model, *where)
+    methods = [mine, "gradient_shap"] if name == "GradientShap" else [mine]
+    for method in methods:
+        options = {"method": method, "baseline": images(n, seed=7), "sign": "signed"}
+        whole = attribute(model, images(), **options)
+        assert_close(attribute(model, images()[1:2], **options), whole[1:2])
+        assert whole.any()
+
+
+def test_an_explainer_that_nobody_knows_is_asked_image_by_image():
+    """It may draw at random, and what it draws for an image must not depend on the others."""
+
+    class Noisy:
+        def attribute(self, inputs):
+            return inputs * torch.rand(inputs.shape)
+
+    whole = attribute(plain(), images(), method=Noisy(), sign="signed")
+    assert torch.equal(attribute(plain(), images()[2:], method=Noisy(), sign="signed"), whole[2:])
+
+
 def test_a_layer_is_found_by_name_by_module_or_where_it_cannot_be_mistaken():
     model = plain()
     by_name = asked("layer_gradcam", model, layer="0.4")
@@ -450,6 +501,14 @@ def test_the_bytes_of_an_image_are_what_its_graph_keeps():
     """One convolution keeps its input; ReLU keeps its output: both counted once, no parameters."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 1))
     assert bytes_per_image(model, torch.rand(1, 3, 8, 10)) == 4 * 80 * (3 + 4)
+
+
+def test_the_bytes_of_an_image_are_counted_where_gradients_are_off_too():
+    """They are remembered, so a question that needs none must not make others too greedy."""
+    asked_first, asked_later = plain().eval(), plain().eval()
+    with torch.no_grad():
+        without = bytes_per_image(asked_first, images(1))
+    assert without == bytes_per_image(asked_later, images(1)) > images(1).nbytes
 
 
 def test_a_residual_network_with_in_place_activations_can_be_explained():

@@ -93,3 +93,30 @@ def test_a_linear_model_is_not_sensitive_and_every_image_has_its_target():
     one = sensitivity(model, images()[1:2], method="input_x_gradient", target=0, samples=3)
     assert_close(one, whole[1:2])
     assert model.training
+
+
+def test_numpy_maps_are_as_welcome_as_tensors():
+    model, x = plain(), images()
+    maps = attribute(model, x, method="saliency", sign="signed")
+    assert torch.equal(infidelity(model, x, maps.numpy()), infidelity(model, x, maps))
+
+
+@pytest.mark.parametrize(
+    ("method", "each"),
+    [
+        ("integrated_gradients", {"baseline": images(seed=5)}),
+        ("feature_ablation", {"feature_mask": torch.arange(360).view(3, 1, 10, 12) // 17 % 5}),
+    ],
+)
+def test_in_sensitivity_every_image_has_its_own_baseline_and_regions(method, each):
+    model, options = plain(), {"method": method, "samples": 3, "radius": 0.3}
+    whole = sensitivity(model, images(), **each, **options)
+    for i in range(3):
+        own = {name: value[i : i + 1] for name, value in each.items()}
+        assert_close(sensitivity(model, images()[i : i + 1], **own, **options), whole[i : i + 1])
+
+
+def test_in_sensitivity_every_image_draws_from_the_whole_distribution():
+    options = {"method": "gradient_shap", "baseline": images(seed=5), "samples": 2, "n_samples": 3}
+    whole = sensitivity(plain(), images(), **options)
+    assert_close(sensitivity(plain(), images()[1:2], **options), whole[1:2])

@@ -123,3 +123,17 @@ def test_what_cannot_be_scored_is_nan_or_refused():
     for wrong in ((), (0,), (50, 100)):
         with pytest.raises(InputError, match="percentiles: expected values between 0 and 100"):
             road_morf(Corner(), images, maps, target=1, percentiles=wrong)
+
+
+def test_places_of_other_images_are_refused(unchecked):
+    images = corner_images()
+    wrong = (torch.zeros(3, 4, 5) > 0, torch.zeros(2, 8, 10) > 0, torch.zeros(3, 8, 10))
+    for removed in wrong:
+        with pytest.raises(InputError, match=r"removed places as booleans \(3, 8, 10\), got"):
+            impute(images, removed)
+
+
+def test_the_least_of_whole_numbers_come_first_too(unchecked):
+    images, maps = corner_images(), (100 * corner_maps()).byte()
+    expected = road_lerf(Corner(), images, maps.double(), target=1)
+    assert torch.equal(road_lerf(Corner(), images, maps, target=1), expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from attnviz.faithfulness import avg_drop, increase_in_confidence
@@ -44,6 +45,8 @@ def test_only_the_shape_of_a_map_counts_not_its_unit():
     images, maps = corner_images(), corner_maps()
     expected = avg_drop(Corner(), images, maps, target=1)
     assert_close(avg_drop(Corner(), images, 1e3 * maps - 7, target=1), expected)
+    for unit in (1e-60, 1e60):
+        assert_close(avg_drop(Corner(), images, unit * maps.double(), target=1), expected)
 
 
 def test_what_cannot_be_scored_is_nan_for_that_image_alone():
@@ -61,3 +64,28 @@ def test_a_drop_from_nothing_is_not_a_number():
     maps = torch.tensor([[[0.0, 1.0]]])
     assert avg_drop(Sum(), x, maps, output="logit", baseline="zero").isnan().all()
     assert increase_in_confidence(Sum(), x, maps, output="logit", baseline="zero").item() == 0.0
+
+
+class Sure(nn.Module):
+    """The sum of all pixels, far beyond where a probability in single precision is 1."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 25 + Sum()(images)
+
+
+def test_a_model_that_is_sure_can_still_be_surer():
+    x = torch.full((1, 1, 2, 2), -0.5)
+    maps = torch.tensor([[[0.0, 1.0], [1.0, 1.0]]])
+    assert increase_in_confidence(Sure(), x, maps, baseline="white").item() == 1.0
+    assert increase_in_confidence(Sure(), x, maps, baseline="black").item() == 0.0
+
+
+def test_where_the_model_gives_no_number_there_is_no_score():
+    class Undefined(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return Sum()(images).log()
+
+    x = torch.stack([torch.full((1, 2, 2), -0.5), torch.full((1, 2, 2), 0.5)])
+    maps = torch.tensor([[0.0, 1.0], [1.0, 1.0]]).expand(2, 2, 2)
+    for score in (avg_drop, increase_in_confidence):
+        assert score(Undefined(), x, maps, baseline=9.0).isnan().tolist() == [True, False]

@@ -49,8 +49,24 @@ def test_the_curve_is_the_confidence_at_each_share_of_the_places(insert, baselin
     for i in range(3):
         assert_close(curve[i], twin(model, images[i], maps[i], blank[i], steps, insert))
     area = (insertion_auc if insert else deletion_auc)(model, images, maps, **options)
-    expected = [trapezoid(one.numpy(), dx=1 / steps) for one in curve]
+    share = [round(step * 80 / steps) / 80 for step in range(steps + 1)]
+    expected = [trapezoid(one.numpy(), share) for one in curve]
     assert_close(area, torch.tensor(expected, dtype=torch.float32))
+
+
+def test_a_step_counts_by_the_places_that_it_takes():
+    """Four places in three steps: one, two and one of them."""
+    x = torch.tensor([[[[8.0, 4.0], [2.0, 1.0]]]])
+    area = deletion_auc(Sum(), x, x[:, 0], baseline="zero", steps=3, output="logit")
+    assert_close(area, torch.tensor([(15 + 7) / 2 / 4 + (7 + 1) / 2 / 2 + 1 / 2 / 4]))
+
+
+@pytest.mark.parametrize("unit", [1e-60, 1e60])
+def test_maps_in_double_precision_keep_their_order_in_any_unit(unit):
+    options = {"target": 1, "steps": 8}
+    expected = deletion_auc(Corner(), corner_images(), corner_maps(), **options)
+    found = deletion_auc(Corner(), corner_images(), unit * corner_maps().double(), **options)
+    assert torch.equal(found, expected)
 
 
 def test_deletion_and_insertion_start_where_the_other_ends():

@@ -61,3 +61,9 @@ def test_numpy_maps_are_as_welcome_as_tensors():
     for way in (faithfulness.deletion_auc, faithfulness.road_morf, faithfulness.avg_drop):
         assert_close(way(Corner(), images, maps.numpy(), target=1),
                      way(Corner(), images, maps, target=1), rtol=0, atol=0)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_no_images_have_no_scores(name):
+    none = corner_images()[:0], corner_maps()[:0]
+    assert faithfulness_scores(Corner(), *none, metrics=[name], target=1)[name].shape == (0,)
