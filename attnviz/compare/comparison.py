@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from attnviz.compare.definitions import LOWER_IS_BETTER
 from attnviz.compare.groups import LEVELS
 from attnviz.compare.words import (
     WELL_KNOWN,
@@ -45,7 +46,8 @@ class Comparison:
             wherever there are fewer than two seeds), rank (equal means share one).
         differences: A row per metric and pair, the higher in rank first: metric, variant, other,
             difference (in the metric's own unit), low, high, clear (the interval leaves out 0),
-            images, dropped (images that one of the two could not score in any seed), seeds, p,
+            images, dropped (images that one of the two could not score in any seed), seeds (those
+            that both have scores of), p,
             p_holm (over all pairs and metrics: the leader is picked by looking, so every pair is
             a test).
         by_seed: A row per metric, variant and seed: mean over images.
@@ -83,10 +85,10 @@ class Comparison:
 
     @property
     def winner(self) -> str | None:
-        """The variant whose paired interval to every other leaves out zero, or None."""
+        """The first in rank, if its paired interval to every other lies on its side of zero."""
         leader = self.variants[0]
         pairs = self._pairs_of(leader)
-        return leader if len(pairs) and bool(pairs["clear"].all()) else None
+        return leader if len(pairs) and bool(self._ahead(pairs).all()) else None
 
     @property
     def sentence(self) -> str:
@@ -110,11 +112,12 @@ class Comparison:
                 f"{with_sign(gap.difference)} over {gap.other}, "
                 f"paired CI {interval(gap, signed=True)}."
             )
-        gap = pairs[~pairs["clear"]].iloc[0]
+        gap = pairs[~self._ahead(pairs)].iloc[0]
         other = rows[rows["variant"] == gap.other].iloc[0]
+        how = "rank the other way round on what both share" if gap.clear else "cannot be told apart"
         return (
             f"no clear winner: {first.variant}, {self._score(first)}, and {other.variant}, "
-            f"{number(other['mean'])}, cannot be told apart: paired difference "
+            f"{number(other['mean'])}, {how}: paired difference "
             f"{with_sign(gap.difference)}, CI {interval(gap, signed=True)}{levels}."
         )
 
@@ -216,6 +219,14 @@ class Comparison:
     def _pairs_of(self, variant: str) -> pd.DataFrame:
         found = self.differences
         return found[(found["metric"] == self.primary) & (found["variant"] == variant)]
+
+    def _ahead(self, pairs: pd.DataFrame) -> pd.Series:
+        """Which pairs leave no doubt that the first is the better one.
+
+        Pairs stand on the seeds and images that both have, ranks on all: they may disagree.
+        """
+        better = -1 if self.primary in LOWER_IS_BETTER else 1
+        return pairs["clear"].astype(bool) & (better * pairs["difference"] > 0)
 
     def _score(self, row: Any) -> str:
         name = "energy" if self.primary == "energy_pointing_game" else spoken(self.primary)

@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
-
+from attnviz.compare.definitions import DEFINITIONS
 from attnviz.compare.groups import LEVELS, Group, array
 from attnviz.compare.recorded import run_groups
+from attnviz.compare.resampling import mean_of_valid
 from attnviz.compare.tables import is_list, table_group
 from attnviz.errors import InputError, unknown_name
 
@@ -28,8 +28,14 @@ def read_groups(
     """Whatever `compare` was given, as groups on the same images, and notes on what was left out.
 
     Raises:
-        InputError: It is no table and no run, lacks a metric, or is not comparable.
+        InputError: It is no table and no run, one variant's table without its name, lacks a
+            metric, or is not comparable.
     """
+    if isinstance(source, Mapping) and source and {*source} <= {*DEFINITIONS, "correct"}:
+        raise InputError(
+            f"compare: expected {{variant: scores}}, got one table of {', '.join(source)}; give it "
+            "a name: {'name': scores}"
+        )
     if not isinstance(source, Mapping):
         groups, notes = run_groups(by_variant(open_runs(source)), map_name)
     elif any(_is_run(entry) for entry in source.values()):
@@ -93,7 +99,7 @@ def _levels(baselines: Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
         for key, value in inner.items():
             metric, level = (key, outer) if outer in LEVELS else (outer, key)
             numbers = array(value, f"baseline {level} of {metric}")
-            levels.setdefault(metric, {})[level] = float(np.nanmean(numbers))
+            levels.setdefault(metric, {})[level] = float(mean_of_valid(numbers.ravel()))
     return levels
 
 

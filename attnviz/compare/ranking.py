@@ -144,6 +144,7 @@ def _gap(
 ) -> dict[str, Any]:
     """One pair on one metric: the row of `differences`."""
     gap, valid = _mean(block), np.isfinite(block).any(axis=0)
+    seeds = mean_of_valid(block)
     return {
         "metric": metric,
         "variant": one.variant,
@@ -154,8 +155,8 @@ def _gap(
         "clear": abs(gap) > width,
         "images": int(valid.sum()),
         "dropped": int((~valid).sum()),
-        "seeds": len(block),
-        "p": sign_flip(mean_of_valid(block), rng=rng),
+        "seeds": int(np.isfinite(seeds).sum()),
+        "p": sign_flip(seeds, rng=rng),
     }
 
 
@@ -229,7 +230,24 @@ def _notes(
         )
     if any(not set(a.seeds) & set(b.seeds) for a, b in combinations(groups, 2)):
         yield "variants without a seed in common are paired seed by seed in order"
+    yield from _few_in_common(groups, gaps, primary)
     yield from _unscored(table)
+
+
+def _few_in_common(groups: Sequence[Group], gaps: pd.DataFrame, primary: str) -> Iterable[str]:
+    """One note on the differences that stand on a single seed of several."""
+    several = {group.variant for group in groups if len(group.seeds) > 1}
+    alone = gaps[(gaps["metric"] == primary) & (gaps["seeds"] == 1)]
+    told = [
+        f"{one} and {other}"
+        for one, other in zip(alone["variant"], alone["other"], strict=True)
+        if {one, other} <= several
+    ]
+    if told:
+        yield (
+            f"one seed in common: {', '.join(told)}: the paired interval speaks of these images "
+            "alone, not of another training"
+        )
 
 
 def _unscored(table: pd.DataFrame) -> Iterable[str]:

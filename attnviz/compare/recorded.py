@@ -212,13 +212,25 @@ def _same_rows(frames: Mapping[str, Any]) -> None:
 
 
 def _trained_unlike(kept: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A note for each setting that all variants have, but not at the same value."""
+    """A note for each setting that all variants have, but not at the same value.
+
+    Not of one by which they are called, as `mha placement 0` and `mha placement 3` are.
+    """
     settings = {variant: next(iter(runs.values())).settings for variant, runs in kept.items()}
     return [
         f"trained unlike: {key}: {disagreement(values)}"
         for key, values in differing(settings).items()
-        if not incidental(key) and _NONE not in values.values()
+        if not incidental(key) and _NONE not in values.values() and not _told_by_names(key, values)
     ]
+
+
+def _told_by_names(key: str, values: Mapping[str, str]) -> bool:
+    """Whether each variant's name says its value of a setting; None says nothing."""
+    words = {"True": "yes", "False": "no"}
+    return all(
+        value == "None" or f"{key.replace('_', ' ')} {words.get(value, value)}" in variant
+        for variant, value in values.items()
+    )
 
 
 def _left_out(runs: Sequence[Any]) -> list[str]:

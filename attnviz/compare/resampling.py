@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 
 _CHUNK = 1_000  # resamples held at once, so that 10,000 of them over many images stay small
-_EXACT = 16  # seeds up to which all 2^K sign flips are enumerated
+_EXACT = 16  # seeds up to which all 2^K sign flips are enumerated; beyond, 2^16 are drawn
 
 
 def image_draws(
@@ -140,8 +140,8 @@ def sign_flip(differences: np.ndarray, *, rng: np.random.Generator) -> float:
 
 
 def smallest_p(seeds: int) -> float:
-    """The smallest two-sided p that a sign-flip test of this many seeds can reach."""
-    return min(1.0, 2.0 ** (1 - seeds))
+    """The smallest two-sided p that `sign_flip` can give for this many seeds."""
+    return min(1.0, 2.0 ** max(1 - seeds, -_EXACT))
 
 
 def holm(p: np.ndarray) -> np.ndarray:

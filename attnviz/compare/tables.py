@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from attnviz.compare.groups import Group, array
+from attnviz.compare.resampling import mean_of_valid
 from attnviz.errors import InputError
 
 
@@ -31,7 +32,7 @@ def table_group(variant: str, entry: Any, primary: str) -> Group:
         values[name] = _rows([scores[name] for scores in entry], f"{variant}, {name}")
     _same_shape(variant, values)
     correct = values.pop("correct", None)
-    accuracy = () if correct is None else tuple(float(row) for row in np.nanmean(correct, axis=1))
+    accuracy = () if correct is None else tuple(mean_of_valid(correct).tolist())
     if not values:
         raise InputError(f"compare: {variant}: expected scores, got a table without any")
     seeds = tuple(range(len(next(iter(values.values())))))

@@ -144,6 +144,26 @@ class TestNumbers:
         for key, metric in METRICS.items():
             assert (key in LOWER_IS_BETTER) == (metric.better == "lower"), key
 
+    def test_seeds_that_one_of_two_could_not_score_are_no_paired_seeds(self) -> None:
+        a, b = study(0.6, 3), study(0.5, 3)
+        b[2] = np.nan
+        result = compare({"a": a, "b": b}, resamples=50)
+        assert result.differences.iloc[0].seeds == 2
+        assert any("2 paired seeds" in note for note in result.notes)
+
+    @pytest.mark.parametrize("metric", [PRIMARY, "deletion_auc"])
+    def test_a_leader_that_loses_where_both_were_measured_wins_nothing(self, metric: str) -> None:
+        """First by all of its seeds, behind in the one that the other has too."""
+        sign = -1 if metric in LOWER_IS_BETTER else 1
+        few = 0.5 + sign * study(0.1, 1)
+        many = np.concatenate([few + sign * 0.1, study(0.5, 2) - sign * 0.3])
+        tables = {"few": {metric: few}, "many": {metric: many}}
+        result = compare(tables, primary=metric, resamples=100)
+        assert result.variants == ["few", "many"]
+        assert result.differences["clear"].all()
+        assert result.winner is None
+        assert "rank the other way round on what both share: paired diff" in result.sentence
+
     def test_a_variant_that_cannot_be_scored_comes_last_and_wins_nothing(self) -> None:
         result = compare({"a": np.full((2, 20), np.nan), "b": study(0.5, 2)}, resamples=50)
         assert result.variants == ["b", "a"]
@@ -195,6 +215,14 @@ class TestWords:
     def test_one_seed_among_several_is_named(self) -> None:
         notes = compare({"a": study(0.5, 1), "b": study(0.4, 2)}, resamples=50).notes
         assert notes[0].startswith("one seed for a: the interval speaks of these images alone")
+
+    def test_one_seed_in_common_is_said(self) -> None:
+        a, b, c = study(0.5, 3), study(0.4, 3), study(0.3, 3)
+        a[1:], b[2] = np.nan, np.nan
+        notes = compare({"a": a, "b": b, "c": c}, resamples=50).notes
+        told = [note for note in notes if note.startswith("one seed in common: ")]
+        assert len(told) == 1
+        assert "common: a and b, a and c: the paired interval speaks of these images" in told[0]
 
     def test_five_seeds_cannot_be_significant_and_that_is_said(self) -> None:
         notes = compare({"a": study(0.5, 5), "b": study(0.4, 5)}, resamples=50).notes

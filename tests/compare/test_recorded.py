@@ -65,6 +65,22 @@ def test_a_mapping_names_variants_anew(root: Path) -> None:
     assert "variants without a seed in common are paired seed by seed in order" in result.notes
 
 
+def test_a_setting_that_the_names_already_say_is_no_news(root: Path) -> None:
+    for place in (0, 3):
+        settings = {"placement": place, "lr": 0.1 * (1 + place), "mask_pad": place > 0}
+        write_run(root, "mha", 0, name=f"mha-{place}", settings=settings)
+    write_run(root, "cnn", 0, settings={"placement": None, "lr": 0.1, "mask_pad": False})
+    named = {f"mha placement {place} mask pad {word}": root / f"mha-{place}"
+             for place, word in ((0, "no"), (3, "yes"))}  # fmt: skip
+    notes = compare({**named, "cnn mask pad no": root / "cnn-0"}, resamples=50).notes
+    assert [note for note in notes if note.startswith("trained unlike")] == [
+        "trained unlike: lr: 0.1 (mha placement 0 mask pad no, cnn mask pad no), "
+        "0.4 (mha placement 3 mask pad yes)"
+    ]
+    notes = compare({"early": root / "mha-0", "late": root / "mha-3"}, resamples=50).notes
+    assert "trained unlike: placement: 0 (early), 3 (late)" in notes
+
+
 def test_another_map_can_be_asked_for(root: Path) -> None:
     run = write_run(root, "mha")
     mean = run.samples()["gradcam/energy_pointing_game"].mean()

@@ -67,6 +67,13 @@ def test_correct_is_no_metric_but_gives_accuracy_and_the_split() -> None:
     assert result.split[["right", "wrong"]].iloc[0].tolist() == pytest.approx([0.7, 0.2])
 
 
+def test_what_is_known_of_no_image_is_not_known() -> None:
+    nothing = [np.nan] * 10
+    table = {"a": {PRIMARY: scores(0.5), "correct": nothing}}
+    row = compare(table, resamples=10, baselines={PRIMARY: {"chance": nothing}}).table.iloc[0]
+    assert np.isnan([row.accuracy, row.chance]).all()
+
+
 @pytest.mark.parametrize(
     "baselines",
     [
@@ -111,6 +118,10 @@ def test_only_shared_metrics_unless_named() -> None:
         ),
         ({"a": {"correct": [1, 0]}}, "a: expected scores, got a table without any"),
         ({"a": {"pixel_auroc": scores(1)}}, "unknown metric 'energy_pointing_game'"),
+        (
+            {PRIMARY: scores(1), "iou": scores(1), "correct": scores(1)},
+            "got one table of energy_pointing_game, iou, correct; give it a name: {'name': scores}",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tables: Any, message: str) -> None:
