@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LISTED = 24  # names in a message: more than a screen of them hides the rest
+
 
 class AttnvizError(Exception):
     """The root of all errors that attnviz raises on purpose."""
@@ -40,9 +42,16 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> InputError:
         known: All the names that would have been right.
 
     Returns:
-        The error, to be raised by the caller.
+        The error, to be raised by the caller. Of many names it lists the nearest.
     """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return InputError(f"unknown {what} {name!r}: {hint}expected one of {', '.join(names)}")
+    return InputError(f"unknown {what} {name!r}: {hint}expected one of {_listed(name, names)}")
+
+
+def _listed(name: str, names: list[str]) -> str:
+    if len(names) <= _LISTED:
+        return ", ".join(names)
+    near = difflib.get_close_matches(name, names, n=_LISTED // 2, cutoff=0.0)
+    return f"{len(names)}, such as {', '.join(near)}"

@@ -202,10 +202,12 @@ def _check(
     where = "inject_patch"
     if not isinstance(images, Tensor) or images.ndim != 4:
         came = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise InputError(
-            f"{where}: expected images as a tensor (b, c, h, w), got {came}; "
+        remedy = (
             "add a batch axis with images[None]"
+            if isinstance(images, Tensor)
+            else "an array (b, h, w, c) becomes one by torch.from_numpy(images).permute(0, 3, 1, 2)"
         )
+        raise InputError(f"{where}: expected images as a tensor (b, c, h, w), got {came}; {remedy}")
     if not images.is_floating_point():
         raise InputError(
             f"{where}: expected floating point images, got {images.dtype}; "

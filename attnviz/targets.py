@@ -59,7 +59,7 @@ def target_indices(b: int, n: int, target: Target) -> Tensor:
                 f"images, or one index per image, such as target=logits.argmax(1)"
             )
         target = 0
-    indices = torch.as_tensor(target).detach().cpu()
+    indices = as_indices(target)
     if indices.dtype.is_floating_point or indices.dtype == torch.bool:
         raise InputError(f"target: expected integer indices, got dtype {indices.dtype}")
     if indices.ndim > 1 or (indices.ndim == 1 and len(indices) != b):
@@ -72,3 +72,19 @@ def target_indices(b: int, n: int, target: Target) -> Tensor:
             f"target: expected indices from 0 to {n - 1}, got {indices.flatten().tolist()[:8]}"
         )
     return indices.long().expand(b)
+
+
+def as_indices(target: int | Sequence[int] | Tensor) -> Tensor:
+    """What was given as a target, as a tensor, whether or not its values fit.
+
+    Raises:
+        InputError: It is no number and no sequence of them.
+    """
+    try:
+        return torch.as_tensor(target).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            "target: expected an output's index, or one index per image, got "
+            f"{type(target).__name__}; to explain anything else, wrap the model in a module that "
+            "returns it as (b,)"
+        ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -112,6 +113,7 @@ def test_the_input_is_not_touched_and_types_are_kept() -> None:
         ({"fraction": 1.5}, "expected a fraction from 0 to 1"),
         ({"indices": torch.arange(3)}, "expected one index per image (4), got (3,)"),
         ({"images": torch.zeros(3, 48, 48)}, "expected images as a tensor (b, c, h, w)"),
+        ({"images": np.zeros((1, 48, 48, 3))}, "got ndarray; an array (b, h, w, c) becomes one"),
         ({"images": torch.zeros(1, 3, 48, 48, dtype=torch.uint8)}, "convert with"),
     ],
 )

@@ -33,6 +33,7 @@ def test_the_graph_is_kept():
     assert logits.grad.tolist() == [[0, 1, 0], [0, 1, 0]]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("target", "message"),
     [
@@ -42,6 +43,7 @@ def test_the_graph_is_kept():
         ([0, 1, 2], r"one index or 2 of them \(one per image\), got shape \(3,\)"),
         (torch.tensor([0.0, 1.0]), "integer indices"),
         (torch.tensor([True, False]), "integer indices"),
+        (lambda outputs: outputs.sum(), "got function; to explain anything else, wrap the model"),
     ],
 )
 def test_a_target_that_cannot_be_meant_is_refused(target, message):

@@ -43,7 +43,7 @@ from attnviz.errors import InputError, unknown_name
 from attnviz.maps.places import Grid, Interpolation, resized
 from attnviz.metrics.inputs import AnyMaps
 from attnviz.shapes import Images, Scores
-from attnviz.targets import Target
+from attnviz.targets import Target, as_indices
 
 MEMORY = 512 * 2**20
 """Default budget: half a gibibyte of what the graph keeps."""
@@ -308,7 +308,7 @@ def _question(
 
 def _indices(target: Target, images: Tensor) -> Tensor:
     """One index per image for Captum; how many outputs there are is known at the first forward."""
-    chosen = torch.as_tensor(0 if target is None else target, device=images.device).long()
+    chosen = as_indices(0 if target is None else target).to(images.device).long()
     if chosen.ndim and chosen.shape != images.shape[:1]:
         raise InputError(
             f"target: expected one index or {len(images)} of them (one per image), "

@@ -71,8 +71,16 @@ def check_images(images: object) -> None:
     """Raise an `InputError` unless these are floating point images `(b, c, h, w)`."""
     if isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point():
         return
-    came = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images)
-    raise InputError(f"expected floating point images (b, c, h, w), got {came}")
+    if not isinstance(images, Tensor):
+        raise InputError(
+            "expected images as one tensor (b, c, h, w), got "
+            f"{type(images).__name__}; a model of several inputs is wrapped in a module that "
+            "holds the others, an array becomes a tensor by torch.from_numpy"
+        )
+    raise InputError(
+        f"expected floating point images (b, c, h, w), got {images.dtype} {tuple(images.shape)}"
+        + ("; add a batch axis with images[None]" if images.ndim == 3 else "")
+    )
 
 
 def paired(images: Images, maps: AnyMaps) -> Maps:

@@ -66,6 +66,11 @@ class Capture(Mapping[str, Record]):
         return {name: record for name, record in self.items() if record.kind == "gate"}
 
     def __getitem__(self, name: str) -> Record:
+        if not isinstance(name, str):
+            raise MissingRecordError(
+                f"a capture is asked by name, got {name!r}: for the last record, "
+                "list(seen.values())[-1]"
+            )
         if name in self._by_name:
             return self._by_name[name]
         within = [

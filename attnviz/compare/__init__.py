@@ -55,9 +55,10 @@ def compare(
         tables_or_runs: One of
 
             - `{variant: scores}`, where scores is a dict metric → (images,), as from
-              `attnviz.localization`, a list of such dicts (one per seed), or, for the primary
-              metric alone, an array (images,) or (seeds, images). The key `correct`, where there
-              is one, says which images were classified rightly: it gives accuracy and the split.
+              `attnviz.localization`, a list or `{seed: scores}` of such dicts (one per seed), or,
+              for the primary metric alone, an array (images,) or (seeds, images). The key
+              `correct`, where there is one, says which images were classified rightly: it gives
+              accuracy and the split.
             - `{variant: runs}` or a list of runs: `attnviz.runs.Run` objects or paths; a list is
               grouped by each run's own variant. A folder of runs is the list of its complete runs.
 

@@ -17,6 +17,7 @@ from attnviz.compare.words import (
     WELL_KNOWN,
     aligned,
     closed,
+    fineness,
     interval,
     latex,
     localises,
@@ -109,7 +110,7 @@ class Comparison:
             verb = "looks at the patch most" if localises(self.primary) else "ranks first"
             return (
                 f"{first.variant} {verb}: {self._score(first)}{levels}; "
-                f"{with_sign(gap.difference)} over {gap.other}, "
+                f"{with_sign(gap.difference, fineness(gap))} over {gap.other}, "
                 f"paired CI {interval(gap, signed=True)}."
             )
         gap = pairs[~self._ahead(pairs)].iloc[0]
@@ -117,8 +118,8 @@ class Comparison:
         how = "rank the other way round on what both share" if gap.clear else "cannot be told apart"
         return (
             f"no clear winner: {first.variant}, {self._score(first)}, and {other.variant}, "
-            f"{number(other['mean'])}, {how}: paired difference "
-            f"{with_sign(gap.difference)}, CI {interval(gap, signed=True)}{levels}."
+            f"{number(other['mean'], fineness(first))}, {how}: paired difference "
+            f"{with_sign(gap.difference, fineness(gap))}, CI {interval(gap, signed=True)}{levels}."
         )
 
     def to_markdown(self, metrics: Sequence[str] | None = None) -> str:
@@ -129,7 +130,7 @@ class Comparison:
         """
         shown = self._shown(metrics)
         rows = self._cells(shown, bold=lambda text: f"**{text}**")
-        header = ["rank", "variant", *map(spoken, shown), "accuracy"]
+        header = ["rank", "variant", *map(spoken, shown), *self._accuracy]
         lines = [header, ["---:", "---", *["---:"] * (len(header) - 2)], *rows]
         table = "\n".join(f"| {' | '.join(markdown(c) for c in line)} |" for line in lines)
         return "\n\n".join([table, self.sentence, *self.notes])
@@ -142,7 +143,7 @@ class Comparison:
         """
         shown = self._shown(metrics)
         rows = self._cells(shown, bold=lambda text: f"\\textbf{{{text}}}", escape=latex)
-        header = ["", "variant", *(latex(spoken(name)) for name in shown), "accuracy"]
+        header = ["", "variant", *(latex(spoken(name)) for name in shown), *self._accuracy]
         body = "\n".join(f"  {' & '.join(row)} \\\\" for row in rows)
         caption = " ".join(latex(closed(text)) for text in (self.sentence, *self.notes))
         return (
@@ -201,7 +202,7 @@ class Comparison:
         rows = self.of(self.primary)
         others = self._shown()[1:]
         header = ["", "variant", "mean", f"{percent(self.confidence)} CI", "over next, paired"]
-        header += [*map(spoken, others), "accuracy", "valid"]
+        header += [*map(spoken, others), *self._accuracy, "valid"]
         lines = [header, *(self._line(row, rows, others) for _, row in rows.iterrows())]
         lines += self._level_lines(rows, others, len(header))
         seeds = sorted(set(rows["seeds"]))
@@ -228,19 +229,28 @@ class Comparison:
         better = -1 if self.primary in LOWER_IS_BETTER else 1
         return pairs["clear"].astype(bool) & (better * pairs["difference"] > 0)
 
+    @property
+    def _accuracy(self) -> list[str]:
+        """The column of accuracies, where any is known."""
+        return ["accuracy"] if self.table["accuracy"].notna().any() else []
+
     def _score(self, row: Any) -> str:
         name = "energy" if self.primary == "energy_pointing_game" else spoken(self.primary)
-        return f"{name} {number(row['mean'])} ({percent(self.confidence)} CI {interval(row)})"
+        mean = number(row["mean"], fineness(row))
+        return f"{name} {mean} ({percent(self.confidence)} CI {interval(row)})"
 
     def _line(self, row: Any, rows: pd.DataFrame, others: Sequence[str]) -> list[str]:
         pairs = self._pairs_of(row["variant"])
         gap = ""
         if len(pairs):
-            gap = f"{with_sign(pairs.iloc[0].difference)} [{interval(pairs.iloc[0], signed=True)}]"
+            pair = pairs.iloc[0]
+            gap = f"{with_sign(pair.difference, fineness(pair))} [{interval(pair, signed=True)}]"
         beside = [self._mean(row["variant"], name) for name in others]
         valid = f"{row['valid']}/{row['n']}"
-        head = [str(row["rank"]), str(row["variant"]), number(row["mean"]), f"[{interval(row)}]"]
-        return [*head, gap, *beside, number(row["accuracy"]), valid]
+        mean = number(row["mean"], fineness(row))
+        head = [str(row["rank"]), str(row["variant"]), mean, f"[{interval(row)}]"]
+        accuracy = [number(row[name]) for name in self._accuracy]
+        return [*head, gap, *beside, *accuracy, valid]
 
     def _shown(self, metrics: Sequence[str] | None = None) -> list[str]:
         """The metrics that fit on a line: the primary one and three more, the best known first."""
@@ -273,8 +283,8 @@ class Comparison:
             for metric in metrics:
                 rows = self.of(metric)
                 mine = rows[rows["variant"] == row["variant"]].iloc[0]
-                mean = number(mine["mean"])
+                mean = number(mine["mean"], fineness(mine))
                 best = mine["rank"] == 1 and len(rows) > 1
                 line.append(f"{bold(mean) if best else mean} [{interval(mine)}]")
-            cells.append([*line, number(row["accuracy"])])
+            cells.append([*line, *(number(row[name]) for name in self._accuracy)])
         return cells

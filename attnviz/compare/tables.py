@@ -18,6 +18,8 @@ def table_group(variant: str, entry: Any, primary: str) -> Group:
     Raises:
         InputError: A metric lacks a seed, or the shapes are not those of `compare`.
     """
+    if isinstance(entry, Mapping) and entry and all(_is_table(one) for one in entry.values()):
+        entry = list(entry.values())  # one table per seed, by the seed's name
     entry = [_dict(one) for one in entry] if is_list(entry) and len(entry) else [_dict(entry)]
     if not all(isinstance(one, Mapping) for one in entry):
         entry = [{primary: entry[0] if len(entry) == 1 else entry}]
@@ -44,6 +46,10 @@ def _dict(table: Any) -> Any:
     if hasattr(table, "columns"):
         return {str(name): table[name].to_numpy() for name in table.columns}
     return table
+
+
+def _is_table(entry: Any) -> bool:
+    return isinstance(entry, Mapping) or hasattr(entry, "columns")
 
 
 def _rows(seeds: list[Any], what: str) -> np.ndarray:

@@ -35,25 +35,33 @@ _LOCALISING = {
 }
 
 
-def number(value: float) -> str:
+def number(value: float, digits: int = 2) -> str:
     """Two decimals, more where those would hide the number, a dash where there is none."""
     if not np.isfinite(value):
         return "–"
+    if digits > 2:
+        return f"{value:.{digits}f}"
     if abs(value) >= 0.0095 or value == 0:
         return f"{value:.2f}"
     return f"{value:.3f}" if abs(value) >= 0.0005 else f"{value:.1g}"
 
 
-def with_sign(value: float) -> str:
+def with_sign(value: float, digits: int = 2) -> str:
     """A number that always shows its sign."""
-    text = number(abs(value))
+    text = number(abs(value), digits)
     return text if text == "–" else f"{'-' if value < 0 else '+'}{text}"
+
+
+def fineness(row: Any) -> int:
+    """How many decimals an interval is worth: two, and more where it is narrower than those."""
+    width = float(row["high"]) - float(row["low"])
+    return 2 + (width < 0.01) + (width < 0.001) if width > 0 else 2
 
 
 def interval(row: Any, *, signed: bool = False) -> str:
     """From low to high, of anything that has both."""
-    show = with_sign if signed else number
-    return f"{show(row['low'])} to {show(row['high'])}"
+    show, digits = (with_sign if signed else number), fineness(row)
+    return f"{show(row['low'], digits)} to {show(row['high'], digits)}"
 
 
 def span(values: pd.Series) -> str:

@@ -135,7 +135,10 @@ def _superseded(one: Finding, found: list[Finding]) -> bool:
 
 def _check(model: nn.Module, images: Tensor, masks: Tensor | None, padding: Tensor | None) -> None:
     if not isinstance(model, nn.Module):
-        raise InputError(f"diagnose: expected a torch module, got {type(model).__name__}")
+        raise InputError(
+            f"diagnose: expected a torch module, got {type(model).__name__}; "
+            "wrap what you have in one that takes images"
+        )
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
         came = (
             f"{images.dtype} {tuple(images.shape)}"

@@ -281,8 +281,8 @@ _GATES = (
         "note",
         "every gate ({gates} in all) is per channel and nothing attends over places: no map of "
         "this model's own points at a place",
-        "switch the spatial half on (CBAM(channels, spatial=True)), or draw av.channel_gated or "
-        "an attribution",
+        "draw av.channel_gated or an attribution; a CBAM has a spatial half, "
+        "CBAM(channels, spatial=True)",
     ),
 )
 

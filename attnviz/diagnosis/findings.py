@@ -157,10 +157,14 @@ class Findings(Sequence[Finding]):
             for severity in SEVERITIES
             if (n := len(self.of(severity)))
         ]
-        seen = ", ".join(f"{n} {kind}" for kind, n in self.checked.items())
+        seen = ", ".join(f"{n} {_kind(kind, n)}" for kind, n in self.checked.items())
         looked = f" ({seen} looked at)" if seen else ""
         start = f"{self.name}: " if self.name else ""
         return f"{start}{', '.join(counts) or 'nothing wrong was found'}{looked}"
+
+
+def _kind(kind: str, n: int) -> str:
+    return "gate" if kind == "gates" and n == 1 else kind
 
 
 def _grouped(findings: Sequence[Finding]) -> list[list[Finding]]:

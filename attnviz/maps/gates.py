@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnviz.errors import InputError
-from attnviz.maps.places import Grid, Interpolation, Watched, name_of, resized
+from attnviz.maps.places import Grid, Interpolation, Watched, name_of, not_one_record, resized
 from attnviz.shapes import Images, Maps
 
 
@@ -75,8 +75,8 @@ def channel_gated(
         features = getattr(record, "features", None)
     if features is None:
         raise InputError(
-            f"channel_gated: {name_of(record)} kept no features: pass features=(b, c, h, w), "
-            "the tensor that the gate multiplies"
+            f"channel_gated: {name_of(record)} kept no features: watch with features=True, or "
+            "pass features=(b, c, h, w), the tensor that the gate multiplies"
         )
     if features.ndim != 4 or features.shape[:2] != scale.shape[:2]:
         raise InputError(
@@ -89,6 +89,8 @@ def channel_gated(
 
 
 def _scale_of(record: Watched | Tensor) -> Tensor:
+    if not isinstance(record, Tensor) and not hasattr(record, "scale"):
+        raise not_one_record(record)
     scale = record if isinstance(record, Tensor) else record.scale
     if scale is None:
         kind = getattr(record, "kind", "tensor")

@@ -64,6 +64,8 @@ def weights_of(source: Attention) -> Weights:
     """
     if isinstance(source, Tensor):
         weights: Tensor | None = source
+    elif not hasattr(source, "kind"):
+        raise not_one_record(source)
     elif source.kind != "attention":
         raise InputError(
             f"{source.name!r} is a {source.kind}, and this map is made of attention: "
@@ -82,6 +84,14 @@ def weights_of(source: Attention) -> Weights:
             f"{name_of(source)}: expected weights (b, heads, q, k), got {tuple(weights.shape)}"
         )
     return weights if weights.dtype == torch.float64 else weights.float()
+
+
+def not_one_record(source: object) -> InputError:
+    """An error for a capture, or anything else, where one record was asked for."""
+    remedy = "; take one of it, such as seen[name]" if isinstance(source, Mapping) else ""
+    return InputError(
+        f"maps: expected one record or its tensor, got {type(source).__name__}{remedy}"
+    )
 
 
 def reduced_of(source: Watched | Tensor) -> Mapping[str, Any]:

@@ -265,7 +265,7 @@ def checked(maps: Any, masks: Any) -> tuple[Tensor, Tensor]:
     if values.shape != labels.shape:
         raise InputError(
             f"masks: expected the shape of the maps, {tuple(values.shape)}, "
-            f"got {tuple(labels.shape)}; resize the maps to the masks first"
+            f"got {tuple(labels.shape)}; {_towards(values, labels)}"
         )
     if values.shape[1] * values.shape[2] == 0:
         raise InputError(f"maps: expected at least one place, got {tuple(values.shape)}")
@@ -275,6 +275,15 @@ def checked(maps: Any, masks: Any) -> tuple[Tensor, Tensor]:
             "move one with .to(device)"
         )
     return values, labels
+
+
+def _towards(values: Tensor, labels: Tensor) -> str:
+    """How masks of another shape than the maps' may be made to fit."""
+    if labels.ndim == 4 and labels.shape[1] == 1:
+        return "take the channel axis away with masks[:, 0]"
+    if labels.ndim == 3 and len(labels) == len(values):
+        return "resize the maps to the masks first, with size= or attnviz.maps.resized"
+    return "one mask per map"
 
 
 def as_tensor(array: Any, what: str) -> Tensor:

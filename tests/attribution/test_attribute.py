@@ -443,12 +443,18 @@ def test_wrong_names_and_options_are_answered_with_the_right_ones(unchecked):
         asked("saliency", sign="negative")
     with pytest.raises(InputError, match=r"unknown channels 'max'.*did you mean 'max_abs'"):
         asked("saliency", channels="max")
+    with pytest.raises(InputError, match=r"did you mean 'norm'\? expected one of 46, such as norm"):
+        attribute(av.build_model("vit"), torch.zeros(1, 3, 48, 48), layer="nope")
     with pytest.raises(InputError, match=r"expected no baseline="):
         asked("saliency", baseline="black")
     with pytest.raises(InputError, match=r"or an object with .attribute"):
         asked(captum.attr.Saliency)
     with pytest.raises(InputError, match=r"expected floating point images \(b, c, h, w\)"):
         asked("saliency", x=torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(InputError, match=r"got torch.float32 \(3, 8, 8\); add a batch axis"):
+        asked("saliency", x=torch.zeros(3, 8, 8))
+    with pytest.raises(InputError, match=r"one tensor \(b, c, h, w\), got tuple; a model of sev"):
+        asked("saliency", x=(torch.zeros(1, 3, 8, 8), torch.zeros(1)))
     with pytest.raises(InputError, match=r"memory: expected a number of bytes, got 0"):
         asked("saliency", memory=0)
 

@@ -89,6 +89,12 @@ def test_a_capture_is_a_mapping_with_lenient_names() -> None:
     assert capture.get("nothing at all") is None
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_a_capture_is_no_list():
+    with pytest.raises(InputError, match=r"a capture is asked by name, got -1: for the last"):
+        Capture()[-1]
+
+
 def test_a_parents_name_finds_its_only_record() -> None:
     model = nets.around(nn.Sequential(nets.Attention()))
     with watch(model) as capture:

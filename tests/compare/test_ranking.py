@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -251,8 +252,8 @@ class TestWords:
 class TestExports:
     def test_markdown(self) -> None:
         text = clear().to_markdown().splitlines()
-        assert text[0] == "| rank | variant | energy pointing game | accuracy |"
-        assert text[1] == "| ---: | --- | ---: | ---: |"
+        assert text[0] == "| rank | variant | energy pointing game |"
+        assert text[1] == "| ---: | --- | ---: |"
         assert text[2].startswith("| 1 | mha | **0.61** [0.")
         assert text[3].startswith("| 2 | cbam | 0.41 [0.")
 
@@ -265,7 +266,25 @@ class TestExports:
         for part in (r"\toprule", r"\midrule", r"\bottomrule", r"\caption{mha\_50\%", "95 \\% CI"):
             assert part in text
         assert text.count("{") == text.count("}")
-        assert text.count(" & ") == 3 * 3
+        assert text.count(" & ") == 3 * 2
+
+    def test_accuracy_has_a_column_where_it_is_known(self) -> None:
+        told = {"a": {PRIMARY: study(0.5), "correct": np.ones((3, 20))}, "b": {PRIMARY: study(0.3)}}
+        compared = compare(told, resamples=10)
+        assert compared.to_markdown().splitlines()[0].endswith("| accuracy |")
+        assert compared.to_latex().count(" & ") == 3 * 3
+        assert "accuracy" in repr(compared)
+        assert "accuracy" not in repr(clear())
+
+    def test_decimals_are_as_many_as_tell_the_ends_of_an_interval_apart(self) -> None:
+        rng = np.random.default_rng(0)
+        near = 0.1 + rng.normal(0, 0.004, (1, 40))
+        text = repr(compare({"a": near, "b": near - 0.003}, resamples=200))
+        (row,) = (line for line in text.splitlines() if line.startswith("1  a"))
+        mean, low, high = re.match(r"1  a +(\S+) +\[(\S+) to (\S+)\]", row).groups()  # type: ignore[union-attr]  # a miss fails
+        assert low < mean < high
+        assert mean == f"{near.mean():.3f}"
+        assert f"energy {mean} (95 % CI {low} to {high})" in text
 
     def test_json_holds_everything_and_no_nan(self) -> None:
         told = json.loads(json.dumps(clear().to_dict(), allow_nan=False))

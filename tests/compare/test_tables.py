@@ -27,6 +27,8 @@ def scores(mean: float, images: int = 10, seed: int = 0) -> np.ndarray:
     [
         lambda rows: {PRIMARY: rows},
         lambda rows: [{PRIMARY: row} for row in rows],
+        lambda rows: {seed: {PRIMARY: row} for seed, row in enumerate(rows)},
+        lambda rows: {seed: pd.DataFrame({PRIMARY: row}) for seed, row in enumerate(rows)},
         lambda rows: rows,
         lambda rows: list(rows),
         lambda rows: rows.tolist(),
@@ -35,7 +37,10 @@ def scores(mean: float, images: int = 10, seed: int = 0) -> np.ndarray:
         lambda rows: [pd.DataFrame({PRIMARY: row}) for row in rows],
         lambda rows: [torch.tensor(row) for row in rows],
     ],
-    ids=["dict", "dicts", "array", "arrays", "lists", "tensors", "grad", "frames", "tensor list"],
+    ids=[
+        *("dict", "dicts", "by seed", "frames by seed", "array", "arrays", "lists", "tensors"),
+        *("grad", "frames", "tensor list"),
+    ],
 )
 def test_every_form_gives_the_same_answer(form: Any) -> None:
     a, b = (np.stack([scores(mean, seed=s) for s in range(3)]) for mean in (0.6, 0.4))

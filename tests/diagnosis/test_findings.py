@@ -50,6 +50,7 @@ def test_print_shows_a_code_once_with_its_places_numbers_and_remedy() -> None:
         "net: 1 error, 2 warnings, 1 note (2 attention, 0 gates looked at)\n"
         "error   not-applied at b"
     )
+    assert "1 attention, 1 gate looked at" in str(Findings(checked={"attention": 1, "gates": 1}))
     assert text.count("temperature at") == 1
     assert "warning temperature at a, c\n" in text
     assert "seen: scale 1, ratio 4, d_k 16" in text

@@ -63,9 +63,16 @@ def test_each_gate_is_sent_to_the_map_that_fits_it():
         maps.gate_map(attention())
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("construction", [maps.received, maps.gate_map, maps.channel_gated])
+def test_a_whole_capture_is_not_one_record(construction):
+    with pytest.raises(InputError, match=r"expected one record or its tensor, got dict; take one"):
+        construction({"block.gate": gate("channel")})
+
+
 def test_features_that_are_missing_or_do_not_fit_are_named():
     record = gate("channel")
-    with pytest.raises(InputError, match=r"kept no features: pass features=\(b, c, h, w\)"):
+    with pytest.raises(InputError, match=r"watch with features=True, or pass features=\(b"):
         maps.channel_gated(record.scale)
     with pytest.raises(InputError, match=r"\(b, c\) = \(2, 4\).*got \(2, 3, 3, 5\)"):
         maps.channel_gated(record, record.features[:, :3])

@@ -322,6 +322,9 @@ def test_an_option_out_of_range_is_refused(call: dict[str, Any], message: str) -
         (torch.ones(1, 4, 4).int(), torch.ones(1, 4, 4) > 0, r"maps: expected floating point, got"),
         (torch.rand(1, 4, 4), torch.ones(1, 4, 4), r"masks: expected bool, got torch.float32; say"),
         (torch.rand(1, 4, 4), torch.ones(1, 4, 5) > 0, r"masks: expected the shape of the maps"),
+        (torch.rand(1, 4, 4), torch.ones(1, 1, 4, 4) > 0, r"channel axis away with masks\[:, 0\]"),
+        (torch.rand(2, 4, 4), torch.ones(1, 4, 4) > 0, r"got \(1, 4, 4\); one mask per map"),
+        (torch.rand(1, 4, 4), torch.ones(1, 8, 8) > 0, r"resize the maps to the masks first, with"),
         (torch.rand(1, 0, 4), torch.ones(1, 0, 4) > 0, r"maps: expected at least one place"),
         ([[1.0]], torch.ones(1, 1, 1) > 0, r"maps: expected a tensor or a numpy array, got list"),
         (
