@@ -53,7 +53,6 @@ class Watcher:
         maps: Sizes of the feature maps that were convolved in this forward pass.
         ops: How many ops ran, of any kind but views.
         trusted: Whether recomputed weights were checked before, on the same model.
-        learning: Whether to note in which modules something was found, for a stream.
     """
 
     def __init__(self, model: nn.Module, options: Options, seen: Capture) -> None:
@@ -67,7 +66,6 @@ class Watcher:
         self.recorder = Recorder(self, seen)
         self.ops = 0
         self.trusted = False
-        self.learning = False
         self._parameters = False
         self._plain: bool | None = None
         self._ways: list[ByKey | ByMode] = []
@@ -135,17 +133,14 @@ class Watcher:
 
     def running(self) -> frozenset[str] | None:
         """The names of the running modules, if they are to be noted."""
-        return frozenset(call.name for call in self.calls()) if self.learning else None
+        if not self.recorder.looks.learning:
+            return None
+        return frozenset(call.name for call in self.calls())
 
-    def scopes(self) -> list[nn.Module]:
-        """The modules within which everything found so far was computed, none inside another."""
-        names = sorted(set(self.recorder.looks.reached))
-        outer = [
-            name
-            for name in names
-            if not any(name != other and within(name, other) for other in names)
-        ]
-        return [self.modules[name] for name in outer]
+    @property
+    def on(self) -> bool:
+        """Whether ops are being given."""
+        return bool(self._ways)
 
     def finish(self) -> None:
         """Finish the records of a forward pass."""
@@ -155,11 +150,6 @@ class Watcher:
         """Forget all tags."""
         self.tags.clear()
         self._parameters = False
-
-
-def within(name: str, other: str) -> bool:
-    """Whether a module lies inside another one, by their dotted names."""
-    return not other or name.startswith(f"{other}.")
 
 
 def named(model: nn.Module) -> dict[str, nn.Module]:

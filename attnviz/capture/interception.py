@@ -50,7 +50,12 @@ class _Running(threading.local):
     """The watches that are on in this thread, the innermost last."""
 
     def __init__(self) -> None:
-        self.watches: list[ByKey] = []
+        self.watches: tuple[ByKey, ...] = ()
+
+    def become(self, watches: tuple[ByKey, ...]) -> None:
+        """Let these be on; doing it twice, as after an interrupt, is no harm."""
+        self.watches = watches
+        _C._dispatch_tls_set_dispatch_key_included(_KEY, bool(watches))
 
 
 _running = _Running()
@@ -66,12 +71,11 @@ class ByKey:
 
     def __enter__(self) -> None:
         _know_higher_order()
-        _running.watches.append(self)
-        _C._dispatch_tls_set_dispatch_key_included(_KEY, True)
+        _running.become((*_running.watches, self))
 
     def __exit__(self, *_: object) -> None:
-        _running.watches.pop()
-        _C._dispatch_tls_set_dispatch_key_included(_KEY, bool(_running.watches))
+        watches = _running.watches  # an interrupt may have taken this one away before
+        _running.become(watches[:-1] if watches and watches[-1] is self else watches)
 
 
 class ByMode(TorchDispatchMode):
@@ -104,14 +108,11 @@ def _intercept(func: Any, /, *args: Any, **kwargs: Any) -> Any:
     if not watches:  # a thread of autograd's own, which inherits the key
         with _C._ExcludeDispatchKeyGuard(_C.DispatchKeySet(_KEY)):
             return func(*args, **kwargs)
-    watch = watches.pop()
-    if not watches:
-        _C._dispatch_tls_set_dispatch_key_included(_KEY, False)
     try:
-        return watch.saw(func, args, kwargs)
+        _running.become(watches[:-1])
+        return watches[-1].saw(func, args, kwargs)
     finally:
-        watches.append(watch)
-        _C._dispatch_tls_set_dispatch_key_included(_KEY, True)
+        _running.become(watches)
 
 
 def interceptor(saw: Saw, *, plain: bool) -> ByKey | ByMode:

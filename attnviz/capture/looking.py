@@ -1,16 +1,17 @@
 """Who attends or gates, and on which grids: read off the running modules, and remembered.
 
-In a stream the first batch tells all of it; the batches after it find it by the place and the
-number of times that the place was met.
+In a stream the first batch of a size tells all of it; the batches after it find it by the place and
+the number of times that the place was met.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import nn
 
 from attnviz.capture.grids import Geometry, geometry
@@ -30,23 +31,54 @@ class Look(NamedTuple):
     shape: Geometry
 
 
+@dataclass(slots=True)
+class Plan:
+    """What a stream's first batch of some size showed.
+
+    Attributes:
+        known: Looks, and what else was found, by the place and how often it was met.
+        reached: The modules within which something chosen was computed.
+        scopes: The outermost of them, once all are known.
+    """
+
+    known: dict[Any, Any] = field(default_factory=dict)
+    reached: set[str] = field(default_factory=set)
+    scopes: list[nn.Module] = field(default_factory=list)
+
+
 class Looks:
     """Places and grids of one watch.
 
     Attributes:
-        plan: What the first batch of a stream showed; None until it is known.
-        batch: The size of the current batch of a stream.
-        reached: The modules within which something chosen was computed, noted while learning.
+        plan: In a stream, what is known of batches of the current size.
+        learning: Whether that is being found out by the current batch.
     """
 
     def __init__(self, watcher: Watcher) -> None:
         self.watcher = watcher
-        self.plan: dict[Any, Any] | None = None
-        self.batch: int | None = None
-        self.reached: list[str] = []
-        self._known: dict[Any, Any] = {}
+        self.plan: Plan | None = None
+        self.learning = False
+        self._plans: dict[torch.Size, Plan] = {}
+        self._batch: int | None = None
         self._counts: Counter[Any] = Counter()
         self._innermost = ""
+
+    def begin(self, batch: torch.Size) -> list[nn.Module] | None:
+        """A stream's next batch: within which modules to look; None if it has to be learned."""
+        self._batch, size = batch[0], batch[1:]
+        self.learning = size not in self._plans
+        self.plan = self._plans.setdefault(size, Plan())
+        return None if self.learning else self.plan.scopes
+
+    def learned(self) -> None:
+        """The places and grids of batches of this size are those of the pass just seen."""
+        assert self.plan is not None  # a batch has begun
+        names = self.plan.reached
+        self.plan.scopes = [
+            self.watcher.modules[name]
+            for name in sorted(names)
+            if not any(name != other and _within(name, other) for other in names)
+        ]
 
     def at(
         self,
@@ -58,23 +90,23 @@ class Looks:
     ) -> Look:
         """Who runs the current op, or ran the function it is about."""
         key = (where.name, where.source, queries, keys)
-        if self.plan is not None:
-            known: Look | None = self.plan.get(self._counted(key))
+        if self.plan is not None and not self.learning:
+            known: Look | None = self.plan.known.get(self._counted(key))
             if known is not None:
                 return known._replace(shape=self._of_batch(known.shape))
         calls = self.watcher.calls(ends=not keys)
         name, module = self._named(where, calls)
         maps = self.watcher.maps
         look = Look(name, module, geometry(calls, queries, keys, maps=maps, width=width))
-        if self.watcher.learning:
+        if self.plan is not None and self.learning:
             self._innermost = _common(calls, squash)
-            self._known[self._counted(key)] = look
+            self.plan.known[self._counted(key)] = look
         return look
 
     def chosen(self) -> None:
         """What was looked at last is to be kept: remember where it was computed."""
-        if self.watcher.learning:
-            self.reached.append(self._innermost)
+        if self.plan is not None and self.learning:
+            self.plan.reached.add(self._innermost)
 
     def windowed(self, record: Record, sizes: Sequence[int], images: int | None) -> Record:
         """The record with its windows, where as many were cut as its weights have."""
@@ -100,31 +132,27 @@ class Looks:
         key = ("cut", look.name, where.source, total // images, k)
         return bool(self._once(key, lambda: self.watcher.windows.find(total, k) is not None))
 
-    def learned(self) -> None:
-        """From now on, places and grids are those of the forward pass just seen."""
-        self.plan = self._known
-
     def finish(self) -> None:
         """A forward pass has ended."""
         self._counts.clear()
         self.watcher.maps.clear()
 
     def _once(self, key: tuple[Any, ...], find: Any) -> Any:
-        if self.plan is not None:
-            return self.plan.get(self._counted(key))
-        found = find()
-        if self.watcher.learning:
-            self._known[self._counted(key)] = found
-        return found
+        if self.plan is None:
+            return find()
+        counted = self._counted(key)
+        if self.learning:
+            self.plan.known[counted] = find()
+        return self.plan.known.get(counted)
 
     def _counted(self, key: tuple[Any, ...]) -> tuple[Any, ...]:
         self._counts[key] += 1
         return (*key, self._counts[key])
 
     def _of_batch(self, shape: Geometry) -> Geometry:
-        if shape.images is None or self.batch is None:
+        if shape.images is None or self._batch is None:
             return shape
-        return replace(shape, images=self.batch)
+        return replace(shape, images=self._batch)
 
     def _named(self, where: Place, calls: list[Call]) -> tuple[str, nn.Module]:
         """The module that attends: an activation's own module lends its parent's name."""
@@ -134,6 +162,11 @@ class Looks:
             return where.name, module
         parent = where.name.rpartition(".")[0]
         return parent, self.watcher.modules[parent]
+
+
+def _within(name: str, other: str) -> bool:
+    """Whether a module lies inside another one, by their dotted names."""
+    return not other or name.startswith(f"{other}.")
 
 
 def _common(calls: list[Call], squash: Squash | None) -> str:

@@ -46,7 +46,7 @@ class Recorder:
         self.keeper = Keeper(watcher.options, seen)
         self.looks = Looks(watcher)
         self.edited: set[str] = set()
-        self.passed_over: list[str] = []
+        self.passed_over: dict[str, None] = {}
         self._made: list[Squash] = []
         self._guarded: list[Tensor] = []
         self._weighed: dict[int, Weighing] = {}
@@ -304,7 +304,7 @@ class Recorder:
         if chosen:
             self.looks.chosen()
         else:
-            self.passed_over.append(look.name or self._root)
+            self.passed_over[look.name or self._root] = None
         return chosen
 
     def _names(self, name: str, where: Place) -> tuple[str, ...]:

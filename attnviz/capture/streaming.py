@@ -1,14 +1,15 @@
 """`stream`: a whole data set through a watched model, in the memory of one batch.
 
-The first batch is watched op by op. It tells in which modules attention and gates are computed;
-from then on only these are watched, and everything else runs as if nobody looked.
+The first batch is watched op by op, and the first of each other size of image. It tells in which
+modules attention and gates are computed; from then on only these are watched, and everything else
+runs as if nobody looked.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -59,38 +60,30 @@ def stream(
         `(images, seen)`, the images on the model's device.
 
     Raises:
-        NothingSeenError: The first batch showed neither attention nor gates.
+        NothingSeenError: The first batch of a size showed neither attention nor gates.
         InputError: A batch without a tensor.
     """
     options = read_options(where, heads, to, dtype, reduce, edit, False, features, False)
     target = torch.device(device) if device is not None else _device(model)
     watcher = Watcher(model, options, Capture())
-    watcher.learning = True
     torch.clear_autocast_cache()
-    scopes: list[nn.Module] | None = None
     try:
         for batch in _shown(loader, progress):
             images = _images(batch).to(target)
             seen = Capture()
             seen.batch = batch
             watcher.recorder.keeper.seen = seen
-            watcher.recorder.looks.batch = len(images)
+            scopes = watcher.recorder.looks.begin(images.shape)
             with eager(), torch.no_grad(), _watched(watcher, scopes):
                 seen.output = model(images)
                 watcher.finish()
             if scopes is None:
                 check(watcher, seen)
-                scopes = _learned(watcher)
+                watcher.recorder.looks.learned()
+                watcher.trusted = True
             yield images, seen
     finally:
         watcher.close()
-
-
-def _learned(watcher: Watcher) -> list[nn.Module]:
-    """Where to look from now on, after the first batch."""
-    watcher.learning, watcher.trusted = False, True
-    watcher.recorder.looks.learned()
-    return watcher.scopes()
 
 
 @contextmanager
@@ -100,22 +93,24 @@ def _watched(watcher: Watcher, scopes: Sequence[nn.Module] | None) -> Iterator[N
         with watcher:
             yield
         return
-    changed: list[nn.Module] = []
+    own: list[tuple[nn.Module, Any]] = []  # other libraries put a forward of theirs there, too
     try:
         for module in scopes:
+            own.append((module, module.__dict__.get("forward")))
             module.__dict__["forward"] = _entered(watcher, module.forward)
-            changed.append(module)
         yield
     finally:
-        for module in changed:
-            del module.__dict__["forward"]
+        for module, forward in own:
+            module.__dict__["forward"] = forward
+            if forward is None:
+                del module.__dict__["forward"]
 
 
 def _entered(watcher: Watcher, forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A module's forward, with the mode on. No hook: hooks switch fast paths off."""
+    """A module's forward, watched. No hook: hooks switch fast paths off."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with watcher:
+        with nullcontext() if watcher.on else watcher:  # a module may run within itself
             return forward(*args, **kwargs)
 
     return run
