@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -225,3 +227,20 @@ def test_an_unknown_setting_is_named() -> None:
         build_model("mha", colour=3)
     with pytest.raises(InputError, match=r"expected a placement from 0 to 3, got 4"):
         build_model("mha", placement=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("mha", {"heads": 0}, "expected heads and d_k of 1 or more, got 0 and 8"),
+        ("cnn", {"width": 0}, "expected a width of 1 or more, got 0"),
+        ("cbam", {"reduction": 0}, "there is no 'cbam' of .*: integer division"),
+        ("mha", {"dropout": 2.0}, "there is no 'mha' of .*: dropout probability"),
+        ("mha_early", {"placement": 3, "width": 9}, "there is no 'mha_early' of .*: embed_dim"),
+    ],
+)
+def test_settings_of_which_no_model_can_be_made_say_so(
+    name: str, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        build_model(name, **settings)

@@ -22,8 +22,6 @@ _WEIGHTS = ("softmax", "gate", "scores")
 
 def same_shape(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     """Carry a tag over to a cast or a masked version of the same tensor."""
-    if not len(watcher.tags):
-        return func(*args, **kwargs)
     tag, source, _ = _first(watcher, args)
     out = func(*args, **kwargs)
     if tag is not None and isinstance(out, Tensor):
@@ -45,19 +43,14 @@ def clone(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     out = func(*args, **kwargs)
     if out.dim() == 6:
         watcher.windows.cut(args[0], out, watcher.tags.get(args[0]))
-    if len(watcher.tags):
-        tag = watcher.tags.get(args[0])
-        if tag is not None:
-            carry(watcher, tag, args[0], out)
+    tag = watcher.tags.get(args[0])
+    if tag is not None:
+        carry(watcher, tag, args[0], out)
     return out
 
 
 def add(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     """Logits keep their name under a bias or mask, weights and gates under a number."""
-    if not len(watcher.tags):
-        out = func(*args, **kwargs)
-        outer(watcher, args, out)
-        return out
     tag, source, rest = _first(watcher, args)
     out = func(*args, **kwargs)
     if not isinstance(out, Tensor) or out.dim() < 1:
@@ -99,8 +92,6 @@ def outer(watcher: Watcher, args: Any, out: Tensor) -> None:
 def join(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     """Concatenated or stacked weights keep the axis that sums to one."""
     out = func(*args, **kwargs)
-    if not len(watcher.tags):
-        return out
     tensors = [x for x in args[0] if isinstance(x, Tensor)]
     tags = [watcher.tags.get(x) for x in tensors]
     first = tags[0] if tags else None
@@ -122,10 +113,9 @@ def join(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
 def normal(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     """A norm over mixed heads keeps the axes, though nothing sums to one any more."""
     out = func(*args, **kwargs)
-    if len(watcher.tags):
-        tag = watcher.tags.get(args[0])
-        if tag is not None and _heads_first(tag, args[0]):
-            carry(watcher, tag, args[0], out[0], mixed=True)
+    tag = watcher.tags.get(args[0])
+    if tag is not None and _heads_first(tag, args[0]):
+        carry(watcher, tag, args[0], out[0], mixed=True)
     return out
 
 
@@ -134,12 +124,11 @@ def convolve(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     out = func(*args, **kwargs)
     if out.dim() == 4:
         watcher.maps.add((out.shape[2], out.shape[3]))
-    if len(watcher.tags):
-        tag = watcher.tags.get(args[0])
-        if tag is not None and out.shape[2:] == args[0].shape[2:] and _heads_first(tag, args[0]):
-            axis = tag.find(args[0])
-            if tag.kind == "scores" or (axis is not None and axis > 1):
-                watcher.tags.put(out, tag.on(out, axis, mixed=True))
+    tag = watcher.tags.get(args[0])
+    if tag is not None and out.shape[2:] == args[0].shape[2:] and _heads_first(tag, args[0]):
+        axis = tag.find(args[0])
+        if tag.kind == "scores" or (axis is not None and axis > 1):
+            watcher.tags.put(out, tag.on(out, axis, mixed=True))
     return out
 
 
@@ -153,36 +142,37 @@ def _heads_first(tag: Tag, x: Tensor) -> bool:
 def resize(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     """A gate that was computed on a coarser grid is one, even where it is as large as features."""
     out = func(*args, **kwargs)
-    if len(watcher.tags):
-        tag = watcher.tags.get(args[0])
-        if tag is not None and tag.kind in ("gate", "parameter"):
-            carry(watcher, tag, args[0], out, extra="resized")
+    tag = watcher.tags.get(args[0])
+    if tag is not None and tag.kind == "gate":
+        carry(watcher, tag, args[0], out, extra="resized")
     return out
 
 
 def overwrite(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     """A tensor that is written over takes its source's tag, or loses its own."""
     out = func(*args, **kwargs)
-    if len(watcher.tags):
-        tag = watcher.tags.get(args[1]) if isinstance(args[1], Tensor) else None
-        if tag is not None and tag.kind in _WEIGHTS and args[0].shape == args[1].shape:
-            carry(watcher, tag, args[1], args[0])
-        elif args[0].numel() * args[0].element_size() == args[0].untyped_storage().nbytes():
-            watcher.tags.drop(args[0])
+    tag = watcher.tags.get(args[1]) if isinstance(args[1], Tensor) else None
+    if tag is not None and tag.kind in _WEIGHTS and args[0].shape == args[1].shape:
+        carry(watcher, tag, args[1], args[0])
+    elif args[0].numel() * args[0].element_size() == args[0].untyped_storage().nbytes():
+        watcher.tags.drop(args[0])
     return out
 
 
-def only_parameters(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
-    """What is made of parameters alone does not depend on the input."""
+def look_up(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+    """A table of biases stays a parameter; where to look is computed from places alone."""
     out = func(*args, **kwargs)
-    if len(watcher.tags):
-        tag = watcher.tags.get(args[0])
-        if tag is not None and (tag.kind == "parameter" or (
-            tag.kind == "scores" and func in _KEEP_SCORES)):  # fmt: skip
-            if tag.kind == "parameter":
-                watcher.tags.put(out, tag)
-            else:
-                carry(watcher, tag, args[0], out)
+    if watcher.is_parameter(args[0]):
+        watcher.tags.put(out, PARAMETER)
+    return out
+
+
+def rectify(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+    """Logits above zero are still logits."""
+    out = func(*args, **kwargs)
+    tag = watcher.tags.get(args[0])
+    if tag is not None and tag.kind == "scores":
+        carry(watcher, tag, args[0], out)
     return out
 
 
@@ -235,8 +225,6 @@ def _ops(*names: str) -> list[Any]:
     return found
 
 
-_KEEP_SCORES = frozenset(_ops("relu.default", "relu_.default"))
-
 RULES: dict[Any, Any] = {
     aten.clone.default: clone,
     aten._to_copy.default: cast,
@@ -262,10 +250,7 @@ RULES: dict[Any, Any] = {
                          "_batch_norm_with_update.default", "_batch_norm_no_update.default",
                          "miopen_batch_norm.default"), normal),
     aten.convolution.default: convolve,
-    **dict.fromkeys(
-        _ops("relu.default", "relu_.default", "gelu.default", "silu.default", "index.Tensor",
-             "index_select.default", "embedding.default", "gather.default", "pow.Tensor_Scalar",
-             "_unsafe_index.Tensor", "slice_scatter.default", "constant_pad_nd.default"),
-        only_parameters,
-    ),
+    **dict.fromkeys(_ops("index.Tensor", "index_select.default", "gather.default",
+                         "_unsafe_index.Tensor"), look_up),
+    **dict.fromkeys(_ops("relu.default", "relu_.default"), rectify),
 }  # fmt: skip

@@ -10,7 +10,7 @@ makes torch leave them, and the outputs change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from attnviz.capture import copies, kernels, products, scaling, squashing, windowing
 from attnviz.capture.interception import ByKey, ByMode, apart, are_plain, interceptor
 from attnviz.capture.options import Options
-from attnviz.capture.places import Call, Place, calls, place
+from attnviz.capture.places import Call, Place, call, calls, place
 from attnviz.capture.record import Grid
 from attnviz.capture.recorder import Recorder
 from attnviz.capture.seen import Capture
-from attnviz.capture.tags import Tag, Tags
+from attnviz.capture.tags import PARAMETER, Tags
 
 Rule = Callable[["Watcher", Any, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -89,9 +89,23 @@ class Watcher:
         rule, writes = _KNOWN.get(func) or learn(func)
         if writes and self.recorder.keeper.aliased and (rule is None or _in_backward() == -1):
             self._preserve(args[0])
-        if rule is None or _in_backward() != -1:
+        if _in_backward() != -1:
             return func(*args, **kwargs)
-        return rule(self, func, args, kwargs)
+        if not self._parameters:
+            self.know_parameters()
+        if args and isinstance(args[0], Tensor) and self.is_parameter(args[0]):
+            if self._alone((*args, *kwargs.values())):
+                return self._fixed(func(*args, **kwargs))
+            if writes:
+                self.tags.written(args[0])
+        return func(*args, **kwargs) if rule is None else rule(self, func, args, kwargs)
+
+    def _fixed(self, out: Any) -> Any:
+        """What was made of parameters alone does not depend on the input."""
+        for made in out if isinstance(out, (list, tuple)) else (out,):
+            if isinstance(made, Tensor):
+                self.tags.put(made, PARAMETER)
+        return out
 
     @property
     def masked(self) -> bool:
@@ -110,20 +124,29 @@ class Watcher:
         """The running modules, innermost first; if `ends`, with the outermost one's shapes only."""
         return calls(self.names, ends=ends)
 
-    def tag(self, tensor: Tensor) -> Tag | None:
-        """What is known of a tensor; parameters are known, too."""
-        if not self._parameters:
-            self._know_parameters()
-        return self.tags.get(tensor)
+    def call(self) -> object:
+        """What stands for the model's own running call, and for no other; None if there is none."""
+        return call(self.names)
 
     def is_parameter(self, tensor: Tensor) -> bool:
         """Whether a tensor is a parameter or a buffer, or was made of them alone."""
-        tag = self.tag(tensor)
+        tag = self.tags.get(tensor)
         return tag is not None and tag.kind == "parameter"
 
-    def _know_parameters(self) -> None:
+    def know_parameters(self) -> None:
+        """Tag the parameters that the model has now; some are made late, or exchanged."""
         self._parameters = True
         self.tags.fix(self._tensors())
+
+    def _alone(self, values: Iterable[Any]) -> bool:
+        """Whether parameters, and numbers, are all that there is."""
+        for value in values:
+            if isinstance(value, Tensor):
+                if value.dim() and not self.is_parameter(value):
+                    return False
+            elif isinstance(value, (list, tuple)) and not self._alone(value):
+                return False
+        return True
 
     def _tensors(self) -> Iterator[Tensor]:
         """The model's parameters and buffers."""

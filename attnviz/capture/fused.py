@@ -7,8 +7,8 @@ few rows against the kernel's output tells whether they were read rightly.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,27 @@ class Fused:
     causal: bool = False
     scale: float = 1.0
     dropout: float = 0.0
+
+
+def splitting(fused: Fused, images: int | None, heads: int | None) -> Callable[[Tensor], Tensor]:
+    """How to part images and heads: called with `(b · heads, q, d)`, a kernel takes all for heads.
+
+    Args:
+        fused: The kernel's arguments.
+        images: How many images the model was given, if that is known.
+        heads: How many heads the module says it has, if it does.
+    """
+    b, given = fused.query.shape[:2]
+    if b != 1 or not images or images == 1 or given % images or given == heads:
+        return lambda tensor: tensor
+    return lambda tensor: tensor if tensor.shape[1] == 1 else tensor[0].unflatten(0, (images, -1))
+
+
+def split_operands(fused: Fused, split: Callable[[Tensor], Tensor]) -> Fused:
+    """The arguments with images and heads apart."""
+    q, k, v = (split(x) for x in (fused.query, fused.key, fused.value))
+    mask = None if fused.mask is None or fused.mask.dim() < 4 else split(fused.mask)
+    return replace(fused, query=q, key=k, value=v, mask=fused.mask if mask is None else mask)
 
 
 def weights(fused: Fused, rows: slice | Sequence[int] | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from attnviz.capture.places import Call
 from attnviz.capture.record import Grid
 
-_MOST_PREFIX = 8
+MOST_PREFIX = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def _grid(
 ) -> tuple[int, Grid | None]:
     """Leading tokens and grid of so many tokens; (0, None) if they are no places."""
     places, sequences = counts
-    for prefix in range(_MOST_PREFIX + 1) if known is None else (known, 0):
+    for prefix in range(MOST_PREFIX + 1) if known is None else (known, 0):
         if count in sequences or count - prefix in places:
             grid = by_aspect(count - prefix, image)
             if grid is not None:

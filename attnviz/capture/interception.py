@@ -13,8 +13,8 @@ class of its own, the watch is a mode.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -154,11 +154,18 @@ def apart(function: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
-def differentiated() -> AbstractContextManager[None]:
-    """Within what is apart, autograd as it was; still not cast, and seen by nobody else."""
+@contextmanager
+def differentiated() -> Iterator[None]:
+    """Within what is apart, autograd as it was; still not cast, and seen by nobody else.
+
+    What it saves is no business of a checkpoint around it, which would miss it when it runs again.
+    """
     included, excluded = _C._dispatch_tls_local_include_set(), _C._dispatch_tls_local_exclude_set()
-    guard: AbstractContextManager[None] = _C._ForceDispatchKeyGuard(included, excluded - _AUTOGRAD)
-    return guard
+    with (
+        _C._ForceDispatchKeyGuard(included, excluded - _AUTOGRAD),
+        torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x),
+    ):
+        yield
 
 
 def as_called(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

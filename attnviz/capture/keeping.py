@@ -36,19 +36,32 @@ class Keeper:
         self.options = options
         self.seen = seen
         self.aliased: dict[int, list[tuple[int, str]]] = {}
+        self._rollouts = [r for r in options.reduce.values() if isinstance(r, reductions.Rollout)]
+        self._first = 0
+
+    @property
+    def rolls(self) -> bool:
+        """Whether something is followed through the layers of a forward pass."""
+        return bool(self._rollouts)
+
+    def begin(self) -> None:
+        """A forward pass begins."""
+        self._first = len(self.seen)
+        for rollout in self._rollouts:
+            rollout.reset()
 
     def keep(self, record: Record, number: int | None = None) -> None:
         """Reduce a record and put it in, or in the place of another one."""
         values = record.weights if record.kind == "attention" else record.scale
         record = changed(record, shape=() if values is None else tuple(values.shape))
         if record.weights is not None and self.options.heads is not None:
-            record = changed(record, weights=_heads(record.weights, record, self.options.heads))
+            record = _heads(record, record.weights, self.options.heads)
         if not self.options.reduce:
             self.store(record, {}, number)
             return
         plain = changed(record, weights=_detached(record.weights), scale=_detached(record.scale))
         made = {name: way(plain) for name, way in self.options.reduce.items()}
-        reduced = {name: value for name, value in made.items() if value is not None}
+        reduced = {name: _own(name, v, record) for name, v in made.items() if v is not None}
         self.store(changed(record, weights=None), reduced, number)
 
     def store(self, record: Record, reduced: dict[str, Tensor], number: int | None = None) -> None:
@@ -98,7 +111,9 @@ class Keeper:
             for name, way in asked.items():
                 value = way(part)
                 assert value is not None  # the part has weights
-                parts[name].append(value * share if ways[way] == "mean" else value)
+                parts[name].append(
+                    value * share if ways[way] == "mean" else _own(name, value, part)
+                )
         return {name: _joined(ways[asked[name]], values) for name, values in parts.items()}
 
     def graph(self) -> AbstractContextManager[None]:
@@ -114,16 +129,17 @@ class Keeper:
     def finish(self) -> None:
         """A forward pass has ended."""
         self.aliased.clear()
-        for reduction in self.options.reduce.values():
-            if isinstance(reduction, reductions.Rollout):
-                reduction.reset()
+        self._first = 0
+        for rollout in self._rollouts:
+            rollout.reset()
 
     def _forget_rollout(self, reduced: dict[str, Tensor]) -> None:
-        """Only the last layer keeps the product of all of them."""
+        """Only the last layer of a forward pass keeps the product of all of them."""
         for name, way in self.options.reduce.items():
             if not isinstance(way, reductions.Rollout) or name not in reduced:
                 continue
-            for number, earlier in enumerate(self.seen._records):
+            for number in range(self._first, len(self.seen)):
+                earlier = self.seen._records[number]
                 value = earlier.reduced.get(name)
                 if value is not None and value.shape == reduced[name].shape:
                     kept = {key: v for key, v in earlier.reduced.items() if key != name}
@@ -151,13 +167,31 @@ def _joined(how: str, values: list[Tensor]) -> Tensor:
     return torch.stack(values).sum(0) if how == "mean" else torch.cat(values, -1)
 
 
-def _heads(weights: Tensor, record: Record, chosen: tuple[int, ...]) -> Tensor:
+def _own(name: str, value: Any, record: Record) -> Tensor:
+    """A reduced value, that does not keep the weights alive by being a part of them."""
+    if not isinstance(value, Tensor):
+        raise InputError(
+            f"reduce: {name!r} of {record.name!r} returned {type(value).__name__}; "
+            "expected a tensor, or None where it does not apply"
+        )
+    weights = record.weights
+    if weights is None or storage_key(value) != storage_key(weights):
+        return value
+    return value.clone()
+
+
+def _heads(record: Record, weights: Tensor, chosen: tuple[int, ...]) -> Record:
+    """The record with some heads alone, in its weights and in their gradient."""
     if any(not -weights.shape[1] <= head < weights.shape[1] for head in chosen):
         raise InputError(
             f"watch: {record.name!r} has {weights.shape[1]} heads, got heads={chosen}; "
             "choose the modules that have them by where="
         )
-    return weights[:, list(chosen)]
+    leaf = record.leaf
+    if leaf is not None:
+        read = leaf.read
+        leaf = Leaf(leaf.tensor, lambda slope: read(slope)[:, list(chosen)])
+    return changed(record, weights=weights[:, list(chosen)], leaf=leaf)
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:

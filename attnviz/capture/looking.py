@@ -115,7 +115,7 @@ class Looks:
             return record
         key = ("windows", record.name, record.source, b // images, q, k)
         cuts = self.watcher.windows
-        windows: Windows | None = self._once(key, lambda: cuts.find(b, k) or cuts.find(b, q))
+        windows: Windows | None = self._once(key, lambda: cuts.around(b, k))
         if windows is None or b != images * windows.count:
             return record
         prefix = k - windows.size[0] * windows.size[1]

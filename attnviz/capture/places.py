@@ -107,6 +107,18 @@ def calls(names: dict[int, str], *, ends: bool = False) -> list[Call]:
     return found
 
 
+def call(names: dict[int, str]) -> object:
+    """What stands for the running call of the model as a whole; None if only a part was called.
+
+    The mapping of its keyword arguments: each call has one of its own, usually an empty one.
+    """
+    found: object = None
+    for frame in _frames():
+        if frame.f_code is _CALL and names.get(id(_local(frame, "self"))) == "":
+            found = _local(frame, "kwargs")
+    return found
+
+
 def _frames() -> Iterator[FrameType]:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

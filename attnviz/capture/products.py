@@ -28,13 +28,16 @@ def baddbmm(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _product(watcher: Watcher, func: Any, args: Any, kwargs: Any, i: int, j: int) -> Any:
     left, right = args[i], args[j]
-    tags = watcher.tag(left), watcher.tag(right)
+    tags = watcher.tags.get(left), watcher.tags.get(right)
+    if left.dim() == 2 and tags == (None, None):
+        # a linear layer, as a rule: its weight was made or exchanged since the watch began
+        watcher.know_parameters()
+        tags = watcher.tags.get(left), watcher.tags.get(right)
     parameters = _fixed(tags[0]), _fixed(tags[1])
     if any(parameters):
         out = func(*args, **kwargs)
         _mixed(watcher, left, right, parameters, out)
-        batched = left.dim() == 3 and len(left) > 1 and not all(parameters)
-        if batched and watcher.tags.get(out) is None:
+        if left.dim() == 3 and len(left) > 1 and watcher.tags.get(out) is None:
             # learned queries meet keys; or experts their input, which no softmax over keys follows
             _scored(watcher, left, right, (None, None), out, nan, mixed=True)
         return out
@@ -46,10 +49,10 @@ def _product(watcher: Watcher, func: Any, args: Any, kwargs: Any, i: int, j: int
     operand, tag, known = (left, right)[side], tags[side], tags[1 - side]
     assert tag is not None  # or it would be no weights
     query, key = operand.dim() - 2 + side, operand.dim() - 1 - side
-    if tag.kind == "softmax":
-        replaced = watcher.recorder.attention(tag, operand, query, key, known)
-    else:
+    if tag.kind == "scores":
         replaced = watcher.recorder.linear(tag, operand, query, key)
+    else:
+        replaced = watcher.recorder.attention(tag, operand, query, key, known)
     if replaced is not None:
         number = (i, j)[side]
         args = (*args[:number], replaced, *args[number + 1 :])
@@ -68,7 +71,8 @@ def _weights(left: Tensor, right: Tensor, tags: tuple[Tag | None, Tag | None]) -
     """Which factor holds weights that meet values, 0 or 1; None if neither does.
 
     A softmax's result comes before bare logits; of two results the one that is contracted along
-    its own axis.
+    its own axis. Logits may have passed a sigmoid or the like; those of a product without a batch
+    meet values without one, or else they are features from a layer that is not known as one.
     """
     kinds = [None if tag is None else tag.kind for tag in tags]
     if kinds == ["softmax", "softmax"]:
@@ -79,7 +83,10 @@ def _weights(left: Tensor, right: Tensor, tags: tuple[Tag | None, Tag | None]) -
     if "softmax" in kinds:
         return kinds.index("softmax")
     for side, tag in enumerate(tags):
-        if tag is not None and tag.kind == "scores" and not tag.mixed and tag.scores is not None:
+        if tag is None or tag.mixed or tag.kind not in ("scores", "gate"):
+            continue
+        scores = tag.scores if tag.squash is None else tag.squash.scores
+        if scores is not None and min(len(scores.shape), 3) == left.dim():
             return side
     return None
 
@@ -88,11 +95,6 @@ def _mixed(
     watcher: Watcher, left: Tensor, right: Tensor, parameters: tuple[bool, bool], out: Tensor
 ) -> None:
     """A linear layer over the heads keeps the softmax's axis, and makes new heads."""
-    if all(parameters):
-        tag = watcher.tags.get(left)
-        if tag is not None:
-            watcher.tags.put(out, tag)
-        return
     x, contracted = (right, right.dim() - 2) if parameters[0] else (left, left.dim() - 1)
     tag = watcher.tags.get(x)
     if tag is None or tag.kind not in ("softmax", "scores"):

@@ -146,10 +146,6 @@ class Record:
         grid = f", grid {self.key_grid[0]}×{self.key_grid[1]}" if self.key_grid else ""
         return f"Record({self.name!r}, {self.kind} {what}, {self.axis}, {self.how}{grid})"
 
-    def with_grid(self, query: Grid | None, key: Grid | None = None, prefix: int = 0) -> Record:
-        """The same record with grids that only the caller knows; keys as queries if not given."""
-        return changed(self, query_grid=query, key_grid=key or query, prefix=prefix)
-
     def gradient(self, outputs: Tensor) -> Tensor:
         """`∂ Σ outputs / ∂ weights` (or `/ ∂ scale`), in the shape of the record.
 
@@ -168,7 +164,7 @@ class Record:
         """Values per token of each window, laid onto the image that the windows were cut from.
 
         Args:
-            values: `(b · count, …, tokens)`.
+            values: `(b · count, …, tokens)`; leading tokens that are no places are left out.
 
         Returns:
             `(b, …, h, w)`, shift and padding undone; zero where no window lies.
@@ -181,6 +177,7 @@ class Record:
                 f"on_image: {self.name!r} has no windows; its keys lie on key_grid as they are"
             )
         count, (h, w) = self.windows.count, self.windows.grid
+        values = values[..., values.shape[-1] - self.windows.cells.shape[1] :]
         values = values.unflatten(0, (-1, count)).movedim(1, -2).flatten(-2)
         cells = self.windows.cells.flatten().to(values.device)
         kept = cells >= 0

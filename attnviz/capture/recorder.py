@@ -15,7 +15,7 @@ from attnviz.capture.gating import Pooling, arrange, pooling
 from attnviz.capture.grids import Geometry, geometry, token_counts
 from attnviz.capture.interception import apart
 from attnviz.capture.keeping import Keeper
-from attnviz.capture.layout import Layout, layout
+from attnviz.capture.layout import Layout, head_count, layout
 from attnviz.capture.looking import Look, Looks
 from attnviz.capture.places import Place
 from attnviz.capture.record import Record, changed
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from attnviz.capture.dispatch import Watcher
 
 Restore = Callable[[Tensor, Tensor], Tensor]
+_UNNORMALISED = "q · kᵀ reaches the values without a softmax"
 Weighing = tuple[Tag, Tensor, Tensor, list[int]]
 
 
@@ -51,6 +52,7 @@ class Recorder:
         self._guarded: list[Tensor] = []
         self._weighed: dict[int, Weighing] = {}
         self._summed: set[int] = set()
+        self._call: object = None
 
     @property
     def seen(self) -> Capture:
@@ -86,11 +88,13 @@ class Recorder:
             raw = _before_dropout(tag, operand)
             weights = read.present(raw)
         found = squash.scores
+        plain = tag.kind == "softmax"
         record = Record(
             look.name, "attention", weights, None, _axis_word(tag, operand, query, key, read),
-            weights.shape[1], op=squash.op, how=_how(found, queries),
-            double_softmax=squash.twice, factor=tag.factor, mixed=tag.mixed,
-            dropout=tag.raw is not None, logit_scale=squash.logit_scale,
+            weights.shape[1], op=squash.op, how=_how(found, queries) if plain else "unnormalised",
+            softmax=plain, note="" if plain else _UNNORMALISED, double_softmax=squash.twice,
+            factor=tag.factor, mixed=tag.mixed, dropout=tag.raw is not None,
+            logit_scale=squash.logit_scale,
             d_k=None if found is None else found.width,
             query=None if found is None else _operand(found.query, weights, -2),
             key=None if found is None else _operand(found.key, weights, -1),
@@ -116,10 +120,13 @@ class Recorder:
         if found is None:
             return None
         where, look = found
+        given, split = output, fusion.splitting(fused, look.shape.images, head_count(look.module))
+        fused, output = fusion.split_operands(fused, split), split(output)
+        logsumexp = None if logsumexp is None else split(logsumexp)
         record = Record(
             where.name, "attention", None, None, "k", fused.query.shape[-3], how="fused",
             exact=False, op="scaled_dot_product_attention", dropout=fused.dropout > 0,
-            leaf=self.keeper.leaf(output, lambda slope: fusion.slope(fused, slope)),
+            leaf=self.keeper.leaf(given, lambda slope: fusion.slope(fused, split(slope))),
         )  # fmt: skip
         record = self._placed(self._with_operands(record, fused), where, look, None)
         edit = self._edit(record, where)
@@ -137,7 +144,7 @@ class Recorder:
         record = self._applied(changed(record, weights=weights), edit)
         if edit is None or record.weights is None:
             return None
-        return fusion.applied(fused, record.weights, output)
+        return fusion.applied(fused, record.weights, output).view_as(given)
 
     @apart
     def projected(
@@ -261,7 +268,7 @@ class Recorder:
             where.name, "attention", weights, None, None, weights.shape[1], how="unnormalised",
             op="product", softmax=False, logit_scale=None if factor != factor else factor,
             d_k=scores.width, leaf=self.keeper.leaf(operand, read.present),
-            note="q · kᵀ reaches the values without a softmax",
+            note=_UNNORMALISED,
         )  # fmt: skip
         squash = Squash("product", where, tuple(operand.shape))
         record = self._placed(record, where, look, weights)
@@ -284,6 +291,7 @@ class Recorder:
         self._made.clear()
         self._weighed.clear()
         self._summed.clear()
+        self._call = None
         self.looks.finish()
         self.keeper.finish()
 
@@ -419,14 +427,12 @@ class Recorder:
         *, once: bool = False,
     ) -> Tensor | None:  # fmt: skip
         """Edit where asked, keep what was applied, once for each part of a squashed tensor."""
-        edit = self._edit(record, squash.place)
-        if edit is not None and record.dropout:
-            raise UnsupportedError(
-                f"edit of {record.name!r}: dropout follows its weights, and an edit would "
-                "undo it; call model.eval() or set the dropout to 0"
-            )
         offset = int(operand.storage_offset())
-        if offset in squash.numbers or (once and squash.numbers):
+        known = squash.numbers.get(offset)
+        if known is None and once and squash.numbers:
+            known = min(squash.numbers.values())
+        edit = self._edit(record, squash.place, known)
+        if known is not None:
             record = record if edit is None else _edited(record, edit)
         else:
             squash.numbers[offset] = len(self.seen)
@@ -438,19 +444,29 @@ class Recorder:
 
     def _applied(self, record: Record, edit: Edit | None) -> Record:
         """Keep a record as it is applied."""
+        if self.keeper.rolls and (call := self.watcher.call()) is not self._call:
+            self._call = call
+            self.keeper.begin()
         record = record if edit is None else _edited(record, edit)
         self.keeper.keep(record)
         return record
 
-    def _edit(self, record: Record, where: Place) -> Edit | None:
+    def _edit(self, record: Record, where: Place, number: int | None = None) -> Edit | None:
+        """What is asked of a record, or of one that was kept before, under some number."""
         if not self.options.edit:
             return None
-        count = sum(other.name == record.name for other in self.seen._records)
+        earlier = self.seen._records[:number]
+        count = sum(other.name == record.name for other in earlier)
         names = (*self._names(record.name, where), f"{record.name}#{count}")
         found = self.options.edit_of(names)
         if found is None:
             return None
         self.edited.add(found[0])
+        if record.dropout:
+            raise UnsupportedError(
+                f"edit of {record.name!r}: dropout follows its weights, and an edit would "
+                "undo it; call model.eval() or set the dropout to 0"
+            )
         return found[1]
 
     def _flush(self) -> None:

@@ -25,10 +25,6 @@ def multiply(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     x, y = args[0], args[1]
     if not isinstance(y, Tensor) or not isinstance(x, Tensor) or not x.dim() or not y.dim():
         return scale(watcher, func, args, kwargs)
-    if not len(watcher.tags):
-        out = func(*args, **kwargs)
-        outer(watcher, args, out)
-        return out
     tags = watcher.tags.get(x), watcher.tags.get(y)
     if tags == (None, None):
         out = func(*args, **kwargs)
@@ -118,7 +114,7 @@ def _gated(
 def scale(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     """Remember by which number queries, logits or weights were multiplied."""
     x, by = args[0], args[1]
-    tag = watcher.tags.get(x) if isinstance(x, Tensor) and len(watcher.tags) else None
+    tag = watcher.tags.get(x) if isinstance(x, Tensor) else None
     out = func(*args, **kwargs)
     if not isinstance(x, Tensor) or not x.dim():
         return out
@@ -147,8 +143,6 @@ def divide(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     x, y = args[0], args[1]
     if not isinstance(y, Tensor) or not isinstance(x, Tensor) or not x.dim() or not y.dim():
         return scale(watcher, func, args, kwargs)
-    if not len(watcher.tags):
-        return func(*args, **kwargs)
     tag, total = watcher.tags.get(x), watcher.tags.get(y)
     out = func(*args, **kwargs)
     if tag is None:
@@ -167,8 +161,6 @@ def divide(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
 def reduce(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     """A sum over the weighted axis makes pooled attention; one over exponentials a softmax."""
     out = func(*args, **kwargs)
-    if not len(watcher.tags):
-        return out
     x = args[0]
     tag = watcher.tags.get(x)
     if tag is None or tag.kind not in ("weighted", "exp"):
@@ -193,7 +185,7 @@ def mask(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
 def dropout(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     """Dropout as one op."""
     out = func(*args, **kwargs)
-    tag = watcher.tags.get(args[0]) if len(watcher.tags) else None
+    tag = watcher.tags.get(args[0])
     if tag is not None and tag.kind in ("softmax", "gate"):
         raw = args[0] if tag.raw is None else tag.raw
         carry(watcher, tag, args[0], out[0], raw=raw)

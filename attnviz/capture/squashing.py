@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from attnviz.capture.copies import carry
 from attnviz.capture.tags import Squash, Tag
 
 if TYPE_CHECKING:
@@ -18,12 +19,9 @@ aten = torch.ops.aten
 def softmax(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     """Tag a softmax's result with the axis that sums to one."""
     x, axis = args[0], args[1]
-    tag = watcher.tag(x)
+    tag = watcher.tags.get(x)
     out = func(*args, **kwargs)
     if x.dim() == 0:
-        return out
-    if tag is not None and tag.kind == "parameter":
-        watcher.tags.put(out, tag)
         return out
     normalised(watcher, out, axis % out.dim(), tag)
     return out
@@ -47,12 +45,9 @@ def normalised(watcher: Watcher, out: Tensor, axis: int, source: Tag | None) -> 
 
 def gate(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     """Tag the result of a function that squashes into an interval, as gates do."""
-    tag = watcher.tag(args[0])
+    tag = watcher.tags.get(args[0])
     out = func(*args, **kwargs)
-    if tag is not None and tag.kind == "parameter":
-        watcher.tags.put(out, tag)
-    else:
-        squashed(watcher, out, _NAMES[func], tag)
+    squashed(watcher, out, _NAMES[func], tag)
     return out
 
 
@@ -63,6 +58,8 @@ def squashed(watcher: Watcher, out: Tensor, op: str, source: Tag | None) -> None
         return
     squash = Squash(op, where, tuple(out.shape), running=watcher.running())
     squash.outer = source is not None and source.kind == "outer"
+    if source is not None and source.kind == "scores":
+        squash.scores, squash.factor = source.scores, source.factor
     watcher.recorder.made(squash)
     watcher.tags.put(out, Tag("gate", tuple(out.shape), out.stride(), None, squash))
 
@@ -76,9 +73,7 @@ def clip(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
         squashed(watcher, out, "hardsigmoid", watcher.tags.get(args[0]))
     elif (low, high) == (0, 6):
         watcher.tags.put(out, Tag("clip", tuple(out.shape), out.stride()))
-    elif len(watcher.tags) and func not in (aten.hardtanh.default, aten.hardtanh_.default):
-        from attnviz.capture.copies import carry
-
+    elif func not in (aten.hardtanh.default, aten.hardtanh_.default):
         tag = watcher.tags.get(args[0])
         if tag is not None and isinstance(out, Tensor):
             carry(watcher, tag, args[0], out)
@@ -90,10 +85,7 @@ def exponential(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     tag = watcher.tags.get(args[0])
     out = func(*args, **kwargs)
     if out.dim() > 1:
-        if tag is not None and tag.kind == "parameter":
-            watcher.tags.put(out, tag)
-        else:
-            watcher.tags.put(out, Tag("exp", tuple(out.shape), out.stride(), extra=tag))
+        watcher.tags.put(out, Tag("exp", tuple(out.shape), out.stride(), extra=tag))
     return out
 
 

@@ -14,11 +14,12 @@ from math import isnan
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from attnviz.capture.places import Place
 
+_functorch: Any = torch._C._functorch
 _UNMADE = (UninitializedParameter, UninitializedBuffer)
 _SWEEP = 512  # tags of storages that are gone are dropped once the table has grown to this
 
@@ -150,7 +151,7 @@ class Tags:
     def __init__(self) -> None:
         self._tags: dict[int, Tag] = {}
         self._alive: dict[int, int] = {}
-        self._fixed: list[torch.UntypedStorage] = []
+        self._fixed: dict[int, tuple[torch.UntypedStorage, bool]] = {}
         self._limit = _SWEEP
 
     def __len__(self) -> int:
@@ -182,9 +183,18 @@ class Tags:
         """Tag parameters and buffers, which live as long as the table."""
         for tensor in tensors:
             if tensor.layout is torch.strided and not isinstance(tensor, _UNMADE):
+                trained = isinstance(tensor, nn.Parameter)
+                while _functorch.is_functorch_wrapped_tensor(tensor):
+                    tensor = _functorch.get_unwrapped(tensor)
                 storage = tensor.untyped_storage()
-                self._fixed.append(storage)
-                self._tags[cast(Any, storage)._cdata] = PARAMETER
+                key: int = cast(Any, storage)._cdata
+                self._fixed[key] = storage, trained
+                self._tags[key] = PARAMETER
+
+    def written(self, tensor: Tensor) -> None:
+        """Data was written into what held a parameter: it is data now, unless that was training."""
+        if not self._fixed.get(storage_key(tensor), (None, False))[1]:
+            self.drop(tensor)
 
     def drop(self, tensor: Tensor) -> None:
         """Forget what a storage held."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from attnviz.capture.grids import MOST_PREFIX
 from attnviz.capture.record import Grid, Windows
 from attnviz.capture.tags import Tag
 
@@ -48,6 +49,11 @@ class Cuts:
     def find(self, batch: int, tokens: int) -> Windows | None:
         """The latest cut into so many windows, all images together, of so many tokens."""
         return self._cuts.get((batch, tokens))
+
+    def around(self, batch: int, tokens: int) -> Windows | None:
+        """The same, where class or register tokens may have joined each window's own."""
+        sizes = range(tokens, max(0, tokens - MOST_PREFIX - 1), -1)
+        return next((found for n in sizes if (found := self.find(batch, n))), None)
 
     def cut(self, source: Tensor, out: Tensor, tag: Tag | None) -> None:
         """Remember a copy whose axes are (b, rows, columns, h, w, c)."""
@@ -120,10 +126,8 @@ def pad(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     """Remember the size of a feature map that is padded below and to the right."""
     out = func(*args, **kwargs)
     x, by = args[0], list(args[1])
-    tag = watcher.tags.get(x) if len(watcher.tags) else None
-    if tag is not None and tag.kind == "parameter":
-        watcher.tags.put(out, tag)
-    elif x.dim() == 4 and len(by) >= 4 and not any(by[::2]):
+    tag = watcher.tags.get(x)
+    if x.dim() == 4 and len(by) >= 4 and not any(by[::2]):
         if len(by) == 6 and not by[1]:
             grid = (x.shape[1], x.shape[2])
         elif len(by) == 4:

@@ -83,6 +83,10 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         if tokens not in TOKENS:
             raise unknown_name("kind of tokens", tokens, TOKENS)
+        if heads < 1 or d_k < 1:
+            raise InputError(
+                f"MultiHeadAttention: expected heads and d_k of 1 or more, got {heads} and {d_k}"
+            )
         self.heads, self.position, self.tokens = heads, position, tokens
         self.query = nn.Linear(channels, heads * d_k, bias=False)
         self.key = nn.Linear(channels, heads * d_k, bias=False)

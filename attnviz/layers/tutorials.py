@@ -19,7 +19,8 @@ class EarlyAttention(nn.Module):
     """`nn.MultiheadAttention` between the pixels, before anything else has looked at them.
 
     Args:
-        channels: Of the input; one head per channel.
+        channels: Of the input. Up to seven have a head each; more are a multiple of 4 and share
+            four.
     """
 
     def __init__(self, channels: int) -> None:

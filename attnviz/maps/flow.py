@@ -81,8 +81,12 @@ def rollout(
     if fuse not in _FUSIONS:
         raise unknown_name("fuse", fuse, _FUSIONS)
     layers = _listed(records)
-    flow = _rolled_while_watching(layers, fuse)
-    for weights in map(weights_of, _square(layers) if flow is None else ()):
+    rolled = [layer for layer in layers if "rollout" in reduced_of(layer)]
+    if rolled:
+        made = _rolled_while_watching(rolled[-1], fuse)
+        return _read(made, rolled[-1], read, size, interpolation, grid, prefix)
+    flow: Tensor | None = None
+    for weights in map(weights_of, _square(layers)):
         mixed = _FUSIONS[fuse](weights, 1) + _identity(weights)
         mixed = mixed / mixed.sum(-1, keepdim=True)
         flow = mixed if flow is None else mixed @ flow
@@ -90,15 +94,15 @@ def rollout(
     return _read(flow, layers[-1], read, size, interpolation, grid, prefix)
 
 
-def _rolled_while_watching(layers: Sequence[Attention], fuse: str) -> Tensor | None:
-    """The product that `reduce="rollout"` left in the last record, heads averaged."""
-    flow = reduced_of(layers[-1]).get("rollout") if layers else None
-    if flow is not None and fuse != "mean":
+def _rolled_while_watching(last: Attention, fuse: str) -> Tensor:
+    """The product that `reduce="rollout"` left in the last record it took in, heads averaged."""
+    if fuse != "mean":
         raise InputError(
-            f"{name_of(layers[-1])} was reduced to a rollout of mean heads; for fuse={fuse!r} "
+            f"{name_of(last)} was reduced to a rollout of mean heads; for fuse={fuse!r} "
             "watch without reduce="
         )
-    return None if flow is None else flow.float()
+    flow: Tensor = reduced_of(last)["rollout"]
+    return flow.float()
 
 
 def gradient_weighted(
@@ -139,6 +143,11 @@ def gradient_weighted(
     """
     layers = _square(records)
     slopes = gradients if gradients is not None else _gradients(layers, outputs, target)
+    if len(slopes) != len(layers):
+        raise InputError(
+            f"gradient_weighted: expected one gradient per layer, got {len(slopes)} for "
+            f"{len(layers)} layers"
+        )
     flow: Tensor | None = None
     for record, slope in zip(layers, slopes, strict=True):
         weights = weights_of(record).detach()

@@ -209,7 +209,8 @@ def head_mean(
 ) -> Maps:
     """Attention received once the heads are averaged: `M[k] = mean_q mean_heads A[q, k]`.
 
-    The same numbers as `received`; it stands beside `head_max` and `head_min`.
+    The same numbers as `received`, for a mean does not mind the order; it stands beside `head_max`
+    and `head_min`, and reads records that were watched with `reduce="head_mean"`.
 
     Args:
         record: An attention record, or weights `(b, heads, q, k)`.
@@ -224,7 +225,10 @@ def head_mean(
     Raises:
         InputError: As `received`.
     """
-    columns = weights_of(record).mean(1).mean(1)[:, None]
+    mean = reduced_of(record).get("head_mean")
+    if mean is None:
+        return received(record, size, interpolation, grid=grid, prefix=prefix)
+    columns = mean.float().mean(1)[:, None]
     return _drawn(record, columns, size, interpolation, "mean", grid, prefix)
 
 
@@ -319,7 +323,8 @@ def _weighed(
         return torch.einsum("bq,bhqk->bhk", share, weights[:, :, prefix_of(record, prefix) :])
     cells = windows.cells.to(weights.device)
     inside = share[:, cells.clamp(min=0)] * (cells >= 0)
-    return torch.einsum("bq,bhqk->bhk", inside.flatten(0, 1), weights)
+    places = weights[:, :, weights.shape[2] - cells.shape[1] :]
+    return torch.einsum("bq,bhqk->bhk", inside.flatten(0, 1), places)
 
 
 def _drawn(

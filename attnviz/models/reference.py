@@ -38,6 +38,8 @@ class PatchNet(nn.Module):
             raise InputError(
                 f"PatchNet: expected a placement from 0 to {LAST_PLACEMENT}, got {placement}"
             )
+        if width < 1:
+            raise InputError(f"PatchNet: expected a width of 1 or more, got {width}")
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for stage in range(LAST_PLACEMENT + 1):
             if stage:

@@ -207,7 +207,8 @@ def build_model(name: str, **settings: Any) -> nn.Module:
         A module from images `(b, 3, h, w)` in [−1, 1] to logits `(b,)`.
 
     Raises:
-        InputError: An unknown name (the nearest one is offered) or setting.
+        InputError: An unknown name (the nearest one is offered) or setting, or settings of which no
+            model can be made.
 
     Example:
         >>> import torch
@@ -218,11 +219,15 @@ def build_model(name: str, **settings: Any) -> nn.Module:
         raise unknown_name("variant", name, _VARIANTS)
     try:
         return _VARIANTS[name].build(**settings)
+    except InputError:
+        raise
     except TypeError as error:
         raise InputError(
             f"build_model: {name!r} does not take {settings!r}: {error}; "
             f"see {inspect.signature(_VARIANTS[name].build)}"
         ) from error
+    except (ArithmeticError, AssertionError, RuntimeError, ValueError) as error:
+        raise InputError(f"build_model: there is no {name!r} of {settings!r}: {error}") from error
 
 
 def rebuild_model(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from attnviz.capture import Record, watch
 from tests.capture import nets
@@ -452,3 +455,121 @@ def test_a_model_that_attends_in_its_own_forward_has_grids(fused: bool) -> None:
 
     record = only(Inline().eval(), nets.images())
     assert (record.name, record.key_grid, record.query_grid) == ("Inline", (4, 6), (4, 6))
+
+
+def test_a_sigmoid_over_scores_is_attention_without_a_softmax() -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.sigmoid(plain_logits(q, k) - 3) @ v
+
+    model, x = nets.around(nets.Attention(attend)), nets.images()
+    record = only(model, x)
+    assert (record.how, record.op, record.softmax, record.axis) == (
+        "unnormalised", "sigmoid", False, None)  # fmt: skip
+    assert record.note == "q · kᵀ reaches the values without a softmax"
+    assert record.weights is not None
+    truth = only(nets.around(nets.Attention(unnormalised)), x).weights
+    assert truth is not None
+    torch.testing.assert_close(record.weights, (truth - 3).sigmoid())
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("masked", ["not", "alike", "each"])
+def test_a_kernel_without_an_axis_of_heads_does_not_take_images_for_heads(
+    heads: int, masked: str
+) -> None:
+    given = {"not": None, "alike": torch.randn(24, 24),
+             "each": torch.randn(3 * heads, 24, 24)}[masked]  # fmt: skip
+
+    def merged(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=given)
+        return out.unflatten(0, (-1, heads))
+
+    def apart(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = given.unflatten(0, (-1, heads)) if given is not None and masked == "each" else given
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    x = nets.images(3)
+    record = only(nets.around(nets.Attention(merged, heads=heads)), x)
+    truth = only(nets.around(nets.Attention(apart, heads=heads)), x)
+    assert record.weights is not None
+    assert truth.weights is not None
+    assert record.weights.shape == (3, heads, 24, 24)
+    torch.testing.assert_close(record.weights, truth.weights)
+    assert record.check is not None
+    assert record.check < 1e-5
+    reduced = only(nets.around(nets.Attention(merged, heads=heads)), x, reduce="received")
+    torch.testing.assert_close(reduced.reduced["received"], truth.weights.mean(2))
+
+
+def mlp(wrap: Callable[[nn.Linear], nn.Module]) -> nn.Module:
+    layers = [wrap(nn.Linear(8, 8)) for _ in range(3)]
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+
+
+@pytest.mark.parametrize(
+    "wrap", [parametrizations.weight_norm, parametrizations.spectral_norm,
+             parametrizations.orthogonal, lambda layer: nn.LazyLinear(8)],
+)  # fmt: skip
+@pytest.mark.parametrize("shape", [(4, 8), (2, 5, 8)])
+def test_layers_whose_weights_are_made_late_are_no_attention(
+    wrap: Callable[[nn.Linear], nn.Module], shape: tuple[int, ...]
+) -> None:
+    model = mlp(wrap)
+    with watch(model, empty=True) as seen:
+        model(torch.randn(shape))
+    assert not len(seen)
+    assert not seen.unused
+
+
+def test_weights_that_are_exchanged_between_calls_are_no_attention() -> None:
+    model = mlp(lambda layer: layer)
+    with watch(model, empty=True) as seen:
+        for _ in range(2):
+            given = {name: p.detach().clone() for name, p in model.named_parameters()}
+            torch.func.functional_call(model, given, (torch.randn(4, 8),))
+    assert not len(seen)
+
+
+@pytest.mark.parametrize("wrap", [parametrizations.weight_norm, parametrizations.orthogonal])
+def test_attention_between_projections_whose_weights_are_made_late(
+    wrap: Callable[[nn.Linear], nn.Linear],
+) -> None:
+    model = nets.around(nets.Attention())
+    attn = model.attn
+    assert isinstance(attn, nets.Attention)
+    attn.qkv = wrap(attn.qkv)
+    record = only(model, nets.images())
+    assert (record.how, record.d_k) == ("qk", 4)
+
+
+def test_tokens_from_a_table_are_data() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.positions = nn.Embedding(10, 8), nn.Parameter(torch.randn(6, 8))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            x = self.table(ids) + self.positions
+            return (x @ x.mT).softmax(-1) @ x
+
+    record = only(Words(), torch.randint(10, (2, 6)))
+    assert record.weights is not None
+    assert record.weights.shape == (2, 1, 6, 6)
+
+
+def test_a_buffer_that_data_is_written_into_holds_data() -> None:
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(nets.WIDTH, 3 * nets.WIDTH)
+            for name in ("keys", "values"):
+                self.register_buffer(name, torch.zeros(1, 24, nets.WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x.flatten(2).mT).chunk(3, -1)
+            self.keys[:, :24], self.values[:, :24] = k, v
+            return ((q @ self.keys.mT).softmax(-1) @ self.values).mT.view_as(x)
+
+    record = only(nets.around(Cached()), nets.images(1))
+    assert (record.how, record.key_grid) == ("qk", (4, 6))

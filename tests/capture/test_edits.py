@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attnviz.capture import Record, edits, watch
+from attnviz.capture import Record, edits, kernels, watch
 from attnviz.errors import InputError, UnsupportedError
 from tests.capture import nets
 from tests.capture.test_attention import Pooled, TalkingHeads, linear, sdpa_boolean, unnormalised
@@ -203,3 +203,26 @@ def test_a_backward_pass_through_an_edit_is_refused(name: str) -> None:
         out = model(nets.images())
     with pytest.raises(UnsupportedError, match=r"run it under torch\.no_grad"):
         out.sum().backward()
+
+
+def test_weights_that_are_used_twice_are_one_call() -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = (q @ k.mT).softmax(-1)
+        return weights @ v + weights @ v.flip(2)
+
+    model = nets.around(nets.Attention(attend))
+    by_name, _ = logits(model, "uniform")
+    with torch.no_grad(), watch(model, edit={"attn#0": "uniform"}):
+        assert torch.equal(model(nets.images()), by_name)
+    with (
+        pytest.raises(InputError, match="'attn#1' met nothing"),
+        watch(model, edit={"attn#1": "uniform"}),
+    ):
+        model(nets.images())
+
+
+def test_dropout_within_a_kernel_is_not_undone_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = kernels.arguments  # no kernel of a CPU drops weights out
+    monkeypatch.setattr(kernels, "arguments", lambda *given: {**real(*given), "dropout_p": 0.5})
+    with pytest.raises(UnsupportedError, match=r"edit of 'attn': dropout follows .*model.eval"):
+        logits(nets.around(nets.Attention(nets.fused)), "uniform")

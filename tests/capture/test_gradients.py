@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from attnviz.capture import gradients, watch
 from attnviz.errors import InputError
@@ -117,3 +118,38 @@ def test_what_has_no_graph_says_so() -> None:
         model(nets.images())
     with pytest.raises(InputError, match="'attn' has no graph"):
         seen["attn"].gradient(out)
+
+
+def test_a_gradient_has_the_heads_that_were_kept() -> None:
+    model, x = nets.around(nets.Attention(heads=4)), nets.images()
+    with watch(model, keep_graph=True) as whole:
+        out = model(x)
+    expected = whole["attn"].gradient(out)
+    with watch(model, keep_graph=True, heads=[2, 0]) as seen:
+        out = model(x)
+    slope = seen["attn"].gradient(out)
+    torch.testing.assert_close(slope, expected[:, [2, 0]])
+
+
+@pytest.mark.parametrize("way", ["plain", "fused"])
+def test_a_graph_is_kept_within_a_checkpoint(way: str) -> None:
+    attn = nets.Attention(nets.EQUAL[way])
+    model, x = nets.around(attn), nets.images()
+    with watch(model, keep_graph=True) as whole:
+        out = model(x)
+    expected = whole["attn"].gradient(out)
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = attn
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = checkpoint(self.attn, x, use_reentrant=False)
+            return out
+
+    model.attn = Checkpointed()
+    with watch(model, keep_graph=True) as seen:
+        out = model(x)
+    slope = seen["attn.attn"].gradient(out)
+    torch.testing.assert_close(slope, expected)

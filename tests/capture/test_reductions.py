@@ -154,5 +154,24 @@ def test_wrong_reductions_say_what_is_wrong() -> None:
         watched(model, reduce="recieved")
     with pytest.raises(InputError, match="expected a name or a function, got int"):
         watched(model, reduce=[3])
+    with pytest.raises(InputError, match="'half' of 'attn' returned float; expected a tensor"):
+        watched(model, reduce={"half": lambda record: 0.5})
     with pytest.raises(InputError, match=r"rows: 'attn' has 24 queries, got \(24,\)"):
         watched(model, reduce=reductions.rows(24))
+
+
+def test_each_forward_pass_has_a_rollout_of_its_own(model: nn.Module) -> None:
+    with torch.no_grad(), watch(model, reduce="rollout") as both:
+        model(nets.images(seed=5))
+        model(nets.images(2, 16, 24))
+    alone = watched(model, reduce="rollout")
+    first, last = [r.reduced["rollout"] for r in both.values() if r.reduced]
+    assert torch.equal(last, alone["attn.1"].reduced["rollout"])
+    assert not torch.equal(first, last)
+
+
+@pytest.mark.parametrize("reduce", ["class_row", lambda record: record.weights[..., 0, :]])
+def test_what_is_kept_does_not_keep_the_weights_alive(model: nn.Module, reduce: object) -> None:
+    for record in watched(model, reduce={"row": reduce}).values():
+        row = record.reduced["row"]
+        assert row.untyped_storage().nbytes() == row.numel() * row.element_size()

@@ -183,3 +183,48 @@ def test_progress_is_shown_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) 
     length = len(terminal.getvalue())
     list(stream(model, [nets.images()] * 2, reduce=None, progress=False))
     assert len(terminal.getvalue()) == length
+
+
+def test_a_forward_that_somebody_else_put_in_is_used_and_put_back() -> None:
+    model, x = nets.around(nets.Attention()), nets.images()
+    attn = model.get_submodule("attn")
+    own = attn.forward
+    attn.forward = lambda x: own(x) * 2  # type: ignore[method-assign]  # as accelerate does it
+    with torch.no_grad():
+        plain = model(x)
+    outputs = [seen.output for _, seen in stream(model, [x] * 3, reduce=None)]
+    assert all(torch.equal(out, plain) for out in outputs)
+    assert torch.equal(model(x), plain)
+
+
+class Within(nn.Module):
+    """A module that runs within itself, and attends there, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = nets.Attention(nets.fused)
+
+    def forward(self, x: Tensor, depth: int = 2) -> Tensor:
+        x = x + nets.fused(x, x, x)
+        y: Tensor = self(x, depth - 1) if depth else self.attn(x)
+        return y
+
+
+def test_a_module_within_itself_is_seen_once() -> None:
+    model = nets.around(Within())
+    found = [list(seen) for _, seen in stream(model, [nets.images()] * 3, reduce="received")]
+    assert found == [["attn#0", "attn#1", "attn#2", "attn.attn"]] * 3
+
+
+def test_images_of_another_size_are_learned_anew() -> None:
+    model = nets.around(Windowed(shift=1))
+    sizes = ((16, 24), (32, 48), (16, 24), (32, 48))
+    batches = [nets.images(2, *size) for size in sizes]
+    for (images, seen), batch in zip(stream(model, batches, reduce=None), batches, strict=True):
+        with torch.no_grad(), watch(model) as alone:
+            model(batch)
+        for one, other in zip(seen.values(), alone.values(), strict=True):
+            assert one.image == other.image == images.shape[2:]
+            assert one.windows is not None
+            assert other.windows is not None
+            assert torch.equal(one.windows.cells, other.windows.cells)

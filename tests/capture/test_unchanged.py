@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import sys
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -430,3 +433,52 @@ def test_views_are_left_to_torch_where_it_allows(way: str) -> None:
     expected = ["aten.ones.default", "aten.sum.default"]
     assert [name for name in names if "view" not in name] == expected
     assert (names == expected) == (way == "key" and above.has(known))
+
+
+def test_an_interrupt_at_any_line_leaves_no_watch_on() -> None:
+    """Ctrl-C may come between any two lines; here it comes at every seventh of ours."""
+    model, x = MODELS["plain"]()
+    ours = str(Path(interception.__file__).parent)
+    before = state()
+    stopped, number = True, 0
+    while stopped:
+        number += 7
+        left = number
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            nonlocal left
+            if frame.f_code.co_filename.startswith(ours) and event == "line":
+                left -= 1
+                if not left:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+            return trace if frame.f_code.co_filename.startswith(ours) else None
+
+        stopped = False
+        try:
+            with torch.no_grad(), watch(model):
+                tracer = sys.gettrace()
+                sys.settrace(trace)
+                try:
+                    model(x)
+                finally:
+                    sys.settrace(tracer)
+        except KeyboardInterrupt:
+            stopped = True
+        assert interception.watches() == 0
+        assert state() == before
+    assert number > 700
+
+
+def test_an_ensemble_by_vmap_runs_as_it_would_and_holds_no_attention() -> None:
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), torch.randn(4, 8)
+    weights = {name: torch.stack([p.detach()] * 3) for name, p in model.named_parameters()}
+
+    def run(weights: dict[str, Tensor]) -> Tensor:
+        out: Tensor = torch.func.functional_call(model, weights, (x,))
+        return out
+
+    plain = torch.func.vmap(run)(weights)
+    with watch(model, empty=True) as seen:
+        assert torch.equal(torch.func.vmap(run)(weights), plain)
+    assert not len(seen)

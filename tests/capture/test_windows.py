@@ -120,3 +120,29 @@ def test_one_window_over_the_whole_image_is_no_window() -> None:
     record = only(Windowed(size=4), 4, 4)
     assert record.windows is None
     assert record.key_grid == (4, 4)
+
+
+class WithToken(nn.Module):
+    """A class token joins the places of each window."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(nets.WIDTH, 2, batch_first=True)
+        self.token = nn.Parameter(torch.randn(1, 1, nets.WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = Windowed().cut(x.movedim(1, -1))
+        tokens = torch.cat([self.token.expand(len(windows), -1, -1), windows], 1)
+        out = self.attn(tokens, tokens, tokens, need_weights=False)[0]
+        return out.mean(1).view(len(x), -1, nets.WIDTH).mT[..., None]
+
+
+def test_tokens_that_join_a_window_are_no_places() -> None:
+    record = only(WithToken(), 4, 6)
+    assert record.windows is not None
+    assert record.weights is not None
+    assert (record.prefix, record.windows.size, record.key_grid) == (1, (2, 2), (2, 2))
+    assert record.weights.shape[-1] == 5
+    laid = record.on_image(record.weights.mean((1, 2)))
+    assert laid.shape == (2, 4, 6)
+    torch.testing.assert_close(laid, record.on_image(record.weights[..., 1:].mean((1, 2))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -187,6 +189,21 @@ def test_relevance_never_guesses_a_target_or_a_gradient():
     other, _ = model(tokens)
     with pytest.raises(InputError, match="come from another forward"):
         maps.gradient_weighted(records, other, target=0)
+
+
+def test_gradients_are_one_per_layer():
+    record = attention()
+    with pytest.raises(InputError, match="expected one gradient per layer, got 2 for 1 layers"):
+        maps.gradient_weighted(record, gradients=[record.weights, record.weights])
+
+
+def test_a_rollout_is_found_where_a_last_layer_took_no_part():
+    whole, last = attention(), attention()
+    flow = maps.rollout(whole)
+    product = torch.eye(whole.weights.shape[-1]) + whole.weights.mean(1)
+    product = product / product.sum(-1, keepdim=True)
+    rolled = replace(whole, weights=None, reduced={"rollout": product})
+    assert_close(maps.rollout([rolled, replace(last, weights=None)]), flow)
 
 
 def test_windows_have_no_product_of_layers():

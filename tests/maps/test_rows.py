@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -87,9 +89,14 @@ def test_head_max_and_min_fuse_entry_by_entry_before_the_queries_are_averaged(pr
     assert_close(getattr(maps, f"head_{fuse}")(record), twin(record, column))
 
 
-def test_head_mean_says_the_same_as_received():
+@pytest.mark.parametrize("name", ["weights", "received", "head_mean"])
+def test_head_mean_says_the_same_as_received_whatever_was_kept(name):
     record = attention(prefix=1)
-    assert_close(maps.head_mean(record), maps.received(record))
+    expected = maps.received(record)
+    if name != "weights":
+        kept = {"received": record.weights.mean(2), "head_mean": record.weights.mean(1)}[name]
+        record = replace(record, weights=None, reduced={name: kept})
+    assert_close(maps.head_mean(record), expected)
 
 
 @pytest.mark.parametrize("outside", [False, True])
@@ -264,3 +271,13 @@ def test_windows_are_laid_back_onto_the_image(shift):
     for outside in (False, True):
         drawn = maps.rows_inside(record, masks, outside=outside)
         assert_close(drawn, maps.rows_inside(whole, masks, outside=outside))
+
+
+def test_leading_tokens_of_windows_are_no_places():
+    plain = windowed()
+    n, heads, q, k = plain.weights.shape
+    weights = torch.zeros(n, heads, q + 1, k + 1)
+    weights[:, :, 1:, 1:], weights[:, :, 0, 0] = plain.weights, 1.0
+    record = replace(plain, weights=weights, prefix=1)
+    assert_close(maps.query_row(record, (3, 1)), maps.query_row(plain, (3, 1)))
+    assert_close(maps.received(record) * 7, maps.received(plain) * 6)  # one query more
