@@ -18,6 +18,8 @@ from torch import nn
 from attnviz.attribution import attribute
 from attnviz.capture import Record, edits, watch
 from attnviz.maps import channel_gated, gate_map, received
+from attnviz.models.pixels import as_bytes
+from attnviz.models.pixels import as_input as scaled
 from attnviz.patches import inject_patch
 
 _ONE_AT_A_TIME = Lock()  # readers share the models
@@ -104,7 +106,7 @@ def patched(
     window = as_input(image[y : y + size, x : x + size])
     drawn = inject_patch(window, size=size, seed=0, shape=shape, fill=fill, opacity=opacity)
     out = image.copy()
-    pixels = ((drawn.images[0] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0)
+    pixels = as_bytes(drawn.images[0]).permute(1, 2, 0)
     out[y : y + size, x : x + size] = pixels.numpy()
     mask[y : y + size, x : x + size] = drawn.masks[0].numpy()
     return out, mask
@@ -113,7 +115,7 @@ def patched(
 def as_input(image: np.ndarray) -> torch.Tensor:
     """An image `(h, w, 3)` uint8 as the models take it, `(1, 3, h, w)` from −1 to 1."""
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    return pixels.float() / 127.5 - 1
+    return scaled(pixels)
 
 
 def ask(model: nn.Module, image: np.ndarray, off: Sequence[str] = ()) -> Answer:

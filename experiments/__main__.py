@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attnviz.errors import AttnvizError
-from attnviz.executors import add_workers, chosen_workers, positive
+from attnviz.cli import complain
+from attnviz.cli.checked import folder, whole
+from attnviz.executors import add_workers, chosen_workers
 from experiments.axes import SINGLE, add_axes, chosen_axes, grid
-from experiments.settings import Settings, add_arguments, chosen, default_root
+from experiments.settings import Settings, add_arguments, chosen
 
 if TYPE_CHECKING:
     from experiments.running import Outcome
@@ -27,14 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         code: int = args.command(args)
-    except AttnvizError as error:
-        if args.debug:
-            raise
-        print(f"experiments: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
+    except Exception as error:
+        if args.debug:
+            raise
+        return complain(error, "experiments")
     return code
 
 
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_protocol(again)
     for command in (quick, one, many, again):
         command.add_argument(
-            "--runs", "--out", type=Path, default=default_root(), metavar="FOLDER",
+            "--runs", "--out", type=folder, default=Path("runs"), metavar="FOLDER",
             help="where runs go (default: %(default)s)",
         )  # fmt: skip
         command.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -75,22 +75,29 @@ def _add_presets(parser: argparse.ArgumentParser) -> None:
 
     lines = "; ".join(f"{preset.name}: {preset.help}" for preset in PRESETS.values())
     parser.add_argument(
-        "--preset", type=lambda text: [word.strip() for word in text.split(",") if word.strip()],
-        metavar="NAME[,NAME…]", help=f"questions, each a grid of its own. {lines}",
+        "--preset", type=_names, metavar="NAME[,NAME…]",
+        help=f"questions, each a grid of its own. {lines}",
     )  # fmt: skip
     small = ", ".join(f"{name} {value}" for name, value in QUICK.items())
     parser.add_argument("--quick", action="store_true", help=f"small images: {small}")
+
+
+def _names(text: str) -> list[str]:
+    names = [word.strip() for word in text.split(",") if word.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"expected 1 or more names, got {text!r}")
+    return names
 
 
 def _add_protocol(parser: argparse.ArgumentParser) -> None:
     from experiments.reproduction import EPOCHS, IMAGES, OPEN
 
     parser.add_argument(
-        "--images", type=positive, default=IMAGES,
+        "--images", type=whole(1), default=IMAGES,
         help="to train on; a quarter as many test (default: %(default)s, as published)",
     )  # fmt: skip
     parser.add_argument(
-        "--epochs", type=positive, default=EPOCHS, help="default: %(default)s, as published"
+        "--epochs", type=whole(1), default=EPOCHS, help="default: %(default)s, as published"
     )
     fixed = tuple(entry.name for entry in dataclasses.fields(Settings) if entry.name not in OPEN)
     add_arguments(parser, leave_out=fixed)

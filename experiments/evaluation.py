@@ -21,12 +21,14 @@ from attnviz.compare.summary import summarised
 from attnviz.diagnosis import diagnose
 from attnviz.errors import InputError
 from attnviz.maps import resized
-from attnviz.metrics import METRICS, agreement, baselines, calibrate_threshold, localization
+from attnviz.metrics import agreement, baselines, localization
+from attnviz.metrics.thresholds import calibrate_all
 from attnviz.models import variants
+from attnviz.models.pixels import as_bytes
 from attnviz.runs import Run, RunWriter, save_dataset
 from experiments import checkpoints
-from experiments.asking import chosen_images, faithful_columns, knocked_out
 from experiments.data import load_images
+from experiments.faithfulness import chosen_images, faithful_columns, knocked_out
 from experiments.leaks import split_findings
 from experiments.maps import ROWS_BYTES, Seen, look
 from experiments.questions import Asked
@@ -67,7 +69,8 @@ def measure_run(
         taus = _thresholds(calibration.maps[name], calibration.masks)
         maps = _upsampled(grid_maps, seen.masks)
         scores = localization(maps, seen.masks, threshold=taus)
-        levels = _levels(seen.masks, grid_maps.shape[-2:], taus)
+        rows, columns = grid_maps.shape[-2:]
+        levels = baselines(seen.masks, (rows, columns), tuple(scores), threshold=taus)
         thresholds[name] = taus
         metrics[name] = {
             key: summarised(key, score.numpy(), levels[key]) for key, score in scores.items()
@@ -76,9 +79,9 @@ def measure_run(
     table |= _agreements(seen)
     numbers = chosen_images(seen.masks, settings.faithful)
     asked = test.batch(numbers).images
-    for name, columns in faithful_columns(trained.model, asked, seen.maps, numbers).items():
-        metrics[name] |= {key: summarised(key, column) for key, column in columns.items()}
-        table |= {f"{name}/{key}": column for key, column in columns.items()}
+    for name, answered in faithful_columns(trained.model, asked, seen.maps, numbers).items():
+        metrics[name] |= {key: summarised(key, column) for key, column in answered.items()}
+        table |= {f"{name}/{key}": column for key, column in answered.items()}
     held = ROWS_BYTES // max(1, seen.whole)
     _write(writer, seen, table)
     writer.weights({k: v.cpu().numpy() for k, v in trained.model.state_dict().items()})
@@ -106,7 +109,7 @@ def keep_test_set(root: Path, settings: Settings) -> str:
     """Keep the test images with their patches beside the runs that share them; their digest.
 
     Raises:
-        InputError: There are none, or none of them has anything to find.
+        InputError: There are none, or none of them has anything to find, or nothing else.
     """
     test = Loader(settings, "test", torch.device("cpu"))
     asked = test.batch(torch.arange(len(test)))
@@ -115,13 +118,19 @@ def keep_test_set(root: Path, settings: Settings) -> str:
             f"--test-images: expected at least one image with a patch, got none among {len(test)}; "
             "ask for more"
         )
-    pixels = ((asked.images + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
-    clean = load_images(settings, "train")[:1]  # read now, so that a lack of images begins no run
+    if asked.masks.flatten(1).all(1).any():
+        raise InputError(
+            f"--size: expected a patch that leaves some of the image, got one that covers all of "
+            f"its {settings.side} × {settings.side} pixels"
+        )
+    pixels = as_bytes(asked.images).permute(0, 2, 3, 1)
+    for split in ("train", "val"):  # read now, so that a lack of images begins no run
+        load_images(settings, split)
     info = {
         "data": settings.data,
         "question": settings.question,
         "split": "test",
-        "side": clean.shape[1],
+        "side": settings.side,
         "patch": {"shape": settings.shape, "size": settings.size, "fill": settings.fill,
                   "opacity": settings.opacity},
         "data_seed": settings.data_seed,
@@ -179,24 +188,13 @@ def _thresholds(grid_maps: Tensor, masks: Tensor) -> dict[str, float]:
     maps = _upsampled(grid_maps, masks)
     if localization(maps, masks, ["iou"], threshold=0.5)["iou"].isnan().all():
         return {}  # every map is constant: there is nothing to choose a threshold by
-    tau = calibrate_threshold(maps, masks, "iou")
-    boxes = {
-        "max_box_acc": calibrate_threshold(maps, masks, "max_box_acc"),
-        "max_box_acc_v2": calibrate_threshold(maps, masks, "max_box_acc_v2"),
-    }
-    return {"iou": tau, "max_iou": tau, **boxes}
+    taus = calibrate_all(maps, masks, ("iou", "max_box_acc", "max_box_acc_v2"))
+    return taus | {"max_iou": taus["iou"]}
 
 
 def _upsampled(grid_maps: Tensor, masks: Tensor) -> Tensor:
     height, width = masks.shape[-2:]
     return resized(grid_maps, (height, width), "bilinear")
-
-
-def _levels(
-    masks: Tensor, grid: tuple[int, ...], taus: Mapping[str, float]
-) -> dict[str, dict[str, float]]:
-    rows, columns = grid
-    return baselines(masks, (rows, columns), tuple(METRICS), threshold=taus)
 
 
 def _cropped(asked: Asked, whole: int) -> tuple[Tensor, Tensor]:

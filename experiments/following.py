@@ -9,6 +9,7 @@ from attnviz.maps import resized
 from attnviz.metrics import localization
 from attnviz.models import variants
 from attnviz.runs import RunWriter
+from experiments.faithfulness import chosen_images
 from experiments.maps import look
 from experiments.settings import Settings
 from experiments.training import Loader, evaluate
@@ -34,8 +35,8 @@ class Follower:
     def __init__(self, settings: Settings, writer: RunWriter, device: torch.device) -> None:
         self.writer, self.map = writer, variants()[settings.variant].map
         self.val, self.test = (Loader(settings, split, device) for split in ("val", "test"))
-        self.scored = _with_something(self.val, settings.follow)
-        self.pinned = _with_something(self.test, PINNED)
+        self.scored = chosen_images(_masks(self.val), settings.follow)
+        self.pinned = chosen_images(_masks(self.test), PINNED)
         self.test_curve = settings.test_curve
 
     def __call__(self, model: nn.Module, epoch: int) -> dict[str, float]:
@@ -55,7 +56,5 @@ class Follower:
         return row
 
 
-def _with_something(loader: Loader, count: int) -> torch.Tensor:
-    """The numbers of the first images that have something to find."""
-    masks = torch.cat([loader.batch(numbers).masks for numbers in loader.batches()])
-    return masks.flatten(1).any(1).nonzero()[:count, 0].cpu()
+def _masks(loader: Loader) -> torch.Tensor:
+    return torch.cat([loader.batch(numbers).masks for numbers in loader.batches()]).cpu()

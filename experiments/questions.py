@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attnviz.models.pixels import as_input
 from attnviz.patches import Patched, inject_patch
 from attnviz.shapes import Boxes, Images, Masks
 from experiments.settings import Settings
@@ -71,7 +72,7 @@ def ask(
         order: `(b,)`, each image's place in a batch, or in its split; it draws the patches' places
             where the settings say so. The answers follow `indices` all the same.
     """
-    images = pixels.float() / 127.5 - 1
+    images = as_input(pixels)
     places = indices
     if settings.places == "batch" and order is not None:
         places = order % settings.batch

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from attnviz.cli.tables import table as columns
 from attnviz.compare import compare
 from attnviz.figures import comparison_picture
-from attnviz.runs import Run, open_dataset, open_run
+from attnviz.runs import Run, open_run
 
 VARIANTS = ("cnn", "mha_reshape", "mha", "mha_conv1d", "cbam_channel", "cbam")
 PICTURE = "comparison.png"
@@ -22,35 +24,33 @@ def table(runs: Sequence[Run]) -> str:
         "variant", "map", "accuracy", "loss", "energy [95 % CI]", "pointing", "IoU",
         "chance", "ceiling", "train s",
     )  # fmt: skip
-    rows = [head, *(_row(run) for run in runs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = [
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-    return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:]])
+    first, *others = columns(head, [_row(run) for run in runs]).splitlines()
+    return "\n".join([first, "─" * max(map(len, [first, *others])), *others])
 
 
-def _row(run: Run) -> tuple[str, ...]:
+def _row(run: Run) -> tuple[Any, ...]:
+    """What could not be computed is None: the loss of a training that diverged, IoU without τ."""
     name = run.summary["map"]
     scores = run.summary["metrics"][name]
     energy = scores["energy_pointing_game"]
+    ends = energy["low"], energy["high"]
     return (
         run.variant,
         name,
-        f"{run.summary['accuracy']:.3f}",
-        f"{run.summary['loss']:.3f}",
-        f"{energy['mean']:.3f} [{energy['low']:.3f}, {energy['high']:.3f}]",
-        f"{scores['pointing_game']['mean']:.3f}",
-        f"{scores['max_iou']['mean']:.3f}",
-        f"{energy['chance']:.3f}",
-        f"{energy['ceiling']:.3f}",
+        run.summary["accuracy"],
+        run.summary["loss"],
+        None if None in ends else f"{energy['mean']:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]",
+        scores["pointing_game"]["mean"],
+        scores.get("max_iou", {}).get("mean"),
+        energy["chance"],
+        energy["ceiling"],
         f"{run.summary['seconds']:.0f}",
     )
 
 
 def picture(runs: Sequence[Run], root: Path) -> Path:
     """The same four images in every variant, box drawn, score below; where it was written."""
-    dataset = open_dataset(root, str(runs[0].dataset))
+    dataset = runs[0].test_set()
     shown = np.flatnonzero(dataset.labels() > 0)[:_SHOWN].tolist()
     maps, scores, titles = {}, {}, {}
     for run in runs:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from attnviz.compare import Comparison, compare
 from attnviz.compare.recorded import asks
-from attnviz.runs import open_run
+from attnviz.runs import Run, open_run
 from experiments.axes import Grid, shown
 from experiments.board import rows, standing
 from experiments.presets import ASKING, asked
@@ -36,8 +36,16 @@ def rankings(plan: Grid, root: Path, outcomes: Sequence[Outcome]) -> dict[str, C
             for name, runs in variants.items()
         }
         if any(groups.values()):
-            compared[question] = compare({k: v for k, v in groups.items() if v}, metrics=METRICS)
+            compared[question] = compare(
+                {k: v for k, v in groups.items() if v}, metrics=_scored(groups.values())
+            )
     return compared
+
+
+def _scored(groups: Iterable[Sequence[Run]]) -> list[str]:
+    """Those of `METRICS` that all runs have: a map that is constant everywhere has no IoU."""
+    scores = [run.summary["metrics"][run.summary["map"]] for runs in groups for run in runs]
+    return [name for name in METRICS if all(name in one for one in scores)]
 
 
 def questions(plan: Sequence[Settings]) -> dict[str, dict[str, list[Settings]]]:

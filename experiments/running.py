@@ -14,9 +14,9 @@ from attnviz.errors import AttnvizError, RunError
 from attnviz.executors import interruptible, is_cancelled
 from attnviz.models import build_model
 from attnviz.runs import BusyError, Run, RunWriter, open_run, resume_run, start_run
-from experiments.costs import peak_bytes, restart_peak
 from experiments.evaluation import environment, keep_test_set, measure_run
 from experiments.following import Follower
+from experiments.memory import peak_bytes, restart_peak
 from experiments.settings import Settings
 from experiments.training import Watcher, device_of, train
 

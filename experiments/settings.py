@@ -8,16 +8,21 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from attnviz.errors import InputError, unknown_name
 
-INCIDENTAL = frozenset({"device", "threads", "root"})
+INCIDENTAL = frozenset({"device", "threads"})
 """Settings that change neither the question nor the answer, and so not a run's name."""
 
 SIZED = frozenset({"linear_tokens_channels"})
 """Models whose weights fit images of one size only."""
+
+_LEAST = {
+    **dict.fromkeys(("train_images", "val_images", "test_images", "side", "size"), 1),
+    **dict.fromkeys(("epochs", "patience", "batch"), 1),
+    **dict.fromkeys(("seed", "data_seed", "follow", "faithful", "threads"), 0),
+}
 
 
 def _setting(default: Any, meaning: str, *, choices: tuple[str, ...] | None = None) -> Any:
@@ -77,23 +82,28 @@ class Settings:
     threads: int = _setting(0, "of the CPU; 0 leaves it to torch")
 
     def __post_init__(self) -> None:
-        for name in (
-            "train_images",
-            "val_images",
-            "test_images",
-            "side",
-            "size",
-            "epochs",
-            "batch",
-        ):
-            if getattr(self, name) < 1:
-                raise InputError(f"{flag_of(name)}: expected 1 or more, got {getattr(self, name)}")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                got = getattr(self, name)
+                raise InputError(f"{flag_of(name)}: expected {least} or more, got {got}")
+        for name in ("seed", "data_seed"):
+            if getattr(self, name) >= 2**32:
+                raise InputError(
+                    f"{flag_of(name)}: expected less than 2³², got {getattr(self, name)}"
+                )
         if self.size > self.side:
             raise InputError(
                 f"--size: expected at most the image's side of {self.side}, got {self.size}"
             )
-        if not self.lr > 0:
+        if self.question == "larger" and self.size < 4:
+            raise InputError(
+                "--size: expected 4 pixels or more, of which a smaller patch can be told, "
+                f"got {self.size}"
+            )
+        if not 0 < self.lr < float("inf"):
             raise InputError(f"--lr: expected a positive number, got {self.lr}")
+        if not -1 <= self.fill <= 1:
+            raise InputError(f"--fill: expected a number from -1 to 1, got {self.fill}")
         if not 0 <= self.averaging < 1:
             raise InputError(f"--averaging: expected a number in [0, 1), got {self.averaging}")
         if not 0 < self.opacity <= 1:
@@ -103,6 +113,8 @@ class Settings:
                 f"--batch: expected at most the {self.train_images} training images, "
                 f"got {self.batch}"
             )
+        if self.path == "":
+            raise InputError("--path: expected a folder, got an empty word")
         for entry in fields(self):
             choices = entry.metadata["choices"]
             if choices and getattr(self, entry.name) not in choices:
@@ -164,8 +176,3 @@ def type_of(entry: dataclasses.Field[Any]) -> type:
 def flag_of(name: str) -> str:
     """A setting's flag."""
     return "--" + name.replace("_", "-")
-
-
-def default_root() -> Path:
-    """Where runs go unless somebody says otherwise."""
-    return Path("runs")

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from attnviz.errors import InputError
+from attnviz.cli.devices import computing
 from attnviz.models import build_model
 from attnviz.runs import RunWriter
 from experiments import checkpoints
@@ -61,13 +61,7 @@ def device_of(settings: Settings) -> torch.device:
     name = settings.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"--device: expected a device torch can use, got {name!r}: {error}"
-        ) from error
-    return torch.device(name)
+    return computing(name)
 
 
 def pays_in_bf16(device: torch.device) -> bool:

@@ -108,7 +108,8 @@ CASES: dict[str, tuple[Callable[[Run], Any], str]] = {
         lambda run: LearnedQuery(6, heads=4), "LearnedQuery: expected heads that divide 6, got 4"),
     "axis": (lambda run: PointwiseAttention(8, over="odd"), "unknown axis 'odd'"),
     "linear": (lambda run: LinearTokens(8, tokens="odd"), "unknown kind of tokens 'odd'"),
-    "report": (lambda run: Sample(run, "iou", None).dataset, "run a names no test images"),
+    "report": (
+        lambda run: Sample(run, "iou", None).dataset, "a: expected the digest of its test images"),
     "header": (
         lambda run: parse(b" " * (1 << 28)), "run.json: 268435456 bytes are too many for a header"),
     "maps": (lambda run: run.maps("receive"), "unknown maps of run a 'receive': did you mean"),

@@ -12,6 +12,7 @@ from attnviz import InputError, build_model
 from attnviz.layers import LearnedQuery
 from attnviz.layers.attention import position_code
 from attnviz.models import PatchNet, VisionTransformer, variants
+from attnviz.models.pixels import as_bytes, as_input
 from experiments.published import as_published, published_loss
 
 NAMES = list(variants())
@@ -244,3 +245,11 @@ def test_settings_of_which_no_model_can_be_made_say_so(
 ) -> None:
     with pytest.raises(InputError, match=said):
         build_model(name, **settings)
+
+
+def test_bytes_come_back_from_what_the_models_take() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8)
+    images = as_input(pixels)
+    assert (images[0], images[-1], images.dtype) == (-1, 1, torch.float32)
+    assert torch.equal(as_bytes(images), pixels)
+    assert as_bytes(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]

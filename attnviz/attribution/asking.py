@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from attnviz.attribution.catalogue import Method
 from attnviz.attribution.state import seeded, unremarked
 from attnviz.attribution.superpixels import superpixels
-from attnviz.errors import InputError, UnsupportedError
+from attnviz.errors import AttnvizError, InputError, UnsupportedError
 from attnviz.metrics.inputs import AnyMaps, as_tensor
 from attnviz.shapes import Images, Maps
 from attnviz.targets import Target, target_indices
@@ -130,12 +130,17 @@ class Question:
         size = self._piece(rows)
         for start in range(0, len(self.images), size):
             part = slice(start, start + size)
-            arguments = self._arguments(part, rows)
             with seeded(self.seed, self.images.device), unremarked():
                 try:
-                    answer = self.explainer.attribute(**arguments)
+                    answer = self.explainer.attribute(**self._arguments(part, rows))
                 except AssertionError as error:
                     raise InputError(f"{self.method.name}: captum says: {error}") from error
+                except (TypeError, ValueError, ArithmeticError) as error:
+                    if isinstance(error, AttnvizError) or not self.options:
+                        raise
+                    raise InputError(
+                        f"{self.method.name}: captum fails with {dict(self.options)}: {error}"
+                    ) from error
                 except RuntimeError as error:
                     if "being used more than once" not in str(error):
                         raise
@@ -150,7 +155,12 @@ class Question:
     def copies(self) -> int:
         """Rows of a forward per image, as far as they are known beforehand."""
         copies = self.method.copies
-        return int(self.options[copies]) if isinstance(copies, str) else copies
+        if isinstance(copies, int):
+            return copies
+        told = self.options[copies]
+        if not isinstance(told, int) or told < 1:
+            raise InputError(f"{self.method.name}: expected 1 or more {copies}, got {told!r}")
+        return told
 
     def _piece(self, rows: int) -> int:
         if self.method.alone:

@@ -60,20 +60,22 @@ def run(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # argparse has printed its help
         return end.code if isinstance(end.code, int) else 2
     except KeyboardInterrupt:
-        return _complain("interrupted")
+        return _say("attnviz", "interrupted")
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         _discard_output()
         return 0
-    except AttnvizError as error:
-        if debug:
-            raise
-        return _complain(str(error))
     except Exception as error:
         if debug:
             raise
-        kind = type(error).__name__
-        return _complain(f"unexpected {kind}: {error}; --debug shows where it came from")
+        return complain(error)
     return code
+
+
+def complain(error: Exception, program: str = "attnviz") -> int:
+    """Say in one line on stderr what went wrong; the exit code."""
+    known = isinstance(error, AttnvizError)
+    kind = "" if known else f"unexpected {type(error).__name__}: "
+    return _say(program, f"{kind}{error}{'' if known else '; --debug shows where it came from'}")
 
 
 def _run(words: list[str]) -> int:
@@ -127,10 +129,10 @@ def _sentence(line: str) -> str:
     return f"{line[0].upper()}{line[1:]}."
 
 
-def _complain(message: str) -> int:
+def _say(program: str, message: str) -> int:
     from attnviz.cli.tables import printable
 
-    print(f"attnviz: {printable(message)}", file=sys.stderr)
+    print(f"{program}: {printable(message)}", file=sys.stderr)
     return 2
 
 

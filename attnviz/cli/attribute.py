@@ -6,12 +6,14 @@ import argparse
 import sys
 from concurrent.futures import Executor
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from attnviz.attribution import attribute, methods
+from attnviz.cli.checked import whole, word
 from attnviz.cli.pairs import pairs, value
 from attnviz.cli.scoring import (
     add_runs,
@@ -25,7 +27,6 @@ from attnviz.cli.scoring import (
     score_table,
     scores_of,
     summaries_of,
-    test_set,
     with_columns,
 )
 from attnviz.cli.tables import as_json, table
@@ -41,8 +42,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--method", default="layer_gradcam", help="of Captum (default: %(default)s)",
         metavar="NAME",
     )  # fmt: skip
-    parser.add_argument("--layer", metavar="NAME", help="dotted name, for layer methods")
-    parser.add_argument("--target", type=int, metavar="INDEX", help="for models of several outputs")
+    parser.add_argument("--layer", type=word, metavar="NAME", help="dotted name, for layer methods")
+    parser.add_argument(
+        "--target", type=whole(0), metavar="INDEX", help="for models of several outputs"
+    )
     parser.add_argument("--sign", default="positive", help="positive, abs or signed")
     parser.add_argument("--channels", help="sum, mean, max_abs or norm; the method's own")
     parser.add_argument("--baseline", help="black, white, zero, mean, blur or a number")
@@ -50,11 +53,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--option", action="append", default=[], metavar="KEY=VALUE",
         help="a further argument of Captum's, such as n_steps=100; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--name", help="of the map in the run (default: the method's)")
+    parser.add_argument("--name", type=word, help="of the map in the run (default: the method's)")
     parser.add_argument("--replace", action="store_true", help="overwrite a map of that name")
     parser.add_argument(
-        "--memory", type=int, default=512, metavar="MIB", help="budget (default: %(default)s MiB)"
-    )
+        "--memory", type=whole(1), default=512, metavar="MIB",
+        help="budget (default: %(default)s MiB)",
+    )  # fmt: skip
     parser.add_argument("--methods", action="store_true", help="list the methods and do nothing")
 
 
@@ -88,7 +92,10 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
             options[name] = getattr(args, name)
     if args.baseline is not None:
         options["baseline"] = value(args.baseline)
-    return options | pairs("--option", args.option)
+    further = pairs("--option", args.option)
+    for name in further.keys() & signature(attribute).parameters.keys():
+        raise InputError(f"--option: expected an argument of Captum's own, got {name!r}")
+    return options | further
 
 
 def _attributed(
@@ -99,7 +106,7 @@ def _attributed(
     executor: Executor | None,
 ) -> dict[str, Any]:
     """Draw, score (before anything is rounded), and amend the run."""
-    dataset = test_set(found)
+    dataset = found.test_set()
     parts = pieces(dataset.count)
     drawn = spread(
         partial(_drawn, found.path.absolute(), options, args), parts, executor,
@@ -122,7 +129,7 @@ def _drawn(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The maps of one piece's images, and their scores."""
     run = open_run(path)
-    dataset = test_set(run)
+    dataset = run.test_set()
     images = as_images(dataset.images(list(part)), args.device)
     shown = sys.stderr.isatty() and not args.json
     maps = attribute(

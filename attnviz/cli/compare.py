@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from attnviz.cli.outputs import file
+from attnviz.cli.checked import file, seed, whole, word
 from attnviz.cli.tables import as_json, printable
 from attnviz.compare import Comparison, compare
 from attnviz.compare.inputs import open_runs
@@ -21,11 +21,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--metrics", nargs="+", metavar="METRIC", help="report only these besides")
     parser.add_argument(
-        "--map", metavar="NAME", help="score this map (default: each run's primary)"
+        "--map", type=word, metavar="NAME", help="score this map (default: each run's primary)"
     )
     parser.add_argument(
         "--resamples",
-        type=int,
+        type=whole(2),
         default=10_000,
         metavar="N",
         help="of the bootstrap (default: %(default)s)",
@@ -38,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="of the intervals (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)"
+        "--seed", type=seed, default=0, help="of the bootstrap (default: %(default)s)"
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print everything as JSON")

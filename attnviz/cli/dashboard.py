@@ -14,7 +14,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from attnviz.errors import InputError, RunError, UnsupportedError
+from attnviz.cli.checked import whole, word
+from attnviz.errors import RunError, UnsupportedError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -22,9 +23,10 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command takes."""
     parser.add_argument("runs", nargs="?", default="runs", help="a folder of runs (default: runs)")
-    parser.add_argument("--port", type=int, default=8501, help="default: 8501")
+    parser.add_argument("--port", type=whole(1, 65535), default=8501, help="default: 8501")
     parser.add_argument(
         "--host",
+        type=word,
         default="127.0.0.1",
         help="who may look: this machine alone (the default), or 0.0.0.0 for all",
     )
@@ -33,9 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run Streamlit until it is stopped."""
-    if not 0 < args.port < 65536:
-        raise InputError(f"--port: expected 1 to 65535, got {args.port}")
-    if "://" not in args.runs and not Path(args.runs).is_dir():
+    if "://" not in args.runs and not (args.runs and Path(args.runs).is_dir()):
         raise RunError(
             f"dashboard: no folder {args.runs!r}; "
             "`uv run python -m experiments quickstart` makes one"

@@ -1,4 +1,4 @@
-"""`--device`, checked before anything is read: that torch knows it and that it is there."""
+"""`--device`, checked before anything is read: that torch knows it and that it computes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import argparse
 import torch
 
 from attnviz.cli.tables import first_line
+from attnviz.errors import InputError
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -16,11 +17,24 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def computing(word: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        InputError: There is none, or nothing can be computed on it.
+    """
+    try:
+        torch.zeros(1, device=word).item()
+    except Exception as error:  # torch raises several kinds, by device and build
+        raise InputError(
+            f"--device: expected cpu or a device that is there, got {word!r} ({first_line(error)})"
+        ) from error
+    return torch.device(word)
+
+
 def _device(word: str) -> str:
     try:
-        torch.empty(0, device=word)
-    except Exception as error:  # torch raises several kinds, by device and build
-        raise argparse.ArgumentTypeError(
-            f"expected cpu or a device that is there, got {word!r} ({first_line(error)})"
-        ) from error
+        computing(word)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--device: ")) from error
     return word

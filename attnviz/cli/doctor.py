@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from attnviz.cli.factory import FORMS, add_model, images_of, is_factory, model_of
-from attnviz.cli.scoring import as_images, rebuilt, test_set
+from attnviz.cli.scoring import as_images, rebuilt
 from attnviz.cli.tables import as_json
 from attnviz.diagnosis import Findings, diagnose, diagnose_run
 from attnviz.errors import InputError, unknown_name
@@ -59,7 +59,7 @@ def _of_run(found: Run, args: argparse.Namespace) -> Findings:
     training = diagnose_run(found)
     if found.state != "complete" or "model.safetensors" not in found.files:
         return training
-    dataset = test_set(found)
+    dataset = found.test_set()
     some = list(range(min(_SHOWN, dataset.count)))
     images = as_images(dataset.images(some), args.device)
     masks = torch.from_numpy(dataset.masks(some).copy()).to(args.device)

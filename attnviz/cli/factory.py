@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attnviz.cli.checked import whole, word
 from attnviz.cli.devices import add_device
 from attnviz.cli.pairs import pairs
 from attnviz.cli.tables import first_line
-from attnviz.errors import InputError, RunError, unknown_name
+from attnviz.errors import AttnvizError, InputError, RunError, unknown_name
 from attnviz.models import build_model
 from attnviz.photographs import SUFFIXES, photograph, square
 
@@ -44,16 +45,21 @@ _PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The arguments of a command that takes a model and images."""
-    parser.add_argument("--weights", metavar="FILE", help="a state dict, .safetensors or .pt")
+    parser.add_argument(
+        "--weights", type=word, metavar="FILE", help="a state dict, .safetensors or .pt"
+    )
     parser.add_argument(
         "--setting", action="append", default=[], metavar="KEY=VALUE",
         help="an argument of the factory, such as num_classes=10; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--images", metavar="FOLDER", help="of pictures; some photographs if not")
-    parser.add_argument("--count", type=int, default=8, help="how many (default: %(default)s)")
     parser.add_argument(
-        "--size", type=int, metavar="PIXELS", help=f"side of the images; the model's own, or {SIDE}"
+        "--images", type=word, metavar="FOLDER", help="of pictures; some photographs if not"
     )
+    parser.add_argument("--count", type=whole(1), default=8, help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=whole(1), metavar="PIXELS",
+        help=f"side of the images; the model's own, or {SIDE}",
+    )  # fmt: skip
     parser.add_argument(
         "--normalise", default="symmetric", metavar="HOW",
         help=f"{', '.join(RANGES)} (default: %(default)s, −1 to 1)",
@@ -100,10 +106,17 @@ def build(spec: str, **settings: Any) -> nn.Module:
     try:
         model = makers[source](name, **settings) if source in makers else _own(source, name)(
             **settings)  # fmt: skip
+    except AttnvizError:
+        raise
     except TypeError as error:
         raise InputError(f"model: {spec} did not take {settings or 'no arguments'}: {error}") from (
             error
         )
+    except Exception as error:  # whatever somebody's code raises
+        raise InputError(
+            f"model: {spec} fails with {settings or 'no arguments'}: {type(error).__name__}: "
+            f"{first_line(error)}; --debug shows where"
+        ) from error
     if not isinstance(model, nn.Module):
         raise InputError(
             f"model: expected {spec} to return a torch module, got {type(model).__name__}"
@@ -123,10 +136,6 @@ def images_of(args: argparse.Namespace, model: nn.Module) -> Tensor:
     """
     if args.normalise not in RANGES:
         raise unknown_name("way to normalise", args.normalise, RANGES)
-    if args.count < 1:
-        raise InputError(f"--count: expected 1 or more, got {args.count}")
-    if args.size is not None and args.size < 1:
-        raise InputError(f"--size: expected 1 pixel or more, got {args.size}")
     side = args.size or _own_size(model) or SIDE
     pixels = _pictures(Path(args.images), args.count, side) if args.images else _crops(
         args.count, side)  # fmt: skip
@@ -227,7 +236,10 @@ def _load(model: nn.Module, file: Path) -> None:
             state = torch.load(file, map_location="cpu", weights_only=True)
         model.load_state_dict(state.get("state_dict", state))
     except Exception as error:
-        raise RunError(f"--weights: {file} cannot be loaded: {first_line(error)}") from error
+        raise RunError(
+            f"--weights: {file} cannot be loaded: {first_line(error, 90)}; expected a state dict, "
+            ".safetensors or saved by torch.save"
+        ) from error
 
 
 def _pictures(folder: Path, count: int, side: int) -> np.ndarray:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attnviz.attribution import methods
+from attnviz.cli.checked import whole, word
 from attnviz.cli.scoring import (
     add_runs,
     as_images,
@@ -26,7 +27,6 @@ from attnviz.cli.scoring import (
     score_table,
     scores_of,
     summaries_of,
-    test_set,
     with_columns,
 )
 from attnviz.cli.tables import as_json
@@ -61,17 +61,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline", default="black", help="what replaces a removed place (default: black)"
     )
-    parser.add_argument("--steps", type=int, default=32, help="of deletion and insertion")
+    parser.add_argument("--steps", type=whole(1), default=32, help="of deletion and insertion")
     parser.add_argument(
-        "--agree-with", metavar="MAP", help="agreement of every map with this one of the run"
-    )
+        "--agree-with", type=word, metavar="MAP",
+        help="agreement of every map with this one of the run",
+    )  # fmt: skip
     parser.add_argument(
         "--mprt", action="store_true",
         help="whether maps of Captum's methods change when the weights are random",
     )  # fmt: skip
     parser.add_argument("--knockout", action="store_true", help="what each head and gate is worth")
     parser.add_argument(
-        "--images", type=int, metavar="K",
+        "--images", type=whole(1), metavar="K",
         help="only the first K images for what asks the model (the others score NaN)",
     )  # fmt: skip
 
@@ -97,8 +98,6 @@ def _check(args: argparse.Namespace) -> None:
     for key in args.faithfulness or ():
         if key not in METRICS:
             raise unknown_name("faithfulness metric", key, METRICS)
-    if args.images is not None and args.images < 1:
-        raise InputError(f"--images: expected at least 1, got {args.images}")
 
 
 class Bench:
@@ -112,7 +111,7 @@ class Bench:
 
     def __init__(self, path: Path, args: argparse.Namespace) -> None:
         self.run = open_run(path)
-        self.dataset = test_set(self.run)
+        self.dataset = self.run.test_set()
         self.args = args
 
     @cached_property
@@ -148,8 +147,8 @@ class Bench:
 def _measured(found: Run, args: argparse.Namespace, executor: Executor | None) -> dict[str, Any]:
     bench = Bench(found.path.absolute(), args)
     names = _chosen(found, args.maps, bench.dataset.count)
-    if args.agree_with and args.agree_with not in found.map_names:
-        raise unknown_name(f"map of {found.id}", args.agree_with, found.map_names)
+    if args.agree_with:
+        _chosen(found, [args.agree_with], bench.dataset.count)
     tasks = [(name, part) for name in names for part in pieces(bench.dataset.count)]
     results = spread(
         partial(_scores_of, bench.run.path, args), tasks, executor,
@@ -184,7 +183,11 @@ def _chosen(found: Run, names: Sequence[str] | None, count: int) -> list[str]:
             raise InputError(
                 f"{found.id}: expected maps of all {count} images, {name!r} holds {shapes[name]}"
             )
-    return list(names) if names else [name for name in whole if len(shapes[name] or ()) == 3]
+    return (
+        list(dict.fromkeys(names))
+        if names
+        else [name for name in whole if len(shapes[name] or ()) == 3]
+    )
 
 
 def _scores_of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from attnviz.cli.outputs import file
+from attnviz.cli.checked import file, word
 from attnviz.cli.tables import printable
 from attnviz.compare.inputs import open_runs
 from attnviz.report import write_report
@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="the metric that ranks (default: %(default)s)",
     )
     parser.add_argument(
-        "--map", metavar="NAME", help="score this map (default: each run's primary)"
+        "--map", type=word, metavar="NAME", help="score this map (default: each run's primary)"
     )
     parser.add_argument(
         "--title",

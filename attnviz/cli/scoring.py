@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attnviz.cli.checked import seed
 from attnviz.cli.devices import add_device
 from attnviz.cli.tables import table
 from attnviz.compare.recorded import none_complete
@@ -26,7 +27,8 @@ from attnviz.executors import add_workers, chosen_workers, executor_of
 from attnviz.maps import resized
 from attnviz.metrics import METRICS, baselines, localization
 from attnviz.models import rebuild_model
-from attnviz.runs import Dataset, Run, list_runs, open_dataset
+from attnviz.models.pixels import as_input
+from attnviz.runs import Dataset, Run, list_runs
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -39,18 +41,18 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
     """The arguments that both commands take."""
     parser.add_argument("runs", nargs="+", help="folders of runs, or of single runs")
     add_device(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of everything random (default: 0)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_workers(parser, default="none, all is done right here")
 
 
 def complete_runs(places: Sequence[str]) -> list[Run]:
-    """The complete runs at these places.
+    """The complete runs at these places, each once.
 
     Raises:
         InputError: There is none; the message says what state the others are in.
     """
-    found = [run for place in places for run in list_runs(place)]
+    found = list({run.location: run for place in places for run in list_runs(place)}.values())
     complete = [run for run in found if run.state == "complete"]
     if not complete:
         raise none_complete("", found)
@@ -71,21 +73,10 @@ def rebuilt(run: Run, device: str) -> nn.Module:
         raise InputError(f"{run.id}: {error}") from error
 
 
-def test_set(run: Run) -> Dataset:
-    """The images that the run was tested on.
-
-    Raises:
-        RunError: The run names none, or they are not beside it.
-    """
-    if run.dataset is None:
-        raise RunError(f"{run.id}: expected the digest of its test images, the run names none")
-    return open_dataset(run.path.parent, run.dataset)
-
-
 def as_images(pixels: np.ndarray, device: str) -> Tensor:
     """`(n, h, w, 3)` bytes as the reference models take them: `(n, 3, h, w)` in [−1, 1]."""
     images = torch.from_numpy(np.array(pixels)).to(device)
-    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return as_input(images.permute(0, 3, 1, 2))
 
 
 @contextmanager

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from attnviz import maps
 from attnviz.capture import Capture, Record, watch
+from attnviz.cli.checked import folder, word
 from attnviz.cli.factory import FORMS, RANGES, add_model, images_of, model_of
-from attnviz.cli.outputs import folder
 from attnviz.cli.tables import as_json, printable
 from attnviz.errors import InputError
 
@@ -32,7 +32,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command takes."""
     parser.add_argument("model", help=FORMS, metavar="FACTORY")
     add_model(parser)
-    parser.add_argument("--image", dest="images", metavar="FILE", help="a picture, or a folder")
+    parser.add_argument(
+        "--image", dest="images", type=word, metavar="FILE", help="a picture, or a folder"
+    )
     parser.add_argument(
         "--where", action="append", metavar="GLOB",
         help="only these modules, by their dotted names, or 'attention' or 'gate'; may be repeated",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from attnviz.diagnosis.catalogue import finding
 from attnviz.diagnosis.findings import Finding, Findings
 from attnviz.errors import RunError
-from attnviz.runs import Run, list_runs, open_dataset
+from attnviz.runs import Run, list_runs
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -190,7 +190,7 @@ def _place_findings(run: Run) -> Iterator[Finding]:
     if run.dataset is None:
         return
     try:
-        dataset = open_dataset(run.path.parent, run.dataset)
+        dataset = run.test_set()
         boxes, height, width = _placed(dataset.boxes()), *dataset.images([0]).shape[1:3]
     except RunError:
         return

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from attnviz.errors import RunError
 from attnviz.executors.cluster import crew, is_cancelled
-from attnviz.executors.flags import Workers, add_workers, chosen_workers, cores, positive
+from attnviz.executors.flags import Workers, add_workers, chosen_workers, cores
 from attnviz.executors.pool import interruptible, processes
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "executor_of",
     "interruptible",
     "is_cancelled",
-    "positive",
     "processes",
     "spread",
 ]

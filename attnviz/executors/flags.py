@@ -6,6 +6,8 @@ import argparse
 import os
 from dataclasses import dataclass
 
+from attnviz.cli.checked import whole, word
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -41,27 +43,20 @@ def add_workers(parser: argparse.ArgumentParser, *, default: str) -> None:
     """
     group = parser.add_argument_group("workers").add_mutually_exclusive_group()
     group.add_argument(
-        "--workers", type=positive, metavar="N", help=f"processes at once (default: {default})"
+        "--workers", type=whole(1), metavar="N", help=f"processes at once (default: {default})"
     )
     group.add_argument(
-        "--scheduler", metavar="ADDRESS", help="a Dask scheduler, such as tcp://host:8786"
-    )
+        "--scheduler", type=word, metavar="ADDRESS",
+        help="a Dask scheduler, such as tcp://host:8786",
+    )  # fmt: skip
     group.add_argument(
-        "--dask-local", type=positive, metavar="N", help="Dask workers on this machine"
+        "--dask-local", type=whole(1), metavar="N", help="Dask workers on this machine"
     )
 
 
 def chosen_workers(args: argparse.Namespace) -> Workers:
     """What the flags of `add_workers` say."""
     return Workers(args.workers, args.scheduler, args.dask_local)
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 on, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
-    return number
 
 
 def cores() -> int:

@@ -79,18 +79,15 @@ class Sample:
     def scores(self) -> np.ndarray:
         """The primary score of each test image, NaN where it has none or no patch."""
         column = f"{self.map}/{self.primary}"
+        if column not in self.table:
+            raise InputError(f"run {self.run.id} has no {self.primary!r} of the map {self.map!r}")
         scores = self.table[column].to_numpy(np.float64, na_value=np.nan)
         return np.where(patched(self.table), scores, np.nan)
 
     @cached_property
     def dataset(self) -> Any:
         """The test images that lie beside the run."""
-        from attnviz.runs import open_dataset
-
-        if self.run.dataset is None:
-            raise InputError(f"run {self.run.id} names no test images")
-        where = self.run.location.rstrip("/")
-        return open_dataset(where.rpartition("/")[0] or ".", self.run.dataset)
+        return self.run.test_set()
 
     def maps(self, indices: Sequence[int]) -> np.ndarray:
         """Raw maps (n, h, w) of some images; where there are heads, their mean."""

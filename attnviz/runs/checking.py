@@ -7,7 +7,6 @@ what was written was never right.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from attnviz.errors import InputError, RunError
 from attnviz.runs.datasets import FOLDER, Dataset, list_datasets, open_dataset
@@ -52,7 +51,7 @@ def verify(root: Place) -> list[Fault]:
         RunError: there is no such folder.
     """
     runs = list_runs(root)
-    home = _home(root, runs.where) if runs.alone else root
+    home = runs[0].root if runs.alone else root
     found = [fault for run in runs for fault in run_faults(run)]
     found += [_without_header(name) for name in runs.left_out if _was_run(root, name)]
     known = list_datasets(home)
@@ -141,11 +140,6 @@ def _attempted(run: Run, name: str, at: str) -> Fault | None:
     except (RunError, InputError) as error:
         return Fault(run.id, at, "unreadable", _end(error))
     return None
-
-
-def _home(root: Place, where: str) -> Place:
-    """The folder of runs that a single run lies in."""
-    return str(Path(root).resolve().parent) if "://" not in where else where.rpartition("/")[0]
 
 
 def _was_run(root: Place, name: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from attnviz.runs.checking import Fault
+    from attnviz.runs.datasets import Dataset
 
 HEADER = "run.json"
 CURVES = "curves.jsonl"
@@ -59,7 +61,7 @@ class Run:
         summary: What it found; a number that could not be computed is None.
         progress: What the last heartbeat said, such as the epoch.
         environment: Versions and device.
-        dataset: The digest of its test images (see `open_dataset`), if it has any.
+        dataset: The digest of its test images (see `test_set`), if it has any.
         created: When it was started (UTC).
         heartbeat: When it last wrote (UTC).
         files: Its files by name, with sizes and checksums.
@@ -94,6 +96,14 @@ class Run:
         if not isinstance(self.store, LocalStore):
             raise RunError(f"{self.location}: lies on a remote store and has no local path")
         return self.store.path
+
+    @property
+    def root(self) -> Place:
+        """The folder of runs that it lies in, or its address."""
+        if not isinstance(self.store, LocalStore):
+            return self.location.rpartition("/")[0]
+        path = self.store.path
+        return (path if path.name not in ("", "..") else Path(os.path.abspath(path))).parent
 
     @property
     def map_names(self) -> tuple[str, ...]:
@@ -172,6 +182,18 @@ class Run:
                 raise
             return []
         return whole_rows(content, f"{self.location}/{CURVES}")
+
+    def test_set(self) -> Dataset:
+        """The images that it was tested on.
+
+        Raises:
+            RunError: it names none, or they are not beside it.
+        """
+        from attnviz.runs.datasets import open_dataset
+
+        if self.dataset is None:
+            raise RunError(f"{self.id}: expected the digest of its test images, the run names none")
+        return open_dataset(self.root, self.dataset)
 
     def weights(self) -> dict[str, Array]:
         """The model's parameters and buffers by name."""

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from attnviz.errors import InputError
-from experiments.data.resizing import squares
+from attnviz.photographs import square
 
 HOW = (
     "download stl10_binary.tar.gz from the data set's home page, unpack it, and pass the folder "
@@ -53,4 +54,7 @@ def stl10_images(
         raise InputError(
             f"stl10: expected at most {len(order)} images in its {split} split, got {count}"
         )
-    return squares(images[order[:count]].transpose(0, 2, 3, 1), side)
+    chosen = images[order[:count]].transpose(0, 2, 3, 1)
+    if chosen.shape[1:3] == (side, side):
+        return np.ascontiguousarray(chosen)
+    return np.stack([square(Image.fromarray(image), side) for image in chosen])

@@ -114,3 +114,14 @@ def test_report_without_runs_writes_nothing(
     assert run(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "page.html")]) == 2
     assert not (tmp_path / "page.html").exists()
     assert "at least one complete run, got no run at all" in capsys.readouterr().err
+
+
+def test_report_of_a_metric_that_no_run_has_says_so_on_the_page_too(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "page.html"
+    assert run(["report", str(root), "--out", str(out), "--primary", "odd"]) == 1
+    assert "not ranked: unknown metric 'odd'" in capsys.readouterr().err
+    page = out.read_text()
+    assert "Not ranked. </strong>unknown metric" in page
+    assert "has no &#x27;odd&#x27; of the map" in page

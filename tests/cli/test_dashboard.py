@@ -64,7 +64,7 @@ def test_in_the_wheel_they_lie_below_it(tmp_path: Path, monkeypatch: pytest.Monk
     ("words", "message"),
     [
         (["none"], "dashboard: no folder 'none'; `uv run python -m experiments quickstart` makes"),
-        ([".", "--port", "70000"], "--port: expected 1 to 65535, got 70000"),
+        ([".", "--port", "70000"], "--port: expected at most 65535, got 70000"),
     ],
 )
 def test_a_mistake_is_told_before_anything_starts(

@@ -133,7 +133,7 @@ def test_json_is_json_and_nothing_else(tmp_path, capsys):
         (["--metrics", "pointing"], "unknown metric 'pointing'"),
         (["--faithfulness", "deletion"], "did you mean 'deletion_auc'"),
         (["--agree-with", "saliency"], "unknown map of mha-0 'saliency'"),
-        (["--images", "0"], "--images: expected at least 1, got 0"),
+        (["--images", "0"], "--images: expected 1 or more, got 0"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_the_run_alone(tmp_path, capsys, words, message):
@@ -144,3 +144,24 @@ def test_bad_input_is_one_line_and_leaves_the_run_alone(tmp_path, capsys, words,
     assert message in error
     assert error.count("\n") == 1
     assert (found.path / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["measure", ".", "--metrics", "pointing_game"],
+        ["attribute", ".", "--method", "saliency"],
+        ["doctor", "."],
+    ],
+)
+def test_a_run_may_be_named_from_within_its_folder(tmp_path, monkeypatch, capsys, words) -> None:
+    monkeypatch.chdir(write_trained(tmp_path).path)
+    assert run(words) in (0, 1)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_or_map_that_is_named_twice_is_measured_once(tmp_path, capsys) -> None:
+    place = str(write_trained(tmp_path).path)
+    words = ["--maps", "received", "received", "--metrics", "pointing_game", "--json"]
+    assert run(["measure", place, place, *words]) == 0
+    assert len(json.loads(capsys.readouterr().out)["runs"]) == 1

@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from attnviz import list_runs, open_run
 from attnviz.executors import Workers, chosen_workers
@@ -54,6 +55,7 @@ def test_a_quickstart_trains_all_variants_and_a_second_one_reuses_them(
         (["quickstart", "--size", "-1"], "--size: expected 1 or more, got -1"),
         (["train", "--data", "folder", "--path", "nowhere"], "expected a folder of images"),
         (["train", "--data", "stl10", "--path", "nowhere"], "download stl10_binary"),
+        (["train", "--side", "32", "--size", "32"], "--size: expected a patch that leaves some of"),
         (["train", "--shape", "sqare"], "unknown patch shape 'sqare': did you mean 'square'?"),
     ],
 )
@@ -68,14 +70,76 @@ def test_a_mistake_is_one_line_and_code_2_and_leaves_no_run(
     assert not root.exists() or not list_runs(root)
 
 
-def test_a_folder_that_cannot_be_written_is_named(
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--runs", "{file}"], "expected a folder, got the file '{file}'"),
+        (["--out", "{file}/runs"], "expected folders above '{file}/runs'"),
+        (["--out", ""], "expected a path, got an empty word"),
+        (["--preset", ","], "argument --preset: expected 1 or more names, got ','"),
+        (["--workers", "0"], "argument --workers: expected 1 or more, got 0"),
+        (["--workers", "1.5"], "argument --workers: expected a whole number, got '1.5'"),
+        (["--seeds", "0"], "argument --seeds: expected 1 or more seeds, got '0'"),
+    ],
+)
+def test_a_flag_is_checked_before_the_work_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("a file where a folder should be")
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", *TINY, *(word.format(file=file) for word in words)])
+    assert ended.value.code == 2
+    assert message.format(file=file) in capsys.readouterr().err
+    assert file.read_text() == "a file where a folder should be"
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_what_nobody_foresaw_is_one_line_and_a_traceback_on_request(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    debug: bool,
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise MemoryError("no room\nfor it")
+
+    monkeypatch.setattr("experiments.running.run_training", fails)
+    words = ["train", *TINY, "--runs", str(tmp_path), *(["--debug"] if debug else [])]
+    if debug:
+        with pytest.raises(MemoryError):
+            main(words)
+        return
+    assert main(words) == 2
+    said = (
+        "experiments: unexpected MemoryError: no room\\nfor it; --debug shows where it came from\n"
+    )
+    assert capsys.readouterr().err == said
+
+
+def test_too_few_validation_images_begin_no_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    in_the_way = tmp_path / "runs"
-    in_the_way.write_text("a file where a folder should be")
-    assert main(["train", *TINY, "--runs", str(in_the_way)]) == 2
-    assert str(in_the_way) in capsys.readouterr().err
-    assert in_the_way.read_text() == "a file where a folder should be"
+    for split, count in (("train", 16), ("val", 7), ("test", 12)):
+        (tmp_path / "photos" / split).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (32, 32)).save(tmp_path / "photos" / split / f"{number}.png")
+    source = ["--data", "folder", "--path", str(tmp_path / "photos")]
+    assert main(["train", *TINY, *source, "--runs", str(tmp_path / "runs")]) == 2
+    assert "expected at least 8 images for the val split" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_training_that_diverged_has_its_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--variant", "cnn", "--lr", "1e30", "--val-images", "1", "--runs", str(tmp_path)]
+    assert main(["train", *TINY, *words]) == 0
+    row = capsys.readouterr().out.splitlines()[2].split()
+    assert row[:2] == ["cnn", "layer_gradcam"]
+    assert row[3] == "–"
+    (run,) = list_runs(tmp_path).complete
+    assert run.summary["loss"] is None
 
 
 def test_ctrl_c_leaves_a_run_that_resumes(tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from experiments.axes import Grid
 from experiments.presets import PRESETS, asked, planned
-from experiments.ranking import questions, rankings
+from experiments.ranking import METRICS, _scored, questions, rankings
 from experiments.running import try_training
 from experiments.settings import Settings
 from tests.experiments.tiny import TINY
@@ -86,3 +87,12 @@ def test_runs_that_failed_are_not_ranked_and_the_page_tells_questions_apart(
     knockouts = [line for line in page.splitlines() if line.startswith("| `cnn` |")]
     assert len(knockouts) == 2
     assert all(line.split("|")[6].strip() == "–" for line in knockouts)
+
+
+def test_a_metric_that_one_run_lacks_is_left_out_of_a_ranking() -> None:
+    whole, flat = (
+        SimpleNamespace(summary={"map": "received", "metrics": {"received": dict.fromkeys(names)}})
+        for names in (METRICS, METRICS[:2])
+    )
+    assert _scored([[whole], [whole]]) == list(METRICS)
+    assert _scored([[whole, flat], [whole]]) == list(METRICS[:2])

@@ -162,7 +162,10 @@ def test_wrong_settings_begin_no_run(tmp_path: Path) -> None:
         (dataclasses.replace(TINY, variant="mhaa"), "did you mean 'mha'"),
         (dataclasses.replace(TINY, variant="vit", placement=1), "does not take .*'placement'"),
         (dataclasses.replace(TINY, placement=4), "expected a placement from 0 to 3, got 4"),
-        (dataclasses.replace(TINY, device="cuda:77"), "expected a device torch can use"),
+        (
+            dataclasses.replace(TINY, device="cuda:77"),
+            "a device that is there, got 'cuda:77'",
+        ),
         (dataclasses.replace(TINY, data="folder"), "expected its folder with --path"),
     ):
         with pytest.raises(InputError, match=message):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from attnviz.errors import InputError, RunError
-from attnviz.runs import list_datasets, open_dataset, save_dataset, verify
+from attnviz.runs import list_datasets, open_dataset, open_run, save_dataset, verify
 from tests.runs.made import everything, make
 
 
@@ -105,3 +105,20 @@ def test_verify_names_the_fault_of_a_dataset(tmp_path: Path) -> None:
     (tmp_path / "datasets" / digest / "dataset.json").unlink()
     assert [(f.file, f.kind) for f in verify(tmp_path)] == [("dataset.json", "missing")]
     assert [(f.file, f.kind) for f in verify(tmp_path / "a")] == [("dataset.json", "missing")]
+
+
+def test_a_run_finds_its_test_images_from_wherever_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    digest = save_dataset(tmp_path / "runs", info={}, **given())
+    run = make(tmp_path / "runs" / "a", dataset=digest)
+    monkeypatch.chdir(run.path / "maps")
+    store = fsspec.filesystem("memory")
+    store.put(str(tmp_path / "runs"), "/found/runs", recursive=True)
+    for place in ("..", "../../a", "../.", str(run.path), "memory://found/runs/a"):
+        assert open_run(place).test_set().digest == digest
+    monkeypatch.chdir("..")
+    assert open_run(".").test_set().digest == digest
+    with pytest.raises(RunError, match=r"b: expected the digest of its test images, the run names"):
+        make(tmp_path / "runs" / "b").test_set()

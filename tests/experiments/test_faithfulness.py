@@ -14,7 +14,7 @@ from attnviz.faithfulness import DEFAULT, faithfulness_scores, knockout
 from attnviz.maps import resized
 from attnviz.models import build_model
 from attnviz.runs import Run, open_dataset
-from experiments.asking import STEPS, chosen_images
+from experiments.faithfulness import STEPS, chosen_images
 from experiments.running import run_training
 from tests.experiments.tiny import TINY
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from attnviz import open_run
-from experiments import costs
-from experiments.costs import peak_bytes, restart_peak
+from experiments import memory
+from experiments.memory import peak_bytes, restart_peak
 from experiments.running import run_training
 from tests.experiments.tiny import TINY
 
@@ -38,7 +38,7 @@ def test_a_peak_is_of_what_came_since_it_was_restarted() -> None:
 def test_where_there_is_no_proc_the_peak_is_the_processes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(costs, "_PROCESS", tmp_path / "nothing")
+    monkeypatch.setattr(memory, "_PROCESS", tmp_path / "nothing")
     restart_peak(CPU)
     assert peak_bytes(CPU) > 50 << 20
 

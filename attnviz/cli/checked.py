@@ -1,6 +1,7 @@
-"""Where a command writes, checked before it does any work: types for argparse.
+"""What a word on the command line must be, checked before any work begins: types for argparse.
 
-A name's ending says the format; one that promises another is refused rather than given a PNG.
+The name of a file to be written says its format by its ending; one that promises another is refused
+rather than given a PNG. An empty word, such as an unset variable of the shell leaves, is no answer.
 """
 
 from __future__ import annotations
@@ -8,6 +9,34 @@ from __future__ import annotations
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
+
+
+def word(text: str) -> str:
+    """Any word but an empty one."""
+    if not text:
+        raise ArgumentTypeError("expected a word, got an empty one")
+    return text
+
+
+def whole(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
+    """A whole number between two, both included."""
+
+    def checked(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+        if number < least:
+            raise ArgumentTypeError(f"expected {least} or more, got {text}")
+        if number > most:
+            raise ArgumentTypeError(f"expected at most {most}, got {text}")
+        return number
+
+    return checked
+
+
+seed = whole(0, 2**32 - 1)
+"""What every generator of numpy, torch and Captum can begin with."""
 
 
 def file(*endings: str) -> Callable[[str], Path]:
