@@ -105,15 +105,15 @@ def largest_boxes(masks: np.ndarray) -> np.ndarray:
         Half-open boxes, (b, 4) int64.
     """
     labelled, owner = components(masks)
-    if not len(owner):
-        return np.zeros((len(masks), 4), dtype=np.int64)
-    areas = np.bincount(labelled.ravel())[1:]
-    most = np.zeros(len(masks), dtype=np.int64)
-    np.maximum.at(most, owner, areas)
-    ties = np.flatnonzero(areas == most[owner])[::-1]
-    chosen = np.full(len(masks), -1)
-    chosen[owner[ties]] = ties + 1  # the last write, which stays, is the first component
-    return _boxes_around(labelled == chosen[:, None, None])
+    places = np.flatnonzero(masks)
+    component = labelled.ravel()[places] - 1
+    areas = np.bincount(component, minlength=len(owner))
+    by_size = np.lexsort((-np.arange(len(owner)), areas))  # the first of equals last
+    chosen = np.zeros(len(masks), dtype=np.int64)
+    chosen[owner[by_size]] = by_size  # the last write, which stays, is the largest component
+    largest = np.zeros(masks.shape, dtype=bool)
+    largest.ravel()[places[component == chosen[owner[component]]]] = True
+    return _boxes_around(largest)
 
 
 def component_boxes(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -188,10 +188,9 @@ def components(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     around = np.zeros((3, 3, 3), dtype=bool)
     around[1] = True  # neighbours within a mask, never across masks
-    labelled, found = ndimage.label(masks, around)  # type: ignore[attr-defined]  # no stubs
-    owner = np.zeros(found + 1, dtype=np.int64)
-    owner[labelled] = np.arange(len(masks))[:, None, None]
-    return labelled, owner[1:]
+    labelled, _ = ndimage.label(masks, around)  # type: ignore[attr-defined]  # no stubs
+    last = np.maximum.accumulate(labelled.max((1, 2)))  # in the order of the masks
+    return labelled, np.repeat(np.arange(len(masks)), np.diff(last, prepend=0))
 
 
 def _boxes_around(masks: np.ndarray) -> np.ndarray:

@@ -38,8 +38,10 @@ _VALUES_OF_ONE = 1 << 20
 VALUES_OF_MANY = 1 << 19
 VALUES_IN_PASSING = 1 << 22
 _VALUES_ON_GPU = 1 << 25
-# Values that a core's own cache holds as float32, so that a second pass finds them there.
+# Values that a core's own cache holds as float32, so that a second pass finds them there; and as
+# float64 with copies beside them.
 _NEAR = 1 << 18
+NEARER = 1 << 15
 # Above this a sum of float64 may overflow; powers of two scale without rounding.
 _HUGE, _SHRINK = 2.0**500, 2.0**-600
 
@@ -322,9 +324,9 @@ def count(rows: Tensor) -> Tensor:
     return torch.tensor([np.count_nonzero(row) for row in rows.numpy()], dtype=torch.int64)
 
 
-def stretches(rows: Tensor) -> list[slice]:
-    """The rows in order, as many at a time as a CPU is quick to look at again."""
-    step = max(1, _NEAR // rows.shape[1])
+def stretches(rows: Tensor, at_once: int = _NEAR) -> list[slice]:
+    """The rows in order, as many at a time as a CPU is quick to look at again; on a GPU all."""
+    step = max(1, len(rows) if rows.is_cuda else at_once // rows.shape[1])
     return [slice(start, start + step) for start in range(0, len(rows), step)]
 
 
