@@ -17,6 +17,9 @@ import pandas as pd
 from attnviz.compare.words import spoken
 from dashboard.palettes import DASHES, Ink
 
+MOST_BANDS = 8
+"""Of so many lines each still has a band; more would cover one another."""
+
 _ROW = 34  # pixels per variant in a dot plot
 _AXIS = 56  # pixels for the axis and the words above
 _FONT = "'Source Sans', 'Source Sans Pro', sans-serif"
@@ -160,7 +163,6 @@ def lines(
     height: int = 300,
     zero: bool = True,
     whole: bool = False,
-    columns: int = 3,
 ) -> Any:
     """Lines by `variant`, told apart by colour and by dash; `low` and `high` make a band.
 
@@ -176,9 +178,9 @@ def lines(
         height: In pixels.
         zero: Whether the y axis begins at zero.
         whole: Whether `x` counts in whole numbers.
-        columns: Of the legend.
     """
     n = len(order)
+    wide = 60 + 7 * max(map(len, order), default=0)  # pixels that one name takes in the legend
     colour = alt.Color(
         "variant:N",
         sort=list(order),
@@ -186,7 +188,7 @@ def lines(
         scale=alt.Scale(domain=list(order), range=_cycled(ink.series, n)),
         legend=alt.Legend(
             orient="top",
-            columns=columns,
+            columns=alt.ExprRef(f"max(1, floor(width / {wide}))"),
             symbolType="stroke",
             symbolSize=500,
             symbolStrokeWidth=3,
@@ -197,7 +199,7 @@ def lines(
         "variant:N",
         sort=list(order),
         title=None,
-        scale=alt.Scale(domain=list(order), range=_cycled(DASHES, n)),
+        scale=alt.Scale(domain=list(order), range=_dashes(n)),
     )
     ticks = alt.Axis(tickMinStep=1, format="d") if whole else alt.Axis()
     across = alt.X(f"{x}:Q", title=x_title, axis=ticks, scale=alt.Scale(zero=False, nice=False))
@@ -208,14 +210,21 @@ def lines(
         y=up, color=colour, strokeDash=dash, tooltip=tip
     )
     layers = [drawn]
-    if band:
+    if band and n <= MOST_BANDS:
         shade = base.mark_area(opacity=0.15).encode(y="low:Q", y2="high:Q", color=colour)
         layers.insert(0, shade)
-    return styled(alt.layer(*layers).properties(height=height, width="container"), ink)
+    rows = -(-n * wide // 900)  # the legend takes its rows from the height
+    chart = alt.layer(*layers).properties(height=height + 22 * rows, width="container")
+    return styled(chart, ink)
 
 
 def _cycled(values: Sequence[Any], n: int) -> list[Any]:
     return [values[i % len(values)] for i in range(n)]
+
+
+def _dashes(n: int) -> list[list[int]]:
+    """A pattern for each of n lines: a colour that comes again comes with another pattern."""
+    return [DASHES[(i + i // len(DASHES)) % len(DASHES)] for i in range(n)]
 
 
 def lines_in_words(data: pd.DataFrame, *, x: str, y: str, y_title: str, name: str) -> str:
@@ -233,7 +242,12 @@ def lines_in_words(data: pd.DataFrame, *, x: str, y: str, y_title: str, name: st
 def scatter(data: pd.DataFrame, *, ink: Ink, x: str, y: str, x_title: str, y_title: str) -> Any:
     """One labelled dot per variant."""
     data = data.assign(label_at=_apart(data[y].to_numpy(), 0.075))
-    across = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False, nice=False, padding=40))
+    across = alt.X(
+        f"{x}:Q",
+        title=x_title,
+        axis=alt.Axis(tickCount=6),
+        scale=alt.Scale(zero=False, nice=False, padding=40),
+    )
     base = alt.Chart(data).encode(x=across)
     up = alt.Scale(zero=False, padding=20)
     tip = ["variant", *(alt.Tooltip(f"{c}:Q", format=".3f") for c in (x, y))]
@@ -270,8 +284,9 @@ def intervals(
     order: Sequence[str],
     title: str,
     tint: str | None = None,
+    decimals: int = 3,
 ) -> Any:
-    """Dots with intervals and a line at zero: paired differences.
+    """Dots with intervals, their numbers beside them, and a line at zero: paired differences.
 
     Args:
         data: Columns `row`, `mean`, `low`, `high`, and `tint` where given.
@@ -280,12 +295,23 @@ def intervals(
         order: Its values from top to bottom.
         title: What is measured.
         tint: A boolean column; rows where it is False are drawn hollow.
+        decimals: Of the numbers.
     """
+    data = data.assign(
+        label=[f"{value:+.{decimals}f}".replace("-", "−") for value in data["mean"]],
+        at=data[["mean", "high"]].max(axis=1),
+    )
+    narrow = "width < 250"  # there the numbers would leave no room for the dots
+    room = alt.Scale(nice=False, padding=alt.ExprRef(f"{narrow} ? 8 : 52"))
     y = alt.Y(f"{row}:N", sort=list(order), title=None, axis=alt.Axis(ticks=False, domain=False))
     base = alt.Chart(data).encode(y=y)
     zero = alt.Chart(pd.DataFrame({"at": [0.0]})).mark_rule(strokeDash=[5, 4], color=ink.chance)
     bars = base.mark_rule(strokeWidth=3, color=ink.mark, opacity=0.55).encode(
-        x=alt.X("low:Q", title=title, axis=alt.Axis(tickCount=8)), x2="high:Q"
+        x=alt.X("low:Q", title=title, axis=alt.Axis(tickCount=8), scale=room), x2="high:Q"
+    )
+    seen = alt.ExprRef(f"{narrow} ? 0 : 1")
+    words = base.mark_text(align="left", dx=10, fontSize=13, color=ink.text, opacity=seen).encode(
+        x=alt.X("at:Q", title=title), text="label:N"
     )
     fill = (
         {}
@@ -295,7 +321,7 @@ def intervals(
     tip = [row, *(alt.Tooltip(f"{c}:Q", format="+.3f") for c in ("mean", "low", "high"))]
     dots = base.mark_point(size=110, color=ink.mark, fill=ink.mark, strokeWidth=2, opacity=1)
     dots = dots.encode(x=alt.X("mean:Q", title=title), tooltip=tip, **fill)
-    layers = alt.layer(zero.encode(x="at:Q"), bars, dots)
+    layers = alt.layer(zero.encode(x="at:Q"), bars, words, dots)
     return styled(layers.properties(height=_ROW * len(order) + _AXIS, width="container"), ink)
 
 

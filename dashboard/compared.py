@@ -11,7 +11,15 @@ import streamlit as st
 
 from dashboard import notices, shelf
 from dashboard.frame import chooser, heard, root
-from dashboard.selection import Cohort, cohorts, differences, plain, several, variants
+from dashboard.selection import (
+    Cohort,
+    asked_in_words,
+    cohorts,
+    differences,
+    plain,
+    several,
+    variants,
+)
 
 
 @dataclass(frozen=True)
@@ -81,26 +89,34 @@ def chosen() -> Chosen | None:
     return _cohort_of(listing, cohorts(complete))
 
 
-def _cohort_of(listing: shelf.Listing, found: Sequence[Cohort]) -> Chosen:
+def one_group(found: Sequence[Cohort]) -> Cohort:
     """The largest group, or the one that the address names."""
     if len(found) == 1:
-        return Chosen(listing, found[0].runs, found[0])
+        return found[0]
     named = {_name(one): one for one in found}
     words = {name: _in_words(one) for name, one in named.items()}
-    key = chooser(
-        "Test images and question",
-        "data",
-        words,
-        next(iter(named)),
-        forget=("image",),
-        help="Runs on other test images, or with another question, are not ranked together.",
-    )
+    return named[
+        chooser(
+            "Question and test images",
+            "data",
+            words,
+            next(iter(named)),
+            forget=("image",),
+            help="Runs on other test images, or with another question, are not ranked together.",
+        )
+    ]
+
+
+def _cohort_of(listing: shelf.Listing, found: Sequence[Cohort]) -> Chosen:
+    group = one_group(found)
+    if len(found) == 1:
+        return Chosen(listing, group.runs, group)
     others = len(found) - 1
     said = "1 other group of runs is" if others == 1 else f"{others} other groups of runs are"
     with st.expander(f"{said} not ranked with these"):
         st.markdown("They differ in:")
         st.dataframe(differences([one.runs[0] for one in found]), alt="Settings that differ")
-    return Chosen(listing, named[key].runs, named[key])
+    return Chosen(listing, group.runs, group)
 
 
 def _name(cohort: Cohort) -> str:
@@ -109,10 +125,10 @@ def _name(cohort: Cohort) -> str:
 
 
 def _in_words(cohort: Cohort) -> str:
-    wanted = ("patch.size", "size", "patch.shape", "shape", "patch.opacity", "opacity", "data")
-    asked = dict(cohort.question)
-    known = ", ".join(f"{key.split('.')[-1]} {asked[key]}" for key in wanted if key in asked)
-    return f"{cohort.dataset[:10]} · {len(cohort.variants)} variants{' · ' if known else ''}{known}"
+    n = len(cohort.variants)
+    count = f"{n} variant{'s' if n != 1 else ''}"
+    parts = (asked_in_words(cohort.question), count, cohort.dataset[:10])
+    return " · ".join(part for part in parts if part)
 
 
 def ranked(choice: Chosen, metric: str) -> Any | None:

@@ -174,22 +174,21 @@ def stepper(
         words: Where the reader is, shown between the two.
         keys: Whether ← and → do the same.
     """
-    left, middle, right = st.columns([1, 4, 1], vertical_alignment="center")
     shortcuts = ("Left", "Right") if keys else (None, None)
-    for column, label, target, shortcut in (
-        (left, "Previous", before, shortcuts[0]),
-        (right, "Next", after, shortcuts[1]),
-    ):
-        column.button(
-            label,
-            key=f"{name}_{label}",
-            disabled=target is None,
-            shortcut=shortcut,
-            on_click=_set,
-            args=(name, target),
-            width="stretch",
-        )
-    middle.markdown(words)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        for label, target, shortcut in zip(
+            ("Previous", "Next"), (before, after), shortcuts, strict=True
+        ):
+            st.button(
+                label,
+                key=f"{name}_{label}",
+                disabled=target is None,
+                shortcut=shortcut,
+                on_click=_set,
+                args=(name, target),
+                width=130,
+            )
+        st.markdown(words, width="content")
 
 
 def _set(name: str, value: int | None) -> None:

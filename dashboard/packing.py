@@ -91,6 +91,7 @@ def pack(
     steps: str = "",
     counted: str = "images",
     tile: float = 7.0,
+    pairs: bool = False,
 ) -> bytes:
     """Everything that a gallery shows, as bytes.
 
@@ -107,6 +108,7 @@ def pack(
         steps: If given, the layers are steps of this name, under a slider.
         counted: What the tiles are, in the line with the mean.
         tile: The least width of a tile, in rem.
+        pairs: Whether two and two belong together and stay on one line.
     """
     h, w = images.shape[1:3]
     parts: list[bytes] = []
@@ -130,6 +132,7 @@ def pack(
         "steps": steps,
         "counted": counted,
         "tile": tile,
+        "pairs": pairs,
     }
     return _block(head, parts)
 

@@ -138,7 +138,7 @@ def cohorts(runs: Iterable[Any]) -> list[Cohort]:
     grouped: dict[tuple[str, tuple[tuple[str, str], ...]], list[Any]] = {}
     for run in runs:
         if run.state == "complete":
-            grouped.setdefault((str(run.dataset), _question(run)), []).append(run)
+            grouped.setdefault((str(run.dataset), question(run)), []).append(run)
     found = [_cohort(dataset, asked, members) for (dataset, asked), members in grouped.items()]
     return sorted(found, key=lambda one: (-len(one.variants), -len(one.runs), one.dataset))
 
@@ -162,11 +162,20 @@ def variants(runs: Iterable[Any]) -> dict[str, list[Any]]:
         by_name.setdefault(str(run.variant), []).append(run)
     out: dict[str, list[Any]] = {}
     for name, members in by_name.items():
-        told_apart = differing({run.id: _trained(run) for run in members})
+        told_apart = _telling(differing({run.id: _trained(run) for run in members}))
         for run in members:
             suffix = ", ".join(f"{key}={values[run.id]}" for key, values in told_apart.items())
             out.setdefault(f"{name} · {suffix}" if suffix else name, []).append(run)
     return out
+
+
+def _telling(columns: Mapping[str, Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
+    """Settings without those that part the runs as one with a shorter name does already."""
+    kept: dict[tuple[int, ...], str] = {}
+    for key in sorted(columns, key=len):
+        values = list(columns[key].values())
+        kept.setdefault(tuple(values.index(value) for value in values), key)
+    return {key: columns[key] for key in columns if key in kept.values()}
 
 
 def differences(runs: Sequence[Any]) -> pd.DataFrame:
@@ -184,9 +193,19 @@ def matching(run: Any, words: str) -> bool:
     return all(word in text for word in words.casefold().split())
 
 
-def _question(run: Any) -> tuple[tuple[str, str], ...]:
+def question(run: Any) -> tuple[tuple[str, str], ...]:
+    """The settings that make a run's question, as `(key, value)` pairs."""
     settings = flat(run.settings)
     return tuple(sorted((key, str(value)) for key, value in settings.items() if asks(key)))
+
+
+def asked_in_words(question: Sequence[tuple[str, str]]) -> str:
+    """A question as its name and the patch it is asked of: `patch, square of 16, photos`."""
+    asked = {key.removeprefix("patch."): value for key, value in question}
+    patch = " of ".join(asked[key] for key in ("shape", "size") if key in asked)
+    faint = f"opacity {asked['opacity']}" if asked.get("opacity", "1.0") != "1.0" else ""
+    parts = (asked.get("question"), patch, faint, asked.get("data"))
+    return ", ".join(part for part in parts if part)
 
 
 def _trained(run: Any) -> dict[str, str]:

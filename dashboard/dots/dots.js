@@ -20,7 +20,7 @@ function draw(plot, data) {
   const at = (value) => `${(100 * (value - data.low)) / (data.high - data.low)}%`;
   plot.element.setAttribute("aria-label", data.words);
   for (const [name, colour] of Object.entries({ mark: data.ink.mark, grid: data.ink.grid })) plot.element.style.setProperty(`--${name}`, colour);
-  plot.element.style.setProperty("--names", `${Math.min(18, Math.max(6, 0.55 * Math.max(...data.rows.map((r) => r.name.length)) + 1))}rem`);
+  plot.element.style.setProperty("--longest", `${Math.min(18, Math.max(6, 0.55 * Math.max(...data.rows.map((r) => r.name.length)) + 1))}rem`);
   find(".rows").replaceChildren(...data.rows.map((row) => drawRow(plot, row, data, at)));
   find(".levels").replaceChildren(...data.ticks.map((value) => made("div", "grid", "", { left: at(value) })), ...data.levels.map((level) => drawLevel(level, at)));
   find(".axis").replaceChildren(...data.ticks.map((value) => made("span", "", String(Number(value.toFixed(3))), { left: at(value) })));

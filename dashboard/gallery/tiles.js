@@ -96,6 +96,7 @@ function layOut(gallery) {
   const { head, list, w, h } = gallery;
   list.setAttribute("aria-label", head.label);
   list.style.setProperty("--tile", `${head.tile}rem`);
+  list.classList.toggle("pairs", head.pairs);
   list.classList.toggle("coarse", Math.max(w, h) < 64); // few pixels are better seen as such
   gallery.tiles = head.tiles.map((tile) => {
     const button = element("button", "tile");
@@ -244,7 +245,7 @@ function summarise({ head, settings, status }, scores) {
   const mean = scores.reduce((sum, value) => sum + value, 0) / scores.length;
   status.textContent = scores.length
     ? `Mean IoU of these ${scores.length} ${head.counted} at threshold ${settings.threshold.toFixed(2)}: ${mean.toFixed(3)}`
-    : `None of these ${head.counted} has a patch, so there is no IoU.`;
+    : `None of these ${head.counted} has both a patch and a map that varies, so there is no IoU.`;
 }
 
 function describe({ masks, settings, tiles }) {

@@ -54,7 +54,8 @@ def _images(choice: Chosen) -> None:
 def _pairs(facts: dict[str, Any], alt: str) -> None:
     rows = pd.DataFrame({"what": list(facts), "value": [str(value) for value in facts.values()]})
     words = "; ".join(f"{key} {value}" for key, value in list(facts.items())[:12])
-    st.dataframe(rows, hide_index=True, alt=f"{alt}: {words}")
+    whole = 38 + 35 * len(rows)  # all rows: a table of facts is not scrolled
+    st.dataframe(rows, hide_index=True, height=whole, alt=f"{alt}: {words}")
 
 
 def _metrics(used: list[str]) -> None:
@@ -84,13 +85,26 @@ def _environment(choice: Chosen) -> None:
     odd = sorted({key for one in flats.values() for key in one} - set(shared))
     if odd:
         st.markdown("In these the runs differ:")
-        rows = {run: [str(one.get(key, "(none)")) for key in odd] for run, one in flats.items()}
+        rows = [
+            {"what": key, "value": value, "runs": len(runs), "such as": ", ".join(runs[:3])}
+            for key in odd
+            for value, runs in _by_value(key, flats).items()
+        ]
         st.dataframe(
-            pd.DataFrame(rows, index=pd.Index(odd, name="what")),
+            pd.DataFrame(rows),
+            hide_index=True,
             alt=f"{len(odd)} facts in which the runs' environments differ",
         )
     if not shared and not odd:
         st.caption("The runs say nothing about where they were made.")
+
+
+def _by_value(key: str, flats: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """Which runs say what about one fact, the value that most have first."""
+    found: dict[str, list[str]] = {}
+    for run, facts in flats.items():
+        found.setdefault(str(facts.get(key, "(none)")), []).append(run)
+    return dict(sorted(found.items(), key=lambda one: -len(one[1])))
 
 
 main()

@@ -145,20 +145,16 @@ def _agreement(choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
         st.caption(f"These runs kept no agreement between their maps and {_REFERENCE}.")
         return
     data = pd.DataFrame(found)
-    measures = list(dict.fromkeys(data["measure"]))
-    columns = st.columns(len(measures), gap="medium")
-    for column, measure in zip(columns, measures, strict=True):
+    for measure in dict.fromkeys(data["measure"]):
         part = data[data["measure"] == measure]
         words = "; ".join(
-            f"{r.row} {r.mean:.2f} ({r.low:.2f} to {r.high:.2f})" for r in part.itertuples()
+            f"{r.row} {r.mean:+.2f} ({r.low:+.2f} to {r.high:+.2f})" for r in part.itertuples()
         )
-        with column:
-            st.markdown(f"**{measure}** with {plain(_REFERENCE)}")
-            draw(
-                charts.intervals, part, alt=f"{measure} with {_REFERENCE}: {words}",
-                row="row", order=list(part["row"]), title=f"median {measure}",
-            )  # fmt: skip
-            st.caption(plain(words) + ".")
+        st.markdown(f"**{measure}** with {plain(_REFERENCE)}")
+        draw(
+            charts.intervals, part, alt=f"{measure} with {_REFERENCE}: {words}",
+            row="row", order=list(part["row"]), title=f"median {measure}", decimals=2,
+        )  # fmt: skip
     st.caption(
         "Medians and quartiles over images. Two maps can agree and both be wrong; one that looks "
         "at the patch and disagrees with Grad-CAM is no contradiction: they answer different "
@@ -205,7 +201,7 @@ def _odd_ones(choice: Chosen) -> None:
         block = pack(
             held.images, tiles, [MapLayer("map", "map", np.stack(drawn), from_zero=True)], None,
             settings=Settings(threshold=0.0), label="Images on which the maps disagree",
-            controls=False,
+            controls=False, pairs=True,
         )  # fmt: skip
         opened = gallery(block, key="odd")
         if opened is not None:

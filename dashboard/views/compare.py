@@ -99,16 +99,15 @@ def _answer(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataF
     rows = result.of(metric)
     seeds = result.by_seed[result.by_seed["metric"] == metric]
     opened = dots(rows, seeds, metric, key="dots")
-    judged = {
-        name: primary_map(runs[0], tables[runs[0].id])
-        for name, runs in choice.groups.items()
-        if runs[0].id in tables
-    }
-    by = "; ".join(f"{plain(name)} by {plain(one)}" for name, one in judged.items())
+    judged: dict[str, list[str]] = {}
+    for name, runs in choice.groups.items():
+        if runs[0].id in tables:
+            judged.setdefault(str(primary_map(runs[0], tables[runs[0].id])), []).append(name)
+    by = "; ".join(f"{plain(one)} of {plain(', '.join(names))}" for one, names in judged.items())
     st.caption(
         f"Dots: means over seeds and images; bars: 95 % intervals; ticks: seeds. "
         f"{result.images} images with a patch. Maps: {by}. "
-        + " ".join(plain(note) + "." for note in result.notes)
+        + " ".join(plain(note[:1].upper() + note[1:]) + "." for note in result.notes)
     )
     runs = choice.groups.get(opened or "")
     if runs:
@@ -201,7 +200,8 @@ def _below(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataFr
     _differences(result, metric)
     st.header("Table")
     rows = result.of(metric)
-    st.dataframe(rows, hide_index=True, alt=charts.dot_plot_in_words(rows, metric))
+    known = rows.dropna(axis="columns", how="all")
+    st.dataframe(known, hide_index=True, alt=charts.dot_plot_in_words(rows, metric))
     one, two, _ = st.columns([1, 1, 3])
     with one:
         offer(
@@ -263,8 +263,9 @@ def _curves(choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
     best = "; ".join(
         f"{plain(r.variant)} {r.iou:.3f} at τ = {r.threshold:.2f}" for r in peaks.itertuples()
     )
+    bands = ", bands over seeds" if len(parts) <= charts.MOST_BANDS else ""
     st.caption(
-        f"On the first {_CURVE_IMAGES} images with a patch, bands over seeds. Best here (an oracle "
+        f"On the first {_CURVE_IMAGES} images with a patch{bands}. Best here (an oracle "
         f"threshold, chosen on these images): {best}."
     )
 

@@ -86,9 +86,13 @@ def _sentence(findings: list[dict[str, Any]], examined: int) -> None:
         if (n := sum(one["severity"] == severity for one in findings))
     ]
     if counts:
-        st.header(f"{', '.join(counts)} in {examined} runs")
+        st.header(f"{', '.join(counts)} in {_runs(examined)}")
     else:
-        st.header(f"Nothing wrong was found in {examined} runs")
+        st.header(f"Nothing wrong was found in {_runs(examined)}")
+
+
+def _runs(n: int) -> str:
+    return f"{n} run" if n == 1 else f"{n} runs"
 
 
 def _filtered(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -107,23 +111,32 @@ def _filtered(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _group(severity: str, findings: list[dict[str, Any]]) -> None:
-    """The findings of one severity; the same one in several runs is told once."""
+    """The findings of one severity; one fault of one variant is told once, for all of its runs."""
     told: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for one in findings:
-        key = (one["variant"], one["code"], one["where"], one["meaning"], one["remedy"])
+        key = (one["variant"], one["code"], one["where"], one["remedy"])
         told.setdefault(key, []).append(one)
-    for (variant, code, where, meaning, remedy), same in told.items():
+    for (variant, code, where, remedy), same in told.items():
         with st.container(border=True):
             st.markdown(
                 f"{_ICONS[severity]} **{severity}: {plain(code)}** · {plain(variant)}, "
-                f"{quoted(where)}"
+                f"{quoted(where)}" + (f", {len(same)} runs" if len(same) > 1 else "")
             )
-            st.markdown(plain(meaning))
-            for one in same:
-                said = plain(_evidence(one["evidence"]))
-                st.markdown(f"- `{one['run']}`" + (f": {said}" if said else ""))
+            _told(same)
             if remedy:
                 st.markdown(f"**What to do:** {plain(remedy)}")
+
+
+def _told(same: list[dict[str, Any]]) -> None:
+    """What is wrong in one run's words, whose they are, and each run's own numbers."""
+    meaning = plain(same[0]["meaning"])
+    if len({one["meaning"] for one in same}) > 1:
+        meaning += f" (so in {quoted(same[0]['run'])}; each run's own numbers follow)"
+    lines = [meaning, ""]
+    for one in same:
+        said = plain(_evidence(one["evidence"]))
+        lines.append(f"- {quoted(one['run'])}" + (f": {said}" if said else ""))
+    st.markdown("\n".join(lines))
 
 
 def _knockouts(choice: Chosen) -> None:

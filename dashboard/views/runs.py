@@ -11,7 +11,14 @@ from attnviz.runs import STATES
 from dashboard import notices
 from dashboard.compared import listed
 from dashboard.frame import chooser, go, heard, typed
-from dashboard.selection import differences, matching, plain, several
+from dashboard.selection import (
+    asked_in_words,
+    differences,
+    matching,
+    plain,
+    question,
+    several,
+)
 from dashboard.summaries import level
 
 
@@ -52,6 +59,8 @@ def main() -> None:
 def _table(shown: list[Any], wanted: list[str]) -> list[Any]:
     """The table; what is ticked in it."""
     rows = pd.DataFrame([_row(run) for run in shown])
+    if not rows["why"].any():
+        rows = rows.drop(columns="why")
     ticked = [i for i, run in enumerate(shown) if run.id in wanted]
     event = st.dataframe(
         rows,
@@ -62,17 +71,19 @@ def _table(shown: list[Any], wanted: list[str]) -> list[Any]:
         selection_default={"selection": {"rows": ticked}},
         height=min(38 + 35 * len(rows), 560),
         column_config={
-            "why": st.column_config.TextColumn(width="medium"),
+            "why": st.column_config.TextColumn(width=130),
             "accuracy": st.column_config.NumberColumn(format="%.3f"),
             "energy": st.column_config.NumberColumn(
                 format="%.3f", help="Mean energy pointing game of the primary map"
             ),
             "seconds": st.column_config.NumberColumn(format="%.0f"),
+            "data": st.column_config.TextColumn(help="Digest of the test images"),
             "started": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm"),
         },
         alt=f"{len(rows)} runs with state, reason, seed, accuracy and score",
     )
-    st.caption(f"{len(rows)} runs. Tick two or more to see what tells them apart.")
+    count = f"{len(rows)} run{'s' if len(rows) > 1 else ''}"
+    st.caption(f"{count}. Tick two or more to see what tells them apart.")
     return [shown[i] for i in event.selection.rows if i < len(shown)]
 
 
@@ -83,12 +94,13 @@ def _row(run: Any) -> dict[str, Any]:
         "run": run.id,
         "variant": run.variant,
         "seed": run.seed,
+        "question": asked_in_words(question(run)),
         "state": notices.state_in_words(run.state),
         "why": run.reason or (f"epoch {epoch}" if run.state == "running" and epoch else ""),
         "accuracy": summary.get("accuracy"),
         "energy": level(run, summary.get("map"), "energy_pointing_game", "mean"),
         "seconds": summary.get("seconds"),
-        "images": (run.dataset or "")[:10],
+        "data": (run.dataset or "")[:8],
         "started": run.created,
     }
 

@@ -10,15 +10,15 @@ import streamlit as st
 
 from attnviz.compare.words import spoken
 from dashboard import charts, notices, shelf
-from dashboard.compared import listed
+from dashboard.compared import listed, one_group
 from dashboard.components import can_run
 from dashboard.epochs import epoch_maps, found_at, seed_bands
-from dashboard.frame import chooser, draw, heard, root
+from dashboard.frame import chooser, draw, heard, many, root
 from dashboard.gallery import gallery
 from dashboard.overlap import energy
 from dashboard.packing import MapLayer, Settings, Tile, pack
 from dashboard.pictures import in_words, sheet
-from dashboard.selection import cohorts, plain, quoted, several
+from dashboard.selection import Cohort, cohorts, plain, question, quoted, several, variants
 from dashboard.summaries import level
 
 _PANELS = {
@@ -35,60 +35,84 @@ def main() -> None:
     listing = listed()
     if listing is None:
         return
-    heard(several(st.query_params, "runs", [run.id for run in listing.runs]))
+    asked = heard(several(st.query_params, "runs", [run.id for run in listing.runs]))
+    groups = cohorts(listing.runs)
+    group = None if asked or not groups else one_group(groups)
     live = bool(listing.of("running"))
     body = st.fragment(_body, run_every=_EVERY if live else None)
-    body()
+    body(asked, group)
 
 
-def _body() -> None:
+def _body(asked: list[str], group: Cohort | None) -> None:
     listing = shelf.listing(root())
-    runs = _shown(listing)
+    runs = _shown(listing, asked, group)
     if not runs:
         st.info("None of these runs has curves.", icon=":material/show_chart:")
         return
-    _progress(listing)
+    _progress(runs)
     tables: dict[str, list[pd.DataFrame]] = {}
-    for run in runs:
-        table = notices.readable(lambda run=run: shelf.curves(run), run)
-        if table is not None and "epoch" in table:
-            label = run.variant
-            if run.state != "complete":
-                label = f"{run.variant} ({notices.state_in_words(run.state)})"
-            tables.setdefault(label, []).append(table)
+    for label, members in _chosen(_labelled(runs)).items():
+        for run in members:
+            table = notices.readable(lambda run=run: shelf.curves(run), run)
+            if table is not None and "epoch" in table:
+                tables.setdefault(label, []).append(table)
     if tables:
         _panels(tables, _chance(runs))
     _maps(listing, runs)
 
 
-def _shown(listing: shelf.Listing) -> list[Any]:
-    """The runs of the address; else the best group and everything unfinished."""
-    asked, _ = several(st.query_params, "runs", [run.id for run in listing.runs])
-    one = st.query_params.get("run")
+def _labelled(runs: list[Any]) -> dict[str, list[Any]]:
+    """Runs by variant, the unfinished apart with their state."""
+    labelled = variants(run for run in runs if run.state == "complete")
+    for run in runs:
+        if run.state != "complete":
+            label = f"{run.variant} ({notices.state_in_words(run.state)})"
+            labelled.setdefault(label, []).append(run)
+    return labelled
+
+
+def _chosen(labelled: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The variants to draw: all, or where that is a crowd those that the reader picks."""
+    if len(labelled) <= charts.MOST_BANDS:
+        return labelled
+    names = {members[0].id: label for label, members in labelled.items()}
+    picked = many("Draw only", "only", names)
+    return {names[key]: labelled[names[key]] for key in picked} or labelled
+
+
+def _shown(listing: shelf.Listing, asked: list[str], group: Cohort | None) -> list[Any]:
+    """The runs of the address; else one group, what goes on now, and what it left unfinished."""
     if asked:
         return [run for run in listing.runs if run.id in asked]
-    groups = cohorts(listing.runs)
-    shown = list(groups[0].runs) if groups else []
-    shown += listing.of("running", "stale", "stopped")
+    shown = [] if group is None else list(group.runs)
+    shown += [
+        run
+        for run in listing.of("running", "stale", "stopped")
+        if group is None or run.state == "running" or question(run) == group.question
+    ]
+    one = st.query_params.get("run")
     named = listing.find(one) if one else None
     if named is not None and named not in shown:
         shown.append(named)
     return shown
 
 
-def _progress(listing: shelf.Listing) -> None:
-    for run in listing.of("running"):
+def _progress(runs: list[Any]) -> None:
+    for run in runs:
+        if run.state != "running":
+            continue
         epoch, epochs = run.progress.get("epoch"), run.progress.get("epochs")
         words = f"{run.variant}, seed {run.seed} (`{run.id}`)"
         if isinstance(epoch, int) and isinstance(epochs, int) and epochs > 0:
             st.progress(min(epoch / epochs, 1.0), text=f"{words}: epoch {epoch} of {epochs}")
         else:
             st.markdown(f"{words}: training")
-    for run in listing.of("stale", "stopped"):
-        st.caption(
-            f"`{run.id}`: {notices.state_in_words(run.state)}, {plain(run.reason)}. "
-            "Its curves so far are below; it is not ranked."
-        )
+    for run in runs:
+        if run.state in ("stale", "stopped"):
+            st.caption(
+                f"`{run.id}`: {notices.state_in_words(run.state)}, {plain(run.reason)}. "
+                "Its curves so far are below; it is not ranked."
+            )
 
 
 def _panels(tables: dict[str, list[pd.DataFrame]], chance: float | None) -> None:
@@ -108,7 +132,6 @@ def _panels(tables: dict[str, list[pd.DataFrame]], chance: float | None) -> None
         draw(
             charts.lines, data, alt=said, x="epoch", y="mean", x_title="epoch",
             y_title=words[column], order=order, band=True, zero=name != "Loss", whole=True,
-            columns=7,
         )  # fmt: skip
         st.caption(plain(_last(data, words[column])))
         if name == "Localisation":

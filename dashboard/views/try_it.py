@@ -42,6 +42,7 @@ class Patch:
 def main() -> None:
     """The page."""
     st.title("Try it")
+    st.caption("Put a patch where you click, or bring an image: the run's model answers live.")
     choice = chosen()
     if choice is None:
         return
@@ -70,7 +71,7 @@ def main() -> None:
         image = _image(choice, run)
         if image is None:
             return
-        patch = _patch(image.shape[0])
+        patch = _patch(image.shape[0], run)
         picture, mask = live.patched(image, **vars(patch))
         _place(picture, patch)
     with right:
@@ -105,11 +106,16 @@ def _image(choice: Chosen, run: Any) -> np.ndarray | None:
     return None if held is None else held.images[0]
 
 
-def _patch(side: int) -> Patch:
-    shape = chooser("Patch", "shape", ("none", *_SHAPES), "square")
-    size = heard(whole(st.query_params, "size", 2, side, min(16, side)))
+def _patch(side: int, run: Any) -> Patch:
+    """Where and what the reader puts; a patch like those that the run was trained on, at first."""
+    trained = run.settings.get("shape"), run.settings.get("size")
+    shape = chooser(
+        "Patch", "shape", ("none", *_SHAPES), trained[0] if trained[0] in _SHAPES else "square"
+    )
+    usual = trained[1] if isinstance(trained[1], int) and 2 <= trained[1] <= side else 16
+    size = heard(whole(st.query_params, "size", 2, side, min(usual, side)))
     number("Size in pixels", "size", 2, side, size)
-    fill = ratio("Grey", "fill", 1.0, help="0 is black, 1 is white")
+    fill = ratio("Brightness", "fill", 1.0, help="0 is black, 1 is white")
     opacity = ratio("Opacity", "opacity", 1.0)
     middle = (side - size) // 2
     x = heard(whole(st.query_params, "x", 0, side - 1, middle))
@@ -149,7 +155,7 @@ def _answer(
         else ("yes", "no")
     )
     verdict = said[0] if answer.logit > 0 else said[1]
-    st.header(f"{verdict}: p = {answer.probability:.3f}, logit {answer.logit:+.2f}")
+    st.header(f"The model says {verdict}: p = {answer.probability:.3f}, logit {answer.logit:+.2f}")
     if off:
         st.markdown(
             f"Untouched: p = {before.probability:.3f}, logit {before.logit:+.2f}; the change is "
@@ -169,7 +175,8 @@ def _views(answer: Any, run: Any, picture: np.ndarray, mask: np.ndarray, patch: 
         share = float(energy(view.values[None], mask[None])[0])
         said = f"energy {share:.3f}" if np.isfinite(share) else _unscored(mask)
         alt = f"{view.name} ({view.construction}): {said}"
-        tiles.append(Tile(view.name, view.name, (view.construction, said), alt, 0, box))
+        built = () if view.construction == view.name else (view.construction,)
+        tiles.append(Tile(view.name, view.name, (*built, said), alt, 0, box))
         maps.append(enlarged(view.values[None], *mask.shape)[0])
     threshold = threshold_of(run, views[0].construction)
     if can_run():

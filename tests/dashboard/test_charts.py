@@ -122,3 +122,30 @@ def test_labels_of_a_scatter_do_not_cover_each_other():
     heights = charts._apart(np.array([0.1, 0.1, 0.1, 0.9]), 0.1)
     assert np.diff(np.sort(heights)).min() >= 0.1 * 0.8 - 1e-9
     assert (heights >= np.array([0.1, 0.1, 0.1, 0.9]) - 1e-9).all()
+
+
+def test_a_colour_that_comes_again_comes_with_another_dash():
+    names = [f"v{i}" for i in range(20)]
+    data = pd.DataFrame({"variant": names, "epoch": 1, "mean": 0.5, "low": 0.4, "high": 0.6})
+    spec = charts.lines(
+        data, ink=LIGHT, x="epoch", y="mean", x_title="", y_title="", order=names, band=True
+    ).to_dict()
+    assert len(spec["layer"]) == 1  # twenty bands would cover one another
+    encoding = spec["layer"][0]["encoding"]
+    pairs = zip(
+        encoding["color"]["scale"]["range"], encoding["strokeDash"]["scale"]["range"], strict=True
+    )
+    assert len({(colour, tuple(dash)) for colour, dash in pairs}) == 20
+
+
+def test_intervals_carry_their_numbers():
+    data = pd.DataFrame({"row": ["a", "b"], "mean": [0.1, -0.2], "low": -0.3, "high": 0.2})
+    spec = charts.intervals(
+        data, ink=DARK, row="row", order=["a", "b"], title="", decimals=2
+    ).to_dict()
+    drawn = (
+        next(iter(spec["datasets"].values()))
+        if len(spec["datasets"]) == 1
+        else [row for rows in spec["datasets"].values() for row in rows if "label" in row]
+    )
+    assert [row["label"] for row in drawn] == ["+0.10", "−0.20"]

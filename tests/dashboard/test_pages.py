@@ -122,6 +122,44 @@ class TestGoodRuns:
         assert "mha-1" in words(at)
         assert "cbam-0" not in words(at)
 
+    def test_one_fault_of_one_variant_is_told_once_with_each_runs_numbers(
+        self, good_root, tmp_path, monkeypatch
+    ):
+        for seed in (0, 1):
+            path = shutil.copytree(good_root / f"mha-{seed}", tmp_path / f"mha-{seed}")
+            summary = json.loads((path / "run.json").read_text())["summary"]
+            (first, *_) = summary["findings"]
+            first |= {"meaning": f"seen in {seed + 3} keys", "evidence": {"keys": seed + 3}}
+            made_runs._edited(path, summary=summary | {"findings": [first]})
+        shutil.copytree(good_root / "datasets", tmp_path / "datasets")
+        at = opened(monkeypatch, "diagnosis", tmp_path)
+        said = words(at)
+        assert "2 warnings in 2 runs" in said
+        assert said.count("What to do") == 1
+        assert "seen in 3 keys (so in `mha-0`; each run's own numbers follow)" in said
+        assert "- `mha-0`: keys 3\n- `mha-1`: keys 4" in said
+
+    def test_a_patch_like_the_runs_own_is_put_at_first(self, good_root, tmp_path, monkeypatch):
+        for name in ("mha-0", "datasets"):
+            shutil.copytree(good_root / name, tmp_path / name)
+        settings = json.loads((tmp_path / "mha-0" / "run.json").read_text())["settings"]
+        made_runs._edited(tmp_path / "mha-0", settings=settings | {"size": 10, "shape": "disc"})
+        at = opened(monkeypatch, "try_it", tmp_path)
+        assert at.number_input(key="number_size").value == 10
+        assert at.selectbox(key="choose_shape").value == "disc"
+
+    def test_facts_in_which_the_runs_differ_are_counted(self, good_root, tmp_path, monkeypatch):
+        for seed, threads in ((0, 1), (1, 4)):
+            path = shutil.copytree(good_root / f"mha-{seed}", tmp_path / f"mha-{seed}")
+            made_runs._edited(path, environment={"python": "3.11", "threads": threads})
+        shutil.copytree(good_root / "datasets", tmp_path / "datasets")
+        at = opened(monkeypatch, "about", tmp_path)
+        table = at.dataframe[-1].value
+        assert table.to_dict("list") == {
+            "what": ["threads", "threads"], "value": ["1", "4"], "runs": [1, 1],
+            "such as": ["mha-0", "mha-1"],
+        }  # fmt: skip
+
     def test_knockouts_are_drawn_and_said_for_the_run_that_is_chosen(self, good_root, monkeypatch):
         at = opened(monkeypatch, "diagnosis", good_root)
         assert "What each head and gate is worth" in words(at)
@@ -198,6 +236,12 @@ class TestBadRunsBesideGoodOnes:
         at = opened(monkeypatch, "compare", bad_root)
         assert "1 other group of runs is not ranked with these" in words(at)
 
+    def test_reasons_have_a_column_where_there_are_any(self, good_root, bad_root, monkeypatch):
+        assert "why" in opened(monkeypatch, "runs", bad_root).dataframe[0].value
+        table = opened(monkeypatch, "runs", good_root).dataframe[0].value
+        assert "why" not in table
+        assert set(table["question"]) == {"square of 16, photos"}
+
     def test_the_list_names_states_and_counts_strays(self, bad_root, monkeypatch):
         at = opened(monkeypatch, "runs", bad_root)
         table = at.dataframe[0].value
@@ -226,6 +270,33 @@ class TestBadRunsBesideGoodOnes:
         assert "epoch 5 of 12" in at.get("progress")[0].text
         assert "mha (training)" in said
         assert "mha (stopped?)" in said
+
+    def test_training_shows_one_question_at_a_time(self, good_root, tmp_path, monkeypatch):
+        for name in ("mha-0", "mha-1", "cnn-0", "datasets"):
+            shutil.copytree(good_root / name, tmp_path / name)
+        asked = made_runs.SETTINGS | {"size": 9}
+        made_runs._edited(tmp_path / "cnn-0", settings=asked)
+        made_runs.training_run(tmp_path, "stopped-run").stop("interrupted")
+        made_runs.training_run(tmp_path, "stopped-other").stop("interrupted")
+        made_runs._edited(tmp_path / "stopped-other", settings=asked)
+        at = opened(monkeypatch, "training", tmp_path)
+        assert "`stopped-run`: stopped" in words(at)
+        assert "stopped-other" not in words(at)
+        assert "cnn" not in at.caption[-2].value
+        other = next(o for o in at.selectbox(key="choose_data").options if "square of 9" in o)
+        at.selectbox(key="choose_data").set_value(other).run()
+        assert "`stopped-other`: stopped" in words(at)
+        assert "`stopped-run`" not in words(at)
+
+    def test_a_crowd_of_variants_can_be_thinned(self, tmp_path, monkeypatch):
+        digest = made_runs.dataset(tmp_path, 8)
+        for i in range(9):
+            path = made_runs.run(tmp_path, "mha", 0, digest, run_id=f"run-{i}")
+            made_runs._edited(path, variant=f"v{i}")
+        at = opened(monkeypatch, "training", tmp_path, only="run-3")
+        (said,) = (one.value for one in at.caption if "Last validation loss" in one.value)
+        assert "v3" in said
+        assert "v4" not in said
 
     def test_runs_that_differ_in_the_question_are_not_ranked(self, bad_root, monkeypatch):
         at = opened(monkeypatch, "compare", bad_root, runs="mha-0,other-images")

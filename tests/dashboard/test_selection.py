@@ -114,6 +114,24 @@ class TestCohorts:
         names = {name: [run.id for run in group] for name, group in cohort.variants.items()}
         assert names == {"cnn": ["c"], "mha · lr=0.1": ["a"], "mha · lr=0.01": ["b"]}
 
+    def test_settings_that_part_the_runs_alike_are_told_once(self):
+        slow = {"size": 16, "lr": 0.01, "schedule": {"lr": 0.01}}
+        fast = {"size": 16, "lr": 0.1, "schedule": {"lr": 0.2}}
+        runs = [FakeRun("a", settings=fast), FakeRun("b", settings=slow)]
+        assert list(selection.variants(runs)) == ["mha · lr=0.1", "mha · lr=0.01"]
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"question": "patch", "size": 8, "shape": "ring"}, "patch, ring of 8"),
+            ({"size": 16, "opacity": 0.5, "data": "photos"}, "16, opacity 0.5, photos"),
+            ({"patch": {"shape": "disc", "size": 4, "opacity": 1.0}}, "disc of 4"),
+            ({"lr": 0.1}, ""),
+        ],
+    )
+    def test_a_question_is_said_in_words(self, settings, said):
+        assert selection.asked_in_words(selection.question(FakeRun("a", settings=settings))) == said
+
     def test_of_two_runs_of_one_seed_the_newer_counts(self):
         (cohort,) = selection.cohorts([FakeRun("old", created=1), FakeRun("new", created=2)])
         assert [run.id for run in cohort.runs] == ["new"]
