@@ -287,10 +287,11 @@ def _accuracy(result: Any, metric: str) -> None:
         st.caption("No run says how accurate it is.")
         return
     words = "; ".join(f"{r.variant} {r.accuracy:.3f} and {r.mean:.3f}" for r in rows.itertuples())
-    draw(
-        charts.scatter, rows, alt=f"Accuracy and {spoken(metric)}: {words}",
-        x="accuracy", y="mean", x_title="accuracy", y_title=spoken(metric),
-    )  # fmt: skip
+    if len(rows) > 1:  # a single dot shows nothing, and its axes have no length
+        draw(
+            charts.scatter, rows, alt=f"Accuracy and {spoken(metric)}: {words}",
+            x="accuracy", y="mean", x_title="accuracy", y_title=spoken(metric),
+        )  # fmt: skip
     st.caption(f"Accuracy and {spoken(metric)}: {plain(words)}.")
 
 
