@@ -100,7 +100,8 @@ def _share_inside(batch: Batch, sign: Sign) -> Tensor:
     with np.errstate(divide="ignore", invalid="ignore"):
         share = inside / total
     share[~fit] = math.nan
-    return torch.as_tensor(share)
+    # both sums are rounded, in orders of their own: a whole must not be more than all
+    return torch.as_tensor(share if sign == "signed" else share.clip(max=1))
 
 
 def _masses(values: Tensor, labels: Tensor, sign: Sign) -> tuple[Any, ...]:

@@ -81,6 +81,15 @@ def test_negative_values_carry_no_mass_unless_asked() -> None:
     assert mass_lift(maps, masks).tolist() == [0.75 * 3 / 2]
 
 
+@pytest.mark.parametrize("sign", ["positive", "abs"])
+def test_a_whole_is_not_more_than_all(sign: str) -> None:
+    maps = made.noise(200, 24, 24).mul(60).exp()  # too wide for exact sums
+    everywhere = torch.ones(200, 24, 24, dtype=torch.bool)
+    scores = energy_pointing_game(maps, everywhere, sign=sign)  # type: ignore[arg-type]
+    assert scores.max() == 1
+    assert scores.min() > 1 - 1e-14
+
+
 @pytest.mark.parametrize("sign", ["positive", "abs", "signed"])
 def test_no_mass_has_no_share(sign: str) -> None:
     maps, masks = torch.zeros(1, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool)
