@@ -6,8 +6,8 @@ model *does*: they run it on other sizes and batches, change one spot of an imag
 in the place of its own, and look. Nothing reads source code.
 """
 
-from attnviz.diagnosis.asking import diagnose
 from attnviz.diagnosis.catalogue import FAULTS, Fault
+from attnviz.diagnosis.diagnosing import diagnose
 from attnviz.diagnosis.findings import SEVERITIES, Finding, Findings, Severity
 from attnviz.diagnosis.training import diagnose_run, diagnose_split
 

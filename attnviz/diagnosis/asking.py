@@ -1,159 +1,83 @@
-"""`diagnose`: what is wrong with this attention, with evidence and remedy."""
+"""Asking a model without leaving a trace.
+
+Evaluation mode, no gradients, a fixed random state; on every exit the model has its modes, buffers
+and gradients as before, and so have the random generators.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attnviz.diagnosis.aim import aim_findings, padding_findings
-from attnviz.diagnosis.asked import at_rest
-from attnviz.diagnosis.catalogue import finding
-from attnviz.diagnosis.effects import effect_findings
-from attnviz.diagnosis.examination import Examination, is_trained
-from attnviz.diagnosis.findings import Finding, Findings
-from attnviz.diagnosis.gating import gate_findings
-from attnviz.diagnosis.inputs import input_findings, statistics_findings
-from attnviz.diagnosis.running import leak_findings, running_findings
-from attnviz.diagnosis.spread import spread_findings
-from attnviz.diagnosis.tokens import order_findings, token_findings
-from attnviz.diagnosis.weights import applied_findings, weight_findings
 from attnviz.errors import InputError
-from attnviz.shapes import Images, Masks
-
-Rule: TypeAlias = Callable[[Examination], Iterator[Finding]]
-
-RULES: tuple[Rule, ...] = (
-    running_findings,
-    statistics_findings,
-    token_findings,
-    weight_findings,
-    applied_findings,
-    order_findings,
-    gate_findings,
-    effect_findings,
-    spread_findings,
-    padding_findings,
-    aim_findings,
-)
-"""What is asked of every model, in this order."""
-
-_EXPLAINED = {"batch-attention", "gate-over-batch", "wrong-axis"}  # faults that leak by themselves
-_FOLLOWS = {
-    "scrambled-output": ("no-effect",),
-    "duplicate-heads": ("near-uniform", "collapsed-heads"),
-    "saturated-heads": ("collapsed-heads",),
-}
-"""What is a consequence of what, at one module."""
 
 
-def diagnose(
-    model: nn.Module,
-    images: Images,
-    masks: Masks | None = None,
-    *,
-    padding: Masks | None = None,
-    trained: bool | None = None,
-    name: str = "",
-) -> Findings:
-    """Say what is wrong with a model's attention and gates, with evidence and remedy.
+@contextmanager
+def at_rest(model: nn.Module, seed: int = 0) -> Iterator[None]:
+    """The model in evaluation mode, its random numbers seeded; all as before on every exit."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if _plain(buffer)]
+    devices = sorted({x.device.index or 0 for x in model.parameters() if x.is_cuda})
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        try:
+            for module, _ in modes:
+                module.training = False
+            with torch.no_grad():
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            for buffer, before in buffers:
+                _write_back(buffer, before)
 
-    The model is run in evaluation mode a few times on the first images (on all of them only where
-    masks are given): as they are, in a smaller batch, at another size, with one spot changed, and
-    with other weights put in the place of its own. It is left as it came: modes, buffers,
-    gradients, hooks and random numbers.
 
-    Args:
-        model: Any module from images to tensors. Compiled and scripted models are refused as by
-            `attnviz.watch`.
-        images: `(b, c, h, w)`, as the model was trained on; eight or more tell most.
-        masks: `(b, h, w)`, True where the thing is that the model should find. Without it nothing
-            is said of where attention points.
-        padding: `(b, h, w)`, True where an image is filled up. Without it borders of one colour,
-            a sixteenth of the image or more, count as padding.
-        trained: Whether the weights are trained. If not given it is read off the norm layers. What
-            random weights do by nature (flat rows, equal heads, dead gates) is withheld from
-            untrained models, and a note where it is not known.
-        name: What the headline calls it.
+def answer(outputs: Any) -> Tensor:
+    """All floating-point numbers that a model put out, `(b, n)` in float32.
 
-    Returns:
-        The findings, the worst first; empty if nothing is wrong. Severities are explained at
-        `attnviz.diagnosis.SEVERITIES`, codes in `docs/doctor`.
+    Tuples, lists, mappings and dataclasses are looked into, in order; tensors without a batch
+    axis of the right length are left out.
 
     Raises:
-        InputError: Images, masks or padding of the wrong shape or type; a model that returns no
-            tensors.
-        UnsupportedError: A model that cannot be watched.
-
-    Example:
-        >>> import torch
-        >>> from attnviz.models import build_model
-        >>> found = diagnose(build_model("mha_reshape"), torch.randn(4, 3, 96, 96).clamp(-1, 1))
-        >>> found.errors.codes
-        ('scrambled-tokens',)
+        InputError: There is no floating-point tensor in it.
     """
-    _check(model, images, masks, padding)
-    found = list(input_findings(images))
-    usable = images.isfinite().flatten(1).all(1)
-    if not bool(usable.any()):
-        return Findings(found, name=name)
-    if not bool(usable.all()):
-        images = images[usable]
-        masks = None if masks is None else masks[usable]
-        padding = None if padding is None else padding[usable]
-    trained = is_trained(model) if trained is None else trained
-    training = sum(module.training for module in model.modules())
-    with at_rest(model):
-        case = Examination(
-            model, images, masks=masks, padding=padding, trained=trained, left_in_training=training
-        )
-        found += examined(case)
-    counts = {"attention": len(case.attention()), "gates": len(case.gates())}
-    return Findings(found, name=name, checked=counts)
-
-
-def examined(case: Examination) -> list[Finding]:
-    """All findings of one examination."""
-    found = [one for rule in RULES for one in rule(case)]
-    found = [one for one in found if not _superseded(one, found)]
-    if not _EXPLAINED & {one.code for one in found}:
-        found += leak_findings(case)
-    if not case.records and not any(one.severity == "error" for one in found):
-        found.append(finding("nothing-seen", "model"))
-    elif case.trained is False:
-        found.append(finding("untrained", "model"))
-    return found
-
-
-def _superseded(one: Finding, found: list[Finding]) -> bool:
-    """Whether another finding at the same module says what this one follows from."""
-    causes = _FOLLOWS.get(one.code, ())
-    return any(other.code in causes and other.where == one.where for other in found)
-
-
-def _check(model: nn.Module, images: Tensor, masks: Tensor | None, padding: Tensor | None) -> None:
-    if not isinstance(model, nn.Module):
+    found: list[Tensor] = []
+    _collect(outputs, found)
+    if not found:
         raise InputError(
-            f"diagnose: expected a torch module, got {type(model).__name__}; "
-            "wrap what you have in one that takes images"
+            f"diagnose: expected a model that returns tensors, got {type(outputs).__name__}"
         )
-    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
-        came = (
-            f"{images.dtype} {tuple(images.shape)}"
-            if isinstance(images, Tensor)
-            else type(images).__name__
-        )
-        raise InputError(
-            f"diagnose: expected images as a floating-point tensor (b, c, h, w), got {came}"
-        )
-    if not len(images):
-        raise InputError("diagnose: expected one image or more, got none")
-    wanted = (images.shape[0], *images.shape[2:])
-    for what, one in (("masks", masks), ("padding", padding)):
-        if one is not None and (tuple(one.shape) != wanted or one.dtype != torch.bool):
-            raise InputError(
-                f"diagnose: expected {what} as booleans {wanted}, got {one.dtype} "
-                f"{tuple(one.shape)}; compare with a threshold, {what} = {what} > 0.5"
-            )
+    b = found[0].shape[0]
+    return torch.cat([x.detach().float().reshape(b, -1) for x in found if x.shape[0] == b], 1)
+
+
+def _collect(value: Any, found: list[Tensor]) -> None:
+    if isinstance(value, Tensor):
+        if value.is_floating_point() and value.ndim:
+            found.append(value)
+    elif isinstance(value, Mapping):
+        _each(value.values(), found)
+    elif isinstance(value, tuple | list):
+        _each(value, found)
+    elif is_dataclass(value) and not isinstance(value, type):
+        _each((getattr(value, one.name) for one in fields(value)), found)
+
+
+def _each(values: Any, found: list[Tensor]) -> None:
+    for value in values:
+        _collect(value, found)
+
+
+def _plain(buffer: Tensor) -> bool:
+    return buffer.layout == torch.strided and not isinstance(buffer, nn.UninitializedBuffer)
+
+
+def _write_back(buffer: Tensor, before: Tensor) -> None:
+    if buffer.shape == before.shape and not torch.equal(buffer, before):
+        with torch.no_grad():
+            buffer.copy_(before)

@@ -416,7 +416,7 @@ _TRAINING = (
     Fault(
         "not-above-majority",
         "warning",
-        "validation accuracy is {accuracy:.1%}, and always giving the commonest answer would give "
+        "test accuracy is {accuracy:.1%}, and always giving the commonest answer would give "
         "{majority:.1%}",
         "train longer, or make the task easier first (a larger patch); a map of such a model says "
         "nothing",

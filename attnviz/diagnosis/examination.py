@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from attnviz.capture import Capture, Record, watch
-from attnviz.diagnosis.asked import answer
+from attnviz.diagnosis.asking import answer
 from attnviz.diagnosis.axes import Kind, kinds
 from attnviz.diagnosis.nudges import Nudged, Still, nudge, overheard
 

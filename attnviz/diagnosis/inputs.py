@@ -33,7 +33,7 @@ def input_findings(images: Tensor) -> Iterator[Finding]:
     still = int((flat.amax(2) == flat.amin(2)).all(1).sum())
     if still:
         yield finding("input-constant", "input", images=still)
-    copies = len(images) - len({row.cpu().numpy().tobytes() for row in images})
+    copies = len(images) - len({row.double().cpu().numpy().tobytes() for row in images})
     if copies and not still:
         yield finding("input-repeated", "input", images=copies)
 

@@ -7,6 +7,7 @@ score what random tie-breaking would score on average, so a constant map scores 
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 import torch
 import torch.nn.functional as F
@@ -185,17 +186,18 @@ def topk_of(batch: Batch, *, k: int | float = TOP) -> Tensor:
 
 def check_k(k: int | float) -> None:
     """Raise an `InputError` unless k is a count from 1 or a share in (0, 1]."""
-    if isinstance(k, bool) or not (k >= 1 if isinstance(k, int) else 0 < k <= 1):
+    number = isinstance(k, Real) and not isinstance(k, bool)  # numpy's numbers are welcome
+    if not number or not (k >= 1 if isinstance(k, Integral) else 0 < k <= 1):
         raise InputError(f"k: expected an int from 1, or a float share in (0, 1], got {k!r}")
 
 
 def how_many(k: int | float, pixels: int) -> int:
     """The number of places that k stands for in maps of this many, or an `InputError`."""
-    if isinstance(k, int):
+    if isinstance(k, Integral):
         if k > pixels:
             raise InputError(f"k: expected at most the {pixels} places of a map, got {k}")
-        return k
-    return max(1, round(k * pixels))
+        return int(k)
+    return max(1, round(float(k) * pixels))
 
 
 def _widened(masks: Tensor, radius: int | float) -> Tensor:

@@ -119,6 +119,7 @@ def test_answers_like_the_commonest_one_are_noticed(tmp_path) -> None:
     found = diagnose_run(write(tmp_path, "a", accuracy=0.52))
     assert found.codes == ("not-above-majority",)
     assert found[0].evidence == {"accuracy": 0.52, "majority": 0.5}
+    assert found[0].meaning.startswith("test accuracy is 52.0%")  # a run's accuracy is the test's
 
 
 def test_places_that_repeat_are_noticed(tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -79,7 +80,19 @@ def test_a_share_too_small_for_one_place_takes_one() -> None:
     assert torch.equal(one, pointing_game(maps, masks))
 
 
-@pytest.mark.parametrize("k", [0, -1, 0.0, 1.01, True])
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("k", [1, 5, 0.2])
+def test_numpys_numbers_mean_what_pythons_do(k: float) -> None:
+    """One place as an `int64` is one place, and not the whole map."""
+    maps, masks = made.noise(3, 5, 5), made.noise(3, 5, 5, seed=1) > 0.5
+    number = np.int64(k) if isinstance(k, int) else np.float32(k)
+    assert torch.equal(
+        topk_intersection(maps, masks, k=number), topk_intersection(maps, masks, k=k)
+    )
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("k", [0, -1, 0.0, 1.01, True, np.True_, torch.tensor(1)])
 def test_k_out_of_range_is_refused(k: float) -> None:
     with pytest.raises(InputError, match=r"k: expected an int from 1, or a float share in"):
         topk_intersection(made.noise(1, 4, 4), made.noise(1, 4, 4) > 0, k=k)

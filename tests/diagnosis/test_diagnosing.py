@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import attnviz as av
 from attnviz.diagnosis import diagnose
-from attnviz.diagnosis.asked import answer, at_rest
+from attnviz.diagnosis.asking import answer, at_rest
 from attnviz.diagnosis.examination import is_trained
 from attnviz.errors import InputError
 from attnviz.patches import inject_patch
@@ -232,6 +232,32 @@ def test_at_rest_restores_modes_after_an_error() -> None:
         fail()
     assert not any(in_between)
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_images_of_any_precision_with_or_without_a_gradient_can_be_examined(
+    dtype: torch.dtype,
+) -> None:
+    torch.manual_seed(0)
+    images = noise(3).to(dtype)
+    images[2] = images[1]
+    images.requires_grad_()
+    found = diagnose(av.build_model("mha", width=16).to(dtype), images)
+    assert [(one.code, one.evidence) for one in found if one.code.startswith("input")] == [
+        ("input-repeated", {"images": 1})
+    ]
+    assert images.requires_grad
+
+
+def test_masks_and_padding_are_welcome_as_arrays() -> None:
+    torch.manual_seed(0)
+    model, images = av.build_model("mha", width=16), noise(8)
+    masks, padding = noise(8)[:, 0] > 0.5, torch.zeros(8, 48, 48, dtype=torch.bool)
+    padding[:, :12] = True
+    expected = diagnose(model, images, masks, padding=padding, trained=True)
+    found = diagnose(model, images, masks.numpy(), padding=padding.numpy(), trained=True)
+    assert found.as_dicts() == expected.as_dicts()
+    assert {"padding-attention", "not-above-chance"} <= set(found.codes)
 
 
 @pytest.mark.usefixtures("unchecked")
