@@ -125,8 +125,8 @@ def _name(cohort: Cohort) -> str:
 
 
 def _in_words(cohort: Cohort) -> str:
-    n = len(cohort.variants)
-    count = f"{n} variant{'s' if n != 1 else ''}"
+    names = list(cohort.variants)
+    count = f"{len(names)} variants" if len(names) > 2 else " and ".join(names)
     parts = (asked_in_words(cohort.question), count, cohort.dataset[:10])
     return " · ".join(part for part in parts if part)
 
@@ -137,7 +137,9 @@ def ranked(choice: Chosen, metric: str) -> Any | None:
         return shelf.comparison(choice.groups, metric)
     except ValueError as error:  # compare's own InputError is one
         st.warning(f"Not ranked: {plain(error)}", icon=":material/rule:")
-        st.dataframe(differences(choice.runs), alt="The settings that differ between these runs")
+        odd = differences(choice.runs)
+        if not odd.empty:
+            st.dataframe(odd, alt="The settings that differ between these runs")
     except OSError as error:
         notices.broken(error)
     return None

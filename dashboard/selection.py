@@ -280,7 +280,7 @@ def in_order(
         disagreement: What `spread` returned; needed for that order.
     """
     keep = np.ones(len(samples), bool)
-    if choice.outcome != "all":
+    if choice.outcome != "all" and "correct" in samples:
         keep &= samples["correct"].to_numpy(dtype=bool) == (choice.outcome == "right")
     if choice.size is not None:
         keep &= patch_sizes(samples) == choice.size
@@ -295,6 +295,20 @@ def in_order(
         upwards = (choice.order == "worst") != (metric in LOWER_IS_BETTER)
         key = values if upwards else -values
     return where[np.argsort(key[where], kind="stable")]  # NaN sorts last
+
+
+def verdict(row: Mapping[str, Any], decimals: int = 2) -> str:
+    """What the model said of an image, as far as its table tells: `right, p = 0.99`."""
+    known = {key: row[key] for key in ("correct", "probability", "logit") if key in row}
+    known = {key: float(value) for key, value in known.items() if not pd.isna(value)}
+    parts = []
+    if "correct" in known:
+        parts.append("right" if known["correct"] else "wrong")
+    if "probability" in known:
+        parts.append(f"p = {known['probability']:.{decimals}f}")
+    elif "logit" in known:
+        parts.append(f"logit {known['logit']:+.2f}")
+    return ", ".join(parts)
 
 
 def page_of(where: np.ndarray, page: int, per_page: int = PAGE_SIZE) -> np.ndarray:
@@ -346,5 +360,11 @@ def primary_map(run: Any, samples: pd.DataFrame) -> str | None:
 
 def threshold_of(run: Any, map_name: str) -> float:
     """The threshold that the run's validation images chose for a map; one half if it names none."""
+    value = chosen_threshold(run, map_name)
+    return 0.5 if value is None else value
+
+
+def chosen_threshold(run: Any, map_name: str) -> float | None:
+    """The threshold that the run's validation images chose for a map, where they did."""
     value = run.summary.get("threshold", {}).get(map_name)
-    return float(value) if value is not None and 0 <= value <= 1 else 0.5
+    return float(value) if value is not None and 0 <= value <= 1 else None

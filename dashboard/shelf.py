@@ -109,13 +109,15 @@ def stamp(run: Any, *names: str) -> tuple[Any, ...]:
 
 
 def samples(run: Any) -> pd.DataFrame:
-    """A run's table of images; shared by all readers, so not to be written to."""
+    """A run's table of images, without boxes where it has none; shared, so not to be written to."""
     return _samples(stamp(run, "samples.parquet"), run)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
 def _samples(key: tuple[Any, ...], _run: Any) -> pd.DataFrame:
-    return _run.samples()
+    table = _run.samples()
+    missing = dict.fromkeys((side for side in ("x0", "y0", "x1", "y1") if side not in table), 0)
+    return table.assign(**missing) if missing else table
 
 
 def maps(run: Any, name: str, indices: Sequence[int]) -> np.ndarray:

@@ -174,7 +174,8 @@ def _odd_ones(choice: Chosen) -> None:
     first = primary_map(run, table)
     column = f"{first}/{AGREEMENT}spearman"
     if column not in table or _REFERENCE not in run.map_names:
-        st.caption(f"`{run.id}` kept no agreement of {plain(first)} with {_REFERENCE}.")
+        of = f" of {plain(first)}" if first else ""
+        st.caption(f"`{run.id}` kept no agreement{of} with {_REFERENCE}.")
         return
     values = table[column].to_numpy(dtype=float)
     where = np.flatnonzero(patched(table) & np.isfinite(values))

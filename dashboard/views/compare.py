@@ -27,6 +27,7 @@ from dashboard.selection import (
     neighbours,
     plain,
     primary_map,
+    verdict,
     whole,
 )
 
@@ -150,6 +151,9 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
     for name, run in shown:
         table = tables[run.id]
         map_name = primary_map(run, table)
+        if map_name not in run.map_names:
+            st.caption(f"{plain(name)} keeps no map to show.")
+            continue
         values = notices.readable(lambda: shelf.maps(run, map_name, [image])[0], run)  # noqa: B023 - called at once
         if values is None:
             continue
@@ -179,9 +183,11 @@ def _tile(
 ) -> Tile:
     score = float(row.get(f"{map_name}/{metric}", np.nan))
     said = f"{charts.short(metric)} {score:.3f}" if np.isfinite(score) else "no score"
-    verdict = f"{'right' if row['correct'] else 'wrong'}, p = {row['probability']:.2f}"
-    alt = f"{name}, seed {run.seed}, {map_name} on image {image}: {said}, classified {verdict}"
-    return Tile(run.id, name, (said, verdict), alt, 0, box)
+    judged = [one for one in (verdict(row),) if one]
+    alt = f"{name}, seed {run.seed}, {map_name} on image {image}: " + ", classified ".join(
+        [said, *judged]
+    )
+    return Tile(run.id, name, (said, *judged), alt, 0, box)
 
 
 def _same_size(maps: list[np.ndarray], h: int, w: int) -> np.ndarray:

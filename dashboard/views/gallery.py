@@ -22,6 +22,7 @@ from dashboard.selection import (
     ORDERS,
     OUTCOMES,
     Choice,
+    chosen_threshold,
     in_order,
     metric_names,
     one_of,
@@ -34,6 +35,7 @@ from dashboard.selection import (
     share,
     spread,
     threshold_of,
+    verdict,
     whole,
 )
 
@@ -84,8 +86,9 @@ def _controls(run: Any, table: pd.DataFrame, first: str) -> tuple[str, Choice]:
         metric = chooser("Metric", "metric", {n: spoken(n) for n in known}, default, forget=again)
     with two:
         order = chooser("Order", "order", ORDERS, "worst", forget=again)
+    outcomes = OUTCOMES if "correct" in table else {"all": OUTCOMES["all"]}
     with three:
-        outcome = chooser("Images", "outcome", OUTCOMES, "all", forget=again)
+        outcome = chooser("Images", "outcome", outcomes, "all", forget=again)
     sizes = {"any": "any size"} | {
         str(s): f"{s} px" if s else "no patch" for s in sorted(set(patch_sizes(table).tolist()))
     }
@@ -150,10 +153,13 @@ def _tiles(
     tiles = [_tile(row, i, held.box(i)) for i, (_, row) in enumerate(rows.iterrows())]
     settings = _settings(layers)
     by = layers[settings.map]
+    chose = ""
+    if chosen_threshold(run, by.name) is not None:
+        chose = f"; validation images chose τ = {by.threshold:.2f} for {plain(by.name)}"
     st.caption(
         f"{plain(run.variant)}, seed {run.seed}. Coloured is what lies at or above the threshold "
-        f"τ of the map, each scaled to its own range; validation images chose τ = "
-        f"{by.threshold:.2f} for {plain(by.name)}. The box is the patch. A click or Enter opens it."
+        f"τ of the map, each scaled to its own range{chose}"
+        ". The box is the patch. A click or Enter opens it."
     )
     if can_run():
         block = pack(
@@ -194,10 +200,10 @@ def _layer(
 
 def _tile(row: pd.Series, place: int, box: tuple[int, ...] | None) -> Tile:
     number = int(row.name)
-    verdict = "right" if row["correct"] else "wrong"
-    said = f"{verdict}, p = {row['probability']:.2f}"
-    alt = f"Image {number}, classified {said}, {f'patch at {box}' if box else 'no patch'}"
-    return Tile(str(number), f"#{number}", (said,), alt, place, box)
+    said = verdict(row)
+    where = f"patch at {box}" if box else "no patch"
+    alt = f"Image {number}, {f'classified {said}, ' if said else ''}{where}"
+    return Tile(str(number), f"#{number}", (said,) if said else (), alt, place, box)
 
 
 def _settings(layers: list[MapLayer]) -> Settings:

@@ -31,6 +31,7 @@ from dashboard.selection import (
     primary_map,
     scores,
     spread,
+    verdict,
     whole,
 )
 
@@ -122,12 +123,11 @@ def _variant(
 ) -> None:
     """A row: the image, the run's map, each head, each other map."""
     row = table.iloc[image]
-    verdict = "right" if row["correct"] else "wrong"
+    said = verdict(row, decimals=3)
+    if "probability" in row and "logit" in row:
+        said += f", logit {row['logit']:+.2f}"
     st.header(plain(name))
-    st.caption(
-        f"Seed {run.seed}, classified {verdict}: p(patch) = {row['probability']:.3f}, logit "
-        f"{row['logit']:+.2f}"
-    )
+    st.caption(f"Seed {run.seed}" + (f", classified {said}" if said else ""))
     tiles = [Tile("image", "image", (), f"Test image {image}", 0, box)]
     maps = [np.zeros((1, 1), np.float32)]
     first = primary_map(run, table)

@@ -46,9 +46,6 @@ def main() -> None:
 def _body(asked: list[str], group: Cohort | None) -> None:
     listing = shelf.listing(root())
     runs = _shown(listing, asked, group)
-    if not runs:
-        st.info("None of these runs has curves.", icon=":material/show_chart:")
-        return
     _progress(runs)
     tables: dict[str, list[pd.DataFrame]] = {}
     for label, members in _chosen(_labelled(runs)).items():
@@ -58,6 +55,8 @@ def _body(asked: list[str], group: Cohort | None) -> None:
                 tables.setdefault(label, []).append(table)
     if tables:
         _panels(tables, _chance(runs))
+    else:
+        st.info("None of these runs has curves.", icon=":material/show_chart:")
     _maps(listing, runs)
 
 

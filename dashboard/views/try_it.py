@@ -19,7 +19,7 @@ from dashboard.overlap import energy, enlarged
 from dashboard.packing import MapLayer, Settings, Tile, pack, pack_image
 from dashboard.pictures import in_words, sheet
 from dashboard.pointer import pointer
-from dashboard.selection import plain, threshold_of, whole
+from dashboard.selection import plain, question, threshold_of, whole
 from dashboard.upload import upload
 from dashboard.uploads import decoded
 
@@ -50,7 +50,11 @@ def main() -> None:
     if run is None:
         return
     if _WEIGHTS not in run.files:
-        st.warning(f"`{run.id}` keeps no weights, so its model cannot be asked. Train it again:")
+        said = f"`{run.id}` keeps no weights, so its model cannot be asked."
+        if not question(run):  # not trained by the lab
+            st.info(f"{said} This page rebuilds the lab's own models from a run's weights.")
+            return
+        st.warning(f"{said} Train it again:")
         notices.command(f"uv run python -m experiments train --variant {run.variant}")
         return
     try:

@@ -14,6 +14,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
+from attnviz.runs import open_run, save_run
 from dashboard import shelf
 from tests.dashboard import made_runs
 from tests.dashboard.conftest import APP
@@ -356,6 +357,38 @@ class TestDamage:
         }  # fmt: skip
         path.write_text(json.dumps(json.loads(path.read_text()) | {"summary": nonsense}))
         opened(monkeypatch, page, copied)
+
+    @pytest.mark.parametrize("page", PAGES)
+    @pytest.mark.parametrize("kept", ["own", "bare", "maps", "nothing"])
+    def test_a_run_of_somebody_elses_with_less_in_it_breaks_no_page(
+        self, page, kept, good_root, tmp_path, monkeypatch
+    ):
+        """As `docs/own-data.md` saves one: no probability, no curves, no weights, no summary."""
+        shutil.copytree(good_root / "datasets", tmp_path / "datasets")
+        given = open_run(good_root / "mha-0")
+        table = given.samples()
+        boxes, scored = ["x0", "y0", "x1", "y1"], [name for name in table if "/" in name]
+        columns = {
+            "own": ["index", "label", *boxes, "correct", "logit", *scored],
+            "bare": ["index", "label", *scored],
+            "maps": ["index", "label", *boxes],
+            "nothing": ["index", "label"],
+        }[kept]
+        save_run(
+            tmp_path / "mine", variant="mine", settings={"epochs": 0}, seed=0,
+            samples=table[columns], dataset=given.dataset,
+            maps={} if kept == "nothing" else {"received": given.maps("received")},
+            summary={"map": "received"},
+        )  # fmt: skip
+        at = opened(monkeypatch, page, tmp_path)
+        assert not at.error
+        assert "validation images chose" not in words(at)
+        if page == "training":
+            assert "None of these runs has curves" in words(at)
+        if page == "compare" and kept == "own":
+            assert "mine: energy" in words(at)
+        if page == "try_it":
+            assert "rebuilds the lab's own models" in words(at)
 
     def test_a_run_that_goes_away_between_two_looks_is_said(self, copied, monkeypatch):
         at = opened(monkeypatch, "gallery", copied, run="mha-0")
