@@ -6,10 +6,14 @@ Each turn begins with another one of them, so that none always follows the one t
 memory behind. The plain forward is in each turn twice, and "plain, again" says what a ratio is
 worth.
 
+Floors, printed beside: what no watch of this kind can go below. "ops through Python" hands every op
+to Python and does nothing with it: a large convolution leaves the caches cold, and Python reads its
+own code from memory again for each op. "hook that keeps" and "hook that reduces" are told where the
+weights are. "told" computes a fused kernel's weights, or their column means, at the kernel itself.
+
 Peers: a forward hook on the module that attends (what a tutorial does; it sees outputs, not
-weights), a hook that keeps the weights where a module is given them (what keeping them costs,
-whoever finds them), timm's `AttentionExtract` on the unfused model (the fused one it cannot see),
-captum's `LayerActivation`, and nnsight where it is installed.
+weights), timm's `AttentionExtract` on the unfused model (the fused one it cannot see), captum's
+`LayerActivation`, and nnsight where it is installed.
 
     python benchmarks/overhead.py                       # some minutes, on a machine without others
     python benchmarks/overhead.py --repeats 3 --batch 2 # a smoke run
@@ -31,8 +35,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from attnviz.capture import stream, watch
+from attnviz.capture.fused import Fused, column_means, from_sums
+from attnviz.capture.interception import interceptor
 
 Run = Callable[[], Any]
 
@@ -69,7 +76,7 @@ class Written(nn.Module):
         qkv = self.qkv(x).view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         if self.fused:
-            mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+            mixed = F.scaled_dot_product_attention(q, k, v)
         else:
             mixed = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1) @ v
         return mixed.transpose(1, 2).reshape(b, n, c)
@@ -113,7 +120,18 @@ def ours(model: nn.Module, x: Tensor) -> dict[str, Run]:
         "watch, received": watched(reduce="received"),
         "stream": lambda: next(whole),
         "stream, received": lambda: next(flow),
+        "floor: ops through Python": passed(model, x),
     }
+
+
+def passed(model: nn.Module, x: Tensor) -> Run:
+    """Every op is handed to Python, as to a watch, and run."""
+
+    def run() -> None:
+        with interceptor(lambda func, args, kwargs: func(*args, **kwargs), plain=True):
+            model(x)
+
+    return run
 
 
 def hooked(model: nn.Module, x: Tensor, kinds: tuple[str, ...]) -> Run:
@@ -133,18 +151,41 @@ def hooked(model: nn.Module, x: Tensor, kinds: tuple[str, ...]) -> Run:
     return run
 
 
-def keeping(model: nn.Module, x: Tensor) -> Run:
-    """A hook that keeps what the dropout after the softmax is given: the weights, and no more."""
+def keeping(model: nn.Module, x: Tensor, of: Callable[[Tensor], Tensor] = lambda x: x) -> Run:
+    """A hook that keeps what the dropout after the softmax is given: weights, or something of."""
 
     def run() -> None:
         kept: list[Tensor] = []
         handles = [
-            block.attn.attn_drop.register_forward_pre_hook(lambda m, given: kept.append(given[0]))
+            block.attn.attn_drop.register_forward_pre_hook(
+                lambda m, given: kept.append(of(given[0]))
+            )
             for block in model.blocks  # type: ignore[union-attr]
         ]
         model(x)
         for handle in handles:
             handle.remove()
+
+    return run
+
+
+def told(model: nn.Module, x: Tensor, of: Callable[[Fused, Tensor], Any]) -> Run:
+    """The fused kernel is replaced by itself and what a watch computes beside it."""
+    given = F.scaled_dot_product_attention
+
+    def run() -> None:
+        kept: list[Any] = []
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
+            out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+            kept.append(of(Fused(q, k, v, scale=q.shape[-1] ** -0.5), sums))
+            return out  # type: ignore[no-any-return]  # an op without types
+
+        F.scaled_dot_product_attention = attend  # type: ignore[assignment]
+        try:
+            model(x)
+        finally:
+            F.scaled_dot_product_attention = given
 
     return run
 
@@ -241,7 +282,8 @@ def _written(args: argparse.Namespace) -> bool:
     runs = {
         **ours(model, x),
         "forward hook": hooked(model, x, ("Attention",)),
-        "hook that keeps the weights": keeping(model, x),
+        "floor: hook that keeps": keeping(model, x),
+        "floor: hook that reduces": keeping(model, x, lambda weights: weights.mean(-2)),
         "timm AttentionExtract": extracted(model, x),
         "captum, one layer": activated(model, x, model.blocks[5].attn.attn_drop),  # type: ignore[index, union-attr, arg-type]
     }
@@ -267,6 +309,8 @@ def _fused(args: argparse.Namespace) -> bool:
             **ours(model, x),
             "unfused, plain": theirs["plain"],
             "unfused, watch, received": theirs["watch, received"],
+            "floor: told, keeping": told(model, x, from_sums),
+            "floor: told, received": told(model, x, column_means),
         }
         ratios = medians(runs, args.repeats)
         limit = ratios["unfused, watch, received"]

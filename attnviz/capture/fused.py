@@ -7,13 +7,14 @@ few rows against the kernel's output tells whether they were read rightly.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 _CACHED = 1 << 17  # weights at once: half a megabyte, which a core's own cache holds
+_LAUNCHED = 1 << 26  # the same elsewhere, where many small kernels cost more than memory
 _TRUSTED = 1e-4
 
 
@@ -95,48 +96,62 @@ def weights(fused: Fused, rows: slice | Sequence[int] | None = None) -> Tensor:
 def from_sums(fused: Fused, logsumexp: Tensor) -> Tensor | None:
     """The weights from the kernel's own row sums: `exp(scale · q · k − logsumexp)`.
 
-    Twice as fast as a second softmax. None where the sums cannot be used, see `_flat`.
+    Twice as fast as a second softmax, and written once: piece by piece, while it is in the cache.
+    None where the sums cannot be used, see `_flat`.
     """
     flat = _flat(fused, logsumexp)
     if flat is None:
         return None
-    q, k, lse = flat
-    weights = torch.baddbmm(
-        lse.flatten(0, 1), q.flatten(0, 1), k.flatten(0, 1), beta=-1, alpha=fused.scale
-    ).exp_()
-    weights = weights.view(*q.shape[:-1], k.shape[-1])
+    q, k, _ = flat
+    weights = q.new_empty(*q.shape[:-1], k.shape[-1])
+    for _ in _pieces(flat, fused.scale, weights):
+        pass
+    weights = weights.view(*fused.query.shape[:-1], k.shape[-1])
     return weights if _sums_to_one(weights[..., some_rows(weights.shape[-2]), :]) else None
 
 
 def column_means(fused: Fused, logsumexp: Tensor) -> Tensor | None:
     """What each key receives, `mean_q A[q, k]`, `(b, heads, k)`, without ever holding the weights.
 
-    As `from_sums`, a few heads at a time, which stay in the cache.
+    As `from_sums`, summed piece by piece.
     """
     flat = _flat(fused, logsumexp)
     if flat is None:
         return None
-    q, k, lse = flat
-    rows, keys = q.shape[-2], k.shape[-1]
-    at_once, step = max(1, _CACHED // (rows * keys)), max(1, min(rows, _CACHED // keys))
-    total = q.new_zeros(*q.shape[:2], 1, keys)
-    for image in range(len(q)):
-        for head in range(0, q.shape[1], at_once):
-            part = slice(head, head + at_once)
-            for row in range(0, rows, step):
-                some = slice(row, row + step)
-                weights = torch.baddbmm(
-                    lse[image, part, some], q[image, part, some], k[image, part],
-                    beta=-1, alpha=fused.scale,
-                ).exp_()  # fmt: skip
-                ones = weights.new_ones(len(weights), 1, weights.shape[1])
-                total[image, part] += ones @ weights
-    means = total.div_(rows).squeeze(-2)
+    q, k, _ = flat
+    total = q.new_zeros(len(q), k.shape[-1])
+    for heads, piece in _pieces(flat, fused.scale):
+        total[heads] += piece.sum(-2)
+    means = total.div_(max(1, q.shape[-2])).view(*fused.query.shape[:2], -1)
     return means if _sums_to_one(means) else None
 
 
+def _pieces(
+    flat: tuple[Tensor, Tensor, Tensor], scale: float, into: Tensor | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Weights a few heads or rows at a time: which heads of all images, and `(heads, q, k)`.
+
+    Args:
+        flat: Queries, keys and row sums, see `_flat`.
+        scale: What multiplies q · k.
+        into: `(b · heads, q, k)`, where to write them; anywhere if not given.
+    """
+    q, k, lse = flat
+    rows, keys = max(1, q.shape[-2]), max(1, k.shape[-1])
+    most = _CACHED if q.device.type == "cpu" else _LAUNCHED
+    at_once, step = max(1, most // (rows * keys)), max(1, min(rows, most // keys))
+    for head in range(0, len(q), at_once):
+        heads = slice(head, head + at_once)
+        for row in range(0, rows, step):
+            some = heads, slice(row, row + step)
+            yield heads, torch.baddbmm(
+                lse[some], q[some], k[heads], beta=-1, alpha=scale,
+                out=None if into is None else into[some],
+            ).exp_()  # fmt: skip
+
+
 def _flat(fused: Fused, logsumexp: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Queries `(b, heads, q, d)`, keys `(b, heads, d, k)` and row sums `(b, heads, q, 1)`.
+    """Queries `(b · heads, q, d)`, keys `(b · heads, d, k)` and row sums `(b · heads, q, 1)`.
 
     None where the kernel's sums say nothing of q · k alone: masks, dropout, padded sums.
     """
@@ -144,8 +159,9 @@ def _flat(fused: Fused, logsumexp: Tensor) -> tuple[Tensor, Tensor, Tensor] | No
     if fused.mask is not None or fused.causal or fused.dropout or logsumexp.shape != q.shape[:-1]:
         return None
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    k = grouped(k, q.shape[-3]).to(wide).transpose(-2, -1)
-    return q.to(wide), k, logsumexp.to(wide).unsqueeze(-1)
+    k = grouped(k, q.shape[-3])
+    q, k, sums = (x.flatten(0, 1).to(wide) for x in (q, k, logsumexp))
+    return q, k.transpose(-2, -1), sums.unsqueeze(-1)
 
 
 def _sums_to_one(rows: Tensor) -> bool:

@@ -29,6 +29,7 @@ Saw = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 _C: Any = torch._C
 _NAME = "Fake"
 _KEY = _C._parse_dispatch_key(_NAME)
+_include = _C._dispatch_tls_set_dispatch_key_included
 _PLAIN = frozenset((Tensor, nn.Parameter, nn.Buffer))
 _VIEWS = (
     "view", "_unsafe_view", "_reshape_alias", "expand", "t", "transpose.int", "permute",
@@ -53,9 +54,9 @@ class _Running(threading.local):
         self.watches: tuple[ByKey, ...] = ()
 
     def become(self, watches: tuple[ByKey, ...]) -> None:
-        """Let these be on; doing it twice, as after an interrupt, is no harm."""
+        """Let these be on."""
         self.watches = watches
-        _C._dispatch_tls_set_dispatch_key_included(_KEY, bool(watches))
+        _include(_KEY, bool(watches))
 
 
 _running = _Running()
@@ -108,11 +109,14 @@ def _intercept(func: Any, /, *args: Any, **kwargs: Any) -> Any:
     if not watches:  # a thread of autograd's own, which inherits the key
         with _C._ExcludeDispatchKeyGuard(_C.DispatchKeySet(_KEY)):
             return func(*args, **kwargs)
-    try:
-        _running.become(watches[:-1])
+    try:  # what is set is set whole, so that an interrupt between two lines leaves it right
+        _running.watches = watches[:-1]
+        if len(watches) == 1:
+            _include(_KEY, False)
         return watches[-1].saw(func, args, kwargs)
     finally:
-        _running.become(watches)
+        _running.watches = watches
+        _include(_KEY, True)
 
 
 def interceptor(saw: Saw, *, plain: bool) -> ByKey | ByMode:

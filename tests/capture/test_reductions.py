@@ -175,3 +175,19 @@ def test_what_is_kept_does_not_keep_the_weights_alive(model: nn.Module, reduce: 
     for record in watched(model, reduce={"row": reduce}).values():
         row = record.reduced["row"]
         assert row.untyped_storage().nbytes() == row.numel() * row.element_size()
+
+
+@pytest.mark.parametrize("most", [10, 24 * 24, 3 * 24 * 24, 1 << 20])
+def test_a_kernels_weights_in_pieces_are_the_weights(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Some rows of a head at once, one head, several of two images, or all."""
+    model = nets.around(nets.Attention(nets.fused, heads=4))
+    truth = watched(nets.around(nets.Attention(heads=4)))["attn"].weights
+    assert truth is not None
+    monkeypatch.setattr("attnviz.capture.fused._CACHED", most)
+    weights = watched(model)["attn"].weights
+    assert weights is not None
+    torch.testing.assert_close(weights, truth, atol=1e-6, rtol=1e-5)
+    received = watched(model, reduce="received")["attn"].reduced["received"]
+    torch.testing.assert_close(received, truth.mean(2), atol=1e-6, rtol=1e-5)
