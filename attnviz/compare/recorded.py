@@ -258,7 +258,9 @@ def incidental(key: str) -> bool:
 
 
 def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """The settings whose values are not the same everywhere.
+    """The settings whose values are not the same everywhere, each told once.
+
+    What a run keeps for its model again, as `model.placement` beside `placement`, is left out.
 
     Args:
         settings: Name of a run or variant → its settings, nested or not.
@@ -272,7 +274,20 @@ def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
         key: {name: str(one[key]) if key in one else _NONE for name, one in flats.items()}
         for key in keys
     }
-    return {key: column for key, column in columns.items() if len(set(column.values())) > 1}
+    return {
+        key: column
+        for key, column in columns.items()
+        if len(set(column.values())) > 1 and not _repeats(key, columns)
+    }
+
+
+def _repeats(key: str, columns: Mapping[str, Mapping[str, str]]) -> bool:
+    """Whether a model's own setting says, wherever it is given, what the plain one says."""
+    inside, _, name = key.rpartition(".")
+    plain = columns.get(name, {})
+    return inside == "model" and all(
+        value in (plain.get(who), _NONE) for who, value in columns[key].items()
+    )
 
 
 def disagreement(values: Mapping[str, str]) -> str:

@@ -67,7 +67,12 @@ def test_a_mapping_names_variants_anew(root: Path) -> None:
 
 def test_a_setting_that_the_names_already_say_is_no_news(root: Path) -> None:
     for place in (0, 3):
-        settings = {"placement": place, "lr": 0.1 * (1 + place), "mask_pad": place > 0}
+        settings = {
+            "placement": place,
+            "lr": 0.1 * (1 + place),
+            "mask_pad": place > 0,
+            "model": {"placement": place},
+        }
         write_run(root, "mha", 0, name=f"mha-{place}", settings=settings)
     write_run(root, "cnn", 0, settings={"placement": None, "lr": 0.1, "mask_pad": False})
     named = {f"mha placement {place} mask pad {word}": root / f"mha-{place}"
@@ -79,6 +84,7 @@ def test_a_setting_that_the_names_already_say_is_no_news(root: Path) -> None:
     ]
     notes = compare({"early": root / "mha-0", "late": root / "mha-3"}, resamples=50).notes
     assert "trained unlike: placement: 0 (early), 3 (late)" in notes
+    assert not any("model.placement" in note for note in notes)
 
 
 def test_another_map_can_be_asked_for(root: Path) -> None:
