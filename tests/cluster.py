@@ -16,7 +16,7 @@ from attnviz.executors.cluster import KEEP_MEMORY
 
 @contextmanager
 def cluster(folder: Path, workers: int = 2) -> Iterator[str]:
-    """The address of a scheduler with so many workers of one thread; each has a nanny."""
+    """The address of a scheduler with so many workers of one thread."""
     told = folder / "scheduler.json"
     with ExitStack() as stack:
         scheduler = stack.enter_context(
@@ -34,8 +34,9 @@ def cluster(folder: Path, workers: int = 2) -> Iterator[str]:
 def worker(
     address: str, folder: Path, *words: str
 ) -> AbstractContextManager[subprocess.Popen[bytes]]:
-    """A worker of one thread."""
-    return _dask("worker", address, "--nthreads", "1", "--local-directory", str(folder), *words)
+    """A worker of one thread; nobody starts it again when it dies."""
+    flags = ("--nthreads", "1", "--no-nanny", "--local-directory", str(folder))
+    return _dask("worker", address, *flags, *words)
 
 
 @contextmanager

@@ -163,14 +163,14 @@ def test_a_worker_that_joins_late_and_does_not_see_the_folder_is_passed_over(
     monkeypatch.setattr(clusters, "SEEN_WITHIN", 0.2)
     elsewhere = tmp_path / "elsewhere.py"
     elsewhere.write_text(ELSEWHERE)
-    runs, preload = tmp_path / "runs", ("--preload", str(elsewhere), "--no-nanny")
+    runs, preload = tmp_path / "runs", ("--preload", str(elsewhere))
     with cluster(tmp_path, workers=0) as address, ExitStack() as stack:
         fit = stack.enter_context(worker(address, tmp_path))
         executor = stack.enter_context(executor_of(Workers(scheduler=address), runs))
         (first,) = executor.map(where, [0])
         blind = stack.enter_context(worker(address, tmp_path, *preload))
         with distributed.Client(address, set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=30)
+            client.wait_for_workers(2, timeout=120)
             (late,) = set(client.nthreads()) - {first}
             assert set(executor.map(where, [0.1] * 8)) == {first}
             said = f"the worker {late} on {socket.gethostname()} does not see the folder {runs} "

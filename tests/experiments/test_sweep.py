@@ -27,6 +27,7 @@ from experiments.board import Board
 from experiments.running import Outcome, try_training
 from experiments.settings import Settings
 from experiments.sweep import run_all
+from tests.experiments.dying import killed
 from tests.experiments.tiny import TINY, WORDS
 
 
@@ -222,14 +223,9 @@ def test_without_a_terminal_nothing_is_drawn(tmp_path: Path) -> None:
 def test_a_process_that_dies_again_and_again_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiments.sweep.try_training", _killed)
+    monkeypatch.setattr("experiments.sweep.try_training", killed)
     monkeypatch.setattr("experiments.sweep._FRUITLESS", 2)
     plan = grid(dataclasses.replace(TINY, epochs=1), {"variant": ["cnn"]})
     (outcome,) = run_all(plan, tmp_path, workers=Workers(processes=1))
     assert outcome.state == "failed"
     assert outcome.reason == "its process was killed 2 times, perhaps for its memory"
-
-
-def _killed(settings: Settings, root: Path) -> Outcome:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("unreachable")
