@@ -105,15 +105,15 @@ def largest_boxes(masks: np.ndarray) -> np.ndarray:
         Half-open boxes, (b, 4) int64.
     """
     labelled, owner = components(masks)
-    places = np.flatnonzero(masks)
-    component = labelled.ravel()[places] - 1
-    areas = np.bincount(component, minlength=len(owner))
-    by_size = np.lexsort((-np.arange(len(owner)), areas))  # the first of equals last
-    chosen = np.zeros(len(masks), dtype=np.int64)
-    chosen[owner[by_size]] = by_size  # the last write, which stays, is the largest component
-    largest = np.zeros(masks.shape, dtype=bool)
-    largest.ravel()[places[component == chosen[owner[component]]]] = True
-    return _boxes_around(largest)
+    if not len(owner):
+        return np.zeros((len(masks), 4), dtype=np.int64)
+    areas = np.bincount(labelled.ravel())[1:]
+    most = np.zeros(len(masks), dtype=np.int64)
+    np.maximum.at(most, owner, areas)
+    ties = np.flatnonzero(areas == most[owner])[::-1]
+    chosen = np.full(len(masks), -1, dtype=labelled.dtype)
+    chosen[owner[ties]] = ties + 1  # the last write, which stays, is the first component
+    return _boxes_around(labelled == chosen[:, None, None])
 
 
 def component_boxes(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
