@@ -10,16 +10,9 @@ from typing import Any
 import streamlit as st
 
 from dashboard import notices, shelf
+from dashboard.address import plain, several
+from dashboard.cohorts import Cohort, asked_in_words, cohorts, differences, variants
 from dashboard.frame import chooser, heard, root
-from dashboard.selection import (
-    Cohort,
-    asked_in_words,
-    cohorts,
-    differences,
-    plain,
-    several,
-    variants,
-)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import pandas as pd
 import streamlit as st
 
+from dashboard.address import one_of, several, share
 from dashboard.palettes import Ink, ink
-from dashboard.selection import one_of, several, share
 
 T = TypeVar("T")
 

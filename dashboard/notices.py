@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import streamlit as st
 
 from attnviz.errors import AttnvizError
-from dashboard.selection import plain, quoted
+from dashboard.address import plain, quoted
 
 T = TypeVar("T")
 

@@ -1,13 +1,8 @@
-"""What a page shows, decided without Streamlit: which runs, which images, in which order.
-
-The address (URL) is the state. Each reader function here takes the query parameters and returns a
-value together with a complaint, which is None or the sentence to show: a bad value is said, and
-never replaced in silence.
-"""
+"""Which images of a run are shown, in which order, and by which map's scores."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +10,8 @@ import numpy as np
 import pandas as pd
 
 from attnviz.compare import LOWER_IS_BETTER
-from attnviz.compare.recorded import asks, differing, incidental, map_names
+from attnviz.compare.recorded import map_names
 from attnviz.compare.resampling import mean_of_valid
-from attnviz.runs import flat
 
 PAGE_SIZE = 48
 AGREEMENT = "agreement_"
@@ -28,192 +22,6 @@ ORDERS = {
     "number": "by number",
 }
 OUTCOMES = {"all": "all", "right": "classified rightly", "wrong": "classified wrongly"}
-
-Params = Mapping[str, Any]
-
-
-# The address
-
-
-def one_of(
-    params: Params, name: str, options: Sequence[str], default: str
-) -> tuple[str, str | None]:
-    """One of some words; the default, with a complaint, where the address has another."""
-    value = params.get(name)
-    if value is None or value in options:
-        return (default if value is None else str(value)), None
-    shown = ", ".join(map(str, options[:8])) + (", …" if len(options) > 8 else "")
-    return default, (
-        f"The address asks for {name} = {quoted(value)}, which is not here. "
-        f"Known: {shown or 'nothing'}. Shown instead: {default or 'nothing'}."
-    )
-
-
-def whole(params: Params, name: str, low: int, high: int, default: int) -> tuple[int, str | None]:
-    """A whole number in `low … high`, both included."""
-    value = params.get(name)
-    if value is None:
-        return default, None
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = low - 1
-    if low <= number <= high:
-        return number, None
-    return default, (
-        f"The address asks for {name} = {quoted(value)}; expected a whole number from {low} to "
-        f"{high}. Shown instead: {default}."
-    )
-
-
-def share(params: Params, name: str, default: float) -> tuple[float, str | None]:
-    """A number from 0 to 1."""
-    value = params.get(name)
-    if value is None:
-        return default, None
-    try:
-        number = float(str(value))
-    except ValueError:
-        number = float("nan")
-    if 0 <= number <= 1:
-        return number, None
-    return default, (
-        f"The address asks for {name} = {quoted(value)}; expected a number from 0 to 1. "
-        f"Shown instead: {default:.2f}."
-    )
-
-
-def several(params: Params, name: str, known: Iterable[str]) -> tuple[list[str], str | None]:
-    """Ids, separated by commas, each once; unknown ones are left out and named."""
-    asked = list(dict.fromkeys(part for part in str(params.get(name, "")).split(",") if part))
-    there = set(known)
-    missing = [part for part in asked if part not in there]
-    if not missing:
-        return asked, None
-    names = ", ".join(quoted(part) for part in missing[:5]) + ("…" if len(missing) > 5 else "")
-    return [part for part in asked if part in there], (
-        f"The address asks for {name} {names}, which {'is' if len(missing) == 1 else 'are'} not "
-        "in this folder."
-    )
-
-
-def quoted(value: Any) -> str:
-    """A stranger's text as code, short, and unable to end its own quotation."""
-    text = "".join(c if c.isprintable() and c not in "`$" else "·" for c in str(value))
-    return f"`{text[:160]}…`" if len(text) > 160 else f"`{text or ' '}`"
-
-
-def plain(value: Any) -> str:
-    """A stranger's text for Markdown: every character that could mark something up is escaped."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-.!|~$:&" else c for c in str(value))
-
-
-# Runs
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """Runs that may be ranked together: the same test images, and the same question asked.
-
-    Attributes:
-        dataset: The digest of the test images.
-        question: The settings that make the question, as `(key, value)` pairs.
-        runs: The runs, one per variant and seed.
-        replaced: Older runs of the same variant, settings and seed.
-    """
-
-    dataset: str
-    question: tuple[tuple[str, str], ...]
-    runs: tuple[Any, ...]
-    replaced: tuple[Any, ...] = ()
-
-    @property
-    def variants(self) -> dict[str, list[Any]]:
-        """Runs by variant, told apart by the settings in which runs of one variant differ."""
-        return variants(self.runs)
-
-
-def cohorts(runs: Iterable[Any]) -> list[Cohort]:
-    """Complete runs in groups that may be ranked; the one with the most variants first."""
-    grouped: dict[tuple[str, tuple[tuple[str, str], ...]], list[Any]] = {}
-    for run in runs:
-        if run.state == "complete":
-            grouped.setdefault((str(run.dataset), question(run)), []).append(run)
-    found = [_cohort(dataset, asked, members) for (dataset, asked), members in grouped.items()]
-    return sorted(found, key=lambda one: (-len(one.variants), -len(one.runs), one.dataset))
-
-
-def _cohort(dataset: str, question: tuple[tuple[str, str], ...], runs: list[Any]) -> Cohort:
-    newest: dict[tuple[str, str, str], Any] = {}
-    replaced = []
-    for run in sorted(runs, key=lambda one: (str(one.created), one.id)):
-        key = (str(run.variant), str(run.seed), repr(_trained(run)))
-        if key in newest:
-            replaced.append(newest[key])
-        newest[key] = run
-    kept = tuple(sorted(newest.values(), key=lambda one: (str(one.variant), one.seed, one.id)))
-    return Cohort(dataset, question, kept, tuple(replaced))
-
-
-def variants(runs: Iterable[Any]) -> dict[str, list[Any]]:
-    """Runs by variant; `name · key=value` where one variant was trained in several ways."""
-    by_name: dict[str, list[Any]] = {}
-    for run in runs:
-        by_name.setdefault(str(run.variant), []).append(run)
-    out: dict[str, list[Any]] = {}
-    for name, members in by_name.items():
-        told_apart = _telling(differing({run.id: _trained(run) for run in members}))
-        for run in members:
-            suffix = ", ".join(f"{key}={values[run.id]}" for key, values in told_apart.items())
-            out.setdefault(f"{name} · {suffix}" if suffix else name, []).append(run)
-    return out
-
-
-def _telling(columns: Mapping[str, Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
-    """Settings without those that part the runs as one with a shorter name does already."""
-    kept: dict[tuple[int, ...], str] = {}
-    for key in sorted(columns, key=len):
-        values = list(columns[key].values())
-        kept.setdefault(tuple(values.index(value) for value in values), key)
-    return {key: columns[key] for key in columns if key in kept.values()}
-
-
-def differences(runs: Sequence[Any]) -> pd.DataFrame:
-    """The settings in which runs differ: one row per setting, one column per run."""
-    settings = {run.id: {"variant": run.variant, "seed": run.seed, **run.settings} for run in runs}
-    columns = differing(settings)
-    table = pd.DataFrame.from_dict(columns, orient="index", columns=list(settings), dtype=str)
-    return table.rename_axis("setting")
-
-
-def matching(run: Any, words: str) -> bool:
-    """Whether each word is found in a run's id, variant, state, or `setting=value`."""
-    settings = [f"{key}={value}" for key, value in flat(run.settings).items()]
-    text = " ".join([run.id, run.variant, run.state, f"seed={run.seed}", *settings]).casefold()
-    return all(word in text for word in words.casefold().split())
-
-
-def question(run: Any) -> tuple[tuple[str, str], ...]:
-    """The settings that make a run's question, as `(key, value)` pairs."""
-    settings = flat(run.settings)
-    return tuple(sorted((key, str(value)) for key, value in settings.items() if asks(key)))
-
-
-def asked_in_words(question: Sequence[tuple[str, str]]) -> str:
-    """A question as its name and the patch it is asked of: `patch, square of 16, photos`."""
-    asked = {key.removeprefix("patch."): value for key, value in question}
-    patch = " of ".join(asked[key] for key in ("shape", "size") if key in asked)
-    faint = f"opacity {asked['opacity']}" if asked.get("opacity", "1.0") != "1.0" else ""
-    parts = (asked.get("question"), patch, faint, asked.get("data"))
-    return ", ".join(part for part in parts if part)
-
-
-def _trained(run: Any) -> dict[str, str]:
-    settings = flat(run.settings)
-    return {k: str(v) for k, v in settings.items() if not asks(k) and not incidental(k)}
-
-
-# Images
 
 
 @dataclass(frozen=True)
@@ -330,9 +138,6 @@ def neighbours(where: Sequence[int] | np.ndarray, image: int) -> tuple[int | Non
     before = int(where[at - 1]) if at > 0 else None
     after = int(where[at + 1]) if at + 1 < len(where) else None
     return before, after
-
-
-# Maps
 
 
 def metric_names(samples: pd.DataFrame, map_name: str) -> list[str]:

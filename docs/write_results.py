@@ -12,14 +12,17 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch.utils.flop_counter import FlopCounterMode
 
 from attnviz.compare import Comparison, compare
-from attnviz.models import variants
+from attnviz.models import build_model, variants
 from attnviz.runs import Run, list_runs, open_run
 from experiments.presets import PRESETS, asked
 from experiments.ranking import METRICS, questions
@@ -39,6 +42,8 @@ FAULTS = {
 """As published → the repaired form, and what was wrong."""
 
 GRAVE = ("error", "warning")
+MOVED = "placement"
+SIDES = (48, 96)
 
 Groups = Mapping[str, Sequence[Run]]
 
@@ -47,16 +52,23 @@ def in_order(complete: Sequence[Run]) -> list[Run]:
     """Runs by question and variant, in the order in which the lab lists them, and by seed."""
     asks, names = list(PRESETS), list(variants())
 
-    def key(run: Run) -> tuple[int, int, int]:
+    def key(run: Run) -> tuple[int, int, int, int]:
         question = asked(Settings.from_dict(run.settings))
         place = asks.index(question) if question in asks else len(asks)
-        return place, names.index(run.variant), run.seed or 0
+        return place, names.index(run.variant), run.settings["placement"] or 0, run.seed or 0
 
     return sorted((open_run(one.location) for one in complete), key=key)
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, Groups]:
-    """Question → variant → runs, one per seed."""
+    """Question → variant → runs, one per seed; runs whose attention was moved are their own."""
+    moved = [run for run in runs if run.settings["placement"] is not None]
+    found = asked_alike([run for run in runs if run.settings["placement"] is None])
+    return found | {f"{MOVED}_{question}": by for question, by in asked_alike(moved).items()}
+
+
+def asked_alike(runs: Sequence[Run]) -> dict[str, Groups]:
+    """Question → variant → runs."""
     by_settings = {Settings.from_dict(run.settings).run_id: run for run in runs}
     plan = [Settings.from_dict(run.settings) for run in runs]
     return {
@@ -144,6 +156,33 @@ def found_at(run: Run) -> str:
     return "never" if hit.empty else str(int(hit["epoch"].iloc[0]))
 
 
+def costs(groups: Groups) -> str:
+    """What one image costs in operations, as a table: multiples of what it costs without attention.
+
+    They are counted on the untrained model; a multiplication and an addition are two.
+    """
+    lines = [
+        "| variant | " + " | ".join(f"operations at {side} px" for side in SIDES) + " |",
+        "| --- |" + " ---: |" * len(SIDES),
+    ]
+    for name, runs in groups.items():
+        settings = runs[0].settings
+        ratios = [
+            operations(runs[0].variant, side, **settings["model"]) / operations("cnn", side)
+            for side in SIDES
+        ]
+        lines.append(f"| `{name}` | " + " | ".join(f"{one:.1f} ×" for one in ratios) + " |")
+    return "\n".join(lines)
+
+
+def operations(variant: str, side: int, **model: Any) -> int:
+    """Of one image, forward."""
+    network = build_model(variant, **model).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, side, side))
+    return counter.get_total_flops()
+
+
 def section(question: str, groups: Groups, ranking: Comparison) -> str:
     """What a page says of one question."""
     return "\n\n".join(
@@ -153,6 +192,7 @@ def section(question: str, groups: Groups, ranking: Comparison) -> str:
             f"![Energy in the patch by variant, {question}]({question}.png)",
             trained(groups),
             *([faults(groups)] if FAULTS.keys() & groups.keys() else []),
+            *([costs(groups)] if question.startswith(MOVED) else []),
         ]
     )
 
@@ -223,9 +263,10 @@ def main(arguments: Sequence[str]) -> None:
     RESULTS.mkdir(exist_ok=True)
     for question, groups in grouped(runs).items():
         ranking = compare(groups, metrics=METRICS)
-        ranking.figure(order=order).savefig(RESULTS / f"{question}.png", dpi=110)
+        ranking.figure(order=list(groups)).savefig(RESULTS / f"{question}.png", dpi=110)
         parts.append(section(question, groups, ranking))
-        rankings[question] = ranking
+        if not question.startswith(MOVED):
+            rankings[question] = ranking
         tables.append(ranking.table.assign(question=question))
         seeds.append(ranking.by_seed.assign(question=question))
     overview(rankings, order).savefig(RESULTS / "overview.png", dpi=110)

@@ -13,6 +13,7 @@ from attnviz.compare.recorded import map_names, patched
 from attnviz.compare.resampling import mean_of_valid
 from attnviz.compare.words import spoken
 from dashboard import charts, notices, shelf
+from dashboard.address import plain
 from dashboard.compared import Chosen, chosen, one_run
 from dashboard.components import can_run
 from dashboard.dots import dots
@@ -21,14 +22,7 @@ from dashboard.gallery import gallery
 from dashboard.overlap import enlarged
 from dashboard.packing import MapLayer, Settings, Tile, pack
 from dashboard.pictures import in_words, sheet
-from dashboard.selection import (
-    AGREEMENT,
-    agreement_names,
-    metric_names,
-    plain,
-    primary_map,
-    scores,
-)
+from dashboard.selection import AGREEMENT, agreement_names, metric_names, primary_map, scores
 from dashboard.summaries import level
 
 _WORDS = {"spearman": "Spearman", "ssim": "SSIM", "topk_iou": "top-k IoU"}

@@ -13,6 +13,7 @@ from attnviz.compare.resampling import mean_of_valid
 from attnviz.compare.words import spoken
 from attnviz.figures import png_bytes
 from dashboard import charts, notices, shelf
+from dashboard.address import plain, whole
 from dashboard.below import below
 from dashboard.compared import Chosen, chosen, ranked
 from dashboard.components import can_run
@@ -22,14 +23,7 @@ from dashboard.gallery import gallery
 from dashboard.overlap import iou_curves
 from dashboard.packing import MapLayer, Settings, Tile, pack
 from dashboard.pictures import in_words, sheet
-from dashboard.selection import (
-    metric_names,
-    neighbours,
-    plain,
-    primary_map,
-    verdict,
-    whole,
-)
+from dashboard.selection import metric_names, neighbours, primary_map, verdict
 
 PRIMARY = "energy_pointing_game"
 _CURVE_IMAGES = 200

@@ -9,10 +9,10 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import charts
+from dashboard.address import plain, quoted
 from dashboard.compared import Chosen, chosen
 from dashboard.frame import chooser, draw, offer
 from dashboard.notices import command
-from dashboard.selection import plain, quoted
 from dashboard.summaries import knockouts
 
 _SEVERITIES = ("error", "warning", "note")

@@ -11,6 +11,7 @@ import streamlit as st
 from attnviz.compare.recorded import map_names
 from attnviz.compare.words import spoken
 from dashboard import charts, notices, shelf
+from dashboard.address import one_of, plain, share, whole
 from dashboard.compared import Chosen, chosen, one_run
 from dashboard.components import can_run
 from dashboard.frame import chooser, colours, go, heard, offer, stepper
@@ -25,18 +26,14 @@ from dashboard.selection import (
     chosen_threshold,
     in_order,
     metric_names,
-    one_of,
     page_of,
     pages,
     patch_sizes,
-    plain,
     primary_map,
     scores,
-    share,
     spread,
     threshold_of,
     verdict,
-    whole,
 )
 
 _LAYERS = 6  # maps that travel to the browser with each page

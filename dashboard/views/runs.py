@@ -9,16 +9,10 @@ import streamlit as st
 
 from attnviz.runs import STATES
 from dashboard import notices
+from dashboard.address import plain, several
+from dashboard.cohorts import asked_in_words, differences, matching, question
 from dashboard.compared import listed
 from dashboard.frame import chooser, go, heard, typed
-from dashboard.selection import (
-    asked_in_words,
-    differences,
-    matching,
-    plain,
-    question,
-    several,
-)
 from dashboard.summaries import level
 
 

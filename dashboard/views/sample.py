@@ -11,6 +11,7 @@ import streamlit as st
 
 from attnviz.compare.recorded import map_names, patched
 from dashboard import charts, notices, shelf
+from dashboard.address import one_of, plain, whole
 from dashboard.below import below
 from dashboard.compared import chosen
 from dashboard.components import can_run
@@ -26,13 +27,10 @@ from dashboard.selection import (
     Choice,
     in_order,
     neighbours,
-    one_of,
-    plain,
     primary_map,
     scores,
     spread,
     verdict,
-    whole,
 )
 
 _ROWS_LIMIT = 24_000_000  # bytes of attention that are sent to the browser at once

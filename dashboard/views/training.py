@@ -10,6 +10,8 @@ import streamlit as st
 
 from attnviz.compare.words import spoken
 from dashboard import charts, notices, shelf
+from dashboard.address import plain, quoted, several
+from dashboard.cohorts import Cohort, cohorts, question, variants
 from dashboard.compared import listed, one_group
 from dashboard.components import can_run
 from dashboard.epochs import epoch_maps, found_at, seed_bands
@@ -18,7 +20,6 @@ from dashboard.gallery import gallery
 from dashboard.overlap import energy
 from dashboard.packing import MapLayer, Settings, Tile, pack
 from dashboard.pictures import in_words, sheet
-from dashboard.selection import Cohort, cohorts, plain, question, quoted, several, variants
 from dashboard.summaries import level
 
 _PANELS = {

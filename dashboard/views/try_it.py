@@ -11,6 +11,8 @@ import streamlit as st
 
 from attnviz.compare.recorded import patched
 from dashboard import notices, shelf
+from dashboard.address import plain, whole
+from dashboard.cohorts import question
 from dashboard.compared import Chosen, chosen, one_run
 from dashboard.components import can_run
 from dashboard.frame import chooser, heard, many, number, ratio
@@ -19,7 +21,7 @@ from dashboard.overlap import energy, enlarged
 from dashboard.packing import MapLayer, Settings, Tile, pack, pack_image
 from dashboard.pictures import in_words, sheet
 from dashboard.pointer import pointer
-from dashboard.selection import plain, question, threshold_of, whole
+from dashboard.selection import chosen_threshold, threshold_of
 from dashboard.upload import upload
 from dashboard.uploads import decoded
 
@@ -193,9 +195,12 @@ def _views(answer: Any, run: Any, picture: np.ndarray, mask: np.ndarray, patch: 
         gallery(block, key="live")
     else:
         st.image(sheet(picture[None], tiles, maps, columns=4), alt=in_words(tiles))
+    construction = views[0].construction
+    chosen = chosen_threshold(run, construction) is not None
+    chose = f"; validation images chose {threshold:.2f} for {construction}" if chosen else ""
     st.caption(
         f"Chance is {mask.mean():.3f}, the patch's share of the image. Coloured is what reaches "
-        f"the threshold; validation images chose {threshold:.2f} for {views[0].construction}."
+        f"the threshold{chose}."
     )
 
 
