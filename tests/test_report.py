@@ -147,7 +147,7 @@ class TestContent:
 
     def test_every_metric_has_a_definition(self) -> None:
         from attnviz import faithfulness
-        from attnviz.metrics.suite import METRICS
+        from attnviz.metrics.catalogue import METRICS
 
         asked = faithfulness.METRICS
         assert set(METRICS) | set(asked) <= set(DEFINITIONS)

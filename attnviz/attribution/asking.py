@@ -21,7 +21,7 @@ from attnviz.attribution.superpixels import superpixels
 from attnviz.errors import AttnvizError, InputError, UnsupportedError
 from attnviz.metrics.inputs import AnyMaps, as_tensor
 from attnviz.shapes import Images, Maps
-from attnviz.targets import Target, target_indices
+from attnviz.targets import Target, as_indices, target_indices
 
 
 class Explained(nn.Module):
@@ -65,6 +65,17 @@ def rows_of_outputs(outputs: object, b: int, target: Target) -> Tensor:
         )
     target_indices(b, rows.shape[1], target)
     return rows
+
+
+def row_indices(target: Target, images: Tensor) -> Tensor:
+    """One index per image for Captum; how many outputs there are is known at the first forward."""
+    chosen = as_indices(0 if target is None else target).to(images.device).long()
+    if chosen.ndim and chosen.shape != images.shape[:1]:
+        raise InputError(
+            f"target: expected one index or {len(images)} of them (one per image), "
+            f"got shape {tuple(chosen.shape)}"
+        )
+    return chosen.expand(len(images))
 
 
 def check_images(images: object) -> None:

@@ -17,8 +17,9 @@ float16 to float64, and returns (b,) float64 scores. The conventions are the sam
 from typing import TYPE_CHECKING, Any
 
 from attnviz.metrics.boxes import max_box_acc, max_box_acc_v2
+from attnviz.metrics.catalogue import DEFAULT, METRICS
 from attnviz.metrics.energy import complexity, energy_pointing_game, mass_lift, sparseness
-from attnviz.metrics.inputs import Reason
+from attnviz.metrics.flags import Reason
 from attnviz.metrics.likeness import agreement
 from attnviz.metrics.overlap import iou, max_iou, oracle_iou
 from attnviz.metrics.pooled import pxap
@@ -32,7 +33,8 @@ from attnviz.metrics.ranking import (
 )
 from attnviz.metrics.references import baselines
 from attnviz.metrics.streaming import LocalizationMeter
-from attnviz.metrics.suite import DEFAULT, METRICS, ScoreTable, localization, reasons
+from attnviz.metrics.suite import localization, reasons
+from attnviz.metrics.tables import ScoreTable
 from attnviz.metrics.thresholds import calibrate_threshold
 
 if TYPE_CHECKING:

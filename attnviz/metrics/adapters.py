@@ -12,16 +12,11 @@ import torch
 from torch import Tensor
 
 from attnviz.errors import UnsupportedError
+from attnviz.metrics.batching import joined
+from attnviz.metrics.catalogue import DEFAULT, Threshold, checked_options, chosen_metrics
 from attnviz.metrics.energy import Sign
-from attnviz.metrics.inputs import joined
 from attnviz.metrics.ranking import TOP
-from attnviz.metrics.suite import (
-    DEFAULT,
-    Threshold,
-    checked_options,
-    chosen_metrics,
-    compute_scores,
-)
+from attnviz.metrics.suite import compute_scores
 
 try:
     from torchmetrics import Metric

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from attnviz.errors import InputError
-from attnviz.metrics.inputs import AnyMaps, AnyMasks, Batch, at_least, score
+from attnviz.metrics.batching import Batch, score
+from attnviz.metrics.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.overlap import FLAT, check_threshold
+from attnviz.metrics.rows import at_least
 from attnviz.shapes import Scores
 
 V2 = (0.3, 0.5, 0.7)

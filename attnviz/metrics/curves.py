@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnviz.metrics.inputs import sort_rows, true_places
+from attnviz.metrics.rows import sort_rows, true_places
 
 
 @dataclass(frozen=True)

@@ -11,22 +11,10 @@ import torch
 from torch import Tensor
 
 from attnviz.errors import unknown_name
-from attnviz.metrics.inputs import (
-    NEARER,
-    UNFIT,
-    UNSCORABLE,
-    VALUES_IN_PASSING,
-    AnyMaps,
-    AnyMasks,
-    Batch,
-    Reason,
-    no_masks,
-    overflow_guard,
-    row_sum,
-    score,
-    sort_rows,
-    stretches,
-)
+from attnviz.metrics.batching import VALUES_IN_PASSING, Batch, score
+from attnviz.metrics.flags import UNFIT, UNSCORABLE, Reason
+from attnviz.metrics.inputs import AnyMaps, AnyMasks, no_masks
+from attnviz.metrics.rows import overflow_guard, row_sum, sort_rows, stretches
 from attnviz.shapes import Scores
 
 Sign: TypeAlias = Literal["positive", "abs", "signed"]
@@ -224,12 +212,12 @@ def sparseness_of(batch: Batch) -> Tensor:
         total = row_sum(sizes)
         return row_sum(sizes.mul_(rank)) / (pixels * total)
 
-    return torch.cat([gini(values[part]) for part in stretches(values, NEARER)])
+    return torch.cat([gini(values[part]) for part in stretches(values, copied=True)])
 
 
 def complexity_of(batch: Batch) -> Tensor:
     """The entropy of a batch, (b,)."""
-    return torch.cat([_entropy(batch.wide[part]) for part in stretches(batch.values, NEARER)])
+    return torch.cat([_entropy(batch.wide[part]) for part in stretches(batch.values, copied=True)])
 
 
 def _entropy(values: Tensor) -> Tensor:

@@ -9,20 +9,12 @@ import torch
 from torch import Tensor
 
 from attnviz.errors import InputError
+from attnviz.metrics.batching import Batch, batches, joined
 from attnviz.metrics.curves import descending
-from attnviz.metrics.inputs import (
-    UNFIT,
-    AnyMaps,
-    Batch,
-    Reason,
-    as_tensor,
-    batches,
-    joined,
-    no_masks,
-    row_sum,
-    sort_rows,
-)
+from attnviz.metrics.flags import UNFIT, Reason
+from attnviz.metrics.inputs import AnyMaps, as_tensor, no_masks
 from attnviz.metrics.ranking import check_k, how_many
+from attnviz.metrics.rows import row_sum, sort_rows
 from attnviz.shapes import Scores
 
 _BLOCKED = int(UNFIT | Reason.CONSTANT)

@@ -10,16 +10,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from attnviz.errors import InputError
-from attnviz.metrics.inputs import (
-    UNSCORABLE,
-    AnyMaps,
-    AnyMasks,
-    Batch,
-    Reason,
-    at_least,
-    count,
-    score,
-)
+from attnviz.metrics.batching import Batch, score
+from attnviz.metrics.flags import UNSCORABLE, Reason
+from attnviz.metrics.inputs import AnyMaps, AnyMasks
+from attnviz.metrics.rows import at_least, count
 from attnviz.shapes import Scores
 
 FLAT = UNSCORABLE | Reason.CONSTANT

@@ -9,7 +9,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from attnviz.metrics.inputs import UNSCORABLE, AnyMaps, AnyMasks, Batch, Reason, batches
+from attnviz.metrics.batching import Batch, batches
+from attnviz.metrics.flags import UNSCORABLE, Reason
+from attnviz.metrics.inputs import AnyMaps, AnyMasks
 
 _ONE = 0x3F800000  # the bits of 1.0 in float32: non-negative floats have the order of their bits
 

@@ -14,16 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnviz.errors import InputError
-from attnviz.metrics.inputs import (
-    UNSCORABLE,
-    VALUES_IN_PASSING,
-    AnyMaps,
-    AnyMasks,
-    Batch,
-    Reason,
-    peaks,
-    score,
-)
+from attnviz.metrics.batching import VALUES_IN_PASSING, Batch, score
+from attnviz.metrics.flags import UNSCORABLE, Reason
+from attnviz.metrics.inputs import AnyMaps, AnyMasks
+from attnviz.metrics.rows import peaks
 from attnviz.shapes import Scores
 
 TOP = 0.01

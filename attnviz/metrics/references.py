@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnviz.errors import InputError
-from attnviz.metrics.inputs import AnyMasks, as_tensor, checked
-from attnviz.metrics.suite import (
+from attnviz.metrics.catalogue import (
     DEFAULT,
     METRICS,
     Options,
     Threshold,
     checked_options,
-    compute_scores,
     known_metrics,
 )
+from attnviz.metrics.inputs import AnyMasks, as_tensor, checked
+from attnviz.metrics.suite import compute_scores
 from attnviz.metrics.thresholds import calibrate_all
 
 _GRID = 20

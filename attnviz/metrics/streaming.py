@@ -12,18 +12,14 @@ import torch
 from torch import Tensor
 
 from attnviz.errors import InputError
+from attnviz.metrics.batching import batches, joined
+from attnviz.metrics.catalogue import DEFAULT, Threshold, checked_options, chosen_metrics
 from attnviz.metrics.energy import Sign
-from attnviz.metrics.inputs import AnyMaps, AnyMasks, batches, joined
+from attnviz.metrics.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.pooled import PixelPot
 from attnviz.metrics.ranking import TOP
-from attnviz.metrics.suite import (
-    DEFAULT,
-    ScoreTable,
-    Threshold,
-    checked_options,
-    chosen_metrics,
-    compute_scores,
-)
+from attnviz.metrics.suite import compute_scores
+from attnviz.metrics.tables import ScoreTable
 
 
 class LocalizationMeter:

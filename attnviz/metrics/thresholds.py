@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 
 from attnviz.errors import InputError, unknown_name
+from attnviz.metrics.batching import Batch, batches
 from attnviz.metrics.boxes import V2, box_hits_of
-from attnviz.metrics.inputs import AnyMaps, AnyMasks, Batch, Reason, batches, sort_rows
+from attnviz.metrics.flags import Reason
+from attnviz.metrics.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.overlap import FLAT
+from attnviz.metrics.rows import sort_rows
 
 _BY_VALUE = ("iou", "max_iou")
 _BY_BOX = {"max_box_acc": (0.5,), "max_box_acc_v2": V2}

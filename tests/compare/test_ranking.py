@@ -133,14 +133,14 @@ class TestNumbers:
         assert percent["high"].iloc[0] == percent["mean"].iloc[0]
 
     def test_limits_are_those_of_the_metrics_own_table(self) -> None:
-        from attnviz.metrics.suite import METRICS
+        from attnviz.metrics.catalogue import METRICS
 
         assert set(LIMITS) == set(METRICS)
         shares = {key for key, metric in METRICS.items() if metric.limits == "0 to 1"}
         assert shares <= {key for key, limits in LIMITS.items() if limits == (0, 1)}
 
     def test_agrees_with_the_metrics_own_table_on_which_way_is_better(self) -> None:
-        from attnviz.metrics.suite import METRICS
+        from attnviz.metrics.catalogue import METRICS
 
         for key, metric in METRICS.items():
             assert (key in LOWER_IS_BETTER) == (metric.better == "lower"), key

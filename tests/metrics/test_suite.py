@@ -270,8 +270,9 @@ def test_many_maps_are_scored_in_pieces_of_bounded_size(monkeypatch: pytest.Monk
     maps, masks = made.noise(20, 6, 6), made.noise(20, 6, 6, seed=1) > 0.5
     whole = everything(maps, masks)
     monkeypatch.setattr("attnviz.metrics.suite.VALUES_OF_MANY", 100)
-    monkeypatch.setattr("attnviz.metrics.inputs._NEAR", 36)
-    sizes = [len(batch.values) for batch in m.inputs.batches(maps, masks, at_once=100)]
+    monkeypatch.setattr("attnviz.metrics.rows._NEAR", 36)
+    monkeypatch.setattr("attnviz.metrics.rows._NEARER", 72)
+    sizes = [len(batch.values) for batch in m.batching.batches(maps, masks, at_once=100)]
     assert sizes == [2] * 10
     for key, scores in everything(maps, masks).items():
         assert torch.equal(scores, whole[key])
