@@ -80,9 +80,9 @@ def wander(field: Any, seen: Any) -> None:
 
 def settled(page: Any) -> None:
     """The script has run, and every gallery has painted."""
-    page.wait_for_selector(IDLE, timeout=60_000)
+    page.wait_for_selector(IDLE, timeout=240_000)
     page.wait_for_function(
-        "() => !document.querySelector('[data-testid=stSkeleton]')", timeout=60_000
+        "() => !document.querySelector('[data-testid=stSkeleton]')", timeout=240_000
     )
 
 
