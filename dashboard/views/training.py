@@ -46,7 +46,7 @@ def main() -> None:
 
 def _body(asked: list[str], group: Cohort | None) -> None:
     listing = shelf.listing(root())
-    runs = _shown(listing, asked, group)
+    runs = _shown(listing, asked, _as_of_now(listing, group))
     _progress(runs)
     tables: dict[str, list[pd.DataFrame]] = {}
     for label, members in _chosen(_labelled(runs)).items():
@@ -59,6 +59,15 @@ def _body(asked: list[str], group: Cohort | None) -> None:
     else:
         st.info("None of these runs has curves.", icon=":material/show_chart:")
     _maps(listing, runs)
+
+
+def _as_of_now(listing: shelf.Listing, group: Cohort | None) -> Cohort | None:
+    """The same group with the runs that have become complete since the page was opened."""
+    groups = cohorts(listing.runs)
+    if group is None:
+        return groups[0] if groups else None
+    same = (group.dataset, group.question)
+    return next((one for one in groups if (one.dataset, one.question) == same), group)
 
 
 def _labelled(runs: list[Any]) -> dict[str, list[Any]]:
