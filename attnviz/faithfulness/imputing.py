@@ -99,9 +99,9 @@ def _filled(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
         entry.append(np.full(len(unknown), -weight))
     where = np.concatenate(row), np.concatenate(column)
     entries = (np.concatenate(entry), where)
-    system = csc_matrix(entries, (len(ys), len(ys)))  # type: ignore[no-untyped-call]  # scipy
+    system = csc_matrix(entries, (len(ys), len(ys)))
     # The system is symmetric and positive definite: no pivoting is needed.
-    factors = splu(  # type: ignore[no-untyped-call]  # scipy
+    factors = splu(
         system, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0, options={"SymmetricMode": True}
     )
     out = image.copy()

@@ -145,7 +145,7 @@ def _searched_boxes(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     labelled, owner = components(masks)
     if not len(owner):
         return owner, np.zeros((0, 4), dtype=np.int64)
-    spans = ndimage.find_objects(labelled)  # type: ignore[attr-defined]  # scipy has no stubs
+    spans = ndimage.find_objects(labelled)
     boxes = [(x.start, y.start, x.stop, y.stop) for _, y, x in spans]
     return owner, np.array(boxes, dtype=np.int64).reshape(-1, 4)
 
@@ -190,7 +190,7 @@ def components(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     around = np.zeros((3, 3, 3), dtype=bool)
     around[1] = True  # neighbours within a mask, never across masks
-    labelled, _ = ndimage.label(masks, around)  # type: ignore[attr-defined]  # no stubs
+    labelled, _ = ndimage.label(masks, around)
     last = np.maximum.accumulate(labelled.max((1, 2)))  # in the order of the masks
     return labelled, np.repeat(np.arange(len(masks)), np.diff(last, prepend=0))
 

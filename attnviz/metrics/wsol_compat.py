@@ -174,7 +174,7 @@ def _contour_area(component: Bool[np.ndarray, "h w"]) -> float:
     """
     from scipy import ndimage
 
-    fill = ndimage.binary_fill_holes  # type: ignore[attr-defined]  # scipy has no stubs
+    fill = ndimage.binary_fill_holes
     filled = np.asarray(fill(component), dtype=np.int64)
     corners = filled[1:, 1:] + filled[1:, :-1] + filled[:-1, 1:] + filled[:-1, :-1]
     return float((corners == 4).sum() + 0.5 * (corners == 3).sum())

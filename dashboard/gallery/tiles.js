@@ -107,6 +107,7 @@ function layOut(gallery) {
     const canvas = element("canvas");
     Object.assign(canvas, { width: w, height: h });
     canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", tile.alt); // its numbers follow once they are painted
     canvas.style.aspectRatio = `${w} / ${h}`;
     const frame = element("span", "frame");
     frame.append(canvas, ...(tile.box ? [boxed(tile.box, w, h)] : []));
