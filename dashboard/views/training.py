@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ _PANELS = {
     "Accuracy": ("val_accuracy", "train_accuracy"),
     "Localisation": ("val_energy_pointing_game", "val_pointing_game", "val_max_iou"),
 }
-_EVERY = 2.0  # seconds between two looks at a run in progress
+_EVERY = 2.0  # seconds between two looks at a run in progress, unless a look takes longer
+_TOOK = "training_took"  # under which the session keeps how long the last one did
 
 
 def main() -> None:
@@ -39,14 +41,29 @@ def main() -> None:
     asked = heard(several(st.query_params, "runs", [run.id for run in listing.runs]))
     groups = cohorts(listing.runs)
     group = None if asked or not groups else one_group(groups)
-    live = bool(listing.of("running"))
-    body = st.fragment(_body, run_every=_EVERY if live else None)
-    body(asked, group)
+    running = _running(listing)
+    every = max(_EVERY, 2 * st.session_state.get(_TOOK, 0.0))
+    body = st.fragment(_body, run_every=every if running else None)
+    body(asked, group, running, every)
 
 
-def _body(asked: list[str], group: Cohort | None) -> None:
+def _body(asked: list[str], group: Cohort | None, running: set[str], every: float) -> None:
+    started = time.monotonic()
     listing = shelf.listing(root())
-    runs = _shown(listing, asked, _as_of_now(listing, group))
+    if _running(listing) != running:
+        st.rerun()  # a run ended, or began: the groups are others, and maybe nothing is live
+    _show(listing, _shown(listing, asked, group))
+    first = _TOOK not in st.session_state  # which read the files that later ones find read
+    st.session_state[_TOOK] = took = time.monotonic() - started
+    if running and took > every and not first:
+        st.rerun()  # looks that follow each other at once would leave the page no rest
+
+
+def _running(listing: shelf.Listing) -> set[str]:
+    return {run.id for run in listing.of("running")}
+
+
+def _show(listing: shelf.Listing, runs: list[Any]) -> None:
     _progress(runs)
     tables: dict[str, list[pd.DataFrame]] = {}
     for label, members in _chosen(_labelled(runs)).items():
@@ -59,15 +76,6 @@ def _body(asked: list[str], group: Cohort | None) -> None:
     else:
         st.info("None of these runs has curves.", icon=":material/show_chart:")
     _maps(listing, runs)
-
-
-def _as_of_now(listing: shelf.Listing, group: Cohort | None) -> Cohort | None:
-    """The same group with the runs that have become complete since the page was opened."""
-    groups = cohorts(listing.runs)
-    if group is None:
-        return groups[0] if groups else None
-    same = (group.dataset, group.question)
-    return next((one for one in groups if (one.dataset, one.question) == same), group)
 
 
 def _labelled(runs: list[Any]) -> dict[str, list[Any]]:

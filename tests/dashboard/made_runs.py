@@ -357,11 +357,11 @@ def bad_runs(root: Path) -> Path:
     run(root, "cbam_channel", 1, digest, run_id="bad-json")
     (root / "bad-json" / "run.json").write_text('{"schema": 1, "stat')
     run(root, "cbam_channel", 2, digest, run_id="newer")
-    _edited(root / "newer", schema=99)
+    edited(root / "newer", schema=99)
     training_run(root, "training-now")
     stale = training_run(root, "stale-run")
     stale.heartbeat()
-    _edited(
+    edited(
         root / "stale-run",
         heartbeat="2020-01-01T00:00:00+00:00",
         writer={"host": "elsewhere", "pid": 1},
@@ -385,7 +385,7 @@ def hostile_run(root: Path) -> Path:
 
     path = run(root, "cnn", 7, list_datasets(root)[0], run_id="hostile")
     evil = "<img src=x onerror=window.hacked=1><script>window.hacked=1</script>"
-    return _edited(
+    return edited(
         path,
         variant=f"{evil} ../../etc :red[x] $a$ [y](javascript:alert(1))",
         settings=SETTINGS | {evil: "../../../etc/passwd"},
@@ -434,7 +434,7 @@ def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def _edited(path: Path, **fields: Any) -> Path:
+def edited(path: Path, **fields: Any) -> Path:
     content = json.loads((path / "run.json").read_text())
     (path / "run.json").write_text(json.dumps(content | fields))
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from attnviz.runs import open_dataset, open_run
+from attnviz.runs.header import now, this_writer
 from dashboard.overlap import iou_curves
 from dashboard.packing import coverage
 from tests.dashboard import made_runs
@@ -301,6 +303,20 @@ class TestTraining:
             tab.get_by_text("epoch 3", exact=True).wait_for(timeout=20_000)
         finally:
             writer.stop("the test is over")
+
+    def test_a_run_that_ends_while_it_is_watched_stays(
+        self, address: str, tab: Any, browsed_root: Path
+    ):
+        ending = shutil.copytree(browsed_root / "cbam-0", browsed_root / "ending")
+        complete = made_runs.edited(ending, variant="ours").joinpath("run.json").read_text()
+        made_runs.edited(ending, status="running", heartbeat=now(), writer=this_writer())
+        try:
+            visit(tab, f"{address}/training")
+            tab.get_by_text("ours (training) 0.").first.wait_for()
+            ending.joinpath("run.json").write_text(complete)
+            tab.get_by_text("ours 0.").first.wait_for(timeout=60_000)
+        finally:
+            shutil.rmtree(ending)
 
 
 def deep(selector: str) -> str:

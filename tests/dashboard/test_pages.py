@@ -131,7 +131,7 @@ class TestGoodRuns:
             summary = json.loads((path / "run.json").read_text())["summary"]
             (first, *_) = summary["findings"]
             first |= {"meaning": f"seen in {seed + 3} keys", "evidence": {"keys": seed + 3}}
-            made_runs._edited(path, summary=summary | {"findings": [first]})
+            made_runs.edited(path, summary=summary | {"findings": [first]})
         shutil.copytree(good_root / "datasets", tmp_path / "datasets")
         at = opened(monkeypatch, "diagnosis", tmp_path)
         said = words(at)
@@ -144,7 +144,7 @@ class TestGoodRuns:
         for name in ("mha-0", "datasets"):
             shutil.copytree(good_root / name, tmp_path / name)
         settings = json.loads((tmp_path / "mha-0" / "run.json").read_text())["settings"]
-        made_runs._edited(tmp_path / "mha-0", settings=settings | {"size": 10, "shape": "disc"})
+        made_runs.edited(tmp_path / "mha-0", settings=settings | {"size": 10, "shape": "disc"})
         at = opened(monkeypatch, "try_it", tmp_path)
         assert at.number_input(key="number_size").value == 10
         assert at.selectbox(key="choose_shape").value == "disc"
@@ -152,7 +152,7 @@ class TestGoodRuns:
     def test_facts_in_which_the_runs_differ_are_counted(self, good_root, tmp_path, monkeypatch):
         for seed, threads in ((0, 1), (1, 4)):
             path = shutil.copytree(good_root / f"mha-{seed}", tmp_path / f"mha-{seed}")
-            made_runs._edited(path, environment={"python": "3.11", "threads": threads})
+            made_runs.edited(path, environment={"python": "3.11", "threads": threads})
         shutil.copytree(good_root / "datasets", tmp_path / "datasets")
         at = opened(monkeypatch, "about", tmp_path)
         table = at.dataframe[-1].value
@@ -276,10 +276,10 @@ class TestBadRunsBesideGoodOnes:
         for name in ("mha-0", "mha-1", "cnn-0", "datasets"):
             shutil.copytree(good_root / name, tmp_path / name)
         asked = made_runs.SETTINGS | {"size": 9}
-        made_runs._edited(tmp_path / "cnn-0", settings=asked)
+        made_runs.edited(tmp_path / "cnn-0", settings=asked)
         made_runs.training_run(tmp_path, "stopped-run").stop("interrupted")
         made_runs.training_run(tmp_path, "stopped-other").stop("interrupted")
-        made_runs._edited(tmp_path / "stopped-other", settings=asked)
+        made_runs.edited(tmp_path / "stopped-other", settings=asked)
         at = opened(monkeypatch, "training", tmp_path)
         assert "`stopped-run`: stopped" in words(at)
         assert "stopped-other" not in words(at)
@@ -293,7 +293,7 @@ class TestBadRunsBesideGoodOnes:
         digest = made_runs.dataset(tmp_path, 8)
         for i in range(9):
             path = made_runs.run(tmp_path, "mha", 0, digest, run_id=f"run-{i}")
-            made_runs._edited(path, variant=f"v{i}")
+            made_runs.edited(path, variant=f"v{i}")
         at = opened(monkeypatch, "training", tmp_path, only="run-3")
         (said,) = (one.value for one in at.caption if "Last validation loss" in one.value)
         assert "v3" in said
