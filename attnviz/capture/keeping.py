@@ -30,12 +30,15 @@ class Keeper:
         options: What the watch was asked to keep.
         seen: The capture.
         aliased: By storage, which fields of which records share it with the model.
+        note: Told of each record before it is reduced; of None for one that has to be followed op
+            by op, since it is no part of what a softmax or a gate's function returned.
     """
 
     def __init__(self, options: Options, seen: Capture) -> None:
         self.options = options
         self.seen = seen
         self.aliased: dict[int, list[tuple[int, str]]] = {}
+        self.note: Callable[[Record | None], None] = _ignore
         self._rollouts = [r for r in options.reduce.values() if isinstance(r, reductions.Rollout)]
         self._first = 0
 
@@ -52,6 +55,7 @@ class Keeper:
 
     def keep(self, record: Record, number: int | None = None) -> None:
         """Reduce a record and put it in, or in the place of another one."""
+        self.note(record if number is None else None)
         values = record.weights if record.kind == "attention" else record.scale
         record = changed(record, shape=() if values is None else tuple(values.shape))
         if record.weights is not None and self.options.heads is not None:
@@ -91,12 +95,14 @@ class Keeper:
             record = self.seen._records[number]
             kept = getattr(record, field)
             if kept is not None:
+                self.note(None)
                 self.seen._set(number, changed(record, **{field: kept.clone()}))
 
     def by_chunks(
         self, record: Record, fused: Fused, logsumexp: Tensor | None
     ) -> dict[str, Tensor] | None:
         """A fused kernel's weights, reduced a few queries at a time; None if needed whole."""
+        self.note(None)
         asked, ways = self.options.reduce, reductions.BY_CHUNKS
         if not asked or self.options.heads is not None or not set(asked.values()) <= set(ways):
             return None
@@ -192,6 +198,10 @@ def _heads(record: Record, weights: Tensor, chosen: tuple[int, ...]) -> Record:
         read = leaf.read
         leaf = Leaf(leaf.tensor, lambda slope: read(slope)[:, list(chosen)])
     return changed(record, weights=weights[:, list(chosen)], leaf=leaf)
+
+
+def _ignore(record: Record | None) -> None:
+    """Nobody asked."""
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:

@@ -2,7 +2,8 @@
 
 The first batch is watched op by op, and the first of each other size of image. It tells in which
 modules attention and gates are computed; from then on only these are watched, and everything else
-runs as if nobody looked.
+runs as if nobody looked. Where all that is kept is the very result of a softmax or of a gate's
+function, batches of the same shape are looked at there alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from attnviz.capture.dispatch import Watcher
 from attnviz.capture.missing import check
 from attnviz.capture.options import Choice
 from attnviz.capture.seen import Capture
+from attnviz.capture.trail import Trail
 from attnviz.capture.watching import eager, read_options
 from attnviz.errors import InputError
 
@@ -40,7 +42,8 @@ def stream(
     """Run a model over a data set and yield each batch with what was seen of it.
 
     The model runs under `torch.no_grad()`, in the mode it is in. Its outputs are in `seen.output`,
-    and the loader's own item, labels and all, in `seen.batch`.
+    and the loader's own item, labels and all, in `seen.batch`. A model in eval mode that takes
+    another path than on the batch before is noticed, and runs on that batch once more.
 
     Args:
         model: Any module.
@@ -66,24 +69,61 @@ def stream(
     options = read_options(where, heads, to, dtype, reduce, edit, False, features, False)
     target = torch.device(device) if device is not None else _device(model)
     watcher = Watcher(model, options, Capture())
+    trails: dict[torch.Size, Trail] = {}
     torch.clear_autocast_cache()
     try:
         for batch in _shown(loader, progress):
             images = _images(batch).to(target)
-            seen = Capture()
+            with eager(), torch.no_grad():
+                seen = _followed(watcher, trails, images)
+                if seen is None:
+                    seen = _met(watcher, trails, images)
             seen.batch = batch
-            watcher.recorder.keeper.seen = seen
-            scopes = watcher.recorder.looks.begin(images.shape)
-            with eager(), torch.no_grad(), _watched(watcher, scopes):
-                seen.output = model(images)
-                watcher.finish()
-            if scopes is None:
-                check(watcher, seen)
-                watcher.recorder.looks.learned()
-                watcher.trusted = True
             yield images, seen
     finally:
         watcher.close()
+
+
+def _followed(
+    watcher: Watcher, trails: Mapping[torch.Size, Trail], images: Tensor
+) -> Capture | None:
+    """What is seen if the model does what it did before; None if not, or if that is not known."""
+    trail = trails.get(images.shape)
+    if trail is None or not trail.whole or not _is_repeatable(watcher):
+        return None
+    watcher.recorder.keeper.seen = seen = Capture()
+    with trail.followed(watcher.recorder.keeper):
+        seen.output = watcher.model(images)
+    return seen if trail.whole else None
+
+
+def _met(watcher: Watcher, trails: dict[torch.Size, Trail], images: Tensor) -> Capture:
+    """What is seen by following the ops: of the whole model, or where something is known to be."""
+    watcher.recorder.keeper.seen = seen = Capture()
+    looks = watcher.recorder.looks
+    scopes = looks.begin(images.shape)
+    lays = images.shape not in trails and _is_repeatable(watcher)
+    trail = trails.setdefault(images.shape, Trail(watcher.names)) if lays else None
+    with (
+        nullcontext() if trail is None else trail.laid(watcher.recorder.keeper),
+        _watched(watcher, scopes),
+    ):
+        seen.output = watcher.model(images)
+        watcher.finish()
+    if scopes is None:
+        check(watcher, seen)
+        looks.learned()
+        watcher.trusted = True
+    return seen
+
+
+def _is_repeatable(watcher: Watcher) -> bool:
+    """Whether a batch may run twice, and records hold nothing but weights and gates."""
+    options = watcher.options
+    return not (
+        options.edit or options.features or options.operands
+        or any(module.training for module in watcher.modules.values())
+    )  # fmt: skip
 
 
 @contextmanager
