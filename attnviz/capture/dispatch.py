@@ -35,6 +35,8 @@ RULES: dict[Any, Rule] = {
     **squashing.RULES,
     **windowing.RULES,
 }
+_OF_NESTED = frozenset(kernels.RULES.values())
+"""Rules that know what to say of nested tensors, which have no shape."""
 
 _in_backward = torch._C._current_graph_task_id
 _RECIPE = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -87,17 +89,21 @@ class Watcher:
         """Run an op, by its rule where it has one."""
         self.ops += 1
         rule, writes = _KNOWN.get(func) or learn(func)
-        if writes and self.recorder.keeper.aliased and (rule is None or _in_backward() == -1):
+        if writes and self.recorder.keeper.minds and (rule is None or _in_backward() == -1):
             self._preserve(args[0])
         if _in_backward() != -1:
             return func(*args, **kwargs)
         if not self._parameters:
             self.know_parameters()
-        if args and isinstance(args[0], Tensor) and self.is_parameter(args[0]):
-            if self._alone((*args, *kwargs.values())):
-                return self._fixed(func(*args, **kwargs))
-            if writes:
-                self.tags.written(args[0])
+        first = args[0] if args else None
+        if isinstance(first, Tensor):
+            if first.is_nested and rule not in _OF_NESTED:
+                rule = None
+            elif self.is_parameter(first):
+                if self._alone((*args, *kwargs.values())):
+                    return self._fixed(func(*args, **kwargs))
+                if writes:
+                    self.tags.written(first)
         return func(*args, **kwargs) if rule is None else rule(self, func, args, kwargs)
 
     def _fixed(self, out: Any) -> Any:

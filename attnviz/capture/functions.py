@@ -44,23 +44,20 @@ def telling(told: Told) -> Iterator[None]:
 
     Only where `can_tell()`; of two that are nested the inner one is told.
     """
-    outer = _running.told
+    on = _C._dispatch_tls_is_dispatch_key_included(_KEY)
+    outer = _running.told if on else None  # an interrupt may have left one
     try:
-        _set(told)
-        yield
+        _running.told = told
+        with _C._IncludeDispatchKeyGuard(_KEY):  # switched off by torch, whatever interrupts us
+            yield
     finally:
-        _set(outer)
-
-
-def _set(told: Told | None) -> None:
-    _running.told = told
-    _C._dispatch_tls_set_dispatch_key_included(_KEY, told is not None)
+        _running.told = outer
 
 
 def _called(function: Any, /, *args: Any, **kwargs: Any) -> Any:
     with _C._ExcludeDispatchKeyGuard(_C.DispatchKeySet(_KEY)):
         out = function(*args, **kwargs)
-    if _running.told is not None:  # or an interrupt left the key on, or a thread inherited it
+    if _running.told is not None:  # or this is another thread, which inherited the key
         _running.told(out)
     return out
 

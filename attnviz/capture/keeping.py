@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from attnviz.capture.seen import Capture
 from attnviz.capture.tags import storage_key
 from attnviz.errors import InputError
 
+if TYPE_CHECKING:
+    from attnviz.capture.trail import Trail
+
 _CHUNK = 1 << 19  # weights computed at once where only a reduction is kept; they stay in the cache
 _TENSORS = ("weights", "scale", "query", "key", "features")
 
@@ -30,15 +33,14 @@ class Keeper:
         options: What the watch was asked to keep.
         seen: The capture.
         aliased: By storage, which fields of which records share it with the model.
-        note: Told of each record before it is reduced; of None for one that has to be followed op
-            by op, since it is no part of what a softmax or a gate's function returned.
+        trail: In a stream's first batch, who asks which functions the records come from.
     """
 
     def __init__(self, options: Options, seen: Capture) -> None:
         self.options = options
         self.seen = seen
         self.aliased: dict[int, list[tuple[int, str]]] = {}
-        self.note: Callable[[Record | None], None] = _ignore
+        self.trail: Trail | None = None
         self._rollouts = [r for r in options.reduce.values() if isinstance(r, reductions.Rollout)]
         self._first = 0
 
@@ -46,6 +48,11 @@ class Keeper:
     def rolls(self) -> bool:
         """Whether something is followed through the layers of a forward pass."""
         return bool(self._rollouts)
+
+    @property
+    def minds(self) -> bool:
+        """Whether it matters into what the model writes."""
+        return bool(self.aliased) or self.trail is not None
 
     def begin(self) -> None:
         """A forward pass begins."""
@@ -55,7 +62,8 @@ class Keeper:
 
     def keep(self, record: Record, number: int | None = None) -> None:
         """Reduce a record and put it in, or in the place of another one."""
-        self.note(record if number is None else None)
+        if self.trail is not None:
+            self.trail.kept(record if number is None else None)
         values = record.weights if record.kind == "attention" else record.scale
         record = changed(record, shape=() if values is None else tuple(values.shape))
         if record.weights is not None and self.options.heads is not None:
@@ -91,18 +99,22 @@ class Keeper:
         """Copy what was kept of a tensor, now that the model is about to write into it."""
         if not isinstance(tensor, Tensor) or tensor.is_sparse or tensor.is_nested:
             return
+        if self.trail is not None:
+            self.trail.written(tensor)
         for number, field in self.aliased.pop(storage_key(tensor), []):
             record = self.seen._records[number]
             kept = getattr(record, field)
             if kept is not None:
-                self.note(None)
+                if self.trail is not None:
+                    self.trail.kept(None)
                 self.seen._set(number, changed(record, **{field: kept.clone()}))
 
     def by_chunks(
         self, record: Record, fused: Fused, logsumexp: Tensor | None
     ) -> dict[str, Tensor] | None:
         """A fused kernel's weights, reduced a few queries at a time; None if needed whole."""
-        self.note(None)
+        if self.trail is not None:
+            self.trail.kept(None)
         asked, ways = self.options.reduce, reductions.BY_CHUNKS
         if not asked or self.options.heads is not None or not set(asked.values()) <= set(ways):
             return None
@@ -198,10 +210,6 @@ def _heads(record: Record, weights: Tensor, chosen: tuple[int, ...]) -> Record:
         read = leaf.read
         leaf = Leaf(leaf.tensor, lambda slope: read(slope)[:, list(chosen)])
     return changed(record, weights=weights[:, list(chosen)], leaf=leaf)
-
-
-def _ignore(record: Record | None) -> None:
-    """Nobody asked."""
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:

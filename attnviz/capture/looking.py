@@ -59,6 +59,7 @@ class Looks:
         self.plan: Plan | None = None
         self.learning = False
         self._plans: dict[torch.Size, Plan] = {}
+        self._changing: set[torch.Size] = set()
         self._batch: int | None = None
         self._counts: Counter[Any] = Counter()
         self._innermost = ""
@@ -66,9 +67,16 @@ class Looks:
     def begin(self, batch: torch.Size) -> list[nn.Module] | None:
         """A stream's next batch: within which modules to look; None if it has to be learned."""
         self._batch, size = batch[0], batch[1:]
+        if size in self._changing:
+            self.plan, self.learning = None, False
+            return None
         self.learning = size not in self._plans
         self.plan = self._plans.setdefault(size, Plan())
         return None if self.learning else self.plan.scopes
+
+    def mistrust(self, batch: torch.Size) -> None:
+        """What a model does with batches of this size depends on more than their size."""
+        self._changing.add(batch[1:])
 
     def learned(self) -> None:
         """The places and grids of batches of this size are those of the pass just seen."""

@@ -6,6 +6,7 @@ paths off and travel along with a deepcopy.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ import jaxtyping
 import torch
 from torch import Tensor, nn
 
-_TORCH = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent)
-_SHAPES = str(Path(jaxtyping.__file__).parent)  # where shapes are checked at run time
+_TORCH, _HERE, _SHAPES = (
+    f"{Path(str(file)).parent}{os.sep}"  # torchvision lies beside torch, and is no part of it
+    for file in (torch.__file__, __file__, jaxtyping.__file__)  # which checks shapes at run time
+)
 _PASSED = (_TORCH, _HERE, _SHAPES, "<")
 _CALL = nn.Module._call_impl.__code__
 _OURS, _OF_TORCH, _PASS, _METHOD = 1, 2, 4, 8

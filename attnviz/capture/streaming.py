@@ -42,8 +42,11 @@ def stream(
     """Run a model over a data set and yield each batch with what was seen of it.
 
     The model runs under `torch.no_grad()`, in the mode it is in. Its outputs are in `seen.output`,
-    and the loader's own item, labels and all, in `seen.batch`. A model in eval mode that takes
-    another path than on the batch before is noticed, and runs on that batch once more.
+    and the loader's own item, labels and all, in `seen.batch`.
+
+    Where weights and gates are what a softmax or a gate's function returned, a model in eval mode
+    that takes another path than on the first batch is noticed: it runs on that batch once more, and
+    is watched op by op from then on. Elsewhere it is expected to attend in the same modules.
 
     Args:
         model: Any module.
@@ -94,7 +97,10 @@ def _followed(
     watcher.recorder.keeper.seen = seen = Capture()
     with trail.followed(watcher.recorder.keeper):
         seen.output = watcher.model(images)
-    return seen if trail.whole else None
+    if trail.whole:
+        return seen
+    watcher.recorder.looks.mistrust(images.shape)
+    return None
 
 
 def _met(watcher: Watcher, trails: dict[torch.Size, Trail], images: Tensor) -> Capture:
@@ -110,7 +116,7 @@ def _met(watcher: Watcher, trails: dict[torch.Size, Trail], images: Tensor) -> C
     ):
         seen.output = watcher.model(images)
         watcher.finish()
-    if scopes is None:
+    if looks.learning:
         check(watcher, seen)
         looks.learned()
         watcher.trusted = True

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from attnviz.capture.functions import can_tell, telling
@@ -21,6 +23,7 @@ from attnviz.capture.places import Place, place
 from attnviz.capture.record import Record, changed
 from attnviz.capture.tags import Tag, Tags
 
+_functorch: Any = torch._C._functorch
 Cut = tuple[tuple[int, ...], tuple[int, ...], int]
 
 
@@ -32,14 +35,14 @@ class Run:
         number: Which of a forward pass's runs it is.
         place: Who ran it, and where in the source; None if that was not the watched model.
         cut: Shape, strides and offset of what it returned.
-        version: How often that had been written then.
+        touched: Whether the model wrote into it.
         made: The records made of it, without their tensors, and which part of it each holds.
     """
 
     number: int
     place: Place | None
     cut: Cut
-    version: int
+    touched: bool = False
     made: list[tuple[Record, Cut]] = field(default_factory=list)
 
 
@@ -67,13 +70,13 @@ class Trail:
         if not self.whole:
             yield
             return
-        before, keeper.note = keeper.note, self._kept
+        keeper.trail = self
         try:
             with telling(self._laid):
                 yield
             self.unused = keeper.seen.unused
         finally:
-            keeper.note = before
+            keeper.trail = None
             self._tags.clear()
 
     @contextmanager
@@ -92,15 +95,19 @@ class Trail:
         keeper.seen.unused = self.unused
 
     def _laid(self, out: Tensor) -> None:
-        if out.is_inference():  # nobody counts how often these are written
+        cut = _cut(out)
+        if cut is None:
             self.whole = False
             return
-        run = Run(len(self._runs), place(self._names), _cut(out), out._version)
+        run = Run(len(self._runs), place(self._names), cut)
         self._runs.append(run)
         self._tags.put(out, Tag("run", extra=run))
 
-    def _kept(self, record: Record | None) -> None:
-        """A record was made; None if one was changed, or the model wrote into one."""
+    def kept(self, record: Record | None) -> None:
+        """A record was made; None for one that has to be followed op by op.
+
+        It is a fused kernel's, or was changed after it was kept.
+        """
         values = None
         if record is not None:
             values = record.weights if record.kind == "attention" else record.scale
@@ -109,10 +116,18 @@ class Trail:
             self.whole = False
             return
         run: Run = tag.extra
-        untouched = values._version == run.version and run.place is not None
-        self.whole = self.whole and untouched and run.number >= self._last
+        known = run.place is not None and not run.touched
+        self.whole = self.whole and known and run.number >= self._last
         self._last = run.number
-        run.made.append((changed(record, weights=None, scale=None), _cut(values)))
+        cut = _cut(values)
+        assert cut is not None  # it lies in what the run returned
+        run.made.append((changed(record, weights=None, scale=None), cut))
+
+    def written(self, tensor: Tensor) -> None:
+        """The model writes into a tensor."""
+        tag = self._tags.get(tensor)
+        if tag is not None:
+            tag.extra.touched = True
 
     @apart
     def _follow(self, keeper: Keeper, out: Tensor) -> None:
@@ -127,5 +142,12 @@ class Trail:
             keeper.keep(changed(record, **{field: values}))
 
 
-def _cut(tensor: Tensor) -> Cut:
+def _cut(tensor: Tensor) -> Cut | None:
+    """Shape, strides and offset; None of what has none, as nested tensors and those of `vmap`."""
+    if (
+        tensor.is_nested
+        or tensor.layout is not torch.strided
+        or _functorch.is_functorch_wrapped_tensor(tensor)
+    ):
+        return None
     return tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attnviz.capture import Capture, watch
+from attnviz.capture import Capture, stream, watch
 
 
 def timm_model(name: str, **settings: Any) -> nn.Module:
@@ -41,27 +41,39 @@ def hf_model(kind: str, **settings: Any) -> nn.Module:
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
          "intermediate_size": 64, "image_size": 32, "patch_size": 8}  # fmt: skip
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+TENSORS = ("weights", "scale", "windows", "check")
 
 
 def seen_in(model: nn.Module, size: int) -> Capture:
-    """What a watch sees; outputs must be equal bit for bit, and must not be all zero."""
+    """What a watch sees, and a stream; outputs must be equal bit for bit, and not be all zero."""
     torch.manual_seed(0)
     for parameter in model.eval().parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
     x = torch.randn(2, 3, size, size)
 
-    def run() -> Tensor:
-        out: Any = model(x)
-        return out if isinstance(out, Tensor) else out.last_hidden_state
+    def read(out: Any) -> Tensor:
+        found: Tensor = out if isinstance(out, Tensor) else out.last_hidden_state
+        return found
 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the libraries say to their own users
-        before = run()
+        before = read(model(x))
         with watch(model) as seen:
-            after = run()
+            after = read(model(x))
+        streamed = [found for _, found in stream(model, [x] * 2, reduce=None)]
     assert torch.equal(before, after)
     assert before.any()
+    for found in streamed:
+        assert torch.equal(read(found.output), before)
+        assert list(found) == list(seen)
+        for one, other in zip(found.values(), seen.values(), strict=True):
+            assert {k: v for k, v in vars(one).items() if k not in TENSORS} == {
+                k: v for k, v in vars(other).items() if k not in TENSORS
+            }
+            for values, expected in ((one.weights, other.weights), (one.scale, other.scale)):
+                assert (values is None) == (expected is None)
+                assert values is None or expected is None or torch.equal(values, expected)
     return seen
 
 

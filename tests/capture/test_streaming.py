@@ -27,7 +27,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "branches": lambda: nets.around(Selective(stacked=False)),
     "windows": lambda: nets.around(Windowed(shift=1)),
     "whole": lambda: Blocks().eval(),
-}
+    **{name: lambda attend=attend: nets.around(nets.Attention(attend)) for name, attend in
+       nets.EQUAL.items()},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -35,7 +37,8 @@ def test_every_batch_is_as_if_it_were_watched_alone(name: str) -> None:
     model = MODELS[name]()
     shape = (nets.WIDTH, 4, 6) if name == "whole" else (3, 16, 24)
     batches = [
-        torch.randn(b, *shape, generator=torch.Generator().manual_seed(b)) for b in (2, 3, 1)
+        torch.randn(b, *shape, generator=torch.Generator().manual_seed(seed))
+        for seed, b in enumerate((2, 2, 3, 1, 2, 3))
     ]
     alone = []
     for batch in batches:
@@ -62,7 +65,7 @@ def test_every_batch_is_as_if_it_were_watched_alone(name: str) -> None:
             if one.windows is not None and other.windows is not None:
                 assert torch.equal(one.windows.cells, other.windows.cells)
         assert [(name, sorted(vars(module))) for name, module in model.named_modules()] == known
-    assert count == 3
+    assert count == 6
 
 
 def test_the_first_batch_tells_where_to_look() -> None:
