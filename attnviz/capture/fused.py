@@ -102,9 +102,9 @@ def from_sums(fused: Fused, logsumexp: Tensor) -> Tensor | None:
     flat = _flat(fused, logsumexp)
     if flat is None:
         return None
-    q, k, _ = flat
+    q, k = flat
     weights = q.new_empty(*q.shape[:-1], k.shape[-1])
-    for _ in _pieces(flat, fused.scale, weights):
+    for _ in _pieces(q, k, weights):
         pass
     weights = weights.view(*fused.query.shape[:-1], k.shape[-1])
     return weights if _sums_to_one(weights[..., some_rows(weights.shape[-2]), :]) else None
@@ -118,25 +118,23 @@ def column_means(fused: Fused, logsumexp: Tensor) -> Tensor | None:
     flat = _flat(fused, logsumexp)
     if flat is None:
         return None
-    q, k, _ = flat
-    total = q.new_zeros(len(q), k.shape[-1])
-    for heads, piece in _pieces(flat, fused.scale):
-        total[heads] += piece.sum(-2)
-    means = total.div_(max(1, q.shape[-2])).view(*fused.query.shape[:2], -1)
+    q, k = flat
+    total = q.new_zeros(len(q), 1, k.shape[-1])
+    mean = q.new_full((1, 1, q.shape[-2]), 1 / max(1, q.shape[-2]))
+    for heads, piece in _pieces(q, k):
+        total[heads].baddbmm_(mean[..., : piece.shape[-2]].expand(len(piece), -1, -1), piece)
+    means = total.view(*fused.query.shape[:2], -1)
     return means if _sums_to_one(means) else None
 
 
-def _pieces(
-    flat: tuple[Tensor, Tensor, Tensor], scale: float, into: Tensor | None = None
-) -> Iterator[tuple[slice, Tensor]]:
+def _pieces(q: Tensor, k: Tensor, into: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
     """Weights a few heads or rows at a time: which heads of all images, and `(heads, q, k)`.
 
     Args:
-        flat: Queries, keys and row sums, see `_flat`.
-        scale: What multiplies q · k.
+        q: Queries, see `_flat`.
+        k: Keys.
         into: `(b · heads, q, k)`, where to write them; anywhere if not given.
     """
-    q, k, lse = flat
     rows, keys = max(1, q.shape[-2]), max(1, k.shape[-1])
     most = _CACHED if q.device.type == "cpu" else _LAUNCHED
     at_once, step = max(1, most // (rows * keys)), max(1, min(rows, most // keys))
@@ -144,24 +142,29 @@ def _pieces(
         heads = slice(head, head + at_once)
         for row in range(0, rows, step):
             some = heads, slice(row, row + step)
-            yield heads, torch.baddbmm(
-                lse[some], q[some], k[heads], beta=-1, alpha=scale,
-                out=None if into is None else into[some],
-            ).exp_()  # fmt: skip
+            out = None if into is None else into[some]
+            yield heads, torch.bmm(q[some], k[heads], out=out).exp_()
 
 
-def _flat(fused: Fused, logsumexp: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Queries `(b · heads, q, d)`, keys `(b · heads, d, k)` and row sums `(b · heads, q, 1)`.
+def _flat(fused: Fused, logsumexp: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Queries `(b · heads, q, d + 1)` and keys `(b · heads, d + 1, k)`.
 
-    None where the kernel's sums say nothing of q · k alone: masks, dropout, padded sums.
+    Their product is `scale · q · k − logsumexp`: the row sums are one more entry of each query, and
+    a one that of each key, which costs less than to subtract them. None where the kernel's sums say
+    nothing of q · k alone: masks, dropout, padded sums.
     """
     q, k = fused.query, fused.key
     if fused.mask is not None or fused.causal or fused.dropout or logsumexp.shape != q.shape[:-1]:
         return None
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     k = grouped(k, q.shape[-3])
-    q, k, sums = (x.flatten(0, 1).to(wide) for x in (q, k, logsumexp))
-    return q, k.transpose(-2, -1), sums.unsqueeze(-1)
+    longer = [x.new_empty(*x.shape[:-1], x.shape[-1] + 1, dtype=wide) for x in (q, k)]
+    torch.mul(q.to(wide), fused.scale, out=longer[0][..., :-1])
+    torch.neg(logsumexp, out=longer[0][..., -1])
+    longer[1][..., :-1].copy_(k)
+    longer[1][..., -1] = 1
+    q, k = (x.flatten(0, 1) for x in longer)
+    return q, k.transpose(-2, -1)
 
 
 def _sums_to_one(rows: Tensor) -> bool:

@@ -82,7 +82,9 @@ def stream(
                 if seen is None:
                     seen = _met(watcher, trails, images)
             seen.batch = batch
+            watcher.recorder.keeper.seen = Capture()
             yield images, seen
+            del images, seen, batch  # the next batch needs the memory
     finally:
         watcher.close()
 
