@@ -25,6 +25,7 @@ from attnviz.metrics.rows import (
     nth_highest,
     overflow_guard,
     shifted,
+    sort_rows,
     true_places,
 )
 
@@ -115,6 +116,14 @@ class Batch:
         from attnviz.metrics.curves import sort_curves
 
         return sort_curves(self.values, self.labels)
+
+    def ascending_sizes(self, part: slice) -> Tensor:
+        """Some rows' sizes |a| in ascending order, (n, D), to be written to.
+
+        From the curves where something else has sorted the maps.
+        """
+        known = self.curves.ascending(part) if "curves" in vars(self) else None
+        return sort_rows(self.values[part].abs()) if known is None else known
 
     def hits_among(self, k: Tensor) -> Tensor:
         """How many of the k highest places lie inside the mask, expected under fair ties, (b,).

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from attnviz.metrics.rows import sort_rows, true_places
 
+_CENTRE = 0x3FFFFFFF
+
 
 @dataclass(frozen=True)
 class Curves:
@@ -71,6 +73,12 @@ class Curves:
         iou = self.hits.double() / (self.end + self.area[self.row] - self.hits).double()
         best = torch.zeros_like(self.area, dtype=torch.float64)
         return best.scatter_reduce_(0, self.row, iou, "amax")
+
+    def ascending(self, part: slice) -> Tensor | None:
+        """Some maps' values in ascending order, (n, D); None where the keys do not tell them."""
+        if self.keys.dtype != torch.int32:  # see `_packed`
+            return None
+        return (self.keys[part].flip(1) >> 1).neg_().add_(_CENTRE).view(torch.float32)
 
     def hits_among(self, k: Tensor) -> Tensor:
         """How many of the k highest places lie inside the mask, expected under fair ties, (b,).
@@ -139,7 +147,7 @@ def _packed(values: Tensor, labels: Tensor) -> Tensor:
     # Without a sign a value has 31 bits, less than 2^31 - 2^23 of them in use: centred around
     # zero they leave the lowest bit of 32 to the label.
     bits = (values + 0.0).view(torch.int32)  # -0.0 + 0.0 is +0.0: they are the same value
-    return bits.neg_().add_(0x3FFFFFFF).bitwise_left_shift_(1).bitwise_or_(labels)
+    return bits.neg_().add_(_CENTRE).bitwise_left_shift_(1).bitwise_or_(labels)
 
 
 def descending(values: Tensor) -> Tensor:

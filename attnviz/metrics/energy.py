@@ -14,7 +14,7 @@ from attnviz.errors import unknown_name
 from attnviz.metrics.batching import VALUES_IN_PASSING, Batch, score
 from attnviz.metrics.flags import UNFIT, UNSCORABLE, Reason
 from attnviz.metrics.inputs import AnyMaps, AnyMasks, no_masks
-from attnviz.metrics.rows import overflow_guard, row_sum, sort_rows, stretches
+from attnviz.metrics.rows import overflow_guard, row_sum, stretches
 from attnviz.shapes import Scores
 
 Sign: TypeAlias = Literal["positive", "abs", "signed"]
@@ -207,12 +207,12 @@ def sparseness_of(batch: Batch) -> Tensor:
     values, pixels = batch.values, batch.pixels
     rank = torch.arange(1 - pixels, pixels, 2, dtype=torch.float64, device=values.device)
 
-    def gini(rows: Tensor) -> Tensor:
-        sizes = _wide_enough(sort_rows(rows.abs()))
+    def gini(part: slice) -> Tensor:
+        sizes = _wide_enough(batch.ascending_sizes(part))
         total = row_sum(sizes)
         return row_sum(sizes.mul_(rank)) / (pixels * total)
 
-    return torch.cat([gini(values[part]) for part in stretches(values, copied=True)])
+    return torch.cat([gini(part) for part in stretches(values, copied=True)])
 
 
 def complexity_of(batch: Batch) -> Tensor:
