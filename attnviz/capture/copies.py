@@ -122,10 +122,11 @@ def normal(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
 def convolve(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     """A convolution over `(b, heads, q, k)` mixes heads and neighbouring places."""
     out = func(*args, **kwargs)
-    if out.dim() == 4:
-        watcher.maps.add((out.shape[2], out.shape[3]))
+    shape = out.shape
+    if len(shape) == 4:
+        watcher.maps.add((shape[2], shape[3]))
     tag = watcher.tags.get(args[0])
-    if tag is not None and out.shape[2:] == args[0].shape[2:] and _heads_first(tag, args[0]):
+    if tag is not None and shape[2:] == args[0].shape[2:] and _heads_first(tag, args[0]):
         axis = tag.find(args[0])
         if tag.kind == "scores" or (axis is not None and axis > 1):
             watcher.tags.put(out, tag.on(out, axis, mixed=True))

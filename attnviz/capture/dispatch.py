@@ -89,9 +89,10 @@ class Watcher:
         """Run an op, by its rule where it has one."""
         self.ops += 1
         rule, writes = _KNOWN.get(func) or learn(func)
-        if writes and self.recorder.keeper.minds and (rule is None or _in_backward() == -1):
+        backward = _in_backward() != -1
+        if writes and not (backward and rule) and self.recorder.keeper.minds(args[0]):
             self._preserve(args[0])
-        if _in_backward() != -1:
+        if backward:
             return func(*args, **kwargs)
         if not self._parameters:
             self.know_parameters()
@@ -119,7 +120,7 @@ class Watcher:
         return self._ways[-1].masked
 
     @apart
-    def _preserve(self, tensor: Any) -> None:
+    def _preserve(self, tensor: Tensor) -> None:
         self.recorder.keeper.preserve(tensor)
 
     def place(self) -> Place | None:

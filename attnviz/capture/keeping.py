@@ -49,10 +49,13 @@ class Keeper:
         """Whether something is followed through the layers of a forward pass."""
         return bool(self._rollouts)
 
-    @property
-    def minds(self) -> bool:
-        """Whether it matters into what the model writes."""
-        return bool(self.aliased) or self.trail is not None
+    def minds(self, tensor: Any) -> bool:
+        """Whether it matters that the model writes into a tensor."""
+        if not self.aliased and self.trail is None:
+            return False
+        if not isinstance(tensor, Tensor) or tensor.is_sparse or tensor.is_nested:
+            return False
+        return self.trail is not None or storage_key(tensor) in self.aliased
 
     def begin(self) -> None:
         """A forward pass begins."""
@@ -95,10 +98,8 @@ class Keeper:
             if isinstance(tensor, Tensor):
                 self.aliased.setdefault(storage_key(tensor), []).append((number, field))
 
-    def preserve(self, tensor: Any) -> None:
+    def preserve(self, tensor: Tensor) -> None:
         """Copy what was kept of a tensor, now that the model is about to write into it."""
-        if not isinstance(tensor, Tensor) or tensor.is_sparse or tensor.is_nested:
-            return
         if self.trail is not None:
             self.trail.written(tensor)
         for number, field in self.aliased.pop(storage_key(tensor), []):
