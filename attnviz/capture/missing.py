@@ -69,14 +69,14 @@ def _candidates(watcher: Watcher, seen: Capture) -> str:
     if seen.unused:
         near = _listed(f"{record.name} ({record.op}, {record.source})" for record in seen.unused)
         return f"nearest: {near}: computed and never multiplied with data"
-    telling = [
+    listening = [
         f"{name} ({type(module).__name__})"
         for name, module in watcher.modules.items()
         if any(word in type(module).__name__.lower() for word in _TELLING)
     ]
-    if telling:
+    if listening:
         return (
-            f"nearest by name: {_listed(telling)}. If one of them attends, it ran outside this "
+            f"nearest by name: {_listed(listening)}. If one of them attends, it ran outside this "
             f"thread, was not reached, or does so in another way{_elsewhere(watcher.model)}"
         )
     return (

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnviz.capture.functions import can_tell, telling
 from attnviz.capture.interception import apart
 from attnviz.capture.keeping import Keeper
+from attnviz.capture.listening import can_listen, listening
 from attnviz.capture.places import Place, place
 from attnviz.capture.record import Record, changed
 from attnviz.capture.tags import Tag, Tags
@@ -55,7 +55,7 @@ class Trail:
     """
 
     def __init__(self, names: dict[int, str]) -> None:
-        self.whole = can_tell()
+        self.whole = can_listen()
         self.unused: list[Record] = []
         self._names = names
         self._runs: list[Run] = []
@@ -72,7 +72,7 @@ class Trail:
             return
         keeper.trail = self
         try:
-            with telling(self._laid):
+            with listening(self._laid):
                 yield
             self.unused = keeper.seen.unused
         finally:
@@ -88,7 +88,7 @@ class Trail:
         def met(out: Tensor) -> None:
             self._follow(keeper, out)
 
-        with telling(met):
+        with listening(met):
             yield
         self.whole = not self._lost and self._met == len(self._runs)
         keeper.finish()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attnviz.capture import Capture, functions, interception, stream, watch
+from attnviz.capture import Capture, interception, listening, stream, watch
 from tests.capture import nets
 from tests.capture.test_gates import Blocks
 
@@ -19,7 +19,7 @@ Depths = list[tuple[int, bool]]
 
 
 def key_is_on() -> bool:
-    return bool(torch._C._dispatch_tls_is_dispatch_key_included(functions._KEY))
+    return bool(torch._C._dispatch_tls_is_dispatch_key_included(listening._KEY))
 
 
 def batches(count: int = 4) -> list[Tensor]:
@@ -52,12 +52,12 @@ def depths(model: nn.Module) -> Depths:
     found: Depths = []
     within = next(m for m in model.get_submodule("attn").modules() if isinstance(m, nn.Linear))
     within.register_forward_hook(
-        lambda *_: found.append((interception.watches(), functions._running.told is not None))  # type: ignore[func-returns-value]
+        lambda *_: found.append((interception.watches(), listening._running.told is not None))  # type: ignore[func-returns-value]
     )
     return found
 
 
-needs_the_key = pytest.mark.skipif(not functions.can_tell(), reason="this torch uses the key")
+needs_the_key = pytest.mark.skipif(not listening.can_listen(), reason="this torch uses the key")
 
 
 @needs_the_key
@@ -159,7 +159,7 @@ def test_a_model_in_training_never_runs_twice() -> None:
 
 
 def test_without_the_key_nothing_else_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnviz.capture.trail.can_tell", lambda: False)
+    monkeypatch.setattr("attnviz.capture.trail.can_listen", lambda: False)
     model = nets.around(nn.Sequential(nets.Attention(), Blocks()))
     found = depths(model)
     assert_as_watched(model, batches(2), reduce=None)
@@ -201,7 +201,7 @@ def test_a_watch_around_a_stream_sees_the_model_and_not_the_streams_own_work() -
 def test_an_interrupt_at_any_line_leaves_nothing_on() -> None:
     """Ctrl-C may come between any two lines; here it comes at every fifth of ours."""
     model = nets.around(nets.Attention())
-    ours = str(Path(functions.__file__).parent)
+    ours = str(Path(listening.__file__).parent)
     stopped, number = True, 0
     while stopped:
         number += 5

@@ -39,10 +39,10 @@ _running = _Running()
 
 
 @contextmanager
-def telling(told: Told) -> Iterator[None]:
+def listening(told: Told) -> Iterator[None]:
     """Within it `told(out)` is called with what each of these functions returned in this thread.
 
-    Only where `can_tell()`; of two that are nested the inner one is told.
+    Only where `can_listen()`; of two that are nested the inner one is told.
     """
     on = _C._dispatch_tls_is_dispatch_key_included(_KEY)
     outer = _running.told if on else None  # an interrupt may have left one
@@ -62,7 +62,7 @@ def _called(function: Any, /, *args: Any, **kwargs: Any) -> Any:
     return out
 
 
-def can_tell() -> bool:
+def can_listen() -> bool:
     """Whether the key is free, and taken from now on."""
     if not _key_is_ours():
         return False
