@@ -496,8 +496,9 @@ def test_a_kernel_without_an_axis_of_heads_does_not_take_images_for_heads(
     assert truth.weights is not None
     assert record.weights.shape == (3, heads, 24, 24)
     torch.testing.assert_close(record.weights, truth.weights)
-    assert record.how == "qk" or record.check is not None  # 2.9 has no kernel for these
-    assert record.check < 1e-5
+    if record.how == "fused":  # torch 2.9 has no kernel for these, and writes it out
+        assert record.check is not None
+        assert record.check < 1e-5
     reduced = only(nets.around(nets.Attention(merged, heads=heads)), x, reduce="received")
     torch.testing.assert_close(reduced.reduced["received"], truth.weights.mean(2))
 
