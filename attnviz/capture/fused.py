@@ -193,20 +193,17 @@ def discrepancy(fused: Fused, output: Tensor, given: Tensor | None = None) -> fl
     n = fused.query.shape[-2]
     if fused.dropout or not n or not output.numel():
         return None
-    rows = some_rows(n)
-    return max(_off(fused, output, given, image, rows) for image in {0, len(output) - 1})
-
-
-def _off(fused: Fused, output: Tensor, given: Tensor | None, image: int, rows: list[int]) -> float:
+    rows, ends = some_rows(n), slice(None, None, max(1, len(output) - 1))
+    q, k, v = (x[ends] for x in (fused.query, fused.key, fused.value))
     mask = fused.mask
-    if mask is not None and mask.dim() == 4:
-        mask = mask[image if len(mask) > 1 else 0]
-    one = Fused(fused.query[image], fused.key[image], fused.value[image], mask,
-                fused.causal, fused.scale)  # fmt: skip
-    some = weights(one, rows) if given is None else given[image][..., rows, :]
-    own = output[image][..., rows, :].to(some.dtype)
-    difference = (some @ grouped(one.value, some.shape[-3]).to(some.dtype) - own).abs().max()
-    return float(difference / own.abs().max().clamp_min(torch.finfo(some.dtype).tiny))
+    if mask is not None and mask.dim() == 4 and len(mask) > 1:
+        mask = mask[ends]
+    two = replace(fused, query=q, key=k, value=v, mask=mask)
+    some = weights(two, rows) if given is None else given[ends][..., rows, :]
+    own = output[ends][..., rows, :].to(some.dtype)
+    difference = some @ grouped(v, some.shape[-3]).to(some.dtype) - own
+    off, size = (x.abs().flatten(1).amax(1) for x in (difference, own))
+    return float((off / size.clamp_min(torch.finfo(some.dtype).tiny)).max())
 
 
 def applied(fused: Fused, weights: Tensor, like: Tensor) -> Tensor:
