@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attnviz.cli import complain
+from attnviz.cli import Parser, complain
 from attnviz.cli.checked import folder, whole
 from attnviz.executors import add_workers, chosen_workers
 from experiments.axes import SINGLE, add_axes, chosen_axes, grid
@@ -25,21 +25,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 if all went well, 1 if a run failed, 2 for input that is not right, 130 if interrupted.
     """
-    args = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        args = _parser().parse_args(words)
         code: int = args.command(args)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     except Exception as error:
-        if args.debug:
+        if "--debug" in words:
             raise
         return complain(error, "experiments")
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
+    parser = Parser(prog="python -m experiments", description=__doc__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     quick = commands.add_parser("quickstart", help="train the six variants and say which one looks")
     quick.set_defaults(command=_quickstart)

@@ -92,7 +92,7 @@ def _run(words: list[str]) -> int:
     if name not in commands:
         raise unknown_name("command", name, commands)
     module = import_module(f"{__name__}.{name}")
-    parser = _Parser(
+    parser = Parser(
         prog=f"attnviz {name}", description=_sentence(commands[name]), allow_abbrev=False
     )
     parser.add_argument("--debug", action="store_true", help="on an error, show where it came from")
@@ -101,7 +101,7 @@ def _run(words: list[str]) -> int:
     return code
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """A parser whose complaints are those of every other mistake: one line."""
 
     def error(self, message: str) -> NoReturn:

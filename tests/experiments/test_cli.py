@@ -87,10 +87,11 @@ def test_a_flag_is_checked_before_the_work_begins(
 ) -> None:
     file = tmp_path / "file"
     file.write_text("a file where a folder should be")
-    with pytest.raises(SystemExit) as ended:
-        main(["sweep", *TINY, *(word.format(file=file) for word in words)])
-    assert ended.value.code == 2
-    assert message.format(file=file) in capsys.readouterr().err
+    assert main(["sweep", *TINY, *(word.format(file=file) for word in words)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("experiments: ")
+    assert message.format(file=file) in error
+    assert error.count("\n") == 1
     assert file.read_text() == "a file where a folder should be"
 
 
