@@ -105,6 +105,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose complaints are those of every other mistake: one line."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise what is wrong, with where to look."""
         raise InputError(f"{message}; {self.prog} --help says what it takes")
 
 

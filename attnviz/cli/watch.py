@@ -9,6 +9,7 @@ constructions of one record can show different things.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from attnviz.cli.tables import as_json, printable
 from attnviz.errors import InputError
 
 _MOST_TILES = 400
+_MOST_COLUMNS = 13
 _TILE = 160
 
 
@@ -106,6 +108,9 @@ def _write(out: Path, drawn: dict[str, Tensor], pixels: np.ndarray) -> list[str]
     written = ["maps.safetensors"]
     tiles: list[np.ndarray] = []
     captions: list[str] = []
+    lines = math.ceil((len(drawn) + 1) / _MOST_COLUMNS)
+    columns = math.ceil((len(drawn) + 1) / lines)
+    empty = columns * lines - len(drawn) - 1  # each image begins a line
     for number, picture in enumerate(pixels):
         tiles.append(_tile(picture))
         captions.append(f"image {number}")
@@ -116,7 +121,8 @@ def _write(out: Path, drawn: dict[str, Tensor], pixels: np.ndarray) -> list[str]
             written.append(str(path.relative_to(out)))
             tiles.append(_tile(laid))
             captions.append(name.replace(":", "\n"))
-    columns = min(len(drawn) + 1, 12)
+        tiles += [np.full((_TILE, _TILE, 3), 255, np.uint8)] * empty
+        captions += [""] * empty
     sheet = contact_sheet(tiles[:_MOST_TILES], captions[:_MOST_TILES], columns)
     save_png(sheet, out / "sheet.png")
     return [*written, "sheet.png"]

@@ -59,8 +59,14 @@ def _child(child: Any) -> str:
 
 def table(header: Iterable[Any], rows: Iterable[Iterable[Any]], *, caption: Any) -> Html:
     """A table with a caption, which scrolls sideways where it is too wide for the page."""
-    head = tag("tr", (tag("th", cell, scope="col") for cell in header))
-    body = (row if isinstance(row, Html) else line(row) for row in rows)
+    listed = [row if isinstance(row, Html) else list(row) for row in rows]
+    first: Any = next((row for row in listed if not isinstance(row, Html)), ())
+    right = [_is_number(cell) for cell in first][1:]
+    head = tag("tr", (
+        tag("th", cell, scope="col", class_="n" if i and right[i - 1 : i] == [True] else None)
+        for i, cell in enumerate(header)
+    ))  # fmt: skip
+    body = (row if isinstance(row, Html) else line(row) for row in listed)
     return tag(
         "div",
         tag("table", tag("caption", caption), tag("thead", head), tag("tbody", body)),
@@ -79,5 +85,8 @@ def line(cells: Iterable[Any], *, class_: str | None = None) -> Html:
 def _cell(cell: Any, *, first: bool) -> Html:
     if first:
         return tag("th", cell, scope="row")
-    numeric = isinstance(cell, str) and cell[:1] in "+-–0123456789" and not isinstance(cell, Html)
-    return tag("td", cell, class_="n" if numeric else None)
+    return tag("td", cell, class_="n" if _is_number(cell) else None)
+
+
+def _is_number(cell: Any) -> bool:
+    return isinstance(cell, str) and cell[:1] in "+-–0123456789" and not isinstance(cell, Html)

@@ -47,6 +47,16 @@ def picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "x.png"
 
 
+def test_on_a_sheet_each_image_begins_a_line(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    words = ["--size", "64", "--count", "2", "--out", str(tmp_path / "out")]
+    assert run(["watch", "timm:efficientnet_b0", *words]) == 0
+    tile, gap, lines = 160, 8, 2 * 18
+    with Image.open(tmp_path / "out" / "sheet.png") as sheet:  # 1 + 16 tiles in two lines of nine
+        assert sheet.size == (9 * (tile + gap) + gap, 4 * (tile + lines + gap) + gap)
+        assert np.asarray(sheet)[tile + lines + 2 * gap :, -tile:][: tile - gap].min() == 255
+
+
 def test_maps_and_a_sheet_are_written(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = picture.parent / "maps"
     words = ["watch", "my_factory:net", "--image", str(picture), "--size", "32", "--out", str(out)]
