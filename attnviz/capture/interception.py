@@ -13,7 +13,7 @@ class of its own, the watch is a mode.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial, wraps
 from typing import Any, ParamSpec, TypeVar
@@ -191,26 +191,46 @@ def hide_from_compiler() -> None:
 @cache
 def _key_is_ours() -> bool:
     """Whether our key is free, and taken from now on."""
+    passed = dict.fromkeys(_VIEWS, torch.library.fallthrough_kernel)
+    return take_key(_NAME, _intercept, passed, above_modes=False)
+
+
+def take_key(name: str, otherwise: Any, kernels: Mapping[str, Any], *, above_modes: bool) -> bool:
+    """Take a dispatch key that torch declares and leaves unused; False where that is not so.
+
+    Args:
+        name: The key's.
+        otherwise: What is called for ops that `kernels` does not name.
+        kernels: What is called for ops of aten by their names; those that this torch lacks are
+            left out.
+        above_modes: On which side of torch's modes it has to lie.
+    """
+    key = _C._parse_dispatch_key(name)
     after = _C._dispatch_keyset_full_after(_C.DispatchKey.Python)
-    if _KEY is None or not after.has(_KEY) or _C._dispatch_has_backend_fallback(_KEY):
+    if key is None or after.has(key) is above_modes or _C._dispatch_has_backend_fallback(key):
         return False
-    if _C._dispatch_get_registrations_for_dispatch_key(_NAME):
+    if _C._dispatch_get_registrations_for_dispatch_key(name):
         return False
-    everywhere, aten = (torch.library.Library(name, "IMPL") for name in ("_", "aten"))
-    everywhere.fallback(_intercept, _NAME)
+    everywhere, aten = (torch.library.Library(space, "IMPL") for space in ("_", "aten"))
+    everywhere.fallback(otherwise, name)
     known = set(_C._dispatch_get_all_op_names())
-    for view in _VIEWS:
-        if f"aten::{view}" in known:
-            aten.impl(view, torch.library.fallthrough_kernel, _NAME)
-    torch._ops._HIGHER_ORDER_OP_DEFAULT_FALLTHROUGH_DISPATCH_KEYS.append(_KEY)
+    for op, kernel in kernels.items():
+        if f"aten::{op}" in known:
+            aten.impl(op, kernel, name)
+    torch._ops._HIGHER_ORDER_OP_DEFAULT_FALLTHROUGH_DISPATCH_KEYS.append(key)
     _LIBRARIES.extend((everywhere, aten))  # a library that is collected takes its kernels along
     return True
 
 
 def _know_higher_order() -> None:
-    """Operators that are no kernels have a table of their own."""
+    for op in new_operators(_HIGHER_ORDER):
+        op.py_impl(_KEY)(partial(_intercept, op))
+
+
+def new_operators(known: set[str]) -> Iterator[Any]:
+    """Operators that are no kernels and have a table of their own: those that are not yet known."""
     table = torch._ops._higher_order_ops
-    for name, op in table.items() if len(table) > len(_HIGHER_ORDER) else ():
-        if name not in _HIGHER_ORDER:
-            _HIGHER_ORDER.add(name)
-            op.py_impl(_KEY)(partial(_intercept, op))
+    for name, op in table.items() if len(table) > len(known) else ():
+        if name not in known:
+            known.add(name)
+            yield op

@@ -65,8 +65,7 @@ class Keeper:
 
     def keep(self, record: Record, number: int | None = None) -> None:
         """Reduce a record and put it in, or in the place of another one."""
-        if self.trail is not None:
-            self.trail.kept(record if number is None else None)
+        self._note(record if number is None else None)
         values = record.weights if record.kind == "attention" else record.scale
         record = changed(record, shape=() if values is None else tuple(values.shape))
         if record.weights is not None and self.options.heads is not None:
@@ -106,16 +105,14 @@ class Keeper:
             record = self.seen._records[number]
             kept = getattr(record, field)
             if kept is not None:
-                if self.trail is not None:
-                    self.trail.kept(None)
+                self._note(None)
                 self.seen._set(number, changed(record, **{field: kept.clone()}))
 
     def by_chunks(
         self, record: Record, fused: Fused, logsumexp: Tensor | None
     ) -> dict[str, Tensor] | None:
         """A fused kernel's weights, reduced a few queries at a time; None if needed whole."""
-        if self.trail is not None:
-            self.trail.kept(None)
+        self._note(None)
         asked, ways = self.options.reduce, reductions.BY_CHUNKS
         if not asked or self.options.heads is not None or not set(asked.values()) <= set(ways):
             return None
@@ -163,6 +160,11 @@ class Keeper:
                 if value is not None and value.shape == reduced[name].shape:
                     kept = {key: v for key, v in earlier.reduced.items() if key != name}
                     self.seen._set(number, changed(earlier, reduced=kept))
+
+    def _note(self, record: Record | None) -> None:
+        """Tell a trail of a record; of None for one that has to be followed op by op."""
+        if self.trail is not None:
+            self.trail.kept(record)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         if self.options.to is None and self.options.dtype is None:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnviz.capture.interception import new_operators, take_key
+
 Told = Callable[[Tensor], None]
 
 _C: Any = torch._C
@@ -25,7 +27,6 @@ _FUNCTIONS = (
     "hardsigmoid_", "tanh", "tanh_",
 )  # fmt: skip
 _KEY = _C._parse_dispatch_key(_NAME)
-_LIBRARIES: list[torch.library.Library] = []
 _HIGHER_ORDER: set[str] = set()
 
 
@@ -66,27 +67,16 @@ def can_listen() -> bool:
     """Whether the key is free, and taken from now on."""
     if not _key_is_ours():
         return False
-    table = torch._ops._higher_order_ops  # operators that are no kernels have a table of their own
-    for name, op in table.items() if len(table) > len(_HIGHER_ORDER) else ():
-        if name not in _HIGHER_ORDER:
-            _HIGHER_ORDER.add(name)
-            op.fallthrough(_KEY)
+    for op in new_operators(_HIGHER_ORDER):
+        op.fallthrough(_KEY)
     return True
 
 
 @cache
 def _key_is_ours() -> bool:
-    after = _C._dispatch_keyset_full_after(_C.DispatchKey.Python)
-    if _KEY is None or after.has(_KEY) or _C._dispatch_has_backend_fallback(_KEY):
-        return False
-    if _C._dispatch_get_registrations_for_dispatch_key(_NAME):
-        return False
-    everywhere, aten = (torch.library.Library(name, "IMPL") for name in ("_", "aten"))
-    everywhere.fallback(torch.library.fallthrough_kernel, _NAME)
+    kernels = {}
     for name in _FUNCTIONS:
         packet, _, overload = name.partition(".")
         function = getattr(getattr(torch.ops.aten, packet), overload or "default")
-        aten.impl(name, partial(_called, function), _NAME)
-    torch._ops._HIGHER_ORDER_OP_DEFAULT_FALLTHROUGH_DISPATCH_KEYS.append(_KEY)
-    _LIBRARIES.extend((everywhere, aten))  # a library that is collected takes its kernels along
-    return True
+        kernels[name] = partial(_called, function)
+    return take_key(_NAME, torch.library.fallthrough_kernel, kernels, above_modes=True)

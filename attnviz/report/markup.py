@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable
+from itertools import zip_longest
 from typing import Any
 
 _VOID = {"img", "meta", "br", "source", "col"}
@@ -61,10 +62,10 @@ def table(header: Iterable[Any], rows: Iterable[Iterable[Any]], *, caption: Any)
     """A table with a caption, which scrolls sideways where it is too wide for the page."""
     listed = [row if isinstance(row, Html) else list(row) for row in rows]
     first: Any = next((row for row in listed if not isinstance(row, Html)), ())
-    right = [_is_number(cell) for cell in first][1:]
+    numbers = [i > 0 and _is_number(cell) for i, cell in enumerate(first)]
     head = tag("tr", (
-        tag("th", cell, scope="col", class_="n" if i and right[i - 1 : i] == [True] else None)
-        for i, cell in enumerate(header)
+        tag("th", cell, scope="col", class_="n" if number else None)
+        for cell, number in zip_longest(header, numbers)
     ))  # fmt: skip
     body = (row if isinstance(row, Html) else line(row) for row in listed)
     return tag(

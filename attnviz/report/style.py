@@ -27,10 +27,10 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 caption { text-align: left; padding: .2rem 0 .4rem; }
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
-thead th { font-weight: 600; border-bottom-width: 2px; }
+thead th { font-weight: 600; border-bottom-width: 2px; vertical-align: bottom; }
 tbody th { font-weight: 600; } tr.level th, tr.level td { font-weight: 400; color: var(--soft); }
 .n { text-align: right; white-space: nowrap; }
-thead th, thead th.n { white-space: normal; vertical-align: bottom; }
+thead .n { white-space: normal; }
 .strip th { text-align: center; padding: .2rem; border: 0; font-size: .85rem; }
 .strip td { border: 0; padding: .2rem .35rem .2rem 0; }
 figure { margin: 0; } figure.tile { width: 8.5rem; } figcaption { line-height: 1.3; }

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 
 from attnviz.capture import Capture, interception, listening, stream, watch
 from tests.capture import nets
+from tests.capture.interrupts import interrupting
 from tests.capture.test_gates import Blocks
 
 Depths = list[tuple[int, bool]]
@@ -201,27 +200,15 @@ def test_a_watch_around_a_stream_sees_the_model_and_not_the_streams_own_work() -
 def test_an_interrupt_at_any_line_leaves_nothing_on() -> None:
     """Ctrl-C may come between any two lines; here it comes at every fifth of ours."""
     model = nets.around(nets.Attention())
-    ours = str(Path(listening.__file__).parent)
     stopped, number = True, 0
     while stopped:
         number += 5
-        left = number
-
-        def trace(frame: FrameType, event: str, _: object) -> Any:
-            nonlocal left
-            if frame.f_code.co_filename.startswith(ours) and event == "line":
-                left -= 1
-                if not left:
-                    sys.settrace(None)
-                    raise KeyboardInterrupt
-            return trace if frame.f_code.co_filename.startswith(ours) else None
-
         flow = stream(model, batches(2), reduce="received")
         next(flow)
         tracer = sys.gettrace()
         stopped = False
         try:
-            sys.settrace(trace)
+            sys.settrace(interrupting(number))
             next(flow)
         except KeyboardInterrupt:
             stopped = True

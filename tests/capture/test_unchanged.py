@@ -10,8 +10,6 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -23,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from attnviz.capture import Capture, interception, watch
 from tests.capture import nets
+from tests.capture.interrupts import interrupting
 from tests.capture.test_gates import Blocks
 from tests.capture.test_multihead import layer, tokens
 
@@ -438,27 +437,15 @@ def test_views_are_left_to_torch_where_it_allows(way: str) -> None:
 def test_an_interrupt_at_any_line_leaves_no_watch_on() -> None:
     """Ctrl-C may come between any two lines; here it comes at every seventh of ours."""
     model, x = MODELS["plain"]()
-    ours = str(Path(interception.__file__).parent)
     before = state()
     stopped, number = True, 0
     while stopped:
         number += 7
-        left = number
-
-        def trace(frame: FrameType, event: str, _: object) -> Any:
-            nonlocal left
-            if frame.f_code.co_filename.startswith(ours) and event == "line":
-                left -= 1
-                if not left:
-                    sys.settrace(None)
-                    raise KeyboardInterrupt
-            return trace if frame.f_code.co_filename.startswith(ours) else None
-
         stopped = False
         try:
             with torch.no_grad(), watch(model):
                 tracer = sys.gettrace()
-                sys.settrace(trace)
+                sys.settrace(interrupting(number))
                 try:
                     model(x)
                 finally:
