@@ -30,7 +30,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "attribution": ("attribute",),
     "metrics": ("localization", "agreement", "baselines", "calibrate_threshold"),
     "faithfulness": ("knockout", "randomisation", "faithfulness_scores"),
-    "compare": ("compare",),
+    "comparison": ("compare",),
     "diagnosis": ("diagnose",),
     "runs": ("save_run", "open_run", "list_runs"),
 }

@@ -33,12 +33,12 @@ if find_spec("atheris"):
 
     with atheris.instrument_imports(include=["attnviz.runs"]):
         from attnviz.runs import list_runs, open_run
-        from attnviz.runs.reading import whole_rows
+        from attnviz.runs.reader import whole_rows
         from attnviz.runs.storage import Span
         from attnviz.runs.tensors import open_tensors, restored, to_bytes
 else:
     from attnviz.runs import list_runs, open_run
-    from attnviz.runs.reading import whole_rows
+    from attnviz.runs.reader import whole_rows
     from attnviz.runs.storage import Span
     from attnviz.runs.tensors import open_tensors, restored, to_bytes
 
@@ -82,7 +82,7 @@ class MemoryStore:
 
 def header(content: bytes) -> None:
     """run.json, and all that a reader does with a run before it opens an array."""
-    from attnviz.runs.reading import _judged
+    from attnviz.runs.reader import _judged
 
     run, _ = _judged(MemoryStore({"run.json": content, "x": b""}), "a", None, None)
     assert run.state in ("complete", "running", "stale", "stopped", "broken", "newer")

@@ -15,8 +15,8 @@ import time
 
 import numpy as np
 
-from attnviz.compare import compare
-from attnviz.compare.resampling import half_width, image_draws, seed_weights
+from attnviz.comparison import compare
+from attnviz.comparison.resampling import half_width, image_draws, seed_weights
 
 
 def ours(scores: np.ndarray, rng: np.random.Generator) -> bool:

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from attnviz import metrics as av
-from attnviz.metrics import quantus_compat
+from attnviz.metrics.compat import quantus as quantus_conventions
 
 SIZE, SIDE = 96, 16
 DEMANDED = {
@@ -292,22 +292,22 @@ def differences(peers: dict[str, ModuleType]) -> None:
 
 
 def faithful(package: ModuleType) -> None:
-    """Print how far `quantus_compat` is from Quantus itself, ties and signs included."""
+    """Print how far `metrics.compat.quantus` is from Quantus itself, ties and signs included."""
     smooth, masks = data(16)
     kinds = {"smooth": smooth, "signed": smooth - 0.6, "quantised": smooth.round(decimals=1)}
     for title, maps in kinds.items():
         theirs = quantus(package, maps, masks)
         arrays = maps.numpy(), masks.numpy()
         mine = {
-            "pointing_game": quantus_compat.pointing_game(*arrays),
-            "energy_pointing_game": quantus_compat.relevance_mass_accuracy(*arrays),
-            "relevance_rank_accuracy": quantus_compat.relevance_rank_accuracy(*arrays),
-            "topk_intersection": quantus_compat.top_k_intersection(*arrays, k=TOP),
-            "sparseness": quantus_compat.sparseness(arrays[0]),
-            "complexity": quantus_compat.complexity(arrays[0]),
+            "pointing_game": quantus_conventions.pointing_game(*arrays),
+            "energy_pointing_game": quantus_conventions.relevance_mass_accuracy(*arrays),
+            "relevance_rank_accuracy": quantus_conventions.relevance_rank_accuracy(*arrays),
+            "topk_intersection": quantus_conventions.top_k_intersection(*arrays, k=TOP),
+            "sparseness": quantus_conventions.sparseness(arrays[0]),
+            "complexity": quantus_conventions.complexity(arrays[0]),
         }
         apart = max(float(np.abs(theirs[key].values - own).max()) for key, own in mine.items())
-        print(f"  quantus_compat, {title} maps: at most {apart:.1e} off in {len(mine)} metrics")
+        print(f"  compat.quantus, {title} maps: at most {apart:.1e} off in {len(mine)} metrics")
 
 
 def main() -> None:

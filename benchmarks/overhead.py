@@ -38,8 +38,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attnviz.capture import stream, watch
-from attnviz.capture.fused import Fused, column_means, from_sums
-from attnviz.capture.interception import interceptor
+from attnviz.capture.fused_weights import Fused, column_means, from_sums
+from attnviz.capture.op_mode import interceptor
 
 Run = Callable[[], Any]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from attnviz.errors import RunError
-from attnviz.runs import beginning, list_runs, open_run, start_run, verify
+from attnviz.runs import lifecycle, list_runs, open_run, start_run, verify
 from tests.runs.made import everything, make
 from tests.runs.test_faults import as_nobody, cut, emptied, full_disk, lengthen, remove
 
@@ -93,13 +93,13 @@ def two_makers(root: Path) -> tuple[str, str]:
 
 def clock_backwards(root: Path) -> tuple[str, str]:
     """A run begun an hour ahead of the clock that goes on with it."""
-    real, states = beginning.now, []
+    real, states = lifecycle.now, []
     ahead = datetime.now(UTC) + timedelta(hours=1)
-    beginning.now = lambda: ahead.isoformat()
+    lifecycle.now = lambda: ahead.isoformat()
     try:
         writer = start_run(root, "a", **BEGUN)
     finally:
-        beginning.now = real
+        lifecycle.now = real
     states.append(open_run(root / "a").state)
     writer.maps("m", np.ones((1, 2, 2)))
     states.append(open_run(root / "a").state)

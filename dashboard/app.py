@@ -18,7 +18,7 @@ if str(_HERE.parent) not in sys.path:  # the pages say `from dashboard.x import 
     sys.path.insert(0, str(_HERE.parent))
 
 from dashboard.address import quoted  # noqa: E402
-from dashboard.frame import carried, dress, root  # noqa: E402 - the path comes first
+from dashboard.controls import carried, dress, root  # noqa: E402 - the path comes first
 
 PAGES = (
     ("compare", "Compare", ":material/leaderboard:"),

@@ -14,7 +14,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from attnviz.compare.words import spoken
+from attnviz.comparison.text import spoken
 from dashboard.palettes import DASHES, Ink
 
 MOST_BANDS = 8

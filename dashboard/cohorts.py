@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from attnviz.compare.recorded import asks, differing, incidental
+from attnviz.comparison.from_runs import asks, differing, incidental
 from attnviz.runs import flat
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attnviz.compare import LOWER_IS_BETTER
-from attnviz.compare.recorded import map_names
-from attnviz.compare.resampling import mean_of_valid
+from attnviz.comparison import LOWER_IS_BETTER
+from attnviz.comparison.from_runs import map_names
+from attnviz.comparison.resampling import mean_of_valid
 
 PAGE_SIZE = 48
 AGREEMENT = "agreement_"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from attnviz.errors import InputError
-from attnviz.photographs import photograph, square
+from attnviz.image_files import photograph, square
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MOST_BYTES = 8 * 1024 * 1024

@@ -54,7 +54,7 @@ ties neighbours: of 2,036 maps that reached beyond 1 (none beyond 1.3) 89 were o
 def peers() -> str:
     """The tables of differences that the modules of the peers' conventions open with."""
     text = _PEERS
-    for name, title in (("quantus_compat", "Quantus 0.6"), ("wsol_compat", "wsolevaluation")):
+    for name, title in (("compat.quantus", "Quantus 0.6"), ("compat.wsol", "wsolevaluation")):
         about = inspect.getdoc(import_module(f"attnviz.metrics.{name}")) or ""
         table = [line for line in about.splitlines() if line.startswith("|")]
         shown = "\n".join(line.replace("|G|", "\\|G\\|") for line in table)

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
-from attnviz.compare import Comparison, compare
+from attnviz.comparison import Comparison, compare
 from attnviz.models import build_model, variants
 from attnviz.runs import Run, list_runs, open_run
 from experiments.presets import PRESETS, asked

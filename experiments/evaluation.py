@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from attnviz.compare.summary import summarised
+from attnviz.comparison.summary import summarised
 from attnviz.diagnosis import diagnose
 from attnviz.errors import InputError
 from attnviz.maps import resized

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from attnviz.compare.words import records
+from attnviz.comparison.text import records
 from attnviz.errors import NothingSeenError
 from attnviz.faithfulness import faithfulness_scores, knockout
 from attnviz.maps import resized

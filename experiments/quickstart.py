@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from attnviz.cli.tables import table as columns
-from attnviz.compare import compare
+from attnviz.comparison import compare
 from attnviz.figures import comparison_picture
 from attnviz.runs import Run, open_run
 

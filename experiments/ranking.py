@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from attnviz.compare import Comparison, compare
-from attnviz.compare.recorded import asks
+from attnviz.comparison import Comparison, compare
+from attnviz.comparison.from_runs import asks
 from attnviz.runs import Run, open_run
 from experiments.axes import Grid, shown
-from experiments.board import rows, standing
 from experiments.presets import ASKING, asked
+from experiments.progress_table import rows, standing
 from experiments.running import Outcome
 from experiments.settings import Settings
 

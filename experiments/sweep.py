@@ -18,7 +18,7 @@ from attnviz.errors import RunError
 from attnviz.executors import Workers, cores, executor_of, processes
 from attnviz.runs import open_run
 from experiments.axes import Grid
-from experiments.board import Board
+from experiments.progress_table import Board
 from experiments.running import Outcome, try_training
 from experiments.settings import Settings
 

@@ -28,7 +28,7 @@ from attnviz.models import build_model
 from attnviz.report.study import Sample
 from attnviz.runs import Run, amend_run
 from attnviz.runs.header import parse
-from attnviz.runs.reading import _table
+from attnviz.runs.reader import _table
 from attnviz.runs.storage import LocalStore
 from attnviz.runs.tensors import from_bytes, open_tensors
 from attnviz.targets import target_scores

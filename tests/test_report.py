@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attnviz.compare.definitions import DEFINITIONS, LOWER_IS_BETTER
+from attnviz.comparison.definitions import DEFINITIONS, LOWER_IS_BETTER
 from attnviz.errors import InputError, RunError
 from attnviz.report import write_report
 from attnviz.report.markup import Html, joined, table, tag
 from attnviz.runs import start_run
-from tests.compare.written import dataset, sample_table, write_run
+from tests.comparison.written import dataset, sample_table, write_run
 
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'
 FINDING = {
@@ -147,7 +147,7 @@ class TestContent:
 
     def test_every_metric_has_a_definition(self) -> None:
         from attnviz import faithfulness
-        from attnviz.metrics.catalogue import METRICS
+        from attnviz.metrics.registry import METRICS
 
         asked = faithfulness.METRICS
         assert set(METRICS) | set(asked) <= set(DEFINITIONS)

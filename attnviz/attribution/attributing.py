@@ -27,9 +27,9 @@ from attnviz.attribution.catalogue import (
 )
 from attnviz.attribution.layers import find_layer
 from attnviz.attribution.state import undisturbed
-from attnviz.blanks import Blank, blank_like
+from attnviz.baseline_images import Blank, blank_like
 from attnviz.errors import InputError, unknown_name
-from attnviz.maps.places import Grid, Interpolation, resized
+from attnviz.maps.geometry import Grid, Interpolation, resized
 from attnviz.shapes import Images
 from attnviz.targets import Target
 
@@ -90,9 +90,10 @@ def attribute(
         channels: Before the sign, how channels become one: `sum`, `mean`, `max_abs` (the largest
             in size, with its sign) or `norm` (Euclidean). None takes `sum` where channels share an
             attribution and `mean` where they were removed together (occlusion, superpixels).
-        baseline: What a method compares with or fills in: a name of `attnviz.blanks.BLANKS`, a
-            number, an image or images. None is Captum's, which is 0. For `gradient_shap` a tensor
-            `(n, c, h, w)` is the distribution that every image draws from.
+        baseline: What a method compares with or fills in: a name of
+            `attnviz.baseline_images.BLANKS`, a number, an image or images. None is Captum's, which
+            is 0. For `gradient_shap` a tensor `(n, c, h, w)` is the distribution that every image
+            draws from.
         value_range: What black and white are, for the baselines of these names.
         size: `(h, w)` of the maps; None takes the images', `"own"` keeps a layer's grid.
         interpolation: How a layer's map becomes larger, after the sign.

@@ -6,9 +6,9 @@
 """
 
 from attnviz.capture import edits, reductions
+from attnviz.capture.capture import Capture
 from attnviz.capture.record import Record, Windows, gradients
-from attnviz.capture.seen import Capture
-from attnviz.capture.streaming import stream
-from attnviz.capture.watching import watch
+from attnviz.capture.stream import stream
+from attnviz.capture.watch import watch
 
 __all__ = ["Capture", "Record", "Windows", "edits", "gradients", "reductions", "stream", "watch"]

@@ -16,26 +16,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnviz.capture import copies, kernels, products, scaling, squashing, windowing
-from attnviz.capture.interception import ByKey, ByMode, apart, are_plain, interceptor
+from attnviz.capture.call_stack import Call, Place, call, calls, place
+from attnviz.capture.capture import Capture
+from attnviz.capture.op_mode import ByKey, ByMode, apart, are_plain, interceptor
 from attnviz.capture.options import Options
-from attnviz.capture.places import Call, Place, call, calls, place
+from attnviz.capture.provenance import PARAMETER, Tags
 from attnviz.capture.record import Grid
 from attnviz.capture.recorder import Recorder
-from attnviz.capture.seen import Capture
-from attnviz.capture.tags import PARAMETER, Tags
+from attnviz.capture.rules import activations, copies, elementwise, fused_kernels, products, windows
 
 Rule = Callable[["Watcher", Any, tuple[Any, ...], dict[str, Any]], Any]
 
 RULES: dict[Any, Rule] = {
     **copies.RULES,
-    **kernels.RULES,
+    **fused_kernels.RULES,
     **products.RULES,
-    **scaling.RULES,
-    **squashing.RULES,
-    **windowing.RULES,
+    **elementwise.RULES,
+    **activations.RULES,
+    **windows.RULES,
 }
-_OF_NESTED = frozenset(kernels.RULES.values())
+_OF_NESTED = frozenset(fused_kernels.RULES.values())
 """Rules that know what to say of nested tensors, which have no shape."""
 
 _in_backward = torch._C._current_graph_task_id
@@ -63,7 +63,7 @@ class Watcher:
         self.modules = named(model)
         self.names = {id(module): name for name, module in self.modules.items()}
         self.tags = Tags()
-        self.windows = windowing.Cuts()
+        self.windows = windows.Cuts()
         self.maps: set[Grid] = set()
         self.recorder = Recorder(self, seen)
         self.ops = 0
@@ -223,7 +223,7 @@ def find_rule(func: Any) -> Rule | None:
     if rule is not None:
         return rule
     if not isinstance(func, torch._ops.OpOverload):
-        return kernels.flexible if getattr(func, "_name", "") == "flex_attention" else None
+        return fused_kernels.flexible if getattr(func, "_name", "") == "flex_attention" else None
     has, name = torch._C._dispatch_has_kernel_for_dispatch_key, func.name()
     recipe = has(name, _RECIPE) and not any(has(name, key) for key in _KERNELS)
     return decompose if recipe else None

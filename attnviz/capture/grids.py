@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from attnviz.capture.places import Call
+from attnviz.capture.call_stack import Call
 from attnviz.capture.record import Grid
 
 MOST_PREFIX = 8

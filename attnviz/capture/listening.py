@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnviz.capture.interception import new_operators, take_key
+from attnviz.capture.op_mode import new_operators, take_key
 
 Told = Callable[[Tensor], None]
 

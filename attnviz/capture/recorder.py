@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from attnviz.capture import fused as fusion
+from attnviz.capture import fused_weights as fusion
+from attnviz.capture.attention_layout import Layout, head_count, layout
+from attnviz.capture.call_stack import Place
+from attnviz.capture.capture import Capture
+from attnviz.capture.collector import Keeper
 from attnviz.capture.edits import Edit, checked
-from attnviz.capture.fused import Fused
-from attnviz.capture.gating import Pooling, arrange, pooling
+from attnviz.capture.fused_weights import Fused
+from attnviz.capture.gate_layout import Pooling, arrange, pooling
 from attnviz.capture.grids import Geometry, geometry, token_counts
-from attnviz.capture.interception import apart
-from attnviz.capture.keeping import Keeper
-from attnviz.capture.layout import Layout, head_count, layout
-from attnviz.capture.looking import Look, Looks
-from attnviz.capture.places import Place
+from attnviz.capture.op_mode import apart
+from attnviz.capture.provenance import Scores, Squash, Tag
 from attnviz.capture.record import Record, changed
-from attnviz.capture.seen import Capture
-from attnviz.capture.tags import Scores, Squash, Tag
+from attnviz.capture.scopes import Look, Looks
 from attnviz.errors import UnsupportedError
 
 if TYPE_CHECKING:

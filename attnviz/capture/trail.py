@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnviz.capture.interception import apart
-from attnviz.capture.keeping import Keeper
+from attnviz.capture.call_stack import Place, place
+from attnviz.capture.collector import Keeper
 from attnviz.capture.listening import can_listen, listening
-from attnviz.capture.places import Place, place
+from attnviz.capture.op_mode import apart
+from attnviz.capture.provenance import Tag, Tags
 from attnviz.capture.record import Record, changed
-from attnviz.capture.tags import Tag, Tags
 
 _functorch: Any = torch._C._functorch
 Cut = tuple[tuple[int, ...], tuple[int, ...], int]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from attnviz.attribution import attribute, methods
-from attnviz.cli.checked import whole, word
+from attnviz.cli.argument_types import whole, word
 from attnviz.cli.pairs import pairs, value
 from attnviz.cli.scoring import (
     add_runs,

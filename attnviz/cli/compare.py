@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from attnviz.cli.checked import file, seed, whole, word
+from attnviz.cli.argument_types import file, seed, whole, word
 from attnviz.cli.tables import as_json, printable
-from attnviz.compare import Comparison, compare
-from attnviz.compare.inputs import open_runs
+from attnviz.comparison import Comparison, compare
+from attnviz.comparison.inputs import open_runs
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

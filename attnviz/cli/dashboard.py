@@ -1,7 +1,7 @@
 """`attnviz dashboard RUNS`: the reading room in a browser, on this machine alone.
 
 The dashboard is no part of the package's namespace. In a checkout it lies beside `attnviz/`; in an
-installed wheel below `attnviz/reading_room/`. Either way the folder that holds it goes onto the
+installed wheel below `attnviz/app/`. Either way the folder that holds it goes onto the
 path of the process that runs it, and nothing but `attnviz` lands in site-packages.
 """
 
@@ -14,7 +14,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from attnviz.cli.checked import whole, word
+from attnviz.cli.argument_types import whole, word
 from attnviz.errors import RunError, UnsupportedError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -56,7 +56,7 @@ def app() -> Path:
     Raises:
         UnsupportedError: neither is there.
     """
-    for folder in (_PACKAGE.parent, _PACKAGE / "reading_room"):
+    for folder in (_PACKAGE.parent, _PACKAGE / "app"):
         page = folder / "dashboard" / "app.py"
         if page.is_file() and (page.parent / "shelf.py").is_file():
             return page

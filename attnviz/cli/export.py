@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from attnviz.cli.checked import file
+from attnviz.cli.argument_types import file
 from attnviz.cli.show import scores
 from attnviz.errors import RunError
 from attnviz.runs import Run, list_runs

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attnviz.attribution import methods
-from attnviz.cli.checked import whole, word
+from attnviz.cli.argument_types import whole, word
 from attnviz.cli.scoring import (
     add_runs,
     as_images,
@@ -30,7 +30,7 @@ from attnviz.cli.scoring import (
     with_columns,
 )
 from attnviz.cli.tables import as_json
-from attnviz.compare.words import records
+from attnviz.comparison.text import records
 from attnviz.errors import InputError, unknown_name
 from attnviz.executors import spread
 from attnviz.faithfulness import (

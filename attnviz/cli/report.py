@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from attnviz.cli.checked import file, word
+from attnviz.cli.argument_types import file, word
 from attnviz.cli.tables import printable
-from attnviz.compare.inputs import open_runs
+from attnviz.comparison.inputs import open_runs
 from attnviz.report import write_report
 
 

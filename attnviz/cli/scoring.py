@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attnviz.cli.checked import seed
+from attnviz.cli.argument_types import seed
 from attnviz.cli.devices import add_device
 from attnviz.cli.tables import table
-from attnviz.compare.recorded import none_complete
-from attnviz.compare.summary import summarised
+from attnviz.comparison.from_runs import none_complete
+from attnviz.comparison.summary import summarised
 from attnviz.errors import InputError, RunError
 from attnviz.executors import add_workers, chosen_workers, executor_of
 from attnviz.maps import resized

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from attnviz import maps
 from attnviz.capture import Capture, Record, watch
-from attnviz.cli.checked import folder, word
-from attnviz.cli.factory import FORMS, RANGES, add_model, images_of, model_of
+from attnviz.cli.argument_types import folder, word
+from attnviz.cli.model_arguments import FORMS, RANGES, add_model, images_of, model_of
 from attnviz.cli.tables import as_json, printable
 from attnviz.errors import InputError
 

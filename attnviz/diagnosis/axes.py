@@ -15,7 +15,7 @@ from torch import Tensor
 from attnviz.capture import Record
 from attnviz.diagnosis.catalogue import finding
 from attnviz.diagnosis.findings import Finding
-from attnviz.diagnosis.nudges import Event, Nudged, share_near
+from attnviz.diagnosis.perturbation import Event, Nudged, share_near
 
 if TYPE_CHECKING:
     from attnviz.diagnosis.examination import Examination

@@ -8,7 +8,6 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from attnviz.diagnosis.aim import aim_findings, padding_findings
 from attnviz.diagnosis.asking import at_rest
 from attnviz.diagnosis.catalogue import finding
 from attnviz.diagnosis.effects import effect_findings
@@ -16,6 +15,7 @@ from attnviz.diagnosis.examination import Examination, is_trained
 from attnviz.diagnosis.findings import Finding, Findings
 from attnviz.diagnosis.gating import gate_findings
 from attnviz.diagnosis.inputs import input_findings, statistics_findings
+from attnviz.diagnosis.rules.localization import aim_findings, padding_findings
 from attnviz.diagnosis.running import leak_findings, running_findings
 from attnviz.diagnosis.spread import spread_findings
 from attnviz.diagnosis.tokens import order_findings, token_findings

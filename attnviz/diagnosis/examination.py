@@ -19,7 +19,7 @@ from torch.func import functional_call
 from attnviz.capture import Capture, Record, watch
 from attnviz.diagnosis.asking import answer
 from attnviz.diagnosis.axes import Kind, kinds
-from attnviz.diagnosis.nudges import Nudged, Still, nudge, overheard
+from attnviz.diagnosis.perturbation import Nudged, Still, nudge, overheard
 
 FEW = 8
 """How many images the weights are read from."""

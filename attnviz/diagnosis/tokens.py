@@ -16,7 +16,7 @@ from attnviz.diagnosis.axes import last_grid
 from attnviz.diagnosis.catalogue import finding
 from attnviz.diagnosis.examination import Examination
 from attnviz.diagnosis.findings import Finding
-from attnviz.diagnosis.nudges import Nudged, count, reached, share_inside
+from attnviz.diagnosis.perturbation import Nudged, count, reached, share_inside
 from attnviz.diagnosis.weights import normalised
 
 KEPT = 0.75

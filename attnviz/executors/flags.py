@@ -6,7 +6,7 @@ import argparse
 import os
 from dataclasses import dataclass
 
-from attnviz.cli.checked import whole, word
+from attnviz.cli.argument_types import whole, word
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ as it was. A baseline is always said, and an image's score does not depend on th
 """
 
 from attnviz.attribution import infidelity, sensitivity
-from attnviz.faithfulness.imputing import impute, road_combined, road_lerf, road_morf
-from attnviz.faithfulness.keeping import avg_drop, increase_in_confidence
-from attnviz.faithfulness.knocking import Cut, Knockout, knockout
-from attnviz.faithfulness.randomising import Randomisation, randomisation
-from attnviz.faithfulness.removing import deletion_auc, insertion_auc, removal_curve
+from attnviz.faithfulness.average_drop import avg_drop, increase_in_confidence
+from attnviz.faithfulness.deletion import deletion_auc, insertion_auc, removal_curve
+from attnviz.faithfulness.knockout import Cut, Knockout, knockout
+from attnviz.faithfulness.randomisation import Randomisation, randomisation
+from attnviz.faithfulness.road import impute, road_combined, road_lerf, road_morf
 from attnviz.faithfulness.suite import DEFAULT, METRICS, faithfulness_scores
 
 __all__ = [

@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 
 from attnviz.attribution import infidelity
-from attnviz.blanks import Blank
+from attnviz.baseline_images import Blank
 from attnviz.errors import unknown_name
-from attnviz.faithfulness.asking import ROWS, Output
-from attnviz.faithfulness.imputing import PERCENTILES, road_lerf, road_morf
-from attnviz.faithfulness.keeping import avg_drop, increase_in_confidence
-from attnviz.faithfulness.removing import deletion_auc, insertion_auc
+from attnviz.faithfulness.average_drop import avg_drop, increase_in_confidence
+from attnviz.faithfulness.confidence import ROWS, Output
+from attnviz.faithfulness.deletion import deletion_auc, insertion_auc
+from attnviz.faithfulness.road import PERCENTILES, road_lerf, road_morf
 from attnviz.metrics.inputs import AnyMaps
 from attnviz.shapes import Images, Scores
 from attnviz.targets import Target
@@ -58,7 +58,7 @@ def faithfulness_scores(
         metrics: Keys of `METRICS`.
         target: Which output; needed for `n > 1`.
         baseline: What stands for a removed place in deletion, insertion, average drop and
-            increase, see `attnviz.blanks.BLANKS`. ROAD imputes and has none.
+            increase, see `attnviz.baseline_images.BLANKS`. ROAD imputes and has none.
         value_range: What black and white are.
         steps: Of deletion and insertion.
         percentiles: Of ROAD.

@@ -13,10 +13,10 @@ with the construction's name. Nothing here is normalised; resizing is stated and
 Each takes a record of `attnviz.watch`, anything that looks like one, or the bare tensor.
 """
 
-from attnviz.maps.flow import attention_gradcam, gradient_weighted, rollout
+from attnviz.maps.across_layers import attention_gradcam, gradient_weighted, rollout
 from attnviz.maps.gates import channel_gated, gate_map
-from attnviz.maps.places import Watched, resized
-from attnviz.maps.rows import (
+from attnviz.maps.geometry import Watched, resized
+from attnviz.maps.single_record import (
     class_row,
     head_max,
     head_mean,

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnviz.errors import InputError
-from attnviz.maps.places import Grid, Interpolation, Watched, name_of, not_one_record, resized
+from attnviz.maps.geometry import Grid, Interpolation, Watched, name_of, not_one_record, resized
 from attnviz.shapes import Images, Maps
 
 

@@ -16,13 +16,13 @@ float16 to float64, and returns (b,) float64 scores. The conventions are the sam
 
 from typing import TYPE_CHECKING, Any
 
+from attnviz.metrics.agreement import agreement
 from attnviz.metrics.boxes import max_box_acc, max_box_acc_v2
-from attnviz.metrics.catalogue import DEFAULT, METRICS
 from attnviz.metrics.energy import complexity, energy_pointing_game, mass_lift, sparseness
-from attnviz.metrics.flags import Reason
-from attnviz.metrics.likeness import agreement
+from attnviz.metrics.localization import localization, reasons
+from attnviz.metrics.meter import LocalizationMeter
 from attnviz.metrics.overlap import iou, max_iou, oracle_iou
-from attnviz.metrics.pooled import pxap
+from attnviz.metrics.pxap import pxap
 from attnviz.metrics.ranking import (
     iou_at_area,
     pixel_ap,
@@ -31,14 +31,14 @@ from attnviz.metrics.ranking import (
     relevance_rank_accuracy,
     topk_intersection,
 )
-from attnviz.metrics.references import baselines
-from attnviz.metrics.streaming import LocalizationMeter
-from attnviz.metrics.suite import localization, reasons
-from attnviz.metrics.tables import ScoreTable
+from attnviz.metrics.reasons import Reason
+from attnviz.metrics.reference_levels import baselines
+from attnviz.metrics.registry import DEFAULT, METRICS
+from attnviz.metrics.score_table import ScoreTable
 from attnviz.metrics.thresholds import calibrate_threshold
 
 if TYPE_CHECKING:
-    from attnviz.metrics.adapters import LocalizationMetric
+    from attnviz.metrics.compat.adapters import LocalizationMetric
 
 __all__ = [
     "DEFAULT",
@@ -73,7 +73,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "LocalizationMetric":  # torchmetrics is an extra
-        from attnviz.metrics.adapters import LocalizationMetric
+        from attnviz.metrics.compat.adapters import LocalizationMetric
 
         return LocalizationMetric
     raise AttributeError(f"module 'attnviz.metrics' has no attribute {name!r}")

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from attnviz.metrics.flags import Reason
 from attnviz.metrics.inputs import AnyMaps, AnyMasks, checked
-from attnviz.metrics.rows import (
+from attnviz.metrics.reasons import Reason
+from attnviz.metrics.row_kernels import (
     above,
     count,
     equal,
@@ -30,7 +30,7 @@ from attnviz.metrics.rows import (
 )
 
 if TYPE_CHECKING:
-    from attnviz.metrics.curves import Curves
+    from attnviz.metrics.sorted_curves import Curves
 
 # Values per batch: 4 MiB stay near a core, as float32 for one metric, as float64 for many; who
 # makes nothing as large as the values can take more at once; a GPU wants to be kept busy.
@@ -113,7 +113,7 @@ class Batch:
     @cached_property
     def curves(self) -> Curves:
         """The maps' values in descending order, with their labels."""
-        from attnviz.metrics.curves import sort_curves
+        from attnviz.metrics.sorted_curves import sort_curves
 
         return sort_curves(self.values, self.labels)
 

@@ -15,7 +15,7 @@ from attnviz.errors import InputError
 from attnviz.metrics.batching import Batch, score
 from attnviz.metrics.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.overlap import FLAT, check_threshold
-from attnviz.metrics.rows import at_least
+from attnviz.metrics.row_kernels import at_least
 from attnviz.shapes import Scores
 
 V2 = (0.3, 0.5, 0.7)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from attnviz.errors import InputError
 from attnviz.metrics.batching import Batch, score
-from attnviz.metrics.flags import UNSCORABLE, Reason
 from attnviz.metrics.inputs import AnyMaps, AnyMasks
-from attnviz.metrics.rows import at_least, count
+from attnviz.metrics.reasons import UNSCORABLE, Reason
+from attnviz.metrics.row_kernels import at_least, count
 from attnviz.shapes import Scores
 
 FLAT = UNSCORABLE | Reason.CONSTANT

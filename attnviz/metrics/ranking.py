@@ -15,9 +15,9 @@ from torch import Tensor
 
 from attnviz.errors import InputError
 from attnviz.metrics.batching import VALUES_IN_PASSING, Batch, score
-from attnviz.metrics.flags import UNSCORABLE, Reason
 from attnviz.metrics.inputs import AnyMaps, AnyMasks
-from attnviz.metrics.rows import peaks
+from attnviz.metrics.reasons import UNSCORABLE, Reason
+from attnviz.metrics.row_kernels import peaks
 from attnviz.shapes import Scores
 
 TOP = 0.01

@@ -19,10 +19,10 @@ from torch import Tensor
 from attnviz.errors import InputError, unknown_name
 from attnviz.metrics.batching import Batch, batches
 from attnviz.metrics.boxes import V2, box_hits_of
-from attnviz.metrics.flags import Reason
 from attnviz.metrics.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.overlap import FLAT
-from attnviz.metrics.rows import sort_rows
+from attnviz.metrics.reasons import Reason
+from attnviz.metrics.row_kernels import sort_rows
 
 _BY_VALUE = ("iou", "max_iou")
 _BY_BOX = {"max_box_acc": (0.5,), "max_box_acc_v2": V2}

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from attnviz.compare.inputs import Source
+from attnviz.comparison.inputs import Source
 from attnviz.errors import AttnvizError
 from attnviz.report import sections
 from attnviz.report.markup import Html, joined, raw, tag

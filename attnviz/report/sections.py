@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from attnviz.compare.definitions import DEFINITIONS, LOWER_IS_BETTER
-from attnviz.compare.groups import LEVELS
-from attnviz.compare.recorded import differing
-from attnviz.compare.words import WELL_KNOWN, interval, number, percent, span, spoken, with_sign
+from attnviz.comparison.definitions import DEFINITIONS, LOWER_IS_BETTER
+from attnviz.comparison.from_runs import differing
+from attnviz.comparison.groups import LEVELS
+from attnviz.comparison.text import WELL_KNOWN, interval, number, percent, span, spoken, with_sign
 from attnviz.errors import AttnvizError
 from attnviz.figures import curves
 from attnviz.figures.sheets import SCALING

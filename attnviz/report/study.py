@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from attnviz.compare import Comparison, compare
-from attnviz.compare.inputs import Source, by_variant, open_runs
-from attnviz.compare.recorded import by_seed, map_of, none_complete, patched, samples_of
+from attnviz.comparison import Comparison, compare
+from attnviz.comparison.from_runs import by_seed, map_of, none_complete, patched, samples_of
+from attnviz.comparison.inputs import Source, by_variant, open_runs
 from attnviz.errors import AttnvizError, InputError
 
 

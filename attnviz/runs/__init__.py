@@ -15,7 +15,10 @@ Writing is local, atomic and locked (`beginning`, `writing`); reading trusts not
 remote stores too (`reading`, `storage`). No pickle, no torch.
 """
 
-from attnviz.runs.beginning import (
+from attnviz.runs.datasets import Dataset, list_datasets, open_dataset, save_dataset
+from attnviz.runs.diff import ABSENT, differing, flat
+from attnviz.runs.header import STALE_AFTER, STATES, File, State
+from attnviz.runs.lifecycle import (
     amend_run,
     migrate_run,
     resume_run,
@@ -23,14 +26,11 @@ from attnviz.runs.beginning import (
     start_run,
     this_environment,
 )
-from attnviz.runs.checking import Fault, verify
-from attnviz.runs.datasets import Dataset, list_datasets, open_dataset, save_dataset
-from attnviz.runs.differences import ABSENT, differing, flat
-from attnviz.runs.header import STALE_AFTER, STATES, File, State
 from attnviz.runs.locking import BusyError
 from attnviz.runs.migrations import SCHEMA
-from attnviz.runs.reading import Run, RunList, list_runs, open_run
-from attnviz.runs.writing import RunWriter
+from attnviz.runs.reader import Run, RunList, list_runs, open_run
+from attnviz.runs.verify import Fault, verify
+from attnviz.runs.writer import RunWriter
 
 __all__ = [
     "ABSENT",

@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from attnviz.compare.definitions import DEFINITIONS
-from attnviz.compare.recorded import map_names, patched
-from attnviz.compare.words import spoken
+from attnviz.comparison.definitions import DEFINITIONS
+from attnviz.comparison.from_runs import map_names, patched
+from attnviz.comparison.text import spoken
 from attnviz.runs import flat
-from dashboard import notices, shelf
-from dashboard.compared import Chosen, chosen
+from dashboard import notices, run_cache
+from dashboard.chosen_runs import Chosen, chosen
 from dashboard.selection import metric_names, patch_sizes
 
 
@@ -25,7 +25,7 @@ def main() -> None:
         return
     _images(choice)
     run = choice.runs[0]
-    table = notices.readable(lambda: shelf.samples(run), run)
+    table = notices.readable(lambda: run_cache.samples(run), run)
     if table is not None:
         used = [metric for name in map_names(table) for metric in metric_names(table, name)]
         _metrics(list(dict.fromkeys(used)))
@@ -40,8 +40,8 @@ def _images(choice: Chosen) -> None:
         return
     st.markdown("Digest (of the pixels, masks, boxes and labels; equal digests are equal images):")
     st.code(choice.digest, language=None, wrap_lines=True)
-    info = notices.readable(lambda: shelf.dataset_info(choice.listing.root, choice.digest), run)
-    table = notices.readable(lambda: shelf.samples(run), run)
+    info = notices.readable(lambda: run_cache.dataset_info(choice.listing.root, choice.digest), run)
+    table = notices.readable(lambda: run_cache.samples(run), run)
     facts: dict[str, Any] = {}
     if table is not None:
         sizes = sorted({int(size) for size in patch_sizes(table) if size})

@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from attnviz.compare.recorded import map_names, patched
-from attnviz.compare.resampling import mean_of_valid
-from attnviz.compare.words import spoken
-from dashboard import charts, notices, shelf
+from attnviz.comparison.from_runs import map_names, patched
+from attnviz.comparison.resampling import mean_of_valid
+from attnviz.comparison.text import spoken
+from dashboard import charts, notices, run_cache
 from dashboard.address import plain
-from dashboard.compared import Chosen, chosen, one_run
+from dashboard.chosen_runs import Chosen, chosen, one_run
 from dashboard.components import can_run
-from dashboard.dots import dots
-from dashboard.frame import chooser, draw, go, offer
+from dashboard.controls import chooser, draw, go, offer
+from dashboard.dot_plot import dots
 from dashboard.gallery import gallery
 from dashboard.overlap import enlarged
 from dashboard.packing import MapLayer, Settings, Tile, pack
@@ -39,7 +39,7 @@ def main() -> None:
     tables = {
         run.id: table
         for run in choice.runs
-        if (table := notices.readable(lambda run=run: shelf.samples(run), run)) is not None
+        if (table := notices.readable(lambda run=run: run_cache.samples(run), run)) is not None
     }
     if not tables:
         return
@@ -162,7 +162,7 @@ def _odd_ones(choice: Chosen) -> None:
     run = one_run(choice)
     if run is None:
         return
-    table = notices.readable(lambda: shelf.samples(run), run)
+    table = notices.readable(lambda: run_cache.samples(run), run)
     if table is None:
         return
     first = primary_map(run, table)
@@ -178,9 +178,9 @@ def _odd_ones(choice: Chosen) -> None:
         return
     pair = (str(first), _REFERENCE)
     held = notices.readable(
-        lambda: shelf.pictures(choice.listing.root, str(run.dataset), where), run
+        lambda: run_cache.pictures(choice.listing.root, str(run.dataset), where), run
     )
-    maps = [notices.readable(lambda n=name: shelf.maps(run, n, where), run) for name in pair]
+    maps = [notices.readable(lambda n=name: run_cache.maps(run, n, where), run) for name in pair]
     if held is None or any(one is None for one in maps):
         return
     size = held.images.shape[1:3]

@@ -8,18 +8,18 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from attnviz.compare.recorded import map_names, patched
-from attnviz.compare.resampling import mean_of_valid
-from attnviz.compare.words import spoken
+from attnviz.comparison.from_runs import map_names, patched
+from attnviz.comparison.resampling import mean_of_valid
+from attnviz.comparison.text import spoken
 from attnviz.figures import png_bytes
-from dashboard import charts, notices, shelf
+from dashboard import charts, notices, run_cache
 from dashboard.address import plain, whole
-from dashboard.below import below
-from dashboard.compared import Chosen, chosen, ranked
+from dashboard.chosen_runs import Chosen, chosen, ranked
 from dashboard.components import can_run
-from dashboard.dots import dots
-from dashboard.frame import chooser, draw, go, heard, offer, stepper
+from dashboard.controls import chooser, draw, go, heard, offer, stepper
+from dashboard.dot_plot import dots
 from dashboard.gallery import gallery
+from dashboard.lazy import below
 from dashboard.overlap import iou_curves
 from dashboard.packing import MapLayer, Settings, Tile, pack
 from dashboard.pictures import in_words, sheet
@@ -58,7 +58,7 @@ def _tables(choice: Chosen) -> dict[str, pd.DataFrame]:
     """The sample tables of all runs that can be read; a fault in one leaves the others."""
     tables = {}
     for run in choice.runs:
-        table = notices.readable(lambda run=run: shelf.samples(run), run)
+        table = notices.readable(lambda run=run: run_cache.samples(run), run)
         if table is not None:
             tables[run.id] = table
     return tables
@@ -120,7 +120,7 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
     where = np.flatnonzero(patched(first))
     start = int(where[0]) if len(where) else 0
     image = heard(whole(st.query_params, "image", 0, len(first) - 1, start))
-    found = notices.readable(lambda: shelf.pictures(choice.listing.root, digest, [image]))
+    found = notices.readable(lambda: run_cache.pictures(choice.listing.root, digest, [image]))
     if found is None:
         return
     before, after = neighbours(where, image)
@@ -148,7 +148,7 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
         if map_name not in run.map_names:
             st.caption(f"{plain(name)} keeps no map to show.")
             continue
-        values = notices.readable(lambda: shelf.maps(run, map_name, [image])[0], run)  # noqa: B023 - called at once
+        values = notices.readable(lambda: run_cache.maps(run, map_name, [image])[0], run)  # noqa: B023 - called at once
         if values is None:
             continue
         maps.append(values)
@@ -231,7 +231,7 @@ def _curves(choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
             if run.id in tables
             and (
                 curve := notices.readable(
-                    lambda run=run: _curve(shelf.stamp(run), run, choice.listing.root), run
+                    lambda run=run: _curve(run_cache.stamp(run), run, choice.listing.root), run
                 )
             )
             is not None
@@ -273,10 +273,10 @@ def _curves(choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
 @st.cache_data(max_entries=128, show_spinner=False)
 def _curve(key: tuple[Any, ...], _run: Any, root: str) -> np.ndarray:
     """A run's mean IoU at each threshold."""
-    table = shelf.samples(_run)
+    table = run_cache.samples(_run)
     where = np.flatnonzero(patched(table))[:_CURVE_IMAGES]
-    held = shelf.pictures(root, str(_run.dataset), where)
-    maps = shelf.maps(_run, str(primary_map(_run, table)), where)
+    held = run_cache.pictures(root, str(_run.dataset), where)
+    maps = run_cache.maps(_run, str(primary_map(_run, table)), where)
     return mean_of_valid(iou_curves(maps, held.masks).T)
 
 

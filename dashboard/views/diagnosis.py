@@ -10,8 +10,8 @@ import streamlit as st
 
 from dashboard import charts
 from dashboard.address import plain, quoted
-from dashboard.compared import Chosen, chosen
-from dashboard.frame import chooser, draw, offer
+from dashboard.chosen_runs import Chosen, chosen
+from dashboard.controls import chooser, draw, offer
 from dashboard.notices import command
 from dashboard.summaries import knockouts
 

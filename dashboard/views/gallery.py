@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from attnviz.compare.recorded import map_names
-from attnviz.compare.words import spoken
-from dashboard import charts, notices, shelf
+from attnviz.comparison.from_runs import map_names
+from attnviz.comparison.text import spoken
+from dashboard import charts, notices, run_cache
 from dashboard.address import one_of, plain, share, whole
-from dashboard.compared import Chosen, chosen, one_run
+from dashboard.chosen_runs import Chosen, chosen, one_run
 from dashboard.components import can_run
-from dashboard.frame import chooser, colours, go, heard, offer, stepper
+from dashboard.controls import chooser, colours, go, heard, offer, stepper
 from dashboard.gallery import gallery
 from dashboard.packing import MapLayer, Settings, Tile, pack
 from dashboard.palettes import COLOUR_MAPS, DARK
@@ -48,7 +48,7 @@ def main() -> None:
     run = one_run(choice)
     if run is None:
         return
-    table = notices.readable(lambda: shelf.samples(run), run)
+    table = notices.readable(lambda: run_cache.samples(run), run)
     if table is None:
         return
     names = _maps_of(run, table)
@@ -109,7 +109,7 @@ def _spread(choice: Chosen, run: Any, metric: str, picked: Choice) -> np.ndarray
         for other in runs:
             if other.dataset != run.dataset:
                 continue
-            table = notices.readable(lambda other=other: shelf.samples(other), other)
+            table = notices.readable(lambda other=other: run_cache.samples(other), other)
             if table is not None:
                 mine = primary_map(other, table)
                 columns.setdefault(name, []).append(scores(table, str(mine), metric))
@@ -135,13 +135,13 @@ def _tiles(
     choice: Chosen, run: Any, table: pd.DataFrame, names: list[str], metric: str, shown: np.ndarray
 ) -> None:
     held = notices.readable(
-        lambda: shelf.pictures(choice.listing.root, str(run.dataset), shown), run
+        lambda: run_cache.pictures(choice.listing.root, str(run.dataset), shown), run
     )
     if held is None:
         return
     layers = []
     for name in names:
-        values = notices.readable(lambda name=name: shelf.maps(run, name, shown), run)
+        values = notices.readable(lambda name=name: run_cache.maps(run, name, shown), run)
         if values is not None:
             layers.append(_layer(run, table, name, metric, shown, values))
     if not layers:
@@ -219,7 +219,7 @@ def _settings(layers: list[MapLayer]) -> Settings:
 def _downloads(
     run: Any,
     rows: pd.DataFrame,
-    held: shelf.Pictures,
+    held: run_cache.Pictures,
     tiles: list[Tile],
     by: MapLayer,
     settings: Settings,

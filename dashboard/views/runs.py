@@ -10,9 +10,9 @@ import streamlit as st
 from attnviz.runs import STATES
 from dashboard import notices
 from dashboard.address import plain, several
+from dashboard.chosen_runs import listed
 from dashboard.cohorts import asked_in_words, differences, matching, question
-from dashboard.compared import listed
-from dashboard.frame import chooser, go, heard, typed
+from dashboard.controls import chooser, go, heard, typed
 from dashboard.summaries import level
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from attnviz.compare.recorded import map_names, patched
-from dashboard import charts, notices, shelf
+from attnviz.comparison.from_runs import map_names, patched
+from dashboard import charts, notices, run_cache
 from dashboard.address import one_of, plain, whole
-from dashboard.below import below
-from dashboard.compared import chosen
+from dashboard.chosen_runs import chosen
 from dashboard.components import can_run
-from dashboard.frame import chooser, draw, heard, offer, stepper
+from dashboard.controls import chooser, draw, heard, offer, stepper
 from dashboard.gallery import gallery
+from dashboard.lazy import below
 from dashboard.overlap import energy
 from dashboard.packing import MapLayer, Settings, Tile, pack, pack_rows
 from dashboard.picker import picker
@@ -45,7 +45,7 @@ def main() -> None:
     tables = {}
     for run in choice.runs:
         if run.dataset == choice.runs[0].dataset:
-            table = notices.readable(lambda run=run: shelf.samples(run), run)
+            table = notices.readable(lambda run=run: run_cache.samples(run), run)
             if table is not None:
                 tables[run.id] = table
     shown = [
@@ -61,7 +61,7 @@ def main() -> None:
     image = heard(whole(st.query_params, "image", 0, len(first) - 1, default))
     _turn(shown, tables, image)
     held = notices.readable(
-        lambda: shelf.pictures(choice.listing.root, str(shown[0][1].dataset), [image])
+        lambda: run_cache.pictures(choice.listing.root, str(shown[0][1].dataset), [image])
     )
     if held is None:
         return
@@ -117,7 +117,7 @@ def _turn(shown: list[tuple[str, Any]], tables: dict[str, pd.DataFrame], image: 
 
 
 def _variant(
-    name: str, run: Any, table: pd.DataFrame, image: int, held: shelf.Pictures, box: Any
+    name: str, run: Any, table: pd.DataFrame, image: int, held: run_cache.Pictures, box: Any
 ) -> None:
     """A row: the image, the run's map, each head, each other map."""
     row = table.iloc[image]
@@ -133,7 +133,7 @@ def _variant(
         if map_name not in run.map_names:
             continue
         value = float(row.get(f"{map_name}/energy_pointing_game", np.nan))
-        found = notices.readable(lambda m=map_name: shelf.maps(run, m, [image])[0], run)
+        found = notices.readable(lambda m=map_name: run_cache.maps(run, m, [image])[0], run)
         if found is None:
             continue
         maps.append(found)
@@ -152,7 +152,7 @@ def _heads(run: Any, map_name: str, image: int) -> np.ndarray:
     shape = run.files[f"maps/{name}.safetensors"].shape
     if shape is None or len(shape) != 4:
         return np.empty((0, 1, 1))
-    found = notices.readable(lambda: shelf.head_maps(run, name, [image])[0], run)
+    found = notices.readable(lambda: run_cache.head_maps(run, name, [image])[0], run)
     return np.empty((0, 1, 1)) if found is None or len(found) < 2 else found
 
 
@@ -162,7 +162,7 @@ def _tile(name: str, title: str, value: float, image: int, box: Any) -> Tile:
 
 
 def _show(
-    name: str, tiles: list[Tile], maps: list[np.ndarray], held: shelf.Pictures, image: int
+    name: str, tiles: list[Tile], maps: list[np.ndarray], held: run_cache.Pictures, image: int
 ) -> None:
     from dashboard.overlap import enlarged
 
@@ -188,7 +188,10 @@ def _show(
 
 
 def _picture(
-    shown: list[tuple[str, Any]], tables: dict[str, pd.DataFrame], image: int, held: shelf.Pictures
+    shown: list[tuple[str, Any]],
+    tables: dict[str, pd.DataFrame],
+    image: int,
+    held: run_cache.Pictures,
 ) -> None:
     def make() -> bytes:
         from attnviz.figures import comparison_picture, png_bytes
@@ -196,14 +199,14 @@ def _picture(
         maps, values = {}, {}
         for name, run in shown:
             first = str(primary_map(run, tables[run.id]))
-            maps[name] = shelf.maps(run, first, [image])
+            maps[name] = run_cache.maps(run, first, [image])
             values[name] = scores(tables[run.id], first, "energy_pointing_game")[[image]]
         return png_bytes(comparison_picture(held.images, maps, held.boxes, values))
 
     offer("This image as PNG", make, f"image-{image}.png", "image/png", key="png")
 
 
-def _picker(shown: list[tuple[str, Any]], image: int, held: shelf.Pictures, box: Any) -> None:
+def _picker(shown: list[tuple[str, Any]], image: int, held: run_cache.Pictures, box: Any) -> None:
     st.divider()
     st.header("Where does a place look?")
     kept = {
@@ -236,7 +239,7 @@ def _picker(shown: list[tuple[str, Any]], image: int, held: shelf.Pictures, box:
     picker(block, key="picker")
 
 
-def _rows(run: Any, layer: str, place: int, held: shelf.Pictures, box: Any) -> bytes:
+def _rows(run: Any, layer: str, place: int, held: run_cache.Pictures, box: Any) -> bytes:
     """The attention of one image, packed; fewer heads where all of them would be too much."""
     about = run.about(f"rows/{layer}")
     rows = run.rows(layer, [place])[0]
@@ -277,7 +280,7 @@ def _gates(shown: list[tuple[str, Any]], image: int) -> None:
 
 
 def _gate_table(run: Any, gate: str, image: int) -> pd.DataFrame:
-    table = _gate_quartiles(shelf.stamp(run, f"gates/{gate}.safetensors"), run, gate)
+    table = _gate_quartiles(run_cache.stamp(run, f"gates/{gate}.safetensors"), run, gate)
     if table.empty:
         return table
     return table.assign(gate=run.gates(gate, [image])[0])

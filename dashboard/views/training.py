@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from attnviz.compare.words import spoken
-from dashboard import charts, notices, shelf
+from attnviz.comparison.text import spoken
+from dashboard import charts, notices, run_cache
 from dashboard.address import plain, quoted, several
+from dashboard.chosen_runs import listed, one_group
 from dashboard.cohorts import Cohort, cohorts, question, variants
-from dashboard.compared import listed, one_group
 from dashboard.components import can_run
+from dashboard.controls import chooser, draw, heard, many, root
 from dashboard.epochs import epoch_maps, found_at, seed_bands
-from dashboard.frame import chooser, draw, heard, many, root
 from dashboard.gallery import gallery
 from dashboard.overlap import energy
 from dashboard.packing import MapLayer, Settings, Tile, pack
@@ -49,7 +49,7 @@ def main() -> None:
 
 def _body(asked: list[str], group: Cohort | None, running: set[str], every: float) -> None:
     started = time.monotonic()
-    listing = shelf.listing(root())
+    listing = run_cache.listing(root())
     if _running(listing) != running:
         st.rerun()  # a run ended, or began: the groups are others, and maybe nothing is live
     _show(listing, _shown(listing, asked, group))
@@ -59,16 +59,16 @@ def _body(asked: list[str], group: Cohort | None, running: set[str], every: floa
         st.rerun()  # looks that follow each other at once would leave the page no rest
 
 
-def _running(listing: shelf.Listing) -> set[str]:
+def _running(listing: run_cache.Listing) -> set[str]:
     return {run.id for run in listing.of("running")}
 
 
-def _show(listing: shelf.Listing, runs: list[Any]) -> None:
+def _show(listing: run_cache.Listing, runs: list[Any]) -> None:
     _progress(runs)
     tables: dict[str, list[pd.DataFrame]] = {}
     for label, members in _chosen(_labelled(runs)).items():
         for run in members:
-            table = notices.readable(lambda run=run: shelf.curves(run), run)
+            table = notices.readable(lambda run=run: run_cache.curves(run), run)
             if table is not None and "epoch" in table:
                 tables.setdefault(label, []).append(table)
     if tables:
@@ -97,7 +97,7 @@ def _chosen(labelled: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {names[key]: labelled[names[key]] for key in picked} or labelled
 
 
-def _shown(listing: shelf.Listing, asked: list[str], group: Cohort | None) -> list[Any]:
+def _shown(listing: run_cache.Listing, asked: list[str], group: Cohort | None) -> list[Any]:
     """The runs of the address; else one group, what goes on now, and what it left unfinished."""
     if asked:
         return [run for run in listing.runs if run.id in asked]
@@ -182,7 +182,7 @@ def _found(data: pd.DataFrame, order: list[str], chance: float | None) -> None:
     )
 
 
-def _maps(listing: shelf.Listing, runs: list[Any]) -> None:
+def _maps(listing: run_cache.Listing, runs: list[Any]) -> None:
     """The maps of a few pinned images, epoch by epoch under a slider."""
     kept = {run.id: run for run in runs if epoch_maps(run)}
     if not kept:
@@ -193,12 +193,12 @@ def _maps(listing: shelf.Listing, runs: list[Any]) -> None:
     run = kept[chooser("Run", "run", words, first)] if len(kept) > 1 else kept[first]
     series = epoch_maps(run)
     images = series[-1].images
-    held = notices.readable(lambda: shelf.pictures(listing.root, str(run.dataset), images), run)
+    held = notices.readable(lambda: run_cache.pictures(listing.root, str(run.dataset), images), run)
     if held is None:
         return
     layers = []
     for one in series:
-        values = notices.readable(lambda one=one: shelf.all_maps(run, one.name), run)
+        values = notices.readable(lambda one=one: run_cache.all_maps(run, one.name), run)
         if values is not None and len(values) == len(images):
             shares = energy(values, held.masks)
             said = tuple(f"energy {v:.3f}" if np.isfinite(v) else "no score" for v in shares)

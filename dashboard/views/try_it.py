@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from attnviz.compare.recorded import patched
-from dashboard import notices, shelf
+from attnviz.comparison.from_runs import patched
+from dashboard import notices, run_cache
 from dashboard.address import plain, whole
+from dashboard.chosen_runs import Chosen, chosen, one_run
 from dashboard.cohorts import question
-from dashboard.compared import Chosen, chosen, one_run
 from dashboard.components import can_run
-from dashboard.frame import chooser, heard, many, number, ratio
+from dashboard.controls import chooser, heard, many, number, ratio
 from dashboard.gallery import gallery
 from dashboard.overlap import energy, enlarged
 from dashboard.packing import MapLayer, Settings, Tile, pack, pack_image
@@ -69,7 +69,7 @@ def main() -> None:
         )
         notices.command("pip install torch torchvision")
         return
-    model = notices.readable(lambda: _model(shelf.stamp(run, _WEIGHTS), run), run)
+    model = notices.readable(lambda: _model(run_cache.stamp(run, _WEIGHTS), run), run)
     if model is None:
         return
     left, right = st.columns([1, 2], gap="large")
@@ -97,7 +97,7 @@ def _image(choice: Chosen, run: Any) -> np.ndarray | None:
     file = notices.readable(lambda: upload(side, key="upload"))
     if file is not None:
         return notices.readable(lambda: decoded(file, side))
-    table = notices.readable(lambda: shelf.samples(run), run)
+    table = notices.readable(lambda: run_cache.samples(run), run)
     if table is None:
         return None
     bare = np.flatnonzero(~patched(table))
@@ -107,7 +107,7 @@ def _image(choice: Chosen, run: Any) -> np.ndarray | None:
     if not len(bare) or patched(table)[image]:
         st.caption("This test image already has a patch of its own.")
     held = notices.readable(
-        lambda: shelf.pictures(choice.listing.root, str(run.dataset), [image]), run
+        lambda: run_cache.pictures(choice.listing.root, str(run.dataset), [image]), run
     )
     return None if held is None else held.images[0]
 

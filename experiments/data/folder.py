@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnviz.errors import InputError
-from attnviz.photographs import SUFFIXES, photograph, square
+from attnviz.image_files import SUFFIXES, photograph, square
 
 SHARES = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}
 """Which part of the shuffled files each split takes, unless the folder has train, val and test."""
@@ -21,7 +21,7 @@ def folder_images(
 
     Sub-folders named train, val and test are taken as the splits if all three are there. Else the
     files are shuffled by the seed and shared out by `SHARES`. Each is read as
-    `attnviz.photographs` reads it: upright, 8 bits, transparent places white, the first frame.
+    `attnviz.image_files` reads it: upright, 8 bits, transparent places white, the first frame.
 
     Args:
         split: `"train"`, `"val"` or `"test"`.

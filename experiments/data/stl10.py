@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attnviz.errors import InputError
-from attnviz.photographs import square
+from attnviz.image_files import square
 
 HOW = (
     "download stl10_binary.tar.gz from the data set's home page, unpack it, and pass the folder "

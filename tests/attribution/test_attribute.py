@@ -283,7 +283,7 @@ def test_integrated_gradients_add_up_to_the_change_of_the_output():
     model, x = plain().eval(), images()
     for baseline in ("black", "mean", "blur", 0.3):
         maps = asked("integrated_gradients", model, sign="signed", baseline=baseline, n_steps=400)
-        from attnviz.blanks import blank_like
+        from attnviz.baseline_images import blank_like
 
         change = model(x) - model(blank_like(x, baseline))
         assert_close(maps.sum((1, 2)), change[:, 0], atol=2e-3, rtol=2e-2)

@@ -7,9 +7,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from attnviz.capture import interception
+from attnviz.capture import op_mode
 
-_OURS = str(Path(interception.__file__).parent)
+_OURS = str(Path(op_mode.__file__).parent)
 
 
 def interrupting(line: int) -> Any:

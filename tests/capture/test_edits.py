@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attnviz.capture import Record, edits, kernels, watch
+from attnviz.capture import Record, edits, watch
+from attnviz.capture.rules import fused_kernels
 from attnviz.errors import InputError, UnsupportedError
 from tests.capture import nets
 from tests.capture.test_attention import Pooled, TalkingHeads, linear, sdpa_boolean, unnormalised
@@ -222,7 +223,7 @@ def test_weights_that_are_used_twice_are_one_call() -> None:
 
 
 def test_dropout_within_a_kernel_is_not_undone_either(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = kernels.arguments  # no kernel of a CPU drops weights out
+    real = fused_kernels.arguments  # no kernel of a CPU drops weights out
     monkeypatch.setattr(kernels, "arguments", lambda *given: {**real(*given), "dropout_p": 0.5})
     with pytest.raises(UnsupportedError, match=r"edit of 'attn': dropout follows .*model.eval"):
         logits(nets.around(nets.Attention(nets.fused)), "uniform")

@@ -73,7 +73,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 def test_reductions_equal_their_slow_twins(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("attnviz.capture.keeping._CHUNK", 500)  # several chunks of queries
+    monkeypatch.setattr("attnviz.capture.collector._CHUNK", 500)  # several chunks of queries
     whole = watched(model)
     names = ["received", "entropy", "class_row", "head_mean", "distance", "rollout",
              reductions.rows(3, 17)]  # fmt: skip
@@ -185,7 +185,7 @@ def test_a_kernels_weights_in_pieces_are_the_weights(
     model = nets.around(nets.Attention(nets.fused, heads=4))
     truth = watched(nets.around(nets.Attention(heads=4)))["attn"].weights
     assert truth is not None
-    monkeypatch.setattr("attnviz.capture.fused._CACHED", most)
+    monkeypatch.setattr("attnviz.capture.fused_weights._CACHED", most)
     weights = watched(model)["attn"].weights
     assert weights is not None
     torch.testing.assert_close(weights, truth, atol=1e-6, rtol=1e-5)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from attnviz.capture import interception, stream, watch
+from attnviz.capture import op_mode, stream, watch
 from attnviz.errors import InputError, NothingSeenError
 from tests.capture import nets
 from tests.capture.test_choosing import Both
@@ -73,7 +73,7 @@ def test_the_first_batch_tells_where_to_look() -> None:
     stem = model.get_submodule("stem")
     depth: list[int] = []
     stem.register_forward_hook(
-        lambda *_: depth.append(interception.watches())  # type: ignore[func-returns-value]
+        lambda *_: depth.append(op_mode.watches())  # type: ignore[func-returns-value]
     )
     for _ in stream(model, [nets.images()] * 3, reduce="received"):
         pass
@@ -151,7 +151,7 @@ def test_everything_is_back_when_a_stream_is_left_early() -> None:
     leave()
     gc.collect()
     assert all("forward" not in vars(module) for module in model.modules())
-    assert interception.watches() == 0
+    assert op_mode.watches() == 0
 
     class Late(nn.Module):
         calls = 0
@@ -166,7 +166,7 @@ def test_everything_is_back_when_a_stream_is_left_early() -> None:
     with pytest.raises(KeyboardInterrupt):
         list(stream(model, [nets.images()] * 5, reduce=None))
     assert all("forward" not in vars(module) for module in model.modules())
-    assert interception.watches() == 0
+    assert op_mode.watches() == 0
 
 
 def test_a_model_without_attention_says_so_at_the_first_batch() -> None:

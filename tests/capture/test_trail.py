@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attnviz.capture import Capture, interception, listening, stream, watch
+from attnviz.capture import Capture, listening, op_mode, stream, watch
 from tests.capture import nets
 from tests.capture.interrupts import interrupting
 from tests.capture.test_gates import Blocks
@@ -51,7 +51,7 @@ def depths(model: nn.Module) -> Depths:
     found: Depths = []
     within = next(m for m in model.get_submodule("attn").modules() if isinstance(m, nn.Linear))
     within.register_forward_hook(
-        lambda *_: found.append((interception.watches(), listening._running.told is not None))  # type: ignore[func-returns-value]
+        lambda *_: found.append((op_mode.watches(), listening._running.told is not None))  # type: ignore[func-returns-value]
     )
     return found
 
@@ -217,5 +217,5 @@ def test_an_interrupt_at_any_line_leaves_nothing_on() -> None:
         flow.close()
         torch.set_grad_enabled(True)  # a tracer may stop a with where no signal can, at its exit
         assert not key_is_on()
-        assert interception.watches() == 0
+        assert op_mode.watches() == 0
     assert number > 50

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from attnviz.capture import Capture, interception, watch
+from attnviz.capture import Capture, op_mode, watch
 from tests.capture import nets
 from tests.capture.interrupts import interrupting
 from tests.capture.test_gates import Blocks
@@ -426,7 +426,7 @@ def test_views_are_left_to_torch_where_it_allows(way: str) -> None:
     names: list[str] = []
     known = torch._C._parse_dispatch_key("Fake")  # type: ignore[attr-defined]  # no stub upstream
     above = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.Python)
-    with interception.interceptor(lambda f, a, k: (names.append(str(f)), f(*a, **k))[1],
+    with op_mode.interceptor(lambda f, a, k: (names.append(str(f)), f(*a, **k))[1],
                                   plain=True):  # fmt: skip
         torch.ones(2, 3).view(6).sum()
     expected = ["aten.ones.default", "aten.sum.default"]
@@ -452,7 +452,7 @@ def test_an_interrupt_at_any_line_leaves_no_watch_on() -> None:
                     sys.settrace(tracer)
         except KeyboardInterrupt:
             stopped = True
-        assert interception.watches() == 0
+        assert op_mode.watches() == 0
         assert state() == before
     assert number > 700
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from attnviz.cli import run
-from tests.compare.written import dataset, write_run
+from tests.comparison.written import dataset, write_run
 
 
 @pytest.fixture

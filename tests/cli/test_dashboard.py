@@ -56,8 +56,8 @@ def test_in_the_wheel_they_lie_below_it(tmp_path: Path, monkeypatch: pytest.Monk
         dashboard.app()
     (tmp_path / "site-packages" / "dashboard").mkdir(parents=True)
     (tmp_path / "site-packages" / "dashboard" / "app.py").touch()  # somebody else's
-    shutil.copytree(ROOT / "dashboard", package / "reading_room" / "dashboard")
-    assert dashboard.app() == package / "reading_room" / "dashboard" / "app.py"
+    shutil.copytree(ROOT / "dashboard", package / "app" / "dashboard")
+    assert dashboard.app() == package / "app" / "dashboard" / "app.py"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_the_wheel_brings_one_package_and_serves_from_outside_the_checkout(tmp_p
         text=True,
         check=True,
     )
-    room = site / "attnviz" / "reading_room"
+    room = site / "attnviz" / "app"
     assert done.stdout.splitlines() == [str(room / "dashboard" / "app.py"), str(room)]
     make(tmp_path / "runs" / "a")
     words = [sys.executable, "-m", "attnviz", "dashboard", "runs"]

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from attnviz.cli import run
-from attnviz.cli.factory import build
+from attnviz.cli.model_arguments import build
 from attnviz.errors import InputError
 from tests.cli.trained import write_trained
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from dashboard import charts
-from dashboard.dots import described
+from dashboard.dot_plot import described
 from dashboard.palettes import DARK, LIGHT
 
 NAN = float("nan")

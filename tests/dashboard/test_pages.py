@@ -15,7 +15,7 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from attnviz.runs import open_run, save_run
-from dashboard import shelf
+from dashboard import run_cache
 from tests.dashboard import made_runs
 from tests.dashboard.conftest import APP
 
@@ -29,7 +29,7 @@ RANKED = tuple(page for page in PAGES if page not in ("runs", "training"))
 @pytest.fixture(autouse=True)
 def _forgotten() -> None:
     """No listing of an earlier test is taken for this one's."""
-    shelf._last_good.clear()
+    run_cache._last_good.clear()
 
 
 def opened(patch: pytest.MonkeyPatch, view: str, root: Any, /, **params: Any) -> AppTest:
@@ -482,7 +482,7 @@ class TestAStoreThatDoesNotAnswer:
     def test_the_last_good_listing_is_shown_with_its_age(self, good_root, monkeypatch):
         at = opened(monkeypatch, "compare", good_root)
         monkeypatch.setattr(shelf, "_FRESH", 0.0)
-        answer = shelf.list_runs
+        answer = run_cache.list_runs
         monkeypatch.setattr(shelf, "list_runs", _refuse)
         at.run()
         assert "connection refused" in words(at)

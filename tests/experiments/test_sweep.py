@@ -23,7 +23,7 @@ from attnviz.executors import Workers, processes
 from attnviz.runs import start_run
 from experiments.__main__ import main
 from experiments.axes import Grid, grid
-from experiments.board import Board
+from experiments.progress_table import Board
 from experiments.running import Outcome, try_training
 from experiments.settings import Settings
 from experiments.sweep import run_all

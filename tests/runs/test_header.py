@@ -142,7 +142,8 @@ def test_a_clock_that_went_backwards_makes_nothing_stale(tmp_path: Path) -> None
 def test_a_clock_that_jumps_back_while_a_run_is_written_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from attnviz.runs import header, writing
+    from attnviz.runs import header
+    from attnviz.runs import writer as writing
 
     with start_run(tmp_path, "a", variant="mha", settings={}, seed=0) as writer:
         writer.curve(epoch=1)

@@ -1,0 +1,219 @@
+"""What is kept of a record: chosen heads, reductions, device and type; and its graph, if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from attnviz.capture import fused_weights as fusion
+from attnviz.capture import reductions
+from attnviz.capture.capture import Capture
+from attnviz.capture.fused_weights import Fused
+from attnviz.capture.op_mode import differentiated
+from attnviz.capture.options import Options
+from attnviz.capture.provenance import storage_key
+from attnviz.capture.record import Leaf, Record, changed
+from attnviz.errors import InputError
+
+if TYPE_CHECKING:
+    from attnviz.capture.trail import Trail
+
+_CHUNK = 1 << 19  # weights computed at once where only a reduction is kept; they stay in the cache
+_TENSORS = ("weights", "scale", "query", "key", "features")
+
+
+class Keeper:
+    """Puts records into a capture.
+
+    Attributes:
+        options: What the watch was asked to keep.
+        seen: The capture.
+        aliased: By storage, which fields of which records share it with the model.
+        trail: In a stream's first batch, who asks which functions the records come from.
+    """
+
+    def __init__(self, options: Options, seen: Capture) -> None:
+        self.options = options
+        self.seen = seen
+        self.aliased: dict[int, list[tuple[int, str]]] = {}
+        self.trail: Trail | None = None
+        self._rollouts = [r for r in options.reduce.values() if isinstance(r, reductions.Rollout)]
+        self._first = 0
+
+    @property
+    def rolls(self) -> bool:
+        """Whether something is followed through the layers of a forward pass."""
+        return bool(self._rollouts)
+
+    def minds(self, tensor: Any) -> bool:
+        """Whether it matters that the model writes into a tensor."""
+        if not self.aliased and self.trail is None:
+            return False
+        if not isinstance(tensor, Tensor) or tensor.is_sparse or tensor.is_nested:
+            return False
+        return self.trail is not None or storage_key(tensor) in self.aliased
+
+    def begin(self) -> None:
+        """A forward pass begins."""
+        self._first = len(self.seen)
+        for rollout in self._rollouts:
+            rollout.reset()
+
+    def keep(self, record: Record, number: int | None = None) -> None:
+        """Reduce a record and put it in, or in the place of another one."""
+        self._note(record if number is None else None)
+        values = record.weights if record.kind == "attention" else record.scale
+        record = changed(record, shape=() if values is None else tuple(values.shape))
+        if record.weights is not None and self.options.heads is not None:
+            record = _heads(record, record.weights, self.options.heads)
+        if not self.options.reduce:
+            self.store(record, {}, number)
+            return
+        plain = changed(record, weights=_detached(record.weights), scale=_detached(record.scale))
+        made = {name: way(plain) for name, way in self.options.reduce.items()}
+        reduced = {name: _own(name, v, record) for name, v in made.items() if v is not None}
+        self.store(changed(record, weights=None), reduced, number)
+
+    def store(self, record: Record, reduced: dict[str, Tensor], number: int | None = None) -> None:
+        """Put a record in, on the device and in the type that were asked for."""
+        changes: dict[str, Any] = {
+            field: self._moved(tensor if self.options.keep_graph else tensor.detach())
+            for field in _TENSORS
+            if (tensor := getattr(record, field)) is not None
+        }
+        if reduced:
+            changes["reduced"] = {name: self._moved(value) for name, value in reduced.items()}
+            self._forget_rollout(reduced)
+        record = changed(record, **changes)
+        if number is None:
+            number = self.seen._add(record)
+        else:
+            self.seen._set(number, record)
+        for field, tensor in changes.items():
+            if isinstance(tensor, Tensor):
+                self.aliased.setdefault(storage_key(tensor), []).append((number, field))
+
+    def preserve(self, tensor: Tensor) -> None:
+        """Copy what was kept of a tensor, now that the model is about to write into it."""
+        if self.trail is not None:
+            self.trail.written(tensor)
+        for number, field in self.aliased.pop(storage_key(tensor), []):
+            record = self.seen._records[number]
+            kept = getattr(record, field)
+            if kept is not None:
+                self._note(None)
+                self.seen._set(number, changed(record, **{field: kept.clone()}))
+
+    def by_chunks(
+        self, record: Record, fused: Fused, logsumexp: Tensor | None
+    ) -> dict[str, Tensor] | None:
+        """A fused kernel's weights, reduced a few queries at a time; None if needed whole."""
+        self._note(None)
+        asked, ways = self.options.reduce, reductions.BY_CHUNKS
+        if not asked or self.options.heads is not None or not set(asked.values()) <= set(ways):
+            return None
+        if logsumexp is not None and set(asked.values()) == {reductions.received}:
+            means = fusion.column_means(fused, logsumexp)
+            if means is not None:
+                return dict.fromkeys(asked, means)
+        parts: dict[str, list[Tensor]] = {name: [] for name in asked}
+        for chunk in _chunks(fused, first={ways[way] for way in asked.values()} == {"first"}):
+            part = changed(record, weights=fusion.weights(fused, chunk))
+            share = (chunk.stop - chunk.start) / fused.query.shape[-2]
+            for name, way in asked.items():
+                value = way(part)
+                assert value is not None  # the part has weights
+                parts[name].append(
+                    value * share if ways[way] == "mean" else _own(name, value, part)
+                )
+        return {name: _joined(ways[asked[name]], values) for name, values in parts.items()}
+
+    def graph(self) -> AbstractContextManager[None]:
+        """Within a rule nothing is differentiated; this opens the graph again, where asked."""
+        if self.options.keep_graph and torch.is_grad_enabled():
+            return differentiated()
+        return nullcontext()
+
+    def leaf(self, tensor: Tensor, read: Callable[[Tensor], Tensor]) -> Leaf | None:
+        """What to differentiate by, where asked."""
+        return Leaf(tensor, read) if self.options.keep_graph else None
+
+    def finish(self) -> None:
+        """A forward pass has ended."""
+        self.aliased.clear()
+        self._first = 0
+        for rollout in self._rollouts:
+            rollout.reset()
+
+    def _forget_rollout(self, reduced: dict[str, Tensor]) -> None:
+        """Only the last layer of a forward pass keeps the product of all of them."""
+        for name, way in self.options.reduce.items():
+            if not isinstance(way, reductions.Rollout) or name not in reduced:
+                continue
+            for number in range(self._first, len(self.seen)):
+                earlier = self.seen._records[number]
+                value = earlier.reduced.get(name)
+                if value is not None and value.shape == reduced[name].shape:
+                    kept = {key: v for key, v in earlier.reduced.items() if key != name}
+                    self.seen._set(number, changed(earlier, reduced=kept))
+
+    def _note(self, record: Record | None) -> None:
+        """Tell a trail of a record; of None for one that has to be followed op by op."""
+        if self.trail is not None:
+            self.trail.kept(record)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        if self.options.to is None and self.options.dtype is None:
+            return tensor
+        with self.graph():
+            return tensor.to(device=self.options.to, dtype=self.options.dtype)
+
+
+def _chunks(fused: Fused, *, first: bool) -> list[slice]:
+    """Slices of queries whose weights stay in the cache; the first query alone, if it is enough."""
+    if first:
+        return [slice(0, 1)]
+    *lead, queries, _ = fused.query.shape
+    step = max(1, _CHUNK // max(1, torch.Size(lead).numel() * fused.key.shape[-2]))
+    return [slice(i, min(queries, i + step)) for i in range(0, queries, step)]
+
+
+def _joined(how: str, values: list[Tensor]) -> Tensor:
+    if how == "first":
+        return values[0]
+    return torch.stack(values).sum(0) if how == "mean" else torch.cat(values, -1)
+
+
+def _own(name: str, value: Any, record: Record) -> Tensor:
+    """A reduced value, that does not keep the weights alive by being a part of them."""
+    if not isinstance(value, Tensor):
+        raise InputError(
+            f"reduce: {name!r} of {record.name!r} returned {type(value).__name__}; "
+            "expected a tensor, or None where it does not apply"
+        )
+    weights = record.weights
+    if weights is None or storage_key(value) != storage_key(weights):
+        return value
+    return value.clone()
+
+
+def _heads(record: Record, weights: Tensor, chosen: tuple[int, ...]) -> Record:
+    """The record with some heads alone, in its weights and in their gradient."""
+    if any(not -weights.shape[1] <= head < weights.shape[1] for head in chosen):
+        raise InputError(
+            f"watch: {record.name!r} has {weights.shape[1]} heads, got heads={chosen}; "
+            "choose the modules that have them by where="
+        )
+    leaf = record.leaf
+    if leaf is not None:
+        read = leaf.read
+        leaf = Leaf(leaf.tensor, lambda slope: read(slope)[:, list(chosen)])
+    return changed(record, weights=weights[:, list(chosen)], leaf=leaf)
+
+
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()

@@ -1,0 +1,218 @@
+"""What is known about a tensor, kept with its storage and forgotten with it.
+
+A view shares its tensor's storage, so a tag follows every reshape and permute at no cost; an axis
+is found again in a view by its size and stride. The table holds weak references: a storage's
+address cannot be given to another tensor while its tag lives, and no tensor lives longer for being
+tagged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from math import isnan
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from attnviz.capture.call_stack import Place
+
+_functorch: Any = torch._C._functorch
+_UNMADE = (UninitializedParameter, UninitializedBuffer)
+_SWEEP = 512  # tags of storages that are gone are dropped once the table has grown to this
+
+
+@dataclass(slots=True)
+class Scores:
+    """A product of data with data: the logits of an attention, or part of a linear one.
+
+    Attributes:
+        query: The left factor, kept only if operands were asked for.
+        key: The right factor, the same.
+        scale: What the product has been multiplied by since, and its factors before it.
+        width: The length of the contracted axis, d_k.
+        shape: The product's shape.
+        running: The names of the modules that ran, noted in a stream's first batch.
+    """
+
+    query: Tensor | None
+    key: Tensor | None
+    scale: float
+    width: int
+    shape: tuple[int, ...]
+    running: frozenset[str] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Squash:
+    """One run of a softmax or of a gate's function, whatever becomes of its result.
+
+    Attributes:
+        op: Its name, such as `"softmax"` or `"sigmoid"`.
+        place: Who ran it, and where in the source.
+        shape: The result's shape.
+        scores: The q · k it was computed from, if it was.
+        factor: What these were multiplied by in between; NaN if by a tensor.
+        twice: Whether its input was itself a softmax's result.
+        outer: Whether its input was a sum or product of broadcast tensors, as in BAM.
+        used: Whether its result met data in a product.
+        numbers: The records made of it, by storage offset: a softmax may be used in parts.
+        running: The names of the modules that ran, noted in a stream's first batch.
+    """
+
+    op: str
+    place: Place
+    shape: tuple[int, ...]
+    scores: Scores | None = None
+    factor: float = 1.0
+    twice: bool = False
+    outer: bool = False
+    used: bool = False
+    numbers: dict[int, int] = field(default_factory=dict)
+    running: frozenset[str] | None = None
+
+    @property
+    def scores_running(self) -> frozenset[str] | None:
+        """The modules that ran when the logits were computed, where that was noted."""
+        return None if self.scores is None else self.scores.running
+
+    @property
+    def logit_scale(self) -> float | None:
+        """What q · k was multiplied by in all, None where it is not a known number."""
+        if self.scores is None:
+            return None
+        scale = self.scores.scale * self.factor
+        return None if isnan(scale) else scale
+
+
+@dataclass(slots=True)
+class Tag:
+    """What a storage holds.
+
+    Attributes:
+        kind: `"softmax"`, `"gate"`, `"scores"`, `"parameter"`, `"factor"` (multiplied by a
+            number), `"dropout"` (a mask), `"weighted"` (softmax × data), `"outer"`, `"clip"`
+            (between 0 and 6), `"exp"`, `"total"` (a sum of those), `"context"` (softmax @ data),
+            `"moved"` (rolled or padded).
+        shape: Sizes of the tensor as it was written.
+        stride: Its strides, the same.
+        axis: Which of its dimensions sums to one; None where none does or it was lost.
+        squash: The function that made it.
+        scores: The data product that made it.
+        factor: By which number it was multiplied since.
+        raw: The tensor before dropout, where dropout followed.
+        mixed: Whether parameters have mixed its heads, or data was added, since.
+        extra: What else its kind needs.
+    """
+
+    kind: str
+    shape: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    axis: int | None = None
+    squash: Squash | None = None
+    scores: Scores | None = None
+    factor: float = 1.0
+    raw: Tensor | None = None
+    mixed: bool = False
+    extra: Any = None
+
+    def find(self, view: Tensor) -> int | None:
+        """The dimension of a view that is this tag's axis, None if it was lost."""
+        if self.axis is None:
+            return None
+        shape, stride = tuple(view.shape), view.stride()
+        if shape == self.shape and stride == self.stride:
+            return self.axis
+        size, step = self.shape[self.axis], self.stride[self.axis]
+        hits = [i for i, n in enumerate(shape) if n == size and stride[i] == step]
+        return hits[-1] if hits else None
+
+    def on(self, tensor: Tensor, axis: int | None, **changes: Any) -> Tag:
+        """The same tag for a tensor that was written anew."""
+        return replace(
+            self, shape=tuple(tensor.shape), stride=tensor.stride(), axis=axis, **changes
+        )
+
+
+def storage_key(tensor: Tensor) -> int:
+    """What tells a tensor's storage from all others that are alive."""
+    key: int = cast(Any, tensor.untyped_storage())._cdata
+    return key
+
+
+PARAMETER = Tag("parameter")
+
+
+class Tags:
+    """A weak table from storages to tags."""
+
+    def __init__(self) -> None:
+        self._tags: dict[int, Tag] = {}
+        self._alive: dict[int, int] = {}
+        self._fixed: dict[int, tuple[torch.UntypedStorage, bool]] = {}
+        self._limit = _SWEEP
+
+    def __len__(self) -> int:
+        return len(self._tags)
+
+    def get(self, tensor: Tensor) -> Tag | None:
+        """The tag of a tensor's storage, if it has one."""
+        try:
+            tag: Tag | None = self._tags.get(tensor.untyped_storage()._cdata)
+        except (NotImplementedError, RuntimeError):  # sparse tensors have none
+            return None
+        return tag
+
+    def put(self, tensor: Tensor, tag: Tag) -> None:
+        """Tag a tensor's storage for as long as it lives."""
+        try:
+            storage = tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError):
+            return
+        key: int = cast(Any, storage)._cdata
+        if key not in self._alive:
+            self._alive[key] = cast(Any, storage)._weak_ref()
+        self._tags[key] = tag
+        if len(self._tags) > self._limit:
+            self.sweep()
+            self._limit = max(_SWEEP, 2 * len(self._tags))
+
+    def fix(self, tensors: Iterable[Tensor]) -> None:
+        """Tag parameters and buffers, which live as long as the table."""
+        for tensor in tensors:
+            if tensor.layout is torch.strided and not isinstance(tensor, _UNMADE):
+                trained = isinstance(tensor, nn.Parameter)
+                while _functorch.is_functorch_wrapped_tensor(tensor):
+                    tensor = _functorch.get_unwrapped(tensor)
+                storage = tensor.untyped_storage()
+                key: int = cast(Any, storage)._cdata
+                self._fixed[key] = storage, trained
+                self._tags[key] = PARAMETER
+
+    def written(self, tensor: Tensor) -> None:
+        """Data was written into what held a parameter: it is data now, unless that was training."""
+        if not self._fixed.get(storage_key(tensor), (None, False))[1]:
+            self.drop(tensor)
+
+    def drop(self, tensor: Tensor) -> None:
+        """Forget what a storage held."""
+        self._tags.pop(tensor.untyped_storage()._cdata, None)
+
+    def sweep(self) -> None:
+        """Forget the storages that are gone."""
+        expired = torch.UntypedStorage._expired
+        for key in [key for key, ref in self._alive.items() if expired(ref)]:
+            self._release(key)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for key in list(self._alive):
+            self._release(key)
+        self._tags.clear()
+        self._fixed.clear()
+
+    def _release(self, key: int) -> None:
+        torch.UntypedStorage._free_weak_ref(self._alive.pop(key))
+        self._tags.pop(key, None)

@@ -1,0 +1,1 @@
+"""What each operator of torch does to weights and gates, one family a file."""

@@ -1,0 +1,159 @@
+"""Rules for matrix products: where weights meet values, and where queries meet keys."""
+
+from __future__ import annotations
+
+from math import nan
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from attnviz.capture.provenance import Scores, Tag
+
+if TYPE_CHECKING:
+    from attnviz.capture.dispatch import Watcher
+
+aten = torch.ops.aten
+
+
+def bmm(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+    """`(n, i, j) @ (n, j, k)`, and `(i, j) @ (j, k)`."""
+    return _product(watcher, func, args, kwargs, 0, 1)
+
+
+def baddbmm(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+    """`β · input + α · (n, i, j) @ (n, j, k)`, and the same with two axes."""
+    return _product(watcher, func, args, kwargs, 1, 2)
+
+
+def _product(watcher: Watcher, func: Any, args: Any, kwargs: Any, i: int, j: int) -> Any:
+    left, right = args[i], args[j]
+    tags = watcher.tags.get(left), watcher.tags.get(right)
+    if left.dim() == 2 and tags == (None, None):
+        # a linear layer, as a rule: its weight was made or exchanged since the watch began
+        watcher.know_parameters()
+        tags = watcher.tags.get(left), watcher.tags.get(right)
+    parameters = _fixed(tags[0]), _fixed(tags[1])
+    if any(parameters):
+        out = func(*args, **kwargs)
+        _mixed(watcher, left, right, parameters, out)
+        if left.dim() == 3 and len(left) > 1 and watcher.tags.get(out) is None:
+            # learned queries meet keys; or experts their input, which no softmax over keys follows
+            _scored(watcher, left, right, (None, None), out, nan, mixed=True)
+        return out
+    side = _weights(left, right, tags)
+    if side is None:
+        out = func(*args, **kwargs)
+        _scored(watcher, left, right, tags, out, float(kwargs.get("alpha", 1.0)))
+        return out
+    operand, tag, known = (left, right)[side], tags[side], tags[1 - side]
+    assert tag is not None  # or it would be no weights
+    query, key = operand.dim() - 2 + side, operand.dim() - 1 - side
+    if tag.kind == "scores":
+        replaced = watcher.recorder.linear(tag, operand, query, key)
+    else:
+        replaced = watcher.recorder.attention(tag, operand, query, key, known)
+    if replaced is not None:
+        number = (i, j)[side]
+        args = (*args[:number], replaced, *args[number + 1 :])
+    out = func(*args, **kwargs)
+    watcher.tags.put(out, Tag("context"))
+    if replaced is not None:
+        watcher.recorder.guard(out)
+    return out
+
+
+def _fixed(tag: Tag | None) -> bool:
+    return tag is not None and tag.kind == "parameter"
+
+
+def _weights(left: Tensor, right: Tensor, tags: tuple[Tag | None, Tag | None]) -> int | None:
+    """Which factor holds weights that meet values, 0 or 1; None if neither does.
+
+    A softmax's result comes before bare logits; of two results the one that is contracted along
+    its own axis. Logits may have passed a sigmoid or the like; those of a product without a batch
+    meet values without one, or else they are features from a layer that is not known as one.
+    """
+    kinds = [None if tag is None else tag.kind for tag in tags]
+    if kinds == ["softmax", "softmax"]:
+        assert tags[0] is not None
+        assert tags[1] is not None
+        left_fits = tags[0].find(left) == left.dim() - 1
+        return 1 if tags[1].find(right) == right.dim() - 2 and not left_fits else 0
+    if "softmax" in kinds:
+        return kinds.index("softmax")
+    for side, tag in enumerate(tags):
+        if tag is None or tag.mixed or tag.kind not in ("scores", "gate"):
+            continue
+        scores = tag.scores if tag.squash is None else tag.squash.scores
+        if scores is not None and min(len(scores.shape), 3) == left.dim():
+            return side
+    return None
+
+
+def _mixed(
+    watcher: Watcher, left: Tensor, right: Tensor, parameters: tuple[bool, bool], out: Tensor
+) -> None:
+    """A linear layer over the heads keeps the softmax's axis, and makes new heads."""
+    x, contracted = (right, right.dim() - 2) if parameters[0] else (left, left.dim() - 1)
+    tag = watcher.tags.get(x)
+    if tag is None or tag.kind not in ("softmax", "scores"):
+        return
+    size, stride = x.shape[contracted], x.stride(contracted)
+    hits = [a for a, n in enumerate(tag.shape) if n == size and tag.stride[a] == stride]
+    if not hits or tag.axis == hits[-1]:
+        return
+    rest = [a for a in range(len(tag.shape)) if a != hits[-1]]
+    made = out.shape[-2] if parameters[0] else out.shape[-1]
+    order = [-1, *rest] if parameters[0] else [*rest, -1]
+    shape = tuple(made if a < 0 else tag.shape[a] for a in order)
+    if torch.Size(shape).numel() == out.numel() and out.is_contiguous():
+        axis = None if tag.axis is None else order.index(tag.axis)
+        stride_ = _strides(shape)
+        watcher.tags.put(out, Tag(tag.kind, shape, stride_, axis, tag.squash, tag.scores,
+                                  tag.factor, None, True))  # fmt: skip
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
+
+
+def _scored(
+    watcher: Watcher,
+    left: Tensor,
+    right: Tensor,
+    tags: tuple[Tag | None, Tag | None],
+    out: Tensor,
+    alpha: float,
+    *,
+    mixed: bool = False,
+) -> None:
+    """Tag a product of data with data: logits, if a softmax follows."""
+    scale = alpha
+    for tag, operand in zip(tags, (left, right), strict=True):
+        if tag is not None and tag.kind == "factor":
+            whole = operand.numel() * operand.element_size() == operand.untyped_storage().nbytes()
+            scale *= tag.factor if whole or tag.extra else nan
+    keep = watcher.options.operands
+    scores = Scores(
+        left if keep else None,
+        right.transpose(-2, -1) if keep else None,
+        scale,
+        left.shape[-1],
+        tuple(out.shape),
+        watcher.running(),
+    )
+    made = Tag("scores", tuple(out.shape), out.stride(), None, None, scores, mixed=mixed)
+    watcher.tags.put(out, made)
+
+
+RULES: dict[Any, Any] = {
+    aten.bmm.default: bmm,
+    aten.baddbmm.default: baddbmm,
+    aten.mm.default: bmm,
+    aten.addmm.default: baddbmm,
+}

@@ -1,0 +1,128 @@
+"""`watch`: look into any model while it runs, without changing it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from attnviz.capture.capture import Capture
+from attnviz.capture.dispatch import Watcher
+from attnviz.capture.edits import read_edits
+from attnviz.capture.nothing_seen import check
+from attnviz.capture.op_mode import hide_from_compiler
+from attnviz.capture.options import Choice, Options
+from attnviz.capture.reductions import read_reductions
+from attnviz.errors import InputError
+
+_COMPILERS = ("torch._dynamo", "torch.nn.attention.flex_attention")
+
+
+@contextmanager
+def watch(
+    model: nn.Module,
+    *,
+    where: Choice = None,
+    heads: int | Sequence[int] | None = None,
+    to: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    reduce: Any = None,
+    edit: Mapping[str, Any] | None = None,
+    keep_graph: bool = False,
+    features: bool = False,
+    operands: bool = False,
+    empty: bool = False,
+) -> Iterator[Capture]:
+    """See every attention map and every gate that a model computes within the block.
+
+    The model is not changed: no hook is registered, its output keeps every bit, and whatever was
+    switched on is off again when the block ends, however it ends. Only this thread's forward
+    passes are seen, and only this model's.
+
+    Args:
+        model: Any module, in the mode it is in.
+        where: Which modules: a glob on the dotted name such as `"blocks.*.attn"`, `"attention"` or
+            `"gate"`, several of these, or a function `(name, module) -> bool`. All if not given.
+        heads: Keep these heads only; they count from 0.
+        to: Keep tensors on this device, such as `"cpu"`.
+        dtype: Keep them in this type, such as `torch.float16`.
+        reduce: Keep this instead of attention weights: `"received"`, `"class_row"`, `"head_mean"`,
+            `"rollout"`, `"entropy"`, `"distance"`, `reductions.rows(3, 17)`, a function of a
+            record, several of them, or a mapping of names to them. Results are in
+            `record.reduced`. Gates are kept as they are.
+        edit: Replace weights or gates while the model runs: from names or globs to functions of
+            the values, or to the names of ready edits (`"uniform"`, `"zero"`, …; see
+            `attnviz.capture.edits`). `name#1` means a module's second call.
+        keep_graph: Keep the values in the model's graph, for `record.gradient(outputs)`.
+        features: Keep what each gate multiplies, in `record.features`.
+        operands: Keep queries and keys, where found, in `record.query` and `record.key`.
+        empty: Whether seeing nothing is no error.
+
+    Yields:
+        The capture, which fills while the model runs.
+
+    Raises:
+        NothingSeenError: The block ended, and nothing was seen.
+        InputError: An unknown reduction or edit, an edit that met nothing, or `reduce` together
+            with `keep_graph`.
+        UnsupportedError: An edit of something that holds no weights.
+    """
+    options = read_options(where, heads, to, dtype, reduce, edit, keep_graph, features, operands)
+    seen = Capture()
+    watcher = Watcher(model, options, seen)
+    torch.clear_autocast_cache()  # a cast that is made anew is seen to come from a parameter
+    with eager():
+        try:
+            with watcher:
+                yield seen
+            watcher.finish()
+        finally:
+            watcher.close()
+    if not empty:
+        check(watcher, seen)
+
+
+def read_options(
+    where: Choice,
+    heads: int | Sequence[int] | None,
+    to: torch.device | str | None,
+    dtype: torch.dtype | None,
+    reduce: Any,
+    edit: Mapping[str, Any] | None,
+    keep_graph: bool,
+    features: bool,
+    operands: bool,
+) -> Options:
+    """A watch's options from what the caller wrote.
+
+    Raises:
+        InputError: An unknown name, or options that exclude each other.
+    """
+    if reduce is not None and keep_graph:
+        raise InputError(
+            "watch: reduce= drops the weights and keep_graph=True keeps them; choose one"
+        )
+    return Options(
+        where,
+        (heads,) if isinstance(heads, int) else None if heads is None else tuple(heads),
+        None if to is None else torch.device(to),
+        dtype,
+        read_reductions(reduce),
+        read_edits(edit),
+        keep_graph,
+        features,
+        operands,
+    )
+
+
+def eager() -> AbstractContextManager[Any]:
+    """Compiled code runs as it was written while it is watched; modes cannot see into it."""
+    if not any(name in sys.modules for name in _COMPILERS):
+        return nullcontext()  # nothing is compiled, or will be
+    hide_from_compiler()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance

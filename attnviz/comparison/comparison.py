@@ -1,0 +1,290 @@
+"""The result of a comparison, in every form in which one would want to hand it on."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from attnviz.comparison.definitions import LOWER_IS_BETTER
+from attnviz.comparison.groups import LEVELS
+from attnviz.comparison.text import (
+    WELL_KNOWN,
+    aligned,
+    closed,
+    fineness,
+    interval,
+    latex,
+    localises,
+    markdown,
+    number,
+    percent,
+    records,
+    span,
+    spoken,
+    with_sign,
+)
+from attnviz.errors import unknown_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison:
+    """Variants ranked by one metric, with what it takes to believe or doubt the ranking.
+
+    Attributes:
+        primary: The metric that ranks.
+        table: A row per metric and variant, in order of rank: variant, metric, mean, low, high,
+            valid and n (scores that are numbers, and all: seeds × images), seeds, chance, centre,
+            ceiling, accuracy, p and p_holm (against the first in rank; NaN for itself, and
+            wherever there are fewer than two seeds), rank (equal means share one).
+        differences: A row per metric and pair, the higher in rank first: metric, variant, other,
+            difference (in the metric's own unit), low, high, clear (the interval leaves out 0),
+            images, dropped (images that one of the two could not score in any seed), seeds (those
+            that both have scores of), p,
+            p_holm (over all pairs and metrics: the leader is picked by looking, so every pair is
+            a test).
+        by_seed: A row per metric, variant and seed: mean over images.
+        split: A row per metric and variant: mean over images classified rightly and wrongly, and
+            how many scores of each; empty where correctness is not known.
+        notes: What a reader must know beside the numbers.
+        images: How many images.
+        confidence: The level of the intervals.
+        resamples: How many bootstrap draws they rest on.
+    """
+
+    primary: str
+    table: pd.DataFrame
+    differences: pd.DataFrame
+    by_seed: pd.DataFrame
+    split: pd.DataFrame
+    notes: tuple[str, ...]
+    images: int
+    confidence: float
+    resamples: int
+
+    @property
+    def variants(self) -> list[str]:
+        """The variants' names, first in rank first."""
+        return list(self.of(self.primary)["variant"])
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics' names, the primary one first."""
+        return list(dict.fromkeys(self.table["metric"]))
+
+    def of(self, metric: str) -> pd.DataFrame:
+        """The rows of one metric, first in rank first."""
+        return self.table[self.table["metric"] == metric].reset_index(drop=True)
+
+    @property
+    def winner(self) -> str | None:
+        """The first in rank, if its paired interval to every other lies on its side of zero."""
+        leader = self.variants[0]
+        pairs = self._pairs_of(leader)
+        return leader if len(pairs) and bool(self._ahead(pairs).all()) else None
+
+    @property
+    def sentence(self) -> str:
+        """The answer to "which variant looks at the patch most", in one sentence."""
+        rows = self.of(self.primary)
+        first, pairs = rows.iloc[0], self._pairs_of(self.variants[0])
+        if not np.isfinite(first["mean"]):
+            return f"no ranking: {spoken(self.primary)} could not be scored for any variant."
+        levels = "".join(
+            f", {name} {number(first[name])}"
+            for name in ("chance", "ceiling")
+            if np.isfinite(first[name])
+        )
+        if pairs.empty:
+            return f"{first.variant}: {self._score(first)}{levels}; nothing to compare it with."
+        if self.winner is not None:
+            gap = pairs.iloc[0]
+            verb = "looks at the patch most" if localises(self.primary) else "ranks first"
+            return (
+                f"{first.variant} {verb}: {self._score(first)}{levels}; "
+                f"{with_sign(gap.difference, fineness(gap))} over {gap.other}, "
+                f"paired CI {interval(gap, signed=True)}."
+            )
+        gap = pairs[~self._ahead(pairs)].iloc[0]
+        other = rows[rows["variant"] == gap.other].iloc[0]
+        how = "rank the other way round on what both share" if gap.clear else "cannot be told apart"
+        return (
+            f"no clear winner: {first.variant}, {self._score(first)}, and {other.variant}, "
+            f"{number(other['mean'], fineness(first))}, {how}: paired difference "
+            f"{with_sign(gap.difference, fineness(gap))}, CI {interval(gap, signed=True)}{levels}."
+        )
+
+    def to_markdown(self, metrics: Sequence[str] | None = None) -> str:
+        """The ranking as a GitHub table: each metric with its interval, the best in bold.
+
+        Args:
+            metrics: Which; those that are printed, unless given.
+        """
+        shown = self._shown(metrics)
+        rows = self._cells(shown, bold=lambda text: f"**{text}**")
+        header = ["rank", "variant", *map(spoken, shown), *self._accuracy]
+        lines = [header, ["---:", "---", *["---:"] * (len(header) - 2)], *rows]
+        table = "\n".join(f"| {' | '.join(markdown(c) for c in line)} |" for line in lines)
+        return "\n\n".join([table, self.sentence, *self.notes])
+
+    def to_latex(self, metrics: Sequence[str] | None = None) -> str:
+        """The ranking as a booktabs table, caption and label included.
+
+        Args:
+            metrics: Which; those that are printed, unless given.
+        """
+        shown = self._shown(metrics)
+        rows = self._cells(shown, bold=lambda text: f"\\textbf{{{text}}}", escape=latex)
+        header = ["", "variant", *(latex(spoken(name)) for name in shown), *self._accuracy]
+        body = "\n".join(f"  {' & '.join(row)} \\\\" for row in rows)
+        caption = " ".join(latex(closed(text)) for text in (self.sentence, *self.notes))
+        return (
+            "\\begin{table}\n\\centering\n"
+            f"\\caption{{{caption}}}\n\\label{{tab:attnviz-{self.primary.replace('_', '-')}}}\n"
+            f"\\begin{{tabular}}{{rl{'r' * (len(header) - 2)}}}\n  \\toprule\n"
+            f"  {' & '.join(header)} \\\\\n  \\midrule\n{body}\n  \\bottomrule\n"
+            "\\end{tabular}\n\\end{table}\n"
+        )
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write `table` as CSV."""
+        self.table.to_csv(path, index=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain Python, ready for JSON: numbers that are no numbers are None."""
+        return {
+            "primary": self.primary,
+            "sentence": self.sentence,
+            "winner": self.winner,
+            "images": self.images,
+            "confidence": self.confidence,
+            "resamples": self.resamples,
+            "notes": list(self.notes),
+            "table": records(self.table),
+            "differences": records(self.differences),
+            "by_seed": records(self.by_seed),
+            "split": records(self.split),
+        }
+
+    def figure(
+        self, metric: str | None = None, *, order: Sequence[str] | None = None, dark: bool = False
+    ) -> Figure:
+        """A dot plot, sorted: interval, a tick per seed, chance and ceiling as lines.
+
+        Args:
+            metric: Which; the primary one unless given.
+            order: The order of the variants that fixes their colours; the rank unless given.
+            dark: Draw for a dark page.
+        """
+        from attnviz.figures import dot_plot
+
+        name = self.primary if metric is None else metric
+        if name not in self.metrics:
+            raise unknown_name("metric", name, self.metrics)
+        return dot_plot(
+            self.of(name),
+            seeds=self.by_seed[self.by_seed["metric"] == name],
+            label=spoken(name),
+            confidence=self.confidence,
+            order=order,
+            dark=dark,
+        )
+
+    def __repr__(self) -> str:
+        rows = self.of(self.primary)
+        others = self._shown()[1:]
+        header = ["", "variant", "mean", f"{percent(self.confidence)} CI", "over next, paired"]
+        header += [*map(spoken, others), *self._accuracy, "valid"]
+        lines = [header, *(self._line(row, rows, others) for _, row in rows.iterrows())]
+        lines += self._level_lines(rows, others, len(header))
+        seeds = sorted(set(rows["seeds"]))
+        title = (
+            f"{spoken(self.primary)} on {self.images} images, "
+            f"{' to '.join(str(n) for n in dict.fromkeys([seeds[0], seeds[-1]]))} "
+            f"seed{'s' if seeds[-1] > 1 else ''}, {self.resamples:,} resamples"
+        )
+        text = [title, "", *aligned(lines), "", self.sentence, *(f"({n})" for n in self.notes)]
+        return "\n".join(text)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+    def _pairs_of(self, variant: str) -> pd.DataFrame:
+        found = self.differences
+        return found[(found["metric"] == self.primary) & (found["variant"] == variant)]
+
+    def _ahead(self, pairs: pd.DataFrame) -> pd.Series:
+        """Which pairs leave no doubt that the first is the better one.
+
+        Pairs stand on the seeds and images that both have, ranks on all: they may disagree.
+        """
+        better = -1 if self.primary in LOWER_IS_BETTER else 1
+        return pairs["clear"].astype(bool) & (better * pairs["difference"] > 0)
+
+    @property
+    def _accuracy(self) -> list[str]:
+        """The column of accuracies, where any is known."""
+        return ["accuracy"] if self.table["accuracy"].notna().any() else []
+
+    def _score(self, row: Any) -> str:
+        name = "energy" if self.primary == "energy_pointing_game" else spoken(self.primary)
+        mean = number(row["mean"], fineness(row))
+        return f"{name} {mean} ({percent(self.confidence)} CI {interval(row)})"
+
+    def _line(self, row: Any, rows: pd.DataFrame, others: Sequence[str]) -> list[str]:
+        pairs = self._pairs_of(row["variant"])
+        gap = ""
+        if len(pairs):
+            pair = pairs.iloc[0]
+            gap = f"{with_sign(pair.difference, fineness(pair))} [{interval(pair, signed=True)}]"
+        beside = [self._mean(row["variant"], name) for name in others]
+        valid = f"{row['valid']}/{row['n']}"
+        mean = number(row["mean"], fineness(row))
+        head = [str(row["rank"]), str(row["variant"]), mean, f"[{interval(row)}]"]
+        accuracy = [number(row[name]) for name in self._accuracy]
+        return [*head, gap, *beside, *accuracy, valid]
+
+    def _shown(self, metrics: Sequence[str] | None = None) -> list[str]:
+        """The metrics that fit on a line: the primary one and three more, the best known first."""
+        for name in metrics or ():
+            if name not in self.metrics:
+                raise unknown_name("metric", name, self.metrics)
+        known = [name for name in WELL_KNOWN if name in self.metrics]
+        picked = list(dict.fromkeys([self.primary, *known, *self.metrics]))[:4]
+        return picked if metrics is None else list(metrics)
+
+    def _mean(self, variant: str, metric: str) -> str:
+        rows = self.of(metric)
+        return number(rows[rows["variant"] == variant].iloc[0]["mean"])
+
+    def _level_lines(
+        self, rows: pd.DataFrame, others: Sequence[str], columns: int
+    ) -> Iterable[list[str]]:
+        """Chance, centre and ceiling as the table's last rows, where the metrics have them."""
+        for level in LEVELS:
+            shown = [span(self.of(name)[level]) for name in (self.primary, *others)]
+            if any(shown):
+                line = ["", level, shown[0], "", "", *shown[1:]]
+                yield line + [""] * (columns - len(line))
+
+    def _cells(self, metrics: Sequence[str], *, bold: Any, escape: Any = str) -> list[list[str]]:
+        """The ranking's rows as text: rank, variant, each metric with its interval, accuracy."""
+        cells = []
+        for _, row in self.of(self.primary).iterrows():
+            line = [str(row["rank"]), escape(str(row["variant"]))]
+            for metric in metrics:
+                rows = self.of(metric)
+                mine = rows[rows["variant"] == row["variant"]].iloc[0]
+                mean = number(mine["mean"], fineness(mine))
+                best = mine["rank"] == 1 and len(rows) > 1
+                line.append(f"{bold(mean) if best else mean} [{interval(mine)}]")
+            cells.append([*line, *(number(row[name]) for name in self._accuracy)])
+        return cells

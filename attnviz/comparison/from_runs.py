@@ -1,0 +1,306 @@
+"""Run folders as groups, after every check that makes them comparable.
+
+Everything that makes a ranking unfair is refused here, by name: other images, another question,
+"replicates" that were not trained alike. What may differ between variants is the model and how it
+was trained; a difference in training settings is said in a note, since it may be the reason for
+what is seen. Within one variant only the seed may differ.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from attnviz.comparison.groups import LEVELS, Group
+from attnviz.errors import InputError, unknown_name
+from attnviz.runs import flat
+
+_NEEDED = ("index", "label", "x0", "y0", "x1", "y1", "correct")
+_QUESTION = {
+    *("question", "data", "dataset", "folder", "split", "test", "image", "side"),
+    *("patch", "size", "shape", "fill", "opacity", "count", "fraction"),
+}
+_INCIDENTAL = {
+    *("variant", "name", "seed", "out", "runs", "root"),
+    *("device", "workers", "threads", "resume", "progress"),
+}
+
+
+def run_groups(
+    runs: Mapping[str, Sequence[Any]], map_name: str | None = None
+) -> tuple[list[Group], list[str]]:
+    """One group per variant from its complete runs, and notes on what was left out.
+
+    Args:
+        runs: Variant → runs.
+        map_name: Whose scores to take; each run's primary map unless given.
+
+    Raises:
+        InputError: No run is complete, or they may not be ranked; the message says what differs.
+        RunError: A table cannot be read.
+    """
+    kept = {
+        variant: _by_name(run for run in group if run.state == "complete")
+        for variant, group in runs.items()
+    }
+    kept = {variant: group for variant, group in kept.items() if group}
+    unfit = [run for group in runs.values() for run in group if run.state != "complete"]
+    if not kept:
+        raise none_complete("compare: ", unfit)
+    _same_question({name: run for group in kept.values() for name, run in group.items()})
+    for variant, group in kept.items():
+        _replicates(variant, group)
+    frames = {name: samples_of(run) for group in kept.values() for name, run in group.items()}
+    _same_rows(frames)
+    groups = [_group(variant, group, frames, map_name) for variant, group in kept.items()]
+    return groups, [*_trained_unlike(kept), *_left_out(unfit)]
+
+
+def none_complete(what: str, runs: Sequence[Any]) -> InputError:
+    """The error for runs of which none is complete; it says in what state they are."""
+    states = ", ".join(f"{run.id} is {run.state}" for run in runs[:5]) or "no run at all"
+    return InputError(f"{what}expected at least one complete run, got {states}")
+
+
+def by_seed(runs: Iterable[Any]) -> list[Any]:
+    """Runs in the order of their seeds; those without one last."""
+    return sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.id))
+
+
+def _by_name(runs: Iterable[Any]) -> dict[str, Any]:
+    """Runs by id, or by folder where two folders hold the same id; in the order of their seeds."""
+    found = by_seed(runs)
+    twice = Counter(run.id for run in found)
+    return {run.id if twice[run.id] == 1 else run.location: run for run in found}
+
+
+def samples_of(run: Any) -> Any:
+    """A run's samples, with the columns that a comparison stands on."""
+    frame = run.samples()
+    missing = [column for column in _NEEDED if column not in frame]
+    if missing:
+        raise InputError(
+            f"compare: run {run.id}: expected samples with the columns {', '.join(_NEEDED)}, "
+            f"got none called {', '.join(missing)}"
+        )
+    return frame
+
+
+def _group(
+    variant: str, runs: Mapping[str, Any], frames: Mapping[str, Any], map_name: str | None
+) -> Group:
+    """One variant's runs: the rows with a patch, the columns of one map."""
+    scores, correct, levels = [], [], []
+    for name, run in runs.items():
+        frame = frames[name]
+        chosen = map_of(run, frame, map_name)
+        marked = frame[patched(frame)]
+        scores.append(_columns(marked, f"{chosen}/"))
+        correct.append(marked["correct"].to_numpy(dtype=np.float64))
+        levels.append((run.summary.get("metrics") or {}).get(chosen) or {})
+    shared = [metric for metric in scores[0] if all(metric in one for one in scores)]
+    return Group(
+        variant,
+        tuple(name if run.seed is None else run.seed for name, run in runs.items()),
+        {metric: np.stack([one[metric] for one in scores]) for metric in shared},
+        np.stack(correct),
+        tuple(_accuracy(run, frames[name]) for name, run in runs.items()),
+        {metric: _mean_levels([one.get(metric) or {} for one in levels]) for metric in shared},
+    )
+
+
+def _columns(frame: Any, prefix: str) -> dict[str, np.ndarray]:
+    """The columns that start with a map's name, by metric."""
+    return {
+        str(column).removeprefix(prefix): frame[column].to_numpy(np.float64, na_value=np.nan)
+        for column in frame.columns
+        if str(column).startswith(prefix)
+    }
+
+
+def patched(frame: Any) -> np.ndarray:
+    """Which images have a patch, (n,) bool."""
+    marked = (frame["x1"] > frame["x0"]) & (frame["y1"] > frame["y0"])
+    return np.asarray(marked.to_numpy())
+
+
+def map_names(frame: Any) -> list[str]:
+    """The maps that have scores, in the table's order."""
+    columns = (str(column) for column in frame.columns)
+    return list(dict.fromkeys(name.rpartition("/")[0] for name in columns if "/" in name))
+
+
+def map_of(run: Any, frame: Any, map_name: str | None) -> str:
+    """The map whose scores count: the one asked for, the run's primary one, or its only one."""
+    known = map_names(frame)
+    chosen = map_name or run.summary.get("map") or (known[0] if len(known) == 1 else None)
+    if chosen is None:
+        raise InputError(
+            f"compare: run {run.id} names no primary map: expected map_name=, one of "
+            f"{', '.join(known) or 'those that it scored, but it scored none'}"
+        )
+    if chosen not in known:
+        raise unknown_name(f"map of run {run.id}", str(chosen), known)
+    return str(chosen)
+
+
+def _accuracy(run: Any, frame: Any) -> float:
+    told = run.summary.get("accuracy")
+    return float(frame["correct"].mean() if told is None else told)
+
+
+def _mean_levels(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean over seeds of each level that every seed has."""
+    known = [name for name in LEVELS if all(row.get(name) is not None for row in rows)]
+    return {name: float(np.mean([row[name] for row in rows])) for name in known}
+
+
+# What may be compared
+
+
+def _same_question(runs: Mapping[str, Any]) -> None:
+    """Refuse runs that saw other images or answer another question."""
+    digests = {name: str(run.dataset) for name, run in runs.items()}
+    if len(set(digests.values())) > 1:
+        raise InputError(
+            f"compare: cannot rank runs measured on different images: {disagreement(digests)}"
+        )
+    asked = {
+        key: values
+        for key, values in differing({n: r.settings for n, r in runs.items()}).items()
+        if asks(key)
+    }
+    if asked:
+        raise InputError(
+            f"compare: cannot rank runs that answer different questions: {_listed(asked)}"
+        )
+
+
+def _replicates(variant: str, runs: Mapping[str, Any]) -> None:
+    """Refuse a variant whose runs differ in more than the seed, or not even in that."""
+    odd = {
+        key: values
+        for key, values in differing({n: r.settings for n, r in runs.items()}).items()
+        if not incidental(key)
+    }
+    if odd:
+        raise InputError(
+            f"compare: expected the runs of {variant} to differ in their seed alone, got "
+            f"{_listed(odd)}; name them apart: {{'one name': runs, 'other name': runs}}"
+        )
+    seeds = Counter(run.seed for run in runs.values() if run.seed is not None)
+    twice = [name for name, run in runs.items() if seeds[run.seed] > 1]
+    if twice:
+        raise InputError(
+            f"compare: expected one run of {variant} per seed, got {', '.join(twice)}; choose one"
+        )
+
+
+def _same_rows(frames: Mapping[str, Any]) -> None:
+    """Refuse runs whose samples list other images, labels or boxes."""
+    first, against = next(iter(frames.items()))
+    for name, frame in frames.items():
+        for column in _NEEDED[:-1]:
+            if not np.array_equal(against[column].to_numpy(), frame[column].to_numpy()):
+                raise InputError(
+                    f"compare: cannot rank runs measured on different images: {first} and {name} "
+                    f"differ in the column {column!r} of their samples"
+                )
+
+
+def _trained_unlike(kept: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A note for each setting that all variants have, but not at the same value.
+
+    Not of one by which they are called, as `mha placement 0` and `mha placement 3` are.
+    """
+    settings = {variant: next(iter(runs.values())).settings for variant, runs in kept.items()}
+    return [
+        f"trained unlike: {key}: {disagreement(values)}"
+        for key, values in differing(settings).items()
+        if not incidental(key) and _NONE not in values.values() and not _told_by_names(key, values)
+    ]
+
+
+def _told_by_names(key: str, values: Mapping[str, str]) -> bool:
+    """Whether each variant's name says its value of a setting; None says nothing."""
+    words = {"True": "yes", "False": "no"}
+    return all(
+        value == "None" or f"{key.replace('_', ' ')} {words.get(value, value)}" in variant
+        for variant, value in values.items()
+    )
+
+
+def _left_out(runs: Sequence[Any]) -> list[str]:
+    """One note on the runs that are not complete."""
+    states = Counter(run.state for run in runs)
+    told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    names = ", ".join(run.id for run in runs[:4]) + (", …" if len(runs) > 4 else "")
+    return [f"left out: {told} ({names})"] if runs else []
+
+
+# Settings
+
+
+_NONE = "(none)"
+
+
+def asks(key: str) -> bool:
+    """Whether a setting is part of the question: `patch_size`, `data.folder`, `opacity`."""
+    return bool({key, key.replace(".", "_").split("_")[0]} & _QUESTION)
+
+
+def incidental(key: str) -> bool:
+    """Whether a setting says where and from which seed, not how, a run was trained."""
+    return key in _INCIDENTAL or key.endswith("seed")
+
+
+def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """The settings whose values are not the same everywhere, each told once.
+
+    What a run keeps for its model again, as `model.placement` beside `placement`, is left out.
+
+    Args:
+        settings: Name of a run or variant → its settings, nested or not.
+
+    Returns:
+        Key, with dots → name → value as text, `(none)` where it has no such setting.
+    """
+    flats = {name: flat(one) for name, one in settings.items()}
+    keys = dict.fromkeys(key for one in flats.values() for key in one)
+    columns = {
+        key: {name: str(one[key]) if key in one else _NONE for name, one in flats.items()}
+        for key in keys
+    }
+    return {
+        key: column
+        for key, column in columns.items()
+        if len(set(column.values())) > 1 and not _repeats(key, columns)
+    }
+
+
+def _repeats(key: str, columns: Mapping[str, Mapping[str, str]]) -> bool:
+    """Whether a model's own setting says, wherever it is given, what the plain one says."""
+    inside, _, name = key.rpartition(".")
+    plain = columns.get(name, {})
+    return inside == "model" and all(
+        value in (plain.get(who), _NONE) for who, value in columns[key].items()
+    )
+
+
+def disagreement(values: Mapping[str, str]) -> str:
+    """`value (who, who), value (who)`, short enough for one line."""
+    holders: dict[str, list[str]] = {}
+    for name, value in values.items():
+        holders.setdefault(value, []).append(name)
+    return ", ".join(
+        f"{value[:12] + '…' if len(value) > 32 else value} "
+        f"({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for value, names in holders.items()
+    )
+
+
+def _listed(settings: Mapping[str, Mapping[str, str]]) -> str:
+    return "; ".join(f"{key}: {disagreement(values)}" for key, values in settings.items())

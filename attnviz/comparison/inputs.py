@@ -1,0 +1,134 @@
+"""From what people have, tables of scores or run folders, to one `Group` per variant."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from attnviz.comparison.definitions import DEFINITIONS
+from attnviz.comparison.from_runs import run_groups
+from attnviz.comparison.groups import LEVELS, Group, array
+from attnviz.comparison.resampling import mean_of_valid
+from attnviz.comparison.tables import is_list, table_group
+from attnviz.errors import InputError, unknown_name
+
+Source: TypeAlias = Mapping[str, Any] | Sequence[Any] | str | os.PathLike[str]
+"""What `compare` reads: score tables or runs by variant, a list of runs, or a folder of runs."""
+
+
+def read_groups(
+    source: Source,
+    *,
+    primary: str,
+    metrics: Sequence[str] | None,
+    baselines: Mapping[str, Any] | None,
+    map_name: str | None,
+) -> tuple[list[Group], list[str]]:
+    """Whatever `compare` was given, as groups on the same images, and notes on what was left out.
+
+    Raises:
+        InputError: It is no table and no run, one variant's table without its name, lacks a
+            metric, or is not comparable.
+    """
+    if isinstance(source, Mapping) and source and {*source} <= {*DEFINITIONS, "correct"}:
+        raise InputError(
+            f"compare: expected {{variant: scores}}, got one table of {', '.join(source)}; give it "
+            "a name: {'name': scores}"
+        )
+    if not isinstance(source, Mapping):
+        groups, notes = run_groups(by_variant(open_runs(source)), map_name)
+    elif any(_is_run(entry) for entry in source.values()):
+        opened = {str(name): open_runs(entry) for name, entry in source.items()}
+        groups, notes = run_groups(opened, map_name)
+    else:
+        groups = [table_group(str(name), entry, primary) for name, entry in source.items()]
+        notes = []
+    if not groups:
+        raise InputError("compare: expected at least one variant, got none")
+    _same_images(groups)
+    chosen = _choose(groups, primary, metrics)
+    groups = [_narrowed(group, chosen, _levels(baselines)) for group in groups]
+    return groups, notes
+
+
+def _same_images(groups: Sequence[Group]) -> None:
+    counts = {group.variant: group.images for group in groups}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{variant} on {n}" for variant, n in counts.items())
+        raise InputError(
+            f"compare: cannot rank variants measured on different images: {listed}; "
+            "measure all of them on the same images, in the same order"
+        )
+
+
+def _choose(groups: Sequence[Group], primary: str, metrics: Sequence[str] | None) -> list[str]:
+    """The metrics to report, the primary one first; those that all have, unless named."""
+    shared = [
+        name for name in groups[0].values if all(name in group.values for group in groups[1:])
+    ]
+    wanted = list(dict.fromkeys([primary, *(shared if metrics is None else metrics)]))
+    for name in wanted:
+        lacking = [group.variant for group in groups if name not in group.values]
+        if lacking and len(lacking) < len(groups):
+            raise InputError(
+                f"compare: expected {name!r} of every variant, got none of {', '.join(lacking)}"
+            )
+        if lacking:
+            raise unknown_name("metric", name, shared)
+    return wanted
+
+
+def _narrowed(group: Group, chosen: list[str], given: dict[str, dict[str, float]]) -> Group:
+    """The group with the chosen metrics only, and the levels known for them."""
+    levels = {name: {**group.levels.get(name, {}), **given.get(name, {})} for name in chosen}
+    values = {name: group.values[name] for name in chosen}
+    accuracy = group.accuracy or (float("nan"),) * len(group.seeds)
+    return Group(group.variant, group.seeds, values, group.correct, accuracy, levels)
+
+
+def _levels(baselines: Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
+    """Baselines by metric, whichever way round they came, averaged over images."""
+    levels: dict[str, dict[str, float]] = {}
+    for outer, inner in (baselines or {}).items():
+        if not isinstance(inner, Mapping):
+            raise InputError(
+                f"compare: baselines: expected {{metric: {{level: value}}}}, got "
+                f"{type(inner).__name__} for {outer!r}"
+            )
+        for key, value in inner.items():
+            metric, level = (key, outer) if outer in LEVELS else (outer, key)
+            numbers = array(value, f"baseline {level} of {metric}")
+            levels.setdefault(metric, {})[level] = float(mean_of_valid(numbers.ravel()))
+    return levels
+
+
+def _is_run(entry: Any) -> bool:
+    """Whether a variant's entry is a run, a path, or a list of such."""
+    if is_list(entry):
+        return bool(len(entry)) and all(_is_run(one) for one in entry)
+    return isinstance(entry, (str, os.PathLike)) or hasattr(entry, "samples")
+
+
+def open_runs(source: Any) -> list[Any]:
+    """Runs from runs, paths, folders, or any list of these."""
+    if isinstance(source, (str, os.PathLike)):
+        from attnviz.runs import list_runs
+
+        return list(list_runs(source))
+    if hasattr(source, "samples"):
+        return [source]
+    if not is_list(source):
+        raise InputError(
+            "compare: expected {variant: scores}, runs, or a folder of runs, "
+            f"got {type(source).__name__}"
+        )
+    return [run for entry in source for run in open_runs(entry)]
+
+
+def by_variant(runs: Iterable[Any]) -> dict[str, list[Any]]:
+    """Runs under the name of their variant, in the order in which they came."""
+    grouped: dict[str, list[Any]] = {}
+    for run in runs:
+        grouped.setdefault(str(run.variant), []).append(run)
+    return grouped

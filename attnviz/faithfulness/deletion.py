@@ -1,0 +1,191 @@
+"""Deletion and insertion: what happens to the confidence as places go, or come back, in order.
+
+A faithful map loses the confidence early when its highest places go first. What a removed place
+shows instead decides much of the answer, so the baseline has a name and no default is the truth:
+against black a white patch vanishes, against white only its surroundings do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from attnviz.attribution.asking import paired
+from attnviz.baseline_images import Blank, blank_like
+from attnviz.errors import InputError
+from attnviz.faithfulness.confidence import ROWS, Output, asking, fitting
+from attnviz.metrics.inputs import AnyMaps
+from attnviz.shapes import Images, Maps, Scores
+from attnviz.targets import Target
+
+
+def removal_order(maps: Maps, *, seed: int = 0) -> Int[Tensor, "b places"]:
+    """Each map's places from highest to lowest.
+
+    Tied places come in a random order that is the same for every image: in reading order a
+    constant map would sweep the image from its upper left corner.
+    """
+    flat = maps.detach().flatten(1).cpu()
+    shuffled = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(seed))
+    ranked = flat[:, shuffled].argsort(stable=True, dim=1, descending=True)
+    return shuffled[ranked].to(maps.device)
+
+
+def removal_curve(
+    model: nn.Module,
+    images: Images,
+    maps: AnyMaps,
+    *,
+    insert: bool = False,
+    target: Target = None,
+    baseline: Blank = "black",
+    value_range: tuple[int | float, int | float] = (-1.0, 1.0),
+    steps: int = 32,
+    output: Output = "probability",
+    rows: int = ROWS,
+    seed: int = 0,
+) -> Float[Tensor, "b points"]:
+    """The confidence as the highest places are blanked, or as they appear on a blank image.
+
+    Args:
+        model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs; asked in evaluation
+            mode and left as it was.
+        images: `(b, c, h, w)`.
+        maps: `(b, h, w)` at the images' size, tensor or numpy.
+        insert: Begin with the blank image and let the highest places appear.
+        target: Which output; needed for `n > 1`.
+        baseline: What stands where a place is removed, see `attnviz.baseline_images.BLANKS`.
+        value_range: What black and white are.
+        steps: Into how many steps the places are divided.
+        output: `"probability"` (sigmoid of a single output, softmax over several) or `"logit"`.
+        rows: Images in one forward.
+        seed: Of the order among tied places.
+
+    Returns:
+        `(b, steps + 1)` float32: confidence at `0, 1/steps, … 1` of the places, each rounded to
+        whole places, both ends included. NaN for a map that is not finite.
+
+    Raises:
+        InputError: Maps that do not fit, more steps than places, several outputs and no target.
+    """
+    maps = paired(images, maps)
+    places = maps[0].numel() if len(maps) else steps
+    if not 1 <= steps <= places:
+        raise InputError(f"steps: expected 1 to {places} (the places of a map), got {steps}")
+    with asking(model, target, output, rows) as confidence:
+        blank = blank_like(images, baseline, value_range=value_range)
+        order = removal_order(maps, seed=seed)
+        hidden = _hidden(order, images, steps)
+        start, end = (blank, images) if insert else (images, blank)
+        curve = confidence.of_versions(torch.where(h[:, None], end, start) for h in hidden)
+    return curve.T.float().masked_fill(~fitting(maps)[:, None], torch.nan)
+
+
+def _hidden(order: Tensor, images: Images, steps: int) -> Iterator[Bool[Tensor, "b h w"]]:
+    """The masks of the highest places, one step after the other."""
+    rank = torch.empty_like(order)
+    rank.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    rank = rank.reshape(len(images), *images.shape[-2:])
+    for count in _counts(order.shape[1], steps):
+        yield rank < count
+
+
+def _counts(places: int, steps: int) -> list[int]:
+    """How many places are gone after each step."""
+    return [round(step * places / steps) for step in range(steps + 1)]
+
+
+def _area(curve: Float[Tensor, "b points"], images: Images) -> Scores:
+    """The trapezoid of a curve against the share of the places that are gone, `(b,)`."""
+    places = images.shape[-2] * images.shape[-1]
+    share = torch.tensor(_counts(places, curve.shape[1] - 1), device=curve.device) / places
+    return torch.trapezoid(curve, share, dim=1)
+
+
+def deletion_auc(
+    model: nn.Module,
+    images: Images,
+    maps: AnyMaps,
+    *,
+    target: Target = None,
+    baseline: Blank = "black",
+    value_range: tuple[int | float, int | float] = (-1.0, 1.0),
+    steps: int = 32,
+    output: Output = "probability",
+    rows: int = ROWS,
+    seed: int = 0,
+) -> Scores:
+    """How much confidence is left, on average, while the highest places are removed; lower ↓.
+
+    The trapezoid of the confidence against the removed fraction, both ends included (Petsiuk et
+    al. 2018, RISE, section 4.2).
+
+    Args:
+        model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs.
+        images: `(b, c, h, w)`.
+        maps: `(b, h, w)` at the images' size, tensor or numpy.
+        target: Which output; needed for `n > 1`.
+        baseline: What stands where a place is removed, see `attnviz.baseline_images.BLANKS`.
+        value_range: What black and white are.
+        steps: Into how many steps the places are divided.
+        output: `"probability"` or `"logit"`.
+        rows: Images in one forward.
+        seed: Of the order among tied places.
+
+    Returns:
+        `(b,)`, 0 to 1 for probabilities; NaN for a map that is not finite.
+
+    Raises:
+        InputError: As `removal_curve`.
+    """
+    curve = removal_curve(
+        model, images, maps, target=target, baseline=baseline, value_range=value_range,
+        steps=steps, output=output, rows=rows, seed=seed,
+    )  # fmt: skip
+    return _area(curve, images)
+
+
+def insertion_auc(
+    model: nn.Module,
+    images: Images,
+    maps: AnyMaps,
+    *,
+    target: Target = None,
+    baseline: Blank = "black",
+    value_range: tuple[int | float, int | float] = (-1.0, 1.0),
+    steps: int = 32,
+    output: Output = "probability",
+    rows: int = ROWS,
+    seed: int = 0,
+) -> Scores:
+    """How much confidence there is, on average, while the highest places appear; higher ↑.
+
+    The trapezoid of the confidence against the inserted fraction, both ends included (Petsiuk et
+    al. 2018, RISE, section 4.2, who insert into a blurred image).
+
+    Args:
+        model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs.
+        images: `(b, c, h, w)`.
+        maps: `(b, h, w)` at the images' size, tensor or numpy.
+        target: Which output; needed for `n > 1`.
+        baseline: The image that places are inserted into, see `attnviz.baseline_images.BLANKS`.
+        value_range: What black and white are.
+        steps: Into how many steps the places are divided.
+        output: `"probability"` or `"logit"`.
+        rows: Images in one forward.
+        seed: Of the order among tied places.
+
+    Returns:
+        `(b,)`, 0 to 1 for probabilities; NaN for a map that is not finite.
+
+    Raises:
+        InputError: As `removal_curve`.
+    """
+    curve = removal_curve(
+        model, images, maps, insert=True, target=target, baseline=baseline,
+        value_range=value_range, steps=steps, output=output, rows=rows, seed=seed,
+    )  # fmt: skip
+    return _area(curve, images)

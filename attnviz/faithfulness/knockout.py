@@ -1,0 +1,212 @@
+"""Knockout: what each head and each gate is worth, found by taking it away.
+
+A map says where a head looks; this says whether that matters. Each head's weights are made uniform
+or zero, each gate is opened, one at a time while the model runs, and the change of the output is
+read per image. An effect of zero under a striking map is the warning that no map can give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from attnviz.capture import Record, watch
+from attnviz.errors import InputError, unknown_name
+from attnviz.faithfulness.confidence import ROWS, Confidence, Output, asking
+from attnviz.shapes import Images, Scores
+from attnviz.targets import Target
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WAYS = {
+    "uniform": "a head looks everywhere alike",
+    "zero": "a head passes nothing on",
+    "open": "a gate lets everything through (its scale is 1)",
+    "mean": "a gate lets everything through alike (its scale is its own mean)",
+}
+"""What can be done to a head or a gate."""
+
+_FOR_HEADS, _FOR_GATES = ("uniform", "zero"), ("open", "mean")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One thing that was taken away.
+
+    Attributes:
+        name: The record's dotted name.
+        kind: `"attention"` or `"gate"`.
+        head: Which head, None for a gate.
+        way: A key of `WAYS`.
+    """
+
+    name: str
+    kind: str
+    head: int | None
+    way: str
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Knockout:
+    """What each cut did to the output.
+
+    Attributes:
+        cuts: What was taken away, in the model's order.
+        effects: `(cuts, b)` output with the cut minus output without, per image: negative where
+            what was cut spoke for the target.
+        plain: `(b,)` outputs without a cut.
+        confidence: The level of the intervals.
+        resamples: Bootstrap resamples of the images behind them.
+        seed: Of the resamples.
+    """
+
+    cuts: tuple[Cut, ...]
+    effects: Float[Tensor, "cuts b"]
+    plain: Scores
+    confidence: float = 0.95
+    resamples: int = 10_000
+    seed: int = 0
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per cut: mean effect, its interval over the images, and the mean size.
+
+        The interval is bootstrapped over the images and speaks of these weights alone, not of
+        another training of the same model.
+        """
+        import pandas as pd
+
+        from attnviz.comparison.resampling import half_width, image_draws
+
+        effects = self.effects.double().cpu().numpy()
+        rng = np.random.default_rng(self.seed)
+        means, draws = image_draws(effects, resamples=self.resamples, rng=rng)
+        half = np.array(
+            [
+                half_width(one[None], draw, self.confidence)
+                for one, draw in zip(effects, draws.T, strict=True)
+            ]
+        )
+        table = pd.DataFrame([vars(cut) for cut in self.cuts])
+        table["head"] = table["head"].astype("Int64")
+        return table.assign(
+            effect=means,
+            low=means - half,
+            high=means + half,
+            size=np.abs(effects).mean(1),
+            images=effects.shape[1],
+        )
+
+    def __repr__(self) -> str:
+        lines = [f"{'knocked out':32}  {'way':8}  {'effect':>9}  {'interval':>20}  {'|effect|':>9}"]
+        for row in self.table.itertuples():
+            what = str(row.name) if row.kind == "gate" else f"{row.name!s} head {row.head}"
+            interval = f"[{row.low:+.3g}, {row.high:+.3g}]"
+            lines.append(
+                f"{what:32}  {row.way:8}  {row.effect:+9.3g}  {interval:>20}  {row.size:9.3g}"
+            )
+        lines.append(
+            f"{self.effects.shape[1]} images; {100 * self.confidence:g} % intervals over images, "
+            "of one training"
+        )
+        return "\n".join(lines)
+
+
+def knockout(
+    model: nn.Module,
+    images: Images,
+    *,
+    target: Target = None,
+    where: Any = None,
+    ways: Sequence[str] = ("uniform", "zero", "open"),
+    output: Output = "logit",
+    rows: int = ROWS,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Knockout:
+    """How the output changes when a head is made uniform or zero, or a gate is opened.
+
+    Args:
+        model: Any module that `attnviz.watch` can edit; asked in evaluation mode and left as it
+            was.
+        images: `(b, c, h, w)`.
+        target: Which output; needed for `n > 1`.
+        where: Which records, as in `attnviz.watch`: a glob, a kind, or a function.
+        ways: Keys of `WAYS`: `uniform` and `zero` for each head, `open` (scale 1) and `mean` (the
+            gate's own mean over the image) for each gate.
+        output: `"logit"` or `"probability"`.
+        rows: Images in one forward.
+        confidence: Level of the intervals.
+        resamples: Bootstrap resamples of the images.
+        seed: Of the resamples.
+
+    Returns:
+        Effects per cut and image; its repr is a table with intervals, `.table` a DataFrame.
+
+    Raises:
+        InputError: An unknown way, no images, several outputs and no target, or ways that fit
+            nothing that was seen.
+        NothingSeenError: The model has no attention and no gate, or none that `where` wants.
+    """
+    for way in ways:
+        if way not in WAYS:
+            raise unknown_name("way", way, WAYS)
+    if not len(images):
+        raise InputError("knockout: expected at least one image")
+    with asking(model, target, output, rows) as asked:
+        plain = asked.of(images)
+        with watch(model, where=where) as seen:
+            model(images[:1])
+        cuts = [cut for record in seen.values() for cut in _cuts(record, ways)]
+        if not cuts:
+            raise InputError(
+                f"knockout: {', '.join(ways)} fit none of {', '.join(seen)}; heads can be "
+                f"{' or '.join(_FOR_HEADS)}, gates {' or '.join(_FOR_GATES)}"
+            )
+        effects = torch.stack([_asked_with(asked, cut, images) - plain for cut in cuts])
+    return Knockout(tuple(cuts), effects.float(), plain.float(), confidence, resamples, seed)
+
+
+def _cuts(record: Record, ways: Sequence[str]) -> Iterator[Cut]:
+    """All that can be taken away from one record."""
+    if record.kind == "gate":
+        yield from (Cut(record.name, "gate", None, way) for way in ways if way in _FOR_GATES)
+    elif record.weights is not None:
+        for head in range(record.weights.shape[1]):
+            for way in ways:
+                if way in _FOR_HEADS:
+                    yield Cut(record.name, "attention", head, way)
+
+
+def _asked_with(asked: Confidence, cut: Cut, images: Images) -> Scores:
+    """The outputs with the cut, one watch to a forward: `name#1` counts calls within a watch."""
+    outputs = []
+    for start in range(0, len(images), asked.rows):
+        part = slice(start, start + asked.rows)
+        with watch(asked.model, edit={cut.name: _edit(cut)}):
+            outputs.append(asked.of(images[part], part, len(images)))
+    return torch.cat(outputs)
+
+
+def _edit(cut: Cut) -> Callable[[Tensor, Record], Tensor]:
+    from attnviz.capture import edits
+
+    def edit(values: Tensor, record: Record) -> Tensor:
+        if cut.way == "open":
+            return torch.ones_like(values)
+        if cut.way == "mean":
+            return edits.uniform(values, record)
+        values = values.clone()
+        replaced = edits.uniform(values, record) if cut.way == "uniform" else values * 0
+        values[:, cut.head] = replaced[:, cut.head]
+        return values
+
+    return edit

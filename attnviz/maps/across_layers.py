@@ -1,0 +1,299 @@
+"""Maps that follow attention through layers, or weigh it by a gradient.
+
+All of them need square maps: as many keys as queries, the same tokens in every layer. Windows
+(Swin), reduced keys (PVT) and class attention (CaiT) have no such product; they raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from attnviz import capture
+from attnviz.errors import InputError, unknown_name
+from attnviz.maps.geometry import (
+    Attention,
+    Grid,
+    Interpolation,
+    Watched,
+    as_maps,
+    key_grid,
+    name_of,
+    prefix_of,
+    reduced_of,
+    weights_of,
+    windows_of,
+)
+from attnviz.maps.single_record import need_class_token
+from attnviz.shapes import Maps
+from attnviz.targets import Target, target_scores
+
+Records: TypeAlias = Mapping[str, Watched] | Iterable[Attention] | Attention
+"""Records in the order of the layers: a capture, a list of records or weights, or a single one."""
+
+Read: TypeAlias = Literal["auto", "class", "received"]
+"""How a `(n, n)` matrix becomes a map: the class token's row, or the mean of the columns.
+`"auto"` takes the class row where there are leading tokens, else what is received."""
+
+_FUSIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "mean": torch.mean,
+    "max": torch.amax,
+    "min": torch.amin,
+}
+
+
+def rollout(
+    records: Records,
+    size: Grid | None = None,
+    interpolation: Interpolation = "bilinear",
+    *,
+    fuse: Literal["mean", "max", "min"] = "mean",
+    read: Read = "auto",
+    grid: Grid | None = None,
+    prefix: int | None = None,
+) -> Maps:
+    """Attention followed through all layers, with half of each token staying where it is.
+
+    `R = Ã_L … Ã_1` with `Ã = norm(½ (A + I))`, heads fused, rows normalised to one (Abnar and
+    Zuidema 2020, *Quantifying attention flow in transformers*, section 3.2).
+
+    Args:
+        records: The layers' records, first to last; of a capture its attention is taken. A watch
+            with `reduce="rollout"` has done the product already.
+        size: `(h, w)` of the map; None keeps the grid.
+        interpolation: How it is resized: `bilinear` (pixel centres aligned), `nearest`, `bicubic`.
+        fuse: How heads become one; the paper takes the mean.
+        read: `"class"`, `"received"`, or `"auto"`.
+        grid: `(h, w)` of the tokens, where the records do not know it.
+        prefix: The number of leading tokens, where the records do not know it.
+
+    Returns:
+        `(b, h, w)`, raw float32, 0 to 1.
+
+    Raises:
+        InputError: No records, layers whose tokens differ, maps that are not square, an unknown
+            grid.
+    """
+    if fuse not in _FUSIONS:
+        raise unknown_name("fuse", fuse, _FUSIONS)
+    layers = _listed(records)
+    rolled = [layer for layer in layers if "rollout" in reduced_of(layer)]
+    if rolled:
+        made = _rolled_while_watching(rolled[-1], fuse)
+        return _read(made, rolled[-1], read, size, interpolation, grid, prefix)
+    flow: Tensor | None = None
+    for weights in map(weights_of, _square(layers)):
+        mixed = _FUSIONS[fuse](weights, 1) + _identity(weights)
+        mixed = mixed / mixed.sum(-1, keepdim=True)
+        flow = mixed if flow is None else mixed @ flow
+    assert flow is not None  # _square raises where there are no layers
+    return _read(flow, layers[-1], read, size, interpolation, grid, prefix)
+
+
+def _rolled_while_watching(last: Attention, fuse: str) -> Tensor:
+    """The product that `reduce="rollout"` left in the last record it took in, heads averaged."""
+    if fuse != "mean":
+        raise InputError(
+            f"{name_of(last)} was reduced to a rollout of mean heads; for fuse={fuse!r} "
+            "watch without reduce="
+        )
+    flow: Tensor = reduced_of(last)["rollout"]
+    return flow.float()
+
+
+def gradient_weighted(
+    records: Records,
+    outputs: Float[Tensor, "b *n"] | None = None,
+    target: Target = None,
+    size: Grid | None = None,
+    interpolation: Interpolation = "bilinear",
+    *,
+    gradients: Sequence[Tensor] | None = None,
+    read: Read = "auto",
+    grid: Grid | None = None,
+    prefix: int | None = None,
+) -> Maps:
+    """Relevance of each token for one output, followed through all layers.
+
+    `R ← R + mean_h[(∇A ⊙ A)⁺] R`, starting from `R = I` (Chefer et al. 2021, *Generic
+    attention-model explainability*, equations 5 and 6, self-attention). Watch with
+    `keep_graph=True`, so that the weights have a gradient.
+
+    Args:
+        records: The layers' records, first to last; of a capture its attention is taken.
+        outputs: The model's outputs, with their graph: `(b,)`, `(b, 1)` or `(b, n)`.
+        target: Which of the `n` outputs is explained, for all images or one index per image.
+        size: `(h, w)` of the map; None keeps the grid.
+        interpolation: How it is resized.
+        gradients: `∂output/∂A` per layer, instead of `outputs`, where they are at hand.
+        read: `"class"`, `"received"`, or `"auto"`.
+        grid: `(h, w)` of the tokens, where the records do not know it.
+        prefix: The number of leading tokens, where the records do not know it.
+
+    Returns:
+        `(b, h, w)`, raw float32, 0 or more. Read without the identity that `R` starts from, as
+        the paper does: what a token says of itself is no relevance.
+
+    Raises:
+        InputError: As `rollout`, several outputs without a target, and weights without a graph.
+    """
+    layers = _square(records)
+    slopes = gradients if gradients is not None else _gradients(layers, outputs, target)
+    if len(slopes) != len(layers):
+        raise InputError(
+            f"gradient_weighted: expected one gradient per layer, got {len(slopes)} for "
+            f"{len(layers)} layers"
+        )
+    flow: Tensor | None = None
+    for record, slope in zip(layers, slopes, strict=True):
+        weights = weights_of(record).detach()
+        step = (slope.to(weights) * weights).clamp(min=0).mean(1)
+        flow = step if flow is None else flow + step + step @ flow
+    assert flow is not None  # _square raises where there are no layers
+    return _read(flow, layers[-1], read, size, interpolation, grid, prefix)
+
+
+def attention_gradcam(
+    record: Attention,
+    outputs: Float[Tensor, "b *n"] | None = None,
+    target: Target = None,
+    size: Grid | None = None,
+    interpolation: Interpolation = "bilinear",
+    *,
+    gradients: Tensor | None = None,
+    read: Read = "auto",
+    grid: Grid | None = None,
+    prefix: int | None = None,
+) -> Maps:
+    """Grad-CAM with heads in the place of channels: `relu(mean_h(w_h M_h))`.
+
+    `M_h` is head `h`'s class row (or what each place receives from it), and `w_h` the mean of
+    `∂output/∂A_h` over the same entries (the baseline of Chefer et al. 2021, after Selvaraju et
+    al. 2017). Watch with `keep_graph=True`.
+
+    Args:
+        record: The layer's record, usually the last one's.
+        outputs: The model's outputs, with their graph: `(b,)`, `(b, 1)` or `(b, n)`.
+        target: Which of the `n` outputs is explained, for all images or one index per image.
+        size: `(h, w)` of the map; None keeps the keys' grid.
+        interpolation: How it is resized.
+        gradients: `∂output/∂A`, instead of `outputs`, where it is at hand.
+        read: `"class"`, `"received"`, or `"auto"`.
+        grid: The keys' `(h, w)`, where the record does not know it.
+        prefix: The number of leading tokens, where the record does not know it.
+
+    Returns:
+        `(b, h, w)`, raw float32, 0 or more.
+
+    Raises:
+        InputError: As `received`, several outputs without a target, and weights without a graph.
+    """
+    _whole(record)
+    slope = gradients if gradients is not None else _gradients([record], outputs, target)[0]
+    weights = weights_of(record).detach()
+    p = prefix_of(record, prefix)
+    keys = key_grid(record, grid, weights.shape[-1], p)
+    rows, slopes = (
+        _rows(values, record, read, prefix)[..., p:] for values in (weights, slope.to(weights))
+    )
+    values = (slopes.mean(-1, keepdim=True) * rows).mean(1).clamp(min=0)
+    return as_maps(values, keys, size, interpolation)
+
+
+def _listed(records: Records) -> list[Attention]:
+    if isinstance(records, Tensor | Watched):
+        return [records]
+    if isinstance(records, Mapping):
+        return [record for record in records.values() if record.kind == "attention"]
+    return list(records)
+
+
+def _whole(layer: Attention) -> None:
+    if windows_of(layer) is not None:
+        raise InputError(
+            f"{name_of(layer)} attends within windows, where this map is undefined; "
+            "received and query_row lay windows back onto the image"
+        )
+
+
+def _square(records: Records) -> list[Attention]:
+    """The layers, once they are known to be n × n maps of the same n tokens."""
+    layers = _listed(records)
+    if not layers:
+        raise InputError("expected at least one attention record, got none")
+    tokens = weights_of(layers[0]).shape[-1]
+    for layer in layers:
+        _whole(layer)
+        q, k = weights_of(layer).shape[2:]
+        if q != k or k != tokens:
+            raise InputError(
+                f"{name_of(layer)} attends from {q} queries to {k} keys, and a product of layers "
+                f"needs the same {tokens} tokens on both sides of every one; choose layers that "
+                "agree (where=), or take a map of a single record, such as received"
+            )
+    return layers
+
+
+def _identity(weights: Tensor) -> Tensor:
+    return torch.eye(weights.shape[-1], dtype=weights.dtype, device=weights.device)
+
+
+def _gradients(
+    layers: Sequence[Attention], outputs: Tensor | None, target: Target
+) -> tuple[Tensor, ...]:
+    """`∂output/∂A` for each layer; the images' outputs do not depend on each other's weights."""
+    if outputs is None:
+        raise InputError("expected outputs=, the model's logits with their graph, or gradients=")
+    if all(getattr(layer, "leaf", None) is not None for layer in layers):
+        return capture.gradients(layers, target_scores(outputs, target))  # type: ignore[arg-type]  # records
+    raw = [layer if isinstance(layer, Tensor) else layer.weights for layer in layers]
+    missing = [
+        name_of(layer)
+        for layer, weights in zip(layers, raw, strict=True)
+        if weights is None or not weights.requires_grad
+    ]
+    if missing or not outputs.requires_grad:
+        raise InputError(
+            f"no gradient reaches {', '.join(missing) or 'the outputs'}: run the model with "
+            "gradients enabled inside watch(model, keep_graph=True)"
+        )
+    total = target_scores(outputs, target).sum()
+    leaves = [weights for weights in raw if weights is not None]
+    slopes = torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True)
+    lost = [name_of(a) for a, slope in zip(layers, slopes, strict=True) if slope is None]
+    if lost:
+        raise InputError(
+            f"the outputs do not depend on the weights of {', '.join(lost)} as they were kept: "
+            "they were recomputed beside a fused kernel or come from another forward; "
+            "pass gradients="
+        )
+    return slopes
+
+
+def _rows(values: Tensor, record: Attention, read: Read, prefix: int | None) -> Tensor:
+    """`(b, …, q, k)` → `(b, …, k)`: the class token's row, or the mean of the columns."""
+    if read not in ("auto", "class", "received"):
+        raise unknown_name("read", read, ("auto", "class", "received"))
+    if read == "class":
+        need_class_token(record, prefix)
+    if read == "class" or (read == "auto" and prefix_of(record, prefix) > 0):
+        return values[..., 0, :]
+    return values.mean(-2)
+
+
+def _read(
+    flow: Tensor,
+    record: Attention,
+    read: Read,
+    size: Grid | None,
+    interpolation: Interpolation,
+    grid: Grid | None,
+    prefix: int | None,
+) -> Maps:
+    p = prefix_of(record, prefix)
+    keys = key_grid(record, grid, flow.shape[-1], p)
+    return as_maps(_rows(flow, record, read, prefix)[:, p:], keys, size, interpolation)

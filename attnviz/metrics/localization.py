@@ -1,0 +1,109 @@
+"""All localisation metrics computed together.
+
+The images are walked over once, and all metrics share what they need: one sort, one scaling, one
+set of flags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from attnviz.errors import unknown_name
+from attnviz.metrics.batching import VALUES_OF_MANY, batches, hide, joined
+from attnviz.metrics.energy import Sign
+from attnviz.metrics.inputs import AnyMaps, AnyMasks
+from attnviz.metrics.ranking import TOP
+from attnviz.metrics.reasons import Reason
+from attnviz.metrics.registry import (
+    DEFAULT,
+    METRICS,
+    Options,
+    Threshold,
+    checked_options,
+    chosen_metrics,
+)
+from attnviz.metrics.score_table import ScoreTable, in_words
+
+
+def localization(
+    maps: AnyMaps,
+    masks: AnyMasks,
+    metrics: Sequence[str] = DEFAULT,
+    *,
+    threshold: Threshold | None = None,
+    k: int | float = TOP,
+    tolerance: int | float = 0,
+    sign: Sign = "positive",
+) -> ScoreTable:
+    """How well each map finds its mask, by every metric at once, one score per image.
+
+    Args:
+        maps: Raw maps, (b, h, w), float16 to float64, tensors on any device or arrays.
+        masks: Where the thing to be found is, (b, h, w), bool, on the same device.
+        metrics: Keys of `METRICS`. By default all of them; those that need a threshold are left
+            out when there is none.
+        threshold: τ for the metrics that need one, from `calibrate_threshold` on the validation
+            split; one number, or one by key.
+        k: For `topk_intersection`: an `int` count or a `float` share of the places.
+        tolerance: For `pointing_game`: how far from the mask a maximum still counts, in pixels.
+        sign: For the energy metrics: "positive", "abs" or "signed".
+
+    Returns:
+        A dict of key → (b,) float64 scores, on the device of the maps. NaN where an image cannot
+        be scored; `.why(key)` says why, `.summary()` gives means with how many of how many.
+
+    Raises:
+        InputError: Wrong shapes, dtypes or devices, an unknown metric, a metric without its
+            threshold, or an option out of range.
+
+    Example:
+        >>> import torch
+        >>> maps, masks = torch.rand(2, 8, 8), torch.zeros(2, 8, 8, dtype=torch.bool)
+        >>> masks[0, 2:4, 2:4] = True
+        >>> localization(maps, masks, ["pointing_game"]).why("pointing_game")
+        [None, 'the mask is empty']
+    """
+    options = checked_options(threshold=threshold, k=k, tolerance=tolerance, sign=sign)
+    return compute_scores(maps, masks, chosen_metrics(metrics, options), options)
+
+
+def compute_scores(
+    maps: AnyMaps, masks: AnyMasks, keys: Iterable[str], options: Options
+) -> ScoreTable:
+    """The scores of checked metrics under checked options."""
+    parts: dict[str, list[Tensor]] = {key: [] for key in keys}
+    flags: list[Tensor] = []
+    order = sorted((METRICS[key] for key in parts), key=lambda metric: not metric.sorts)
+    for batch in batches(maps, masks, at_once=VALUES_OF_MANY):
+        flags.append(batch.flags)
+        for metric in order:
+            scores = metric.compute(batch, options)
+            parts[metric.key].append(hide(scores, batch, options.blocked(metric)))
+    return ScoreTable(
+        {key: joined(scores, torch.float64) for key, scores in parts.items()},
+        joined(flags, torch.int64),
+        options,
+    )
+
+
+def reasons(maps: AnyMaps, masks: AnyMasks, metric: str | None = None) -> list[str | None]:
+    """For each image why it cannot be scored, or None where it can.
+
+    Args:
+        maps: Raw maps, (b, h, w).
+        masks: Where the thing to be found is, (b, h, w).
+        metric: Only what keeps this one from scoring; by default what keeps any from it.
+
+    Returns:
+        A list of b sentences or None, in the order of the images.
+
+    Raises:
+        InputError: Wrong shapes, dtypes or devices, or an unknown metric.
+    """
+    if metric is not None and metric not in METRICS:
+        raise unknown_name("metric", metric, METRICS)
+    flags = joined([batch.flags for batch in batches(maps, masks)], torch.int64)
+    return in_words(flags, ~Reason(0) if metric is None else METRICS[metric].blocked)

@@ -1,0 +1,75 @@
+"""Scores by metric, with the reasons for every NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from attnviz.errors import unknown_name
+from attnviz.metrics.reasons import Reason
+from attnviz.metrics.registry import METRICS, Options
+
+
+class ScoreTable(dict[str, Tensor]):
+    """Scores by metric, each (b,) float64, that know why they are NaN.
+
+    A plain dict in every other respect.
+
+    Attributes:
+        flags: The `Reason` flags of each image, (b,) int64.
+        options: The options under which the scores were computed.
+    """
+
+    def __init__(self, scores: Mapping[str, Tensor], flags: Tensor, options: Options) -> None:
+        super().__init__(scores)
+        self.flags = flags
+        self.options = options
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The threshold of each metric that has one."""
+        return {key: self.options.tau(key) for key in self if METRICS[key].thresholded}
+
+    def why(self, key: str) -> list[str | None]:
+        """For each image why this metric has no score, or None where it has one.
+
+        Raises:
+            InputError: The table has no such metric.
+        """
+        if key not in self:
+            raise unknown_name("metric", key, self)
+        return in_words(self.flags, self.options.blocked(METRICS[key]))
+
+    def summary(self) -> dict[str, dict[str, float | int]]:
+        """By metric the mean over the images that have a score, how many have, and of how many."""
+        return {
+            key: {
+                "mean": float(scores.nanmean()),
+                "valid": int((~scores.isnan()).sum()),
+                "n": len(scores),
+            }
+            for key, scores in self.items()
+        }
+
+    def __repr__(self) -> str:
+        head = f"{'metric':<24} {'mean':>8}  scored"
+        lines = [head, "─" * len(head)]
+        for key, row in self.summary().items():
+            tau = f"  τ {self.thresholds[key]:.4g}" if key in self.thresholds else ""
+            lines.append(f"{key:<24} {row['mean']:8.4f}  {row['valid']} of {row['n']}{tau}")
+        return "\n".join([*lines, *self._missing()])
+
+    def _missing(self) -> list[str]:
+        return [
+            f"{int((self.flags & int(reason) != 0).sum())} × {reason.words}"
+            for reason in Reason
+            if any(reason in self.options.blocked(METRICS[key]) for key in self)
+            and bool((self.flags & int(reason)).any())
+        ]
+
+
+def in_words(flags: Tensor, blocked: Reason) -> list[str | None]:
+    """For each image the blocking reasons in words, or None where none holds."""
+    return [Reason(flag & int(blocked)).words or None for flag in np.asarray(flags.cpu()).tolist()]

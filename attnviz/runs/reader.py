@@ -1,0 +1,480 @@
+"""Runs as they are read: headers first, arrays on demand.
+
+Listing touches run.json and file sizes, nothing else. A run that cannot be trusted is listed too,
+with its state and the reason; what is whole in it can still be read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnviz.errors import InputError, RunError, unknown_name
+from attnviz.runs.header import STATES, File, Header, NewerError, State, judged, parse
+from attnviz.runs.names import is_plain
+from attnviz.runs.storage import LocalStore, MissingFileError, Place, Sizes, Store, open_store
+from attnviz.runs.tensors import Array, Indices, from_bytes, open_tensors, restored
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from attnviz.runs.datasets import Dataset
+    from attnviz.runs.verify import Fault
+
+HEADER = "run.json"
+CURVES = "curves.jsonl"
+SAMPLES = "samples.parquet"
+WEIGHTS = "model.safetensors"
+DATASETS = "datasets"
+
+_FROM_HEADER = (
+    *("variant", "settings", "seed", "summary", "progress", "environment", "dataset"),
+    *("created", "heartbeat", "files", "schema"),
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its header at once, its arrays and tables when asked for.
+
+    Attributes:
+        id: The name of its folder.
+        state: "complete", "running", "stale" (says it is running, but nobody is), "stopped",
+            "broken" (a file is missing, has the wrong size, or run.json makes no sense) or
+            "newer" (written under a schema that this version does not know).
+        reason: Why it is in that state; empty for complete and running runs.
+        variant: The name under which `attnviz.models.build_model` knows its model.
+        settings: What it was started with.
+        seed: The seed it was started with.
+        summary: What it found; a number that could not be computed is None.
+        progress: What the last heartbeat said, such as the epoch.
+        environment: Versions and device.
+        dataset: The digest of its test images (see `test_set`), if it has any.
+        created: When it was started (UTC).
+        heartbeat: When it last wrote (UTC).
+        files: Its files by name, with sizes and checksums.
+        schema: The schema of its run.json; None where that could not be read.
+        store: Where it lies.
+    """
+
+    id: str
+    state: State
+    reason: str
+    store: Store = field(repr=False)
+    variant: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    summary: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    dataset: str | None = None
+    created: datetime | None = None
+    heartbeat: datetime | None = None
+    files: Mapping[str, File] = field(default_factory=dict, repr=False)
+    schema: int | None = field(default=None, repr=False)
+
+    @property
+    def location(self) -> str:
+        """The path or address of its folder, for people."""
+        return self.store.where
+
+    @property
+    def path(self) -> Path:
+        """The path of its folder; `RunError` for a run on a remote store."""
+        if not isinstance(self.store, LocalStore):
+            raise RunError(f"{self.location}: lies on a remote store and has no local path")
+        return self.store.path
+
+    @property
+    def root(self) -> Place:
+        """The folder of runs that it lies in, or its address."""
+        if not isinstance(self.store, LocalStore):
+            return self.location.rpartition("/")[0]
+        path = self.store.path
+        return (path if path.name not in ("", "..") else Path(os.path.abspath(path))).parent
+
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """The names of its maps."""
+        return self._names("maps")
+
+    @property
+    def gate_names(self) -> tuple[str, ...]:
+        """The names of its gates."""
+        return self._names("gates")
+
+    @property
+    def row_names(self) -> tuple[str, ...]:
+        """The names under which full attention was kept for chosen images."""
+        return self._names("rows")
+
+    def maps(self, name: str, indices: Indices | None = None) -> NDArray[np.float32]:
+        """Raw maps, `(n, h, w)` or `(n, heads, h, w)`, of all images or of those asked for.
+
+        A value comes back within `max(2⁻¹¹ |v|, 2⁻²⁵ m)` of what was saved, `m` being the largest
+        absolute value of its map; scores were computed before that rounding.
+
+        Raises:
+            InputError: there is no map of that name, or an index is out of range.
+            RunError: the file is missing or broken; the message names it.
+        """
+        return self._scaled("maps", name, indices)
+
+    def gates(self, name: str, indices: Indices | None = None) -> NDArray[np.float32]:
+        """Gate values, `(n, c)` for a channel gate or `(n, h, w)` for a spatial one; see `maps`."""
+        return self._scaled("gates", name, indices)
+
+    def rows(self, name: str, indices: Indices | None = None) -> NDArray[np.float32]:
+        """Full attention `(k, heads, q, keys)` of the chosen images; see `row_images`, `maps`.
+
+        Args:
+            name: One of `row_names`.
+            indices: Which of the chosen images, counted from 0 in the order of `row_images`.
+        """
+        return self._scaled("rows", name, indices)
+
+    def row_images(self, name: str) -> tuple[int, ...]:
+        """Which test images `rows(name)` holds, as indices into the samples."""
+        name = self._named("rows", name)
+        images = self._at(name, lambda f: open_tensors(self.store, f.at).rows("images"))
+        return tuple(int(image) for image in images)
+
+    def about(self, name: str) -> Mapping[str, Any]:
+        """What the writer noted beside a file, such as `"maps/attend"`: grids, layer, method."""
+        return self._listed(self._file_of(name)).about
+
+    def samples(self, columns: Sequence[str] | None = None) -> DataFrame:
+        """One row per test image: label, prediction, box, every metric of every map.
+
+        Args:
+            columns: Read only these; the whole file is read and checked all the same.
+
+        Raises:
+            InputError: there is no such column.
+            RunError: the table is missing or broken.
+        """
+        return _table(self.read(SAMPLES), f"{self.location}/{SAMPLES}", columns)
+
+    def curves(self) -> DataFrame:
+        """One row per epoch, so far; empty where there are none. A torn last line is left out."""
+        from pandas import DataFrame
+
+        return DataFrame(self.curve_rows())
+
+    def curve_rows(self) -> list[dict[str, Any]]:
+        """The rows of `curves` as dicts, without pandas."""
+        try:
+            content = self.read(CURVES) if CURVES in self.files else self.store.read(CURVES)
+        except MissingFileError:
+            if CURVES in self.files:
+                raise
+            return []
+        return whole_rows(content, f"{self.location}/{CURVES}")
+
+    def test_set(self) -> Dataset:
+        """The images that it was tested on.
+
+        Raises:
+            RunError: it names none, or they are not beside it.
+        """
+        from attnviz.runs.datasets import open_dataset
+
+        if self.dataset is None:
+            raise RunError(f"{self.id}: expected the digest of its test images, the run names none")
+        return open_dataset(self.root, self.dataset)
+
+    def weights(self) -> dict[str, Array]:
+        """The model's parameters and buffers by name."""
+        return from_bytes(self.read(WEIGHTS), f"{self.location}/{WEIGHTS}")
+
+    def read(self, name: str) -> bytes:
+        """A file's whole content, checked against its size and checksum.
+
+        Raises:
+            InputError: the run has no such file.
+            RunError: it is missing, or is not what the run wrote.
+        """
+        return self._at(name, self._checked)
+
+    def verify(self) -> list[Fault]:
+        """Every fault of the folder: header, sizes, checksums, and whether each file opens."""
+        from attnviz.runs.verify import run_faults
+
+        return run_faults(self)
+
+    def _checked(self, file: File) -> bytes:
+        content = self.store.read(file.at)
+        fault = file.fault_in(content)
+        if fault is not None:
+            raise RunError(f"read {self.location}/{file.at}: {fault[1]}")
+        return content
+
+    def _at(self, name: str, use: Callable[[File], T]) -> T:
+        """Use a file where it lies; where it was replaced since the header was read, there."""
+        file = self._listed(name)
+        try:
+            return use(file)
+        except MissingFileError:
+            now = _opened(self.store, self.id, None, None).files.get(name, file)
+            if now.at == file.at:
+                raise
+            return use(now)
+
+    def _names(self, room: str) -> tuple[str, ...]:
+        start, end = f"{room}/", ".safetensors"
+        found = (name for name in self.files if name.startswith(start) and name.endswith(end))
+        return tuple(name[len(start) : -len(end)] for name in found)
+
+    def _file_of(self, name: str) -> str:
+        return name if name in self.files else f"{name}.safetensors"
+
+    def _listed(self, name: str) -> File:
+        if name not in self.files:
+            if not self.files:
+                raise InputError(f"run {self.id} has no files yet, so none called {name!r}")
+            raise unknown_name(f"file of run {self.id}", name, self.files)
+        return self.files[name]
+
+    def _named(self, room: str, name: str) -> str:
+        known = self._names(room)
+        if name not in known:
+            if not known:
+                raise InputError(f"run {self.id} has no {room}, so none called {name!r}")
+            raise unknown_name(f"{room} of run {self.id}", name, known)
+        return f"{room}/{name}.safetensors"
+
+    def _scaled(self, room: str, name: str, indices: Indices | None) -> NDArray[np.float32]:
+        chosen = None if indices is None else list(indices)
+
+        def read(file: File) -> NDArray[np.float32]:
+            tensors = open_tensors(self.store, file.at)
+            try:
+                return restored(tensors.rows("values", chosen), tensors.rows("scale", chosen))
+            except ValueError as error:
+                if isinstance(error, InputError):
+                    raise
+                raise RunError(f"read {self.location}/{file.at}: {error}") from error
+
+        return self._at(self._named(room, name), read)
+
+
+@dataclass(frozen=True)
+class RunList(Sequence[Run]):
+    """The runs of a folder, good and bad, in the order of their ids.
+
+    Attributes:
+        runs: The runs.
+        where: The folder that was listed.
+        left_out: Folders that are no runs, by name, with the reason.
+        alone: Whether the folder is itself a run, the only one in the list.
+    """
+
+    runs: tuple[Run, ...]
+    where: str
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    alone: bool = False
+
+    @property
+    def complete(self) -> RunList:
+        """Only those that are whole, and so can be compared."""
+        return self.of("complete")
+
+    def of(self, *states: State) -> RunList:
+        """Only those in one of these states."""
+        for state in states:
+            if state not in STATES:
+                raise unknown_name("state", state, STATES)
+        return replace(self, runs=tuple(run for run in self.runs if run.state in states))
+
+    def named(self, run_id: str) -> Run:
+        """The run with this id, or an error that offers the nearest."""
+        for run in self.runs:
+            if run.id == run_id:
+                return run
+        raise unknown_name("run", run_id, (run.id for run in self.runs))
+
+    @overload
+    def __getitem__(self, index: int) -> Run: ...
+    @overload
+    def __getitem__(self, index: slice) -> RunList: ...
+    def __getitem__(self, index: int | slice) -> Run | RunList:
+        if isinstance(index, slice):
+            return replace(self, runs=self.runs[index])
+        return self.runs[index]
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self.runs)
+
+    def __str__(self) -> str:
+        counts = Counter(run.state for run in self.runs)
+        states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+        lines = [f"{self.where}: {len(self)} runs" + (f" ({states})" if states else "")]
+        width = max((len(run.id) for run in self.runs), default=0)
+        lines += [f"  {r.id:<{width}}  {r.state:<8}  {_shown(r)}" for r in self.runs]
+        return "\n".join(lines)
+
+
+def open_run(path: Place) -> Run:
+    """Open one run by its folder, in whatever state it is.
+
+    Args:
+        path: The folder, or its address on a remote store.
+
+    Raises:
+        RunError: there is no such folder, or it holds no run.json.
+    """
+    store = open_store(path)
+    sizes = store.tree()
+    if HEADER not in sizes:
+        raise RunError(f"open {store.where}: no run here (expected a {HEADER})")
+    return _opened(store, store.name, sizes, None)
+
+
+def list_runs(root: Place) -> RunList:
+    """The runs of a folder by their headers; opens no array.
+
+    Args:
+        root: The folder of runs, or of a single run, or the address of one on a remote store.
+
+    Raises:
+        RunError: there is no such folder, or it cannot be listed.
+    """
+    store = open_store(root)
+    folders = store.catalogue(HEADER)
+    if HEADER in folders.pop(""):
+        return RunList((open_run(root),), store.where, alone=True)
+    folders.pop(DATASETS, None)
+    left_out = {name: reason for name in sorted(folders) if (reason := _no_run(name, folders))}
+    names = sorted(folders.keys() - left_out.keys())
+    contents = store.read_many([f"{name}/{HEADER}" for name in names])
+    runs = (
+        _opened(store.below(name), name, folders[name], contents[f"{name}/{HEADER}"])
+        for name in names
+    )
+    return RunList(tuple(runs), store.where, left_out)
+
+
+def whole_rows(content: bytes, where: str) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; a last line that was torn while being written is left out.
+
+    Raises:
+        RunError: a line before the last makes no sense.
+    """
+    rows: list[dict[str, Any]] = []
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("expected an object")
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):  # no newline after it: the writer was cut off
+                break
+            raise RunError(f"read {where}: line {number} is not a JSON object") from error
+        rows.append(row)
+    return rows
+
+
+def _opened(
+    store: Store, run_id: str, sizes: Sizes | None, content: bytes | RunError | None
+) -> Run:
+    """Judge a run by its header and sizes.
+
+    A writer may finish, or replace a file, between the two being read; so what looks wrong on a
+    local disk is looked at once more before it is called so.
+    """
+    run, seen = _judged(store, run_id, sizes, content)
+    if run.state in ("stale", "broken") and isinstance(store, LocalStore):
+        for _ in range(3):
+            again, header = _judged(store, run_id, None, None)
+            if header == seen:
+                return again
+            run, seen = again, header
+    return run
+
+
+def _judged(
+    store: Store, run_id: str, sizes: Sizes | None, content: bytes | RunError | None
+) -> tuple[Run, Header | None]:
+    header = None
+    try:
+        header = parse(_content(store, content))
+        state, reason = judged(header)
+        fault = _first_fault(header, store.tree() if sizes is None else sizes)
+    except NewerError as error:
+        return Run(run_id, "newer", str(error), store), None
+    except RunError as error:
+        return Run(run_id, "broken", _inside(str(error), store), store), None
+    if fault:
+        state, reason = "broken", fault
+    known = {name: getattr(header, name) for name in _FROM_HEADER}
+    return Run(run_id, state, reason, store, **known), header
+
+
+def _shown(run: Run) -> str:
+    """The reason or variant, with control characters spelled out: strangers may have written it."""
+    return repr(run.reason or run.variant)[1:-1]
+
+
+def _no_run(name: str, folders: Mapping[str, Sizes]) -> str:
+    if HEADER not in folders[name]:
+        return f"no {HEADER}"
+    return "" if is_plain(name) else "its name has characters that a run's name does not have"
+
+
+def _content(store: Store, content: bytes | RunError | None) -> bytes:
+    if content is None:
+        return store.read(HEADER)
+    if isinstance(content, RunError):
+        raise content
+    return content
+
+
+def _inside(message: str, store: Store) -> str:
+    """A message with the run's own path left out, since the run is named beside it."""
+    return message.removeprefix("read ").removeprefix("list ").replace(f"{store.where}/", "")
+
+
+def _first_fault(header: Header, sizes: Mapping[str, int]) -> str:
+    for file in header.files.values():
+        if file.at not in sizes:
+            return f"{file.at}: missing"
+        if sizes[file.at] != file.size:
+            return f"{file.at}: expected {file.size} bytes, got {sizes[file.at]}"
+    return ""
+
+
+def _table(content: bytes, where: str, columns: Sequence[str] | None) -> DataFrame:
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(io.BytesIO(content))  # type: ignore[no-untyped-call]  # no types
+        known = file.schema_arrow.names
+        for column in columns or ():
+            if column not in known:
+                raise unknown_name("column", column, known)
+        chosen = None if columns is None else list(columns)
+        frame: DataFrame = pd.read_parquet(io.BytesIO(content), columns=chosen)
+    except InputError:
+        raise
+    except Exception as error:  # both libraries raise many kinds on a crafted file
+        raise RunError(f"read {where}: not a whole parquet file") from error
+    return frame

@@ -1,0 +1,396 @@
+"""A run as it is written: each file whole or not at all, run.json last.
+
+A run begins as a hidden folder with its run.json inside and is renamed into place, so a run that
+exists can always be listed. After that every file is written aside, synced and renamed, and only
+then does run.json name it. A file that run.json already names is never overwritten: its successor
+gets a new name (`maps/attend.2.safetensors`), run.json is replaced, and the old file goes. So a
+kill at any moment leaves the folder as it was before a step or after it, and a complete run can be
+added to (`amend_run`) without ever being less than complete.
+
+The folder itself is locked while a process writes; the lock goes with the process, however it
+ends. Where a file system cannot lock, the heartbeat of the other process stands in for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import numpy as np
+
+from attnviz.errors import InputError, RunError
+from attnviz.runs.header import (
+    Document,
+    now,
+    plain,
+    sealed,
+    this_writer,
+    written,
+)
+from attnviz.runs.locking import Lock
+from attnviz.runs.names import checked, checked_file
+from attnviz.runs.reader import CURVES, HEADER, SAMPLES, WEIGHTS, Run, open_run, whole_rows
+from attnviz.runs.staging import ROOMS, tidy
+from attnviz.runs.storage import (
+    LocalStore,
+    unwritable,
+    write_all,
+    write_whole,
+)
+from attnviz.runs.tensors import Array, scaled, to_bytes
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+_BEAT_APART = 0.25
+_KEPT = (HEADER, CURVES, SAMPLES, WEIGHTS, *ROOMS)
+
+
+class RunWriter:
+    """Writes one run. Made by `start_run`, `resume_run` and `amend_run`, never directly.
+
+    Every method that takes data returns when it is safe on disk, and raises `RunError` naming the
+    path if it cannot be written; the run is then as it was before the call.
+
+    Attributes:
+        path: The run's folder.
+        id: The folder's name.
+    """
+
+    def __init__(self, path: Path, content: Document, lock: Lock, *, unseen: bool = False) -> None:
+        self.path = path
+        self.id = path.name
+        self._content = content
+        self._lock = lock
+        self._amends = content["status"] == "complete"
+        self._at_once = self._amends or unseen  # run.json waits for the end
+        self._handed_out: set[str] = set()
+        self._replaced: set[str] = set()
+        self._last_beat = -_BEAT_APART
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._lock.held:
+            return
+        if error is None and self._amends:
+            self.finish()
+        elif error is None:
+            self.stop("ended before it was finished")
+        else:
+            with suppress(RunError):  # the first error is the one to hear about
+                self.stop("interrupted" if kind is KeyboardInterrupt else _said(error))
+
+    def heartbeat(self, **progress: Any) -> None:
+        """Say that the run goes on, and how far it is; cheap to call often.
+
+        At most four times a second anything is written; progress in between waits for the next.
+
+        Args:
+            progress: What to show, such as `epoch=3, epochs=50`; merged into what was said before.
+        """
+        self._needs_open()
+        self._content["progress"] = self._content["progress"] | plain(progress, "progress")
+        if not self._at_once and time.monotonic() - self._last_beat >= _BEAT_APART:
+            self._commit()
+
+    def curve(self, **row: Any) -> None:
+        """Append one row to the curves, normally one per epoch; a heartbeat too."""
+        self._needs_open()
+        if self._amends:
+            raise InputError(f"amend {self.path}: a complete run's curves do not grow")
+        _append(self.path / CURVES, _line(plain(row, "curve")))
+        self.heartbeat()
+
+    def keep_curves(self, rows: int) -> None:
+        """Keep only the first rows of the curves: those before the checkpoint one resumes from."""
+        self._needs_open()
+        if rows < 0:
+            raise InputError(f"keep_curves: expected 0 rows or more, got {rows}")
+        self._trim(rows)
+
+    def maps(self, name: str, array: Array, about: Mapping[str, Any] | None = None) -> None:
+        """Keep raw maps `(n, h, w)` or `(n, heads, h, w)` as scaled fp16.
+
+        Args:
+            name: The map's name, as in the samples' columns `"<map>/<metric>"`.
+            array: Raw values; compute metrics before they are rounded here.
+            about: Notes for the reader, such as the layer or the method.
+        """
+        self._scaled("maps", name, array, (3, 4), 2, about)
+
+    def gates(self, name: str, array: Array, about: Mapping[str, Any] | None = None) -> None:
+        """Keep gate values: `(n, c)` of a channel gate, `(n, h, w)` of a spatial one."""
+        self._scaled("gates", name, array, (2, 3), np.ndim(array) - 1, about)
+
+    def rows(
+        self,
+        name: str,
+        array: Array,
+        images: Iterable[SupportsIndex] | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Keep full attention `(k, heads, q, keys)` for a few chosen images.
+
+        Args:
+            name: The layer's name.
+            array: The weights.
+            images: Which test images these are; by default the first k.
+            about: Notes for the reader, such as `query_grid`, `key_grid` and `prefix`.
+        """
+        count = len(array)
+        chosen = np.fromiter(range(count) if images is None else images, dtype=np.int64)
+        if chosen.shape != (count,):
+            raise InputError(f"rows {name!r}: expected {count} images, got {len(chosen)}")
+        self._scaled("rows", name, array, (4,), 2, about, images=chosen)
+
+    def samples(self, table: DataFrame) -> None:
+        """Keep the table with one row per test image."""
+        buffer = io.BytesIO()
+        try:
+            table.to_parquet(buffer, index=False)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"samples: expected a table parquet can hold ({error})") from error
+        self._keep(SAMPLES, buffer.getvalue(), shape=table.shape)
+
+    def weights(self, arrays: Mapping[str, Array]) -> None:
+        """Keep the model's parameters and buffers."""
+        self._keep(WEIGHTS, to_bytes(arrays))
+
+    def write(self, name: str, content: bytes) -> Path:
+        """Keep any other file, such as a checkpoint, whole; it is listed when the run finishes.
+
+        Args:
+            name: Plain names joined by `/`.
+            content: All of it; what was there under that name is replaced.
+
+        Returns:
+            Where it lies: `path / name` while the run is running.
+        """
+        if self._amends:
+            self._keep(self._own(name), content)
+            return self.path / str(self._content["files"][name].get("at", name))
+        path = self.file(name)
+        write_whole(path, content)
+        return path
+
+    def file(self, name: str) -> Path:
+        """A path in the run to write an extra file to; it is listed when the run finishes.
+
+        The caller writes it in place, so a kill may leave a half of it; `write` does not.
+        """
+        self._needs_open()
+        if self._own(name) in self._content["files"]:
+            raise InputError(f"file {name!r}: the run already lists it; use write to replace it")
+        path = self.path / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(path, error) from error
+        self._handed_out.add(name)
+        return path
+
+    def drop(self, name: str) -> None:
+        """Take a file out of the run, such as a checkpoint that is no longer needed."""
+        self._needs_open()
+        files = dict(self._content["files"])
+        entry = files.pop(checked_file(name), {})
+        self._handed_out.discard(name)
+        self._replaced.add(entry.get("at", name))
+        self._change(files)
+
+    def finish(self, summary: Mapping[str, Any] | None = None) -> Run:
+        """Make the run complete and let go of it.
+
+        Args:
+            summary: What was found; by default, and amending, what was there stays, and what is
+                new is merged into it.
+
+        Returns:
+            The run, opened.
+        """
+        self._needs_open()
+        self._complete(summary)
+        self._lock.release()
+        return open_run(self.path)
+
+    def stop(self, reason: str) -> None:
+        """Mark the run as stopped, to be resumed; an amendment is given up."""
+        self._needs_open()
+        try:
+            if self._amends:
+                tidy(self.path)
+            else:
+                self._commit(status="stopped", reason=str(reason)[:500])
+        finally:
+            self._lock.release()
+
+    def _scaled(
+        self,
+        room: str,
+        name: str,
+        array: Array,
+        ranks: tuple[int, ...],
+        axes: int,
+        about: Mapping[str, Any] | None,
+        **extra: Array,
+    ) -> None:
+        checked(f"name of {room}", name)
+        array = np.asarray(array)
+        if array.ndim not in ranks or array.dtype.kind not in "fiub":
+            wanted = " or ".join(map(str, ranks))
+            raise InputError(
+                f"{room} {name!r}: expected a real array of rank {wanted}, "
+                f"got {array.dtype} of shape {array.shape}"
+            )
+        content = to_bytes({**scaled(array, axes), **extra})
+        self._keep(f"{room}/{name}.safetensors", content, array.shape, about)
+
+    def _keep(
+        self,
+        name: str,
+        content: bytes,
+        shape: tuple[int, ...] | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write a file where none is named yet, and then name it."""
+        self._needs_open()
+        files = self._content["files"]
+        at = self._fresh(name)
+        entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        entry |= {"at": at} if at != name else {}
+        entry |= {"shape": list(shape)} if shape is not None else {}
+        entry |= {"about": plain(about, f"about {name}")} if about else {}
+        write_whole(self.path / at, content)
+        if name in files:
+            self._replaced.add(files[name].get("at", name))
+        try:
+            self._change({**files, name: entry})
+        except BaseException:
+            with suppress(OSError):
+                (self.path / at).unlink()
+            raise
+
+    def _own(self, name: str) -> str:
+        """A name that the caller may choose: none of those that the writer keeps itself."""
+        if checked_file(name).split("/", 1)[0] in _KEPT:
+            raise InputError(f"file {name!r}: the writer keeps that one itself")
+        return name
+
+    def _fresh(self, name: str) -> str:
+        """A place that neither run.json nor this writer's draft names."""
+        taken = _named(self._content["files"]) | self._replaced
+        stem, dot, end = name.rpartition(".")
+        at, number = name, 1
+        while at in taken:
+            number += 1
+            at = f"{stem}.{number}{dot}{end}" if dot else f"{name}.{number}"
+        return at
+
+    def _change(self, files: Document) -> None:
+        """Take a new list of files: now, or at the end."""
+        if self._at_once:
+            self._content = {**self._content, "files": files}
+        else:
+            self._commit(files=files)
+
+    def _complete(self, summary: Mapping[str, Any] | None) -> None:
+        files = dict(self._content["files"])
+        pending = self._handed_out if self._amends else self._handed_out | {CURVES}
+        for name in sorted(pending):
+            if (self.path / name).is_file():
+                files[name] = _entry_of(self.path, name)
+        merged = self._content["summary"] | plain(summary or {}, "summary")
+        self._commit(status="complete", reason="", files=files, summary=merged)
+
+    def _commit(self, **changes: Any) -> None:
+        """Replace run.json, then remove what it no longer names."""
+        content = {**self._content, **changes, "heartbeat": now()}
+        write_whole(self.path / HEADER, sealed(content))
+        self._content = content
+        self._last_beat = time.monotonic()
+        for name in self._replaced - _named(content["files"]):
+            with suppress(OSError):
+                (self.path / name).unlink()
+        self._replaced.clear()
+
+    def _resume(self) -> None:
+        self._trim(None)
+        files = {k: v for k, v in self._content["files"].items() if k != CURVES}
+        self._commit(status="running", reason="", writer=this_writer(), files=files)
+
+    def _trim(self, rows: int | None) -> None:
+        path = self.path / CURVES
+        if path.exists():
+            kept = whole_rows(LocalStore(self.path).read(CURVES), str(path))[:rows]
+            write_whole(path, b"".join(map(_line, kept)))
+
+    def _add_checksums(self) -> None:
+        files = {
+            name: {**entry, **_entry_of(self.path, entry.get("at", name))}
+            for name, entry in self._content["files"].items()
+        }
+        self._commit(files=files)
+
+    def _needs_open(self) -> None:
+        if not self._lock.held:
+            raise RunError(f"write {self.path}: this writer has finished or stopped")
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Append one line and sync it; after an error the file is as it was."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        end = os.fstat(handle).st_size
+        try:
+            write_all(handle, line)
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(handle, end)
+            raise unwritable(path, error) from error
+    finally:
+        os.close(handle)
+
+
+def _line(row: Document) -> bytes:
+    return written(row, indent=None)
+
+
+def _named(files: Document) -> set[str]:
+    return {entry.get("at", name) for name, entry in files.items()}
+
+
+def _entry_of(folder: Path, name: str) -> Document:
+    """Size and checksum of a file that somebody else wrote; made safe, and as readable as ours."""
+    path, digest = folder / name, hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+            os.fsync(file.fileno())
+        ours = stat.S_IMODE((folder / HEADER).stat().st_mode)
+        path.chmod(stat.S_IMODE(path.stat().st_mode) | ours)  # safetensors leaves 0600 behind
+        return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

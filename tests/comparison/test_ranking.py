@@ -1,0 +1,312 @@
+"""The comparison as a result: its numbers against plain numpy, its words, its tables."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from attnviz.comparison import LOWER_IS_BETTER, Comparison, compare
+from attnviz.comparison.groups import LIMITS
+from attnviz.comparison.resampling import sign_flip
+
+PRIMARY = "energy_pointing_game"
+
+
+def study(mean: float, seeds: int = 3, images: int = 20, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng([seed, round(1000 * mean)])
+    return np.asarray(mean + rng.normal(0, 0.01, (seeds, 1)) + rng.normal(0, 0.05, (seeds, images)))
+
+
+def clear(**options: Any) -> Comparison:
+    levels = {"chance": 0.03, "ceiling": 0.81}
+    tables = {"cbam": study(0.41), "mha": study(0.61)}
+    return compare(tables, resamples=500, baselines={PRIMARY: levels}, **options)
+
+
+class TestNumbers:
+    def test_a_mean_is_the_mean_over_seeds_of_means_over_images(self) -> None:
+        rows = study(0.5)
+        rows[0, :15] = np.nan  # this seed must weigh as much as the others
+        result = compare({"a": rows}, resamples=10).table.iloc[0]
+        assert result["mean"] == pytest.approx(np.mean([np.nanmean(row) for row in rows]))
+        assert (result.valid, result.n) == (45, 60)
+
+    def test_differences_are_paired(self) -> None:
+        """A shift that every image shares: sure, although the images differ by far more."""
+        images = np.random.default_rng(0).normal(0.5, 0.2, (1, 30))
+        tables = {"a": images + 0.01, "b": images}
+        gap = compare(tables, resamples=500).differences.iloc[0]
+        assert gap.difference == pytest.approx(0.01)
+        assert gap.clear
+        assert gap.high - gap.low < 1e-6
+        table = compare(tables, resamples=500).table
+        assert table.loc[0, "low"] < table.loc[1, "mean"] < table.loc[0, "high"]
+
+    def test_shuffled_images_are_not_paired(self) -> None:
+        images = np.random.default_rng(0).normal(0.5, 0.2, 30)
+        tables = {"a": images + 0.01, "b": np.random.default_rng(1).permutation(images)}
+        assert not compare(tables, resamples=500).differences.iloc[0].clear
+
+    def test_p_is_the_sign_flip_of_the_seeds_mean_differences(self) -> None:
+        a, b = study(0.52, 5), study(0.5, 5)
+        gap = compare({"a": a, "b": b}, resamples=10).differences.iloc[0]
+        expected = sign_flip((a - b).mean(1), rng=np.random.default_rng())
+        assert gap.p == expected
+
+    def test_holm_goes_over_pairs_and_metrics(self) -> None:
+        names = "abc"
+        tables = {
+            name: {PRIMARY: study(0.5 + i / 10, 8), "max_iou": study(0.2 + i / 10, 8, seed=1)}
+            for i, name in enumerate(names)
+        }
+        result = compare(tables, resamples=10)
+        assert len(result.differences) == 3 * 2
+        assert set(result.differences["p"]) == {2**-7}
+        assert set(result.differences["p_holm"]) == {6 * 2**-7}
+        assert set(result.table["p_holm"].dropna()) == {6 * 2**-7}
+
+    def test_images_that_one_of_two_lacks_are_dropped_from_the_pair_and_counted(self) -> None:
+        a, b, c = study(0.7, 1), study(0.5, 1), study(0.3, 1)
+        b[0, :4] = np.nan
+        result = compare({"a": a, "b": b, "c": c}, resamples=50)
+        pairs = result.differences.set_index(["variant", "other"])
+        assert pairs.loc[("a", "b"), ["images", "dropped"]].tolist() == [16, 4]
+        assert pairs.loc[("a", "c"), ["images", "dropped"]].tolist() == [20, 0]
+        expected = (a[0, 4:] - b[0, 4:]).mean()
+        assert pairs.loc[("a", "b"), "difference"] == pytest.approx(expected)
+        assert any("energy pointing game (b 4 of 20)" in note for note in result.notes)
+
+    def test_seeds_pair_by_name_and_the_rest_sits_out(self) -> None:
+        a, b = study(0.6, 4), study(0.5, 2)
+        gap = compare({"a": a, "b": b}, resamples=50).differences.iloc[0]
+        assert gap.seeds == 2
+        assert gap.difference == pytest.approx((a[:2] - b).mean())
+
+    def test_a_variant_s_numbers_do_not_depend_on_its_company(self) -> None:
+        a, b = study(0.6), study(0.5)
+        alone = compare({"a": a}, resamples=4000).table.iloc[0]
+        beside = compare({"a": a, "b": b}, resamples=4000).table.iloc[0]
+        assert alone["mean"] == beside["mean"]
+        assert alone.low == pytest.approx(beside.low, abs=1e-3)
+
+    def test_the_same_seed_gives_the_same_numbers(self) -> None:
+        assert clear(seed=1).table.equals(clear(seed=1).table)
+        assert not clear(seed=1).table.equals(clear(seed=2).table)
+
+    def test_the_order_of_the_variants_does_not_rank(self) -> None:
+        tables = {"a": study(0.3), "b": study(0.5), "c": study(0.4)}
+        turned = dict(reversed(tables.items()))
+        assert compare(tables, resamples=10).variants == ["b", "c", "a"]
+        assert compare(turned, resamples=10).variants == ["b", "c", "a"]
+
+    def test_equal_means_share_a_rank(self) -> None:
+        row = study(0.5)
+        result = compare({"a": row, "b": row, "c": row - 0.1}, resamples=50)
+        assert result.table["rank"].tolist() == [1, 1, 3]
+        assert result.winner is None
+        assert result.differences.iloc[0][["difference", "low", "high", "p"]].tolist() == [
+            0,
+            0,
+            0,
+            1,
+        ]
+
+    def test_less_is_better_where_it_is(self) -> None:
+        tables = {"a": {"deletion_auc": study(0.2)}, "b": {"deletion_auc": study(0.6)}}
+        result = compare(tables, primary="deletion_auc", resamples=200)
+        assert result.variants == ["a", "b"]
+        assert result.differences.iloc[0].difference < 0
+        assert result.winner == "a"
+        assert result.sentence.startswith("a ranks first: deletion AUC 0.")
+
+    def test_an_interval_stays_where_the_mean_can_be(self) -> None:
+        hits = np.array([[1.0] * 9 + [0.0], [1.0] * 10])
+        both = {"pointing_game": hits, "my_own": hits}
+        rows = compare({"a": both}, primary="pointing_game", resamples=500).table
+        assert rows["high"].iloc[0] == 1.0
+        assert rows["high"].iloc[1] > 1.0
+        percent = compare({"a": {"iou": 50 * (1 + hits)}}, primary="iou", resamples=500).table
+        assert percent["high"].iloc[0] == percent["mean"].iloc[0]
+
+    def test_limits_are_those_of_the_metrics_own_table(self) -> None:
+        from attnviz.metrics.registry import METRICS
+
+        assert set(LIMITS) == set(METRICS)
+        shares = {key for key, metric in METRICS.items() if metric.limits == "0 to 1"}
+        assert shares <= {key for key, limits in LIMITS.items() if limits == (0, 1)}
+
+    def test_agrees_with_the_metrics_own_table_on_which_way_is_better(self) -> None:
+        from attnviz.metrics.registry import METRICS
+
+        for key, metric in METRICS.items():
+            assert (key in LOWER_IS_BETTER) == (metric.better == "lower"), key
+
+    def test_seeds_that_one_of_two_could_not_score_are_no_paired_seeds(self) -> None:
+        a, b = study(0.6, 3), study(0.5, 3)
+        b[2] = np.nan
+        result = compare({"a": a, "b": b}, resamples=50)
+        assert result.differences.iloc[0].seeds == 2
+        assert any("2 paired seeds" in note for note in result.notes)
+
+    @pytest.mark.parametrize("metric", [PRIMARY, "deletion_auc"])
+    def test_a_leader_that_loses_where_both_were_measured_wins_nothing(self, metric: str) -> None:
+        """First by all of its seeds, behind in the one that the other has too."""
+        sign = -1 if metric in LOWER_IS_BETTER else 1
+        few = 0.5 + sign * study(0.1, 1)
+        many = np.concatenate([few + sign * 0.1, study(0.5, 2) - sign * 0.3])
+        tables = {"few": {metric: few}, "many": {metric: many}}
+        result = compare(tables, primary=metric, resamples=100)
+        assert result.variants == ["few", "many"]
+        assert result.differences["clear"].all()
+        assert result.winner is None
+        assert "rank the other way round on what both share: paired diff" in result.sentence
+
+    def test_a_variant_that_cannot_be_scored_comes_last_and_wins_nothing(self) -> None:
+        result = compare({"a": np.full((2, 20), np.nan), "b": study(0.5, 2)}, resamples=50)
+        assert result.variants == ["b", "a"]
+        assert result.table["valid"].tolist() == [40, 0]
+        assert result.winner is None
+
+    def test_nothing_that_can_be_scored_is_said(self) -> None:
+        result = compare({"a": [np.nan] * 3, "b": [np.nan] * 3}, resamples=10)
+        assert result.sentence.startswith("no ranking: energy pointing game could not be scored")
+        assert "–" in repr(result)
+
+
+class TestWords:
+    def test_a_winner(self) -> None:
+        sentence = clear().sentence
+        assert sentence.startswith("mha looks at the patch most: energy 0.61 (95 % CI 0.")
+        assert ", chance 0.03, ceiling 0.81; +0.19 over cbam, paired CI +0.1" in sentence
+
+    def test_no_clear_winner(self) -> None:
+        noise = np.random.default_rng(0).normal(0, 0.1, (2, 40))
+        result = compare({"a": 0.5 + noise[0], "b": 0.5 + noise[1]}, resamples=200)
+        assert result.winner is None
+        assert result.sentence.startswith("no clear winner: ")
+        assert "cannot be told apart: paired difference +0." in result.sentence
+
+    def test_a_leader_must_be_clear_of_everyone(self) -> None:
+        """Clear of the second, not of the third, whose scores scatter: no winner."""
+        base = study(0.5, 1, 40)
+        wild = 0.44 + np.random.default_rng(1).normal(0, 0.6, (1, 40))
+        wild += 0.44 - wild.mean()
+        result = compare({"a": base, "b": base - 0.02, "c": wild}, resamples=500)
+        assert result.variants == ["a", "b", "c"]
+        assert result.differences["clear"].tolist()[:2] == [True, False]
+        assert result.winner is None
+        assert ": a, energy" in result.sentence
+        assert "and c, " in result.sentence
+
+    def test_one_variant(self) -> None:
+        assert compare({"a": study(0.5)}, resamples=50).sentence.endswith(
+            "nothing to compare it with."
+        )
+
+    def test_one_seed_speaks_of_these_images_alone(self) -> None:
+        notes = compare({"a": study(0.5, 1), "b": study(0.4, 1)}, resamples=50).notes
+        assert notes == (
+            "one seed each: the intervals speak of these images alone, not of another training",
+        )
+
+    def test_one_seed_among_several_is_named(self) -> None:
+        notes = compare({"a": study(0.5, 1), "b": study(0.4, 2)}, resamples=50).notes
+        assert notes[0].startswith("one seed for a: the interval speaks of these images alone")
+
+    def test_one_seed_in_common_is_said(self) -> None:
+        a, b, c = study(0.5, 3), study(0.4, 3), study(0.3, 3)
+        a[1:], b[2] = np.nan, np.nan
+        notes = compare({"a": a, "b": b, "c": c}, resamples=50).notes
+        told = [note for note in notes if note.startswith("one seed in common: ")]
+        assert len(told) == 1
+        assert "common: a and b, a and c: the paired interval speaks of these images" in told[0]
+
+    def test_five_seeds_cannot_be_significant_and_that_is_said(self) -> None:
+        notes = compare({"a": study(0.5, 5), "b": study(0.4, 5)}, resamples=50).notes
+        assert any("5 paired seeds" in note and "is 0.0625" in note for note in notes)
+
+    def test_print_is_a_ranking(self) -> None:
+        lines = repr(clear()).splitlines()
+        assert lines[0] == "energy pointing game on 20 images, 3 seeds, 500 resamples"
+        assert lines[2].split()[:4] == ["variant", "mean", "95", "%"]
+        assert lines[3].split()[:3] == ["1", "mha", "0.61"]
+        assert lines[4].split()[:3] == ["2", "cbam", "0.41"]
+        assert lines[5].split() == ["chance", "0.03"]
+        assert lines[6].split() == ["ceiling", "0.81"]
+        assert clear().sentence in lines
+
+    def test_columns_are_aligned(self) -> None:
+        table = [line for line in repr(clear()).splitlines()[2:5] if line]
+        assert len({line.index("/") for line in table[1:]}) == 1
+
+    def test_html_is_escaped(self) -> None:
+        page = compare({"<script>": study(0.5)}, resamples=10)._repr_html_()
+        assert "<script>" not in page
+        assert "&lt;script&gt;" in page
+
+
+class TestExports:
+    def test_markdown(self) -> None:
+        text = clear().to_markdown().splitlines()
+        assert text[0] == "| rank | variant | energy pointing game |"
+        assert text[1] == "| ---: | --- | ---: |"
+        assert text[2].startswith("| 1 | mha | **0.61** [0.")
+        assert text[3].startswith("| 2 | cbam | 0.41 [0.")
+
+    def test_markdown_escapes_what_would_break_the_table(self) -> None:
+        assert r"a\|b" in compare({"a|b": study(0.5)}, resamples=10).to_markdown()
+
+    def test_latex_is_booktabs_and_escaped(self) -> None:
+        text = compare({"mha_50%": study(0.5), "b": study(0.3)}, resamples=10).to_latex()
+        assert r"1 & mha\_50\% & \textbf{0.50} [0." in text
+        for part in (r"\toprule", r"\midrule", r"\bottomrule", r"\caption{mha\_50\%", "95 \\% CI"):
+            assert part in text
+        assert text.count("{") == text.count("}")
+        assert text.count(" & ") == 3 * 2
+
+    def test_accuracy_has_a_column_where_it_is_known(self) -> None:
+        told = {"a": {PRIMARY: study(0.5), "correct": np.ones((3, 20))}, "b": {PRIMARY: study(0.3)}}
+        compared = compare(told, resamples=10)
+        assert compared.to_markdown().splitlines()[0].endswith("| accuracy |")
+        assert compared.to_latex().count(" & ") == 3 * 3
+        assert "accuracy" in repr(compared)
+        assert "accuracy" not in repr(clear())
+
+    def test_decimals_are_as_many_as_tell_the_ends_of_an_interval_apart(self) -> None:
+        rng = np.random.default_rng(0)
+        near = 0.1 + rng.normal(0, 0.004, (1, 40))
+        text = repr(compare({"a": near, "b": near - 0.003}, resamples=200))
+        (row,) = (line for line in text.splitlines() if line.startswith("1  a"))
+        mean, low, high = re.match(r"1  a +(\S+) +\[(\S+) to (\S+)\]", row).groups()  # type: ignore[union-attr]  # a miss fails
+        assert low < mean < high
+        assert mean == f"{near.mean():.3f}"
+        assert f"energy {mean} (95 % CI {low} to {high})" in text
+
+    def test_json_holds_everything_and_no_nan(self) -> None:
+        told = json.loads(json.dumps(clear().to_dict(), allow_nan=False))
+        assert told["winner"] == "mha"
+        assert told["table"][0]["p"] is None
+        assert told["differences"][0]["clear"] is True
+        assert [row["variant"] for row in told["by_seed"]] == ["mha"] * 3 + ["cbam"] * 3
+
+    def test_csv(self, tmp_path: Any) -> None:
+        import pandas as pd
+
+        clear().to_csv(tmp_path / "table.csv")
+        columns = "variant metric mean low high valid n seeds chance centre ceiling accuracy"
+        expected = [*columns.split(), "p", "p_holm", "rank"]
+        assert list(pd.read_csv(tmp_path / "table.csv").columns) == expected
+
+    def test_the_figure_shows_every_variant_seed_and_level(self) -> None:
+        figure = clear().figure()
+        axes = figure.axes[0]
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["mha", "cbam"]
+        ticks = [line for line in axes.lines if line.get_marker() == "|"]
+        assert [len(line.get_xdata()) for line in ticks] == [3, 3]
+        words = [text.get_text() for text in axes.texts]
+        assert {"0.61", "0.41", "chance 0.03", "ceiling 0.81"} <= set(words)
+        assert "energy pointing game, mean and 95 % interval" in axes.get_xlabel()
