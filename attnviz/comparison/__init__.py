@@ -14,9 +14,7 @@ sources of chance, on the same images for all variants, so that differences are 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 from attnviz.comparison.comparison import Comparison
