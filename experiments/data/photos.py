@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,10 +142,10 @@ def _image(name: str) -> Image.Image:
     from skimage import data
 
     if name == "grace_hopper":
-        from matplotlib.cbook import get_sample_data
+        from matplotlib import get_data_path
 
-        with get_sample_data(f"{name}.jpg") as file:
-            return Image.open(file).convert("RGB")
+        with Image.open(Path(get_data_path(), "sample_data", f"{name}.jpg")) as file:
+            return file.convert("RGB")
     if name.startswith("motorcycle"):
         left, right, _ = data.stereo_motorcycle()
         pixels = left if name.endswith("left") else right
