@@ -345,9 +345,8 @@ def calibrated(answers: Answers, samples: Samples, plan: Plan) -> dict[str, dict
     goal = torch.cat(masks)
     thresholds = {}
     for name, parts in small.items():
-        large = torch.cat(
-            [resized(one, (goal.shape[1], goal.shape[2]), "bilinear") for one in parts]
-        )
+        h, w = goal.shape[1:]
+        large = torch.cat([resized(one, (h, w), "bilinear") for one in parts])
         try:
             thresholds[name] = calibrate_all(large, goal, wanted)
         except InputError:  # no image whose map can be thresholded

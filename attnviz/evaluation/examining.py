@@ -54,7 +54,7 @@ def _chosen(samples: Samples, count: int) -> list[Batch]:
 
 def _faithful(result: Evaluation, answers: Answers, parts: list[Batch]) -> dict[str, Any]:
     """Faithfulness columns of every map; NaN for images that were not computed."""
-    from attnviz.faithfulness import faithfulness_scores
+    from attnviz.faithfulness import METRICS, faithfulness_scores
 
     table = result.samples.copy()
     summary = {name: dict(scores) for name, scores in result.summary.items()}
@@ -73,8 +73,8 @@ def _faithful(result: Evaluation, answers: Answers, parts: list[Batch]) -> dict[
                 if column not in table:
                     table[column] = np.nan
                 table.loc[list(part.indices), column] = _array(scores)
-        for key in [c.removeprefix(f"{name}/") for c in table if c.startswith(f"{name}/")]:
-            if key not in summary[name]:
+        for key in METRICS:
+            if f"{name}/{key}" in table:
                 summary[name][key] = summarised(key, table[f"{name}/{key}"].to_numpy())
     return {"samples": table, "summary": summary}
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from attnviz.comparison.text import aligned
+
 if TYPE_CHECKING:
     from attnviz.evaluation.result import Evaluation
 
@@ -26,10 +28,7 @@ def printed(result: Evaluation, metrics: Sequence[str]) -> str:
                     (name, key, _number(numbers["mean"]), span, _number(numbers.get("chance")),
                      _number(numbers.get("redrawn")), f"{numbers['valid']}/{numbers['n']}")
                 )  # fmt: skip
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines += [
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    lines += aligned(rows)
     if len(result.maps) > _MOST:
         lines.append(f"and {len(result.maps) - _MOST} more maps, see .table")
     lines += [f"no map {name}: {why}" for name, why in result.left_out.items()]

@@ -335,9 +335,8 @@ def _holds(mean: float | None, demand: str, metric: str) -> bool:
     if mean is None:
         raise InputError(f"check: {metric}: no image can be scored")
     limit = float(parts[2])
-    return {">=": mean >= limit, ">": mean > limit, "<=": mean <= limit, "<": mean < limit}[
-        parts[1]
-    ]
+    sides = {">=": mean >= limit, ">": mean > limit, "<=": mean <= limit, "<": mean < limit}
+    return sides[parts[1]]
 
 
 def _spoken(numbers: Mapping[str, Any]) -> str:
