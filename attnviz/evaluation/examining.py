@@ -53,12 +53,12 @@ def _chosen(samples: Samples, count: int) -> list[Batch]:
 
 
 def _faithful(result: Evaluation, answers: Answers, parts: list[Batch]) -> dict[str, Any]:
-    """Faithfulness columns of every map; NaN for images that were not computed."""
+    """Faithfulness columns of one map of each kind; NaN for images that were not computed."""
     from attnviz.faithfulness import METRICS, faithfulness_scores
 
     table = result.samples.copy()
     summary = {name: dict(scores) for name, scores in result.summary.items()}
-    for name in result.summary:
+    for name in result.main_maps:
         whole = torch.from_numpy(result.raw(name))
         for part in parts:
             images = part.images.to(_device(answers))

@@ -8,7 +8,9 @@ stopped. The pieces of a run lie in the run's own folder until the run is comple
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,8 +42,9 @@ class Pieces:
     def __init__(
         self, folder: Path | None = None, write: Callable[[str, bytes], object] | None = None
     ) -> None:
-        self._temporary = tempfile.TemporaryDirectory() if folder is None else None
-        self.folder = Path(self._temporary.name) if self._temporary else Path(folder or "")
+        self.folder = Path(tempfile.mkdtemp(prefix="attnviz-")) if folder is None else folder
+        if folder is None:
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self._write = write or (lambda name, content: write_whole(self.folder / name, content))
 
     def __contains__(self, part: range) -> bool:

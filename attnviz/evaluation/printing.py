@@ -11,15 +11,13 @@ from attnviz.comparison.text import aligned
 if TYPE_CHECKING:
     from attnviz.evaluation.result import Evaluation
 
-_MOST = 12
-"""Maps that are printed; all are in `table`."""
-
 
 def printed(result: Evaluation, metrics: Sequence[str]) -> str:
     """The table of maps and metrics, what is missing, and what was found."""
     lines = [_first_line(result)]
     rows = [("map", "metric", "mean", "95 % CI", "chance", "redrawn", "valid")]
-    for name in result.maps[:_MOST]:
+    main = [name for name in result.maps if name in result.main_maps]
+    for name in main:
         for key in metrics:
             numbers = result.summary[name].get(key)
             if numbers is not None:
@@ -29,8 +27,8 @@ def printed(result: Evaluation, metrics: Sequence[str]) -> str:
                      _number(numbers.get("redrawn")), f"{numbers['valid']}/{numbers['n']}")
                 )  # fmt: skip
     lines += aligned(rows)
-    if len(result.maps) > _MOST:
-        lines.append(f"and {len(result.maps) - _MOST} more maps, see .table")
+    if len(main) < len(result.maps):
+        lines.append(f"and {len(result.maps) - len(main)} maps of earlier layers, see .table")
     lines += [f"no map {name}: {why}" for name, why in result.left_out.items()]
     if not result.calibrated_on:
         lines.append("metrics that need a threshold are left out: give calibration=, other images")

@@ -97,7 +97,9 @@ class Evaluation:
             if name.startswith("column/")
         }
         samples = _table(columns, pieces.text(parts))
-        maps = [name.removeprefix("maps/") for name in names if name.startswith("maps/")]
+        held = [name.removeprefix("maps/") for name in names if name.startswith("maps/")]
+        order = list(layers["layers"])
+        maps = sorted(held, key=lambda name: order.index(name) if name in order else len(order))
         summary = {}
         for name in maps:
             grid = next(pieces.walk(f"maps/{name}", parts)).shape[-2:]
@@ -123,8 +125,18 @@ class Evaluation:
 
     @property
     def maps(self) -> list[str]:
-        """The maps that were scored, the primary one first."""
-        return sorted(self.summary, key=lambda name: name != self.primary)
+        """The maps that were scored: the primary one, one of each kind, those of earlier layers."""
+        main = set(self.main_maps)
+        return sorted(self.summary, key=lambda name: (name != self.primary, name not in main))
+
+    @property
+    def main_maps(self) -> list[str]:
+        """One map of each kind: of several layers with the same construction the last one's."""
+        return [
+            name
+            for name in self.summary
+            if not any(name.startswith(f"{other}.") for other in self.summary if other != name)
+        ]
 
     @property
     def accuracy(self) -> float:

@@ -41,6 +41,8 @@ from attnviz.evaluation.result import Evaluation
 from attnviz.maps import CONSTRUCTIONS, drawings, maps_of, resized, watch_options
 from attnviz.metrics import METRICS, baselines
 from attnviz.metrics.thresholds import calibrate_all
+from attnviz.model_state import frozen
+from attnviz.progress import Progress
 
 PIECE = 128
 """Images in a piece: what a kill can cost."""
@@ -172,15 +174,13 @@ def device_of(model: nn.Module) -> torch.device:
 @contextmanager
 def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
     """The model in eval mode on a device, and afterwards as it was."""
-    modes = {module: module.training for module in model.modules()}
     before = device_of(model)
     try:
-        model.eval().to(device)
-        yield
+        model.to(device)
+        with frozen(model, gradients=True):
+            yield
     finally:
         model.to(before)
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def planned(
@@ -269,24 +269,33 @@ def computed(
 ) -> None:
     """Compute the pieces that are missing, and keep each as it is done."""
     from attnviz.executors import Workers, executor_of
-    from attnviz.progress import reported
 
     missing = [part for part in parts if part not in pieces]
-    show = len(parts) > 1 if progress is None else progress
+    total = sum(map(len, parts))
+    bar = Progress(
+        total,
+        label="evaluate",
+        unit="images",
+        initial=total - sum(map(len, missing)),
+        shown=False if len(parts) == 1 else progress,
+    )
 
     def keep(executor: Executor | None) -> None:
         one = partial(piece_of, job)
         results = map(one, missing) if executor is None else executor.map(one, missing)
-        shown = reported(results, total=len(missing), label="evaluate", shown=show)
-        for part, (arrays, text) in zip(missing, shown, strict=True):
+        for part, (arrays, text) in zip(missing, results, strict=True):
             pieces.put(part, arrays, text)
+            bar.update(len(part))
 
-    if workers is None or not missing:
-        keep(None)
-        return
-    chosen = Workers(workers, None) if isinstance(workers, int) else Workers(None, str(workers))
-    with executor_of(chosen) as executor:
-        keep(executor)
+    with bar:
+        if workers is None or not missing:
+            keep(None)
+            return
+        if not isinstance(workers, Workers):
+            local = isinstance(workers, int)
+            workers = Workers(workers) if local else Workers(scheduler=str(workers))
+        with executor_of(workers) as executor:
+            keep(executor)
 
 
 def piece_of(job: Job, part: range) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
