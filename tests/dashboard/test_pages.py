@@ -70,7 +70,7 @@ class TestGoodRuns:
         at = opened(monkeypatch, "compare", good_root)
         sentence = at.header[0].value.replace("\\", "")
         assert sentence.startswith("mha looks at the patch most: energy 0.")
-        for part in ("chance 0.03", "ceiling 0.81", "paired CI"):
+        for part in ("chance 0.03", "mask redrawn 0.81", "paired CI"):
             assert part in sentence
 
     def test_one_more_metric_is_one_choice_away_and_in_the_address(self, good_root, monkeypatch):
