@@ -101,6 +101,7 @@ class TestDefinitions:
         with pytest.raises(InputError, match="the package has a metric of that key"):
             define(own(key="iou"))
 
+    @pytest.mark.usefixtures("unchecked")
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
@@ -150,7 +151,7 @@ class TestDefinitions:
         assert len(title) <= 300
         assert limits_of("edge_share") == (0, 2)
 
-    @pytest.mark.usefixtures("forgotten")
+    @pytest.mark.usefixtures("forgotten", "unchecked")
     @pytest.mark.parametrize(
         "document",
         [None, 3, [], {"k": 3}, {"a/b": asdict(own())}, {"k": {"title": "only"}},
