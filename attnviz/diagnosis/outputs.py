@@ -1,8 +1,4 @@
-"""Asking a model without leaving a trace.
-
-Evaluation mode, no gradients, a fixed random state; on every exit the model has its modes, buffers
-and gradients as before, and so have the random generators.
-"""
+"""A model's outputs as one matrix, and the evaluation mode in which they are computed."""
 
 from __future__ import annotations
 
@@ -18,8 +14,8 @@ from attnviz.errors import InputError
 
 
 @contextmanager
-def at_rest(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """The model in evaluation mode, its random numbers seeded; all as before on every exit."""
+def evaluating(model: nn.Module, seed: int = 0) -> Iterator[None]:
+    """Evaluation mode, no gradients, seeded random numbers; modes and buffers restored on exit."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if _plain(buffer)]
     devices = sorted({x.device.index or 0 for x in model.parameters() if x.is_cuda})
@@ -37,11 +33,11 @@ def at_rest(model: nn.Module, seed: int = 0) -> Iterator[None]:
                 _write_back(buffer, before)
 
 
-def answer(outputs: Any) -> Tensor:
-    """All floating-point numbers that a model put out, `(b, n)` in float32.
+def flat_output(outputs: Any) -> Tensor:
+    """All floating-point outputs of a model, `(b, n)` in float32.
 
-    Tuples, lists, mappings and dataclasses are looked into, in order; tensors without a batch
-    axis of the right length are left out.
+    Tuples, lists, mappings and dataclasses are searched in order; tensors without a batch axis of
+    the right length are left out.
 
     Raises:
         InputError: There is no floating-point tensor in it.
@@ -53,7 +49,7 @@ def answer(outputs: Any) -> Tensor:
             f"diagnose: expected a model that returns tensors, got {type(outputs).__name__}"
         )
     b = found[0].shape[0]
-    return torch.cat([x.detach().float().reshape(b, -1) for x in found if x.shape[0] == b], 1)
+    return torch.cat([x.float().reshape(b, -1) for x in found if x.shape[0] == b], 1)
 
 
 def _collect(value: Any, found: list[Tensor]) -> None:
