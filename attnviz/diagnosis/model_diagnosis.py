@@ -10,7 +10,7 @@ from attnviz.diagnosis.findings import Findings
 from attnviz.diagnosis.outputs import evaluating
 from attnviz.diagnosis.registry import findings_of
 from attnviz.errors import InputError
-from attnviz.metrics.inputs import AnyMasks, as_tensor
+from attnviz.inputs import AnyMasks, as_tensor
 from attnviz.shapes import Images
 
 
