@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from attnviz.diagnosis.examination import Examination, is_trained
 from attnviz.diagnosis.findings import Findings
-from attnviz.diagnosis.outputs import evaluating
 from attnviz.diagnosis.registry import findings_of
 from attnviz.errors import InputError
-from attnviz.inputs import AnyMasks, as_tensor
+from attnviz.inputs import AnyMasks, check_images, masks_of_images
+from attnviz.model_state import frozen
 from attnviz.shapes import Images
 
 
@@ -59,9 +58,11 @@ def diagnose(
         >>> found.errors.codes
         ('scrambled-tokens',)
     """
-    masks = None if masks is None else as_tensor(masks, "masks")
-    padding = None if padding is None else as_tensor(padding, "padding")
-    _check(model, images, masks, padding)
+    _check(model, images)
+    if masks is not None:
+        masks = masks_of_images(images, masks, "masks", operation="diagnose")
+    if padding is not None:
+        padding = masks_of_images(images, padding, "padding", operation="diagnose")
     images = images.detach()
     found = findings_of("images", images)
     usable = images.isfinite().flatten(1).all(1)
@@ -73,7 +74,7 @@ def diagnose(
         padding = None if padding is None else padding[usable]
     trained = is_trained(model) if trained is None else trained
     training = sum(module.training for module in model.modules())
-    with evaluating(model):
+    with frozen(model):
         case = Examination(
             model, images, masks=masks, padding=padding, trained=trained, left_in_training=training
         )
@@ -82,27 +83,12 @@ def diagnose(
     return Findings(found, name=name, checked=counts)
 
 
-def _check(model: nn.Module, images: Tensor, masks: Tensor | None, padding: Tensor | None) -> None:
+def _check(model: nn.Module, images: Tensor) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(
             f"diagnose: expected a torch module, got {type(model).__name__}; "
             "wrap what you have in one that takes images"
         )
-    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
-        came = (
-            f"{images.dtype} {tuple(images.shape)}"
-            if isinstance(images, Tensor)
-            else type(images).__name__
-        )
-        raise InputError(
-            f"diagnose: expected images as a floating-point tensor (b, c, h, w), got {came}"
-        )
+    check_images(images, operation="diagnose")
     if not len(images):
         raise InputError("diagnose: expected one image or more, got none")
-    wanted = (images.shape[0], *images.shape[2:])
-    for what, one in (("masks", masks), ("padding", padding)):
-        if one is not None and (tuple(one.shape) != wanted or one.dtype != torch.bool):
-            raise InputError(
-                f"diagnose: expected {what} as booleans {wanted}, got {one.dtype} "
-                f"{tuple(one.shape)}; compare with a threshold, {what} = {what} > 0.5"
-            )

@@ -1,36 +1,15 @@
-"""A model's outputs as one matrix, and the evaluation mode in which they are computed."""
+"""A model's outputs as one matrix."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from attnviz.errors import InputError
-
-
-@contextmanager
-def evaluating(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """Evaluation mode, no gradients, seeded random numbers; modes and buffers restored on exit."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if _plain(buffer)]
-    devices = sorted({x.device.index or 0 for x in model.parameters() if x.is_cuda})
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        try:
-            for module, _ in modes:
-                module.training = False
-            with torch.no_grad():
-                yield
-        finally:
-            for module, training in modes:
-                module.training = training
-            for buffer, before in buffers:
-                _write_back(buffer, before)
 
 
 def flat_output(outputs: Any) -> Tensor:
@@ -67,13 +46,3 @@ def _collect(value: Any, found: list[Tensor]) -> None:
 def _each(values: Any, found: list[Tensor]) -> None:
     for value in values:
         _collect(value, found)
-
-
-def _plain(buffer: Tensor) -> bool:
-    return buffer.layout == torch.strided and not isinstance(buffer, nn.UninitializedBuffer)
-
-
-def _write_back(buffer: Tensor, before: Tensor) -> None:
-    if buffer.shape == before.shape and not torch.equal(buffer, before):
-        with torch.no_grad():
-            buffer.copy_(before)
