@@ -11,9 +11,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import suppress
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 EVERY = 10.0
 """Seconds before the first line, and at least between two."""
@@ -29,9 +29,8 @@ class Progress:
         label: What is done, such as `"measure mha-s0"`.
         unit: The plural of what is counted.
         initial: How many were done before; they do not count for the speed.
-        shown: Whether anything is printed; None prints unless `TQDM_DISABLE` is set.
+        shown: Whether anything is printed, unless `TQDM_DISABLE` is set.
         leave: Whether a terminal keeps the finished bar.
-        stream: Where to print; stderr by default.
         clock: Seconds, never going back.
     """
 
@@ -42,17 +41,15 @@ class Progress:
         label: str,
         unit: str,
         initial: int = 0,
-        shown: bool | None = None,
+        shown: bool = True,
         leave: bool = True,
-        stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total, self.label, self.unit, self.done = total, label, unit, initial
-        self.shown = not os.environ.get("TQDM_DISABLE") if shown is None else shown
+        self.shown = shown and not os.environ.get("TQDM_DISABLE")
         self._initial, self._clock = initial, clock
-        self._stream = sys.stderr if stream is None else stream
         self._began, self._due, self._printed = clock(), EVERY, False
-        self._bar = self._terminal_bar(leave) if self.shown and self._stream.isatty() else None
+        self._bar = self._terminal_bar(leave) if self.shown and sys.stderr.isatty() else None
 
     def __enter__(self) -> Progress:
         return self
@@ -68,19 +65,19 @@ class Progress:
         """Whether `update` would print now: what is costly to find out can wait until then."""
         return self.shown and (self._bar is not None or self._passed >= self._due)
 
-    def update(self, count: int = 1, **notes: str) -> None:
-        """Count some more units as done; the notes, `name=value`, are shown behind."""
-        self.reach(self.done + count, **notes)
+    def update(self, count: int = 1, notes: Mapping[str, str] | None = None) -> None:
+        """Count some more units as done; notes, name → value, are printed behind."""
+        self.reach(self.done + count, notes)
 
-    def reach(self, done: int, **notes: str) -> None:
-        """Say how many units are done by now."""
+    def reach(self, done: int, notes: Mapping[str, str] | None = None) -> None:
+        """Set how many units are done by now."""
         step, self.done = done - self.done, done
         if self._bar is not None:
             if notes:
-                self._bar.set_postfix(notes, refresh=False)
+                self._bar.set_postfix(dict(notes), refresh=False)
             self._bar.update(step)
         elif self.due:
-            told = (f"{name} {value}" for name, value in notes.items())
+            told = (f"{name} {value}" for name, value in (notes or {}).items())
             self._print(", ".join([self._amount(), *self._times(), *told]))
 
     def _terminal_bar(self, leave: bool) -> Any:
@@ -88,11 +85,11 @@ class Progress:
 
         return tqdm(
             total=self.total, initial=self.done, desc=self.label, unit=f" {self.unit}",
-            leave=leave, file=self._stream, disable=False,
+            leave=leave, file=sys.stderr, disable=False,
         )  # fmt: skip
 
     def _print(self, text: str) -> None:
-        print(f"{self.label}: {text}", file=self._stream, flush=True)
+        print(f"{self.label}: {text}", file=sys.stderr, flush=True)
         self._printed, self._due = True, self._passed + max(EVERY, self._passed / 10)
 
     @property
@@ -119,7 +116,7 @@ def tracked(
     label: str,
     unit: str,
     total: int | None = None,
-    shown: bool | None = None,
+    shown: bool = True,
     leave: bool = True,
 ) -> Iterator[T]:
     """The items one after the other, each counted once the next is asked for.
@@ -136,8 +133,12 @@ def tracked(
         with suppress(TypeError):  # a DataLoader over a stream has a length that raises
             total = len(items)
     with Progress(total, label=label, unit=unit, shown=shown, leave=leave) as progress:
-        for item in items:
-            yield item
+        iterator = iter(items)
+        while True:
+            try:
+                yield next(iterator)  # without a name, so that the caller alone holds the item
+            except StopIteration:
+                return
             progress.update()
 
 

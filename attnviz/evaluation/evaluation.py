@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from attnviz.attribution import methods
 from attnviz.capture import watch
-from attnviz.data.samples import Batch, Sample, Samples, batches
+from attnviz.data.samples import Sample, Samples, batches
 from attnviz.data.sources import samples_of
 from attnviz.errors import InputError, unknown_name
 from attnviz.evaluation.answers import Answers, Target, task_of, tensor_of
@@ -155,7 +155,7 @@ def evaluate(
             result = Evaluation.of(
                 place.pieces, parts, plan,
                 variant=variant or type(model).__name__, seed=seed, thing=thing,
-                classes=tuple(classes or ()), levels=partial(levels_of, samples, plan),
+                classes=tuple(classes or ()), levels=Levels(samples, plan),
                 layers=place.remembered("layers", lambda: layers_of(answers, samples, plan)),
                 calibrated_on=0 if held is None else len(held),
             )  # fmt: skip
@@ -277,7 +277,7 @@ def computed(
         label="evaluate",
         unit="images",
         initial=total - sum(map(len, missing)),
-        shown=False if len(parts) == 1 else progress,
+        shown=len(parts) > 1 if progress is None else progress,
     )
 
     def keep(executor: Executor | None) -> None:
@@ -383,33 +383,31 @@ def layers_of(answers: Answers, samples: Samples, plan: Plan) -> dict[str, Any]:
     return {"layers": layers, "about": about, "left_out": drawn.left_out, "primary": drawn.primary}
 
 
-def levels_of(
-    samples: Samples, plan: Plan, name: str, grid: tuple[int, int]
-) -> dict[str, dict[str, float]]:
-    """Chance and the redrawn mask of every metric, on evenly spaced masks of the data."""
-    count = len(samples)
-    chosen = np.unique(np.linspace(0, count - 1, min(count, LEVELS)).round().astype(int))
-    threshold = plan.thresholds.get(name)
-    keys = usable(plan.metrics, threshold)
-    total: dict[str, dict[str, float]] = {}
-    weight = 0
-    for batch in _with_masks(samples, chosen.tolist()):
-        found = baselines(batch.masks, grid, keys, threshold=threshold or None)
-        for key, levels in found.items():
-            for level, value in levels.items():
+class Levels:
+    """Reference levels of every metric, on evenly spaced masks of the data, read once.
+
+    Args:
+        samples: The data set.
+        plan: What is computed.
+    """
+
+    def __init__(self, samples: Samples, plan: Plan) -> None:
+        self.plan = plan
+        spaced = np.linspace(0, len(samples) - 1, min(len(samples), LEVELS)).round().astype(int)
+        found = list(batches(samples, np.unique(spaced).tolist(), LEVELS))
+        masks = [batch.masks[batch.masks.flatten(1).any(1)] for batch in found]
+        self.masks = [one for one in masks if len(one)]
+
+    def __call__(self, name: str, grid: tuple[int, int]) -> dict[str, dict[str, float]]:
+        """Metric → level → its mean over the masks, for a map on this grid."""
+        threshold = self.plan.thresholds.get(name)
+        keys = usable(self.plan.metrics, threshold)
+        total: dict[str, dict[str, float]] = {}
+        for masks in self.masks:
+            found = baselines(masks, grid, keys, threshold=threshold or None)
+            for key, levels in found.items():
                 sums = total.setdefault(key, {})
-                sums[level] = sums.get(level, 0.0) + value * len(batch)
-        weight += len(batch)
-    return {k: {level: v / weight for level, v in sums.items()} for k, sums in total.items()}
-
-
-def _with_masks(samples: Samples, indices: Sequence[int]) -> Iterator[Batch]:
-    for batch in batches(samples, indices, LEVELS):
-        some = batch.masks.flatten(1).any(1)
-        if bool(some.any()):
-            kept = some.nonzero().flatten().tolist()
-            yield replace(
-                batch,
-                indices=tuple(batch.indices[i] for i in kept),
-                masks=batch.masks[some],
-            )
+                for level, value in levels.items():
+                    sums[level] = sums.get(level, 0.0) + value * len(masks)
+        count = sum(map(len, self.masks))
+        return {k: {level: v / count for level, v in sums.items()} for k, sums in total.items()}
