@@ -67,7 +67,7 @@ def task_of(outputs: Tensor, batch: Batch) -> Task:
     if outputs.ndim == 4:
         return "segmentation"
     if outputs.ndim == 3 or not labels:
-        return "binary" if outputs.ndim < 3 and outputs.flatten(1).shape[1] == 1 else "embedding"
+        return "binary" if outputs.ndim < 3 and outputs[0].numel() == 1 else "embedding"
     single = outputs.ndim == 1 or outputs.shape[1] == 1
     first = labels[0]
     if isinstance(first, Tensor) and first.ndim:
@@ -185,12 +185,12 @@ def columns_of(outputs: Any, batch: Batch, task: Task) -> dict[str, np.ndarray]:
     labels = [sample.label for sample in batch.samples]
     if task == "segmentation":
         tensor = _class_scores(tensor)
-    if task in ("binary", "segmentation") and tensor.flatten(1).shape[1] == 1:
+    if task in ("binary", "segmentation") and tensor[0].numel() == 1:
         return _binary(tensor.flatten(), labels)
     if task == "several labels":
         return _several(tensor, labels)
     if task == "regression":
-        value = tensor.flatten(1)[:, 0]
+        value = tensor.reshape(len(tensor), -1)[:, 0]
         truth = _numbers(labels)
         return {"label": truth, "prediction": value.numpy(), "loss": (value.numpy() - truth) ** 2}
     return _classes(tensor, labels, counted=task == "classes")

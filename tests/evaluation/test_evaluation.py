@@ -271,14 +271,14 @@ def test_unknown_names_are_refused_before_the_work() -> None:
     ):
         with pytest.raises(InputError, match=message):
             evaluate(Attending(), data, **options)  # type: ignore[arg-type]  # one of them each
-    assert data.read in ([], [0])
+    assert set(data.read) <= {0}
 
 
 def test_ignored_pixels_count_neither_way() -> None:
     made = Patches(1)[0]
     assert made.mask is not None
     ignore = torch.zeros(32, 32, dtype=torch.bool)
-    ignore[:, 16:] = True
+    ignore[made.mask.nonzero()[:, 0].min() + 4 :] = True  # the lower half of the patch
     model = Attending()
     result = evaluate(
         model, Listed([Sample(made.image, made.mask, ignore=ignore, label=0)]), findings=False
@@ -286,14 +286,9 @@ def test_ignored_pixels_count_neither_way() -> None:
     large = torch.nn.functional.interpolate(
         torch.from_numpy(result.raw("received"))[None], size=(32, 32), mode="bilinear"
     )[0, 0]
-    inside = (large * made.mask)[:, :16].sum() / large[:, :16].sum()
+    inside = large[made.mask & ~ignore].sum() / large[~ignore].sum()
     score = result.samples["received/energy_pointing_game"][0]
     assert score == pytest.approx(float(inside), abs=1e-5)
-    assert (
-        np.isnan(result.samples["received/max_box_acc"][0])
-        if ("received/max_box_acc" in result.samples)
-        else True
-    )
 
 
 def test_images_of_different_sizes_are_scored_at_their_own() -> None:
