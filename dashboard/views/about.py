@@ -63,7 +63,7 @@ def _metrics(used: list[str]) -> None:
     for key in used:
         known = DEFINITIONS.get(key)
         if known is None:
-            st.markdown(f"- **{spoken(key)}**: a metric of the lab's own.")
+            st.markdown(f"- **{spoken(key)}**: a metric of its writer's own.")
         else:
             st.markdown(f"- **{known.name}**. {known.meaning} {known.scale}. *{known.source}.*")
     st.caption(
