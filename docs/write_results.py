@@ -203,8 +203,7 @@ def overview(rankings: Mapping[str, Comparison], order: Sequence[str]) -> Figure
     figure = Figure(figsize=size, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     matrix(left, "accuracy", rankings, order, lambda row: row["accuracy"])
-    title = "energy in the patch / its ceiling"
-    matrix(right, title, rankings, order, lambda row: row["mean"] / row["ceiling"])
+    matrix(right, "energy in the patch", rankings, order, lambda row: row["mean"])
     return figure
 
 
@@ -238,7 +237,8 @@ def measured_on(runs: Sequence[Run]) -> str:
     one = runs[0]
     chosen, machine = one.settings, one.environment
     return (
-        f"{_photographs(one)} {len(runs)} runs on {machine['device']}, {chosen['threads'] or machine['threads']} "
+        f"{_photographs(one)} {len(runs)} runs on {machine['device']}, "
+        f"{chosen['threads'] or machine['threads']} "
         f"thread each; "
         f"{chosen['train_images']} training images of "
         f"{chosen['data']}, {chosen['test_images']} test images, {chosen['side']} × "
