@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from attnviz.data.preprocessing import Preprocessing, preprocessing
-from attnviz.data.samples import Sample, Samples
+from attnviz.data.samples import Sample, Samples, class_names
 from attnviz.data.scenes import Scene, box_of, filled_box
 from attnviz.errors import InputError
 
@@ -93,6 +93,7 @@ class _Read:
     ) -> None:
         self.data, self.moved, self.inside, self.ignore = data, moved, inside, ignore
         self.known, self.group = known, group
+        self.classes = class_names(data)
         if group is not None and not callable(group) and len(group) != len(data):
             raise InputError(f"group: expected {len(data)} names, one per image, got {len(group)}")
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from attnviz.attribution import methods
 from attnviz.capture import watch
-from attnviz.data.samples import Sample, Samples, batches
+from attnviz.data.samples import Sample, Samples, batches, class_names
 from attnviz.data.sources import samples_of
 from attnviz.errors import InputError, unknown_name
 from attnviz.evaluation.answers import Answers, Target, task_of, tensor_of
@@ -135,7 +135,7 @@ def evaluate(
     samples = samples_of(data)
     if not len(samples):
         raise InputError("evaluate: expected at least one image, got none")
-    classes = classes or getattr(samples, "classes", ())
+    classes = classes or class_names(samples)
     thing = thing or str(getattr(samples, "thing", "object"))
     held = None if calibration is None else samples_of(calibration)
     from attnviz.evaluation.saving import finished, opened
