@@ -21,6 +21,7 @@ from attnviz.capture.options import Choice
 from attnviz.capture.session import Session
 from attnviz.capture.watch import read_options
 from attnviz.errors import InputError
+from attnviz.progress import tracked
 
 
 def stream(
@@ -54,7 +55,7 @@ def stream(
         edit: What to replace while the model runs.
         features: Keep what gates multiply.
         device: Where to move images before the model runs; the model's own device if not given.
-        progress: A progress bar on stderr; if not given, where stderr is a terminal.
+        progress: Whether to print progress on stderr; if not given, where stderr is a terminal.
 
     Yields:
         `(images, seen)`, the images on the model's device.
@@ -64,12 +65,13 @@ def stream(
         InputError: A batch without a tensor.
     """
     options = read_options(where, heads, to, dtype, reduce, edit, False, features, False)
+    shown = sys.stderr.isatty() if progress is None else progress
     target = torch.device(device) if device is not None else _device(model)
     session = Session(model, options, Capture())
     watcher = Watcher(session)
     torch.clear_autocast_cache()
     try:
-        for batch in _shown(loader, progress):
+        for batch in tracked(loader, label="watch", unit="batches", shown=shown):
             images = _images(batch).to(target)
             seen = _watched(watcher, session, images)
             seen.batch = batch
@@ -112,13 +114,3 @@ def _images(batch: Any) -> Tensor:
         "stream: expected batches that are a tensor of images or hold one, "
         f"got {type(batch).__name__}"
     )
-
-
-def _shown(loader: Iterable[Any], progress: bool | None) -> Iterable[Any]:
-    shown = sys.stderr.isatty() if progress is None else progress
-    if not shown:
-        return loader
-    from tqdm import tqdm
-
-    bar: Iterable[Any] = tqdm(loader, desc="watching", unit="batch", file=sys.stderr)
-    return bar
