@@ -53,7 +53,7 @@ def test_a_run_holds_all_that_was_measured(unbroken: Run) -> None:
     assert list(unbroken.curves()["epoch"]) == [1, 2, 3]
     energy = unbroken.summary["metrics"]["received"]["energy_pointing_game"]
     assert energy["valid"] == patched.sum()
-    assert 0 < energy["chance"] < energy["ceiling"] <= 1
+    assert 0 < energy["chance"] < energy["redrawn"] <= 1
 
 
 def test_a_run_names_the_photograph_of_every_crop(unbroken: Run) -> None:
