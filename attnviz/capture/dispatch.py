@@ -88,6 +88,9 @@ class Watcher(OpMode):
         rule = known.rule
         first = args[0] if args else None
         if isinstance(first, Tensor):
+            if first.is_meta:
+                session.foreign["meta"] = None
+                return func(*args, **kwargs)
             if rule is not None and not known.nested and first.is_nested:
                 rule = None
             elif session.is_parameter(first):
@@ -115,7 +118,7 @@ def _run_on_subclass(
     """Run an op on tensors that handle their ops themselves, such as fake or quantised ones.
 
     No rule can read them. Those of a device mesh are left to unwrap: the ops on their local
-    tensors come to this mode once more.
+    tensors come to this mode once more, after ops on meta tensors that only find out shapes.
     """
     mesh = sys.modules.get("torch.distributed.tensor")
     if mesh is not None and any(issubclass(kind, mesh.DTensor) for kind in types):
@@ -157,7 +160,10 @@ def _learn(func: Any) -> Known:
 
 
 def _is_composite(func: Any) -> bool:
-    if not isinstance(func, torch._ops.OpOverload):
+    """Whether an op is a composite of others on every backend; ops of TorchScript are none."""
+    if not isinstance(func, torch._ops.OpOverload) or not torch._C._dispatch_has_kernel(
+        func.name()
+    ):
         return False
     has, name = torch._C._dispatch_has_kernel_for_dispatch_key, func.name()
     return has(name, _RECIPE) and not any(has(name, key) for key in _KERNELS)

@@ -45,9 +45,8 @@ def check(session: Session, seen: Capture) -> None:
         )
     if session.foreign:
         raise NothingSeenError(
-            f"watch: {name} ran on tensors that handle their ops themselves "
-            f"({_listed(session.foreign)}), and their values cannot be read; watch it on plain "
-            "tensors, or pass empty=True"
+            f"watch: {name} ran on tensors whose values cannot be read: "
+            f"{_listed(session.foreign)}; watch it on plain tensors, or pass empty=True"
         )
     raise NothingSeenError(
         f"watch: {name} ran, and none of its ops was attention or a gate; "

@@ -37,7 +37,8 @@ class Session:
         attention: Makes records of attention.
         gates: Makes records of gates.
         ops: How many ops ran, of any kind but views.
-        foreign: The classes of tensors that handle their ops themselves, and ran some.
+        foreign: Kinds of tensors without values that a rule could read, of those that were met:
+            classes that handle their ops themselves, and `"meta"`.
     """
 
     def __init__(self, model: nn.Module, options: Options, seen: Capture) -> None:
