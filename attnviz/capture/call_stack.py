@@ -19,6 +19,8 @@ import jaxtyping
 import torch
 from torch import Tensor, nn
 
+from attnviz.capture.frame_locals import read
+
 _TORCH, _HERE, _SHAPES = (
     f"{Path(str(file)).parent}{os.sep}"  # torchvision lies beside torch, and is no part of it
     for file in (torch.__file__, __file__, jaxtyping.__file__)  # which checks shapes at run time
@@ -28,7 +30,6 @@ _CALL = nn.Module._call_impl.__code__
 _OURS, _OF_TORCH, _PASS, _METHOD, _ENTRY = 1, 2, 4, 8, 16
 _KINDS: dict[int, tuple[CodeType, int]] = {}
 _MOST_KINDS = 4096
-_SNAPSHOTS = sys.version_info < (3, 13)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ class CallStack:
         outermost: FrameType | None = None
         for frame in _frames():
             if frame.f_code is _CALL:
-                module = _local(frame, "self")
+                module = read(frame, "self")
                 name = self.names.get(id(module))
                 if name is not None:
                     found.append(Call(name, module, () if ends else _given(frame)))
@@ -127,12 +128,12 @@ class CallStack:
         """
         found: object = None
         for frame in _frames():
-            if frame.f_code is _CALL and self.names.get(id(_local(frame, "self"))) == "":
-                found = _local(frame, "kwargs")
+            if frame.f_code is _CALL and self.names.get(id(read(frame, "self"))) == "":
+                found = read(frame, "kwargs")
         return found
 
     def _module(self, frame: FrameType) -> nn.Module | None:
-        owner = _local(frame, "self")
+        owner = read(frame, "self")
         return owner if isinstance(owner, nn.Module) and id(owner) in self.names else None
 
 
@@ -206,19 +207,6 @@ def _kind(code: CodeType) -> int:
     return kind
 
 
-def _local(frame: FrameType, name: str) -> Any:
-    """A local variable of a running function.
-
-    Before Python 3.13, reading it leaves the frame with a second reference to each of its locals;
-    tensors that the function goes on to overwrite would live until it returns.
-    """
-    local = frame.f_locals
-    value = local.get(name)
-    if _SNAPSHOTS:
-        local.clear()  # a dict, as long as it is a snapshot
-    return value
-
-
 def _caller(frame: FrameType) -> tuple[str, int] | None:
     """The innermost line outside torch that leads to a frame."""
     back = frame.f_back
@@ -232,8 +220,8 @@ def _caller(frame: FrameType) -> tuple[str, int] | None:
 def _given(frame: FrameType) -> tuple[tuple[int, ...], ...]:
     """The shapes of the tensors that a module was called with."""
     shapes: list[tuple[int, ...]] = []
-    _collect(_local(frame, "args"), shapes, 2)
-    _collect(_local(frame, "kwargs"), shapes, 2)
+    _collect(read(frame, "args"), shapes, 2)
+    _collect(read(frame, "kwargs"), shapes, 2)
     return tuple(shapes)
 
 
@@ -244,7 +232,7 @@ def _shapes(frame: FrameType) -> tuple[tuple[int, ...], ...]:
     count += bool(code.co_flags & 0x04) + bool(code.co_flags & 0x08)
     shapes: list[tuple[int, ...]] = []
     for name in code.co_varnames[1:count]:
-        _collect(_local(frame, name), shapes, 2)
+        _collect(read(frame, name), shapes, 2)
     return tuple(shapes)
 
 

@@ -19,7 +19,7 @@ from attnviz.capture.dispatch import Watcher
 from attnviz.capture.nothing_seen import check
 from attnviz.capture.options import Choice
 from attnviz.capture.session import Session
-from attnviz.capture.watch import read_options
+from attnviz.capture.watch import check_model, read_options
 from attnviz.errors import InputError
 from attnviz.progress import tracked
 
@@ -62,8 +62,9 @@ def stream(
 
     Raises:
         NothingSeenError: The first batch of a size showed neither attention nor gates.
-        InputError: A batch without a tensor.
+        InputError: A model that is no module, or a batch without a tensor.
     """
+    check_model("stream", model)
     options = read_options(where, heads, to, dtype, reduce, edit, False, features, False)
     shown = sys.stderr.isatty() if progress is None else progress
     target = torch.device(device) if device is not None else _device(model)
@@ -86,13 +87,23 @@ def _watched(watcher: Watcher, session: Session, images: Tensor) -> Capture:
     """What is seen of one batch."""
     session.collector.seen = seen = Capture()
     first = session.scopes.begin(images.shape)
-    with uncompiled(), torch.no_grad(), watcher:
-        seen.output = session.model(images)
-        session.finish()
+    with uncompiled():
+        try:
+            seen.output = _run(watcher, session, images)
+        finally:
+            watcher.__exit__()  # again: an interrupt may have kept the first one from it
     if first:
         check(session, seen)
         session.recorder.trusted = True
     return seen
+
+
+@torch.no_grad()
+def _run(watcher: Watcher, session: Session, images: Tensor) -> Any:
+    with watcher:
+        out = session.model(images)
+        session.finish()
+    return out
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -67,10 +67,11 @@ def watch(
 
     Raises:
         NothingSeenError: The block ended, and nothing was seen.
-        InputError: An unknown reduction or edit, an edit that met nothing, or `reduce` together
-            with `keep_graph`.
+        InputError: A model that is no module, an unknown reduction or edit, an edit that met
+            nothing, or `reduce` together with `keep_graph`.
         UnsupportedError: An edit of something that holds no weights.
     """
+    check_model("watch", model)
     options = read_options(where, heads, to, dtype, reduce, edit, keep_graph, features, operands)
     seen = Capture()
     session = Session(model, options, seen)
@@ -88,6 +89,19 @@ def watch(
             watcher.close()  # again: an interrupt may have kept the first one from it
     if not empty:
         check(session, seen)
+
+
+def check_model(function: str, model: object) -> None:
+    """Check that a model is a module.
+
+    Raises:
+        InputError: It is not.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"{function}: expected a model (torch.nn.Module), got {type(model).__name__}; "
+            "wrap a function in a module whose forward calls it"
+        )
 
 
 def read_options(
