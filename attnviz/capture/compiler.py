@@ -11,56 +11,28 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from attnviz.capture.op_mode import OpMode
+from torch.utils import _python_dispatch
 
 _COMPILERS = ("torch._dynamo", "torch.nn.attention.flex_attention")
-
-
-class _Flags(OpMode):
-    """A mode that is never left on the stack, for the flags that torch sets when one is entered.
-
-    With them nothing new is compiled, even if the compiler is imported later.
-    """
-
-    on = False
-
-    def set(self) -> None:
-        """Set torch's flags."""
-        try:
-            self.on = TorchDispatchMode.__enter__(self) is self
-        finally:
-            self.__exit__()
-
-    def restore(self) -> None:
-        """Restore torch's flags, if they are set."""
-        try:
-            self.__enter__()
-            if self.on:
-                self.on = bool(TorchDispatchMode.__exit__(self, None, None, None))
-        finally:
-            self.__exit__()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        return func(*args, **(kwargs or {}))
 
 
 class _Switches:
     """The compiler's switches, and who holds them.
 
-    A lock around more than one line would stay locked if an interrupt came when it is left.
+    Torch's modes set flags that keep the compiler, even one that is imported later, from new code;
+    a stance keeps it from the code that it has compiled. Every line may be interrupted, and is
+    right when it is done again. A lock around more than one line would stay locked if an interrupt
+    came when it is left.
     """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._holders: set[object] = set()
-        self._flags: _Flags | None = None
+        self._flags: dict[str, bool] | None = None
         self._stance: Any = None
 
     def take(self, holder: object) -> None:
@@ -73,22 +45,24 @@ class _Switches:
 
     def _take(self, holder: object) -> None:
         self._holders.add(holder)
+        flags = vars(_python_dispatch)
         if self._flags is None:
-            self._flags = _Flags()  # type: ignore[no-untyped-call]  # torch has no types here
-        if not self._flags.on:
-            self._flags.set()
-        if self._stance is None and any(name in sys.modules for name in _COMPILERS):
-            self._stance = torch.compiler.set_stance("force_eager")
+            self._flags = {name: flags[name] for name in flags if name.startswith("_is_in_")}
+        flags.update(dict.fromkeys(self._flags, True))
+        if any(name in sys.modules for name in _COMPILERS):
+            if self._stance is None:
+                self._stance = import_module("torch._dynamo.eval_frame")._stance
+            torch.compiler.set_stance("force_eager")
 
     def _release(self, holder: object) -> None:
         self._holders.discard(holder)
         if self._holders:
             return
         if self._stance is not None:
-            self._stance.__exit__(None, None, None)
+            vars(import_module("torch._dynamo.eval_frame"))["_stance"] = self._stance
             self._stance = None
         if self._flags is not None:
-            self._flags.restore()
+            vars(_python_dispatch).update(self._flags)
             self._flags = None
 
 
