@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from attnviz.cli import Parser, complain
 from attnviz.cli.argument_types import folder, whole
-from attnviz.executors import add_workers, chosen_workers
+from attnviz.cli.worker_arguments import add_workers, chosen_workers
 from experiments.axes import SINGLE, add_axes, chosen_axes, grid
 from experiments.settings import Settings, add_arguments, chosen
 
