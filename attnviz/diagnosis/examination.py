@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, TypeAlias, TypeVar
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from attnviz.capture import Capture, Record, watch
+from attnviz.diagnosis.backward import Backward, differentiated
+from attnviz.diagnosis.calls import Call, Product, recorded_calls
 from attnviz.diagnosis.findings import Severity
 from attnviz.diagnosis.outputs import flat_output
 from attnviz.diagnosis.perturbation import (
@@ -39,6 +42,7 @@ DIFFERENT = 1e-3
 """Relative difference between outputs that batch size and rounding do not explain."""
 
 _EACH, _MOST = 12, 16  # records edited one by one: of each source line, and in all
+_BRIGHT = 1000.0  # factor of images that drive every squashing function to its ends
 _TOGETHER = 8  # edits that share a forward pass
 _RANDOM = 1e-5  # two runs of the same operations on one machine agree to rounding
 
@@ -65,6 +69,21 @@ class Run:
     def records(self) -> list[Record]:
         """The records in order."""
         return list(self.seen.values())
+
+
+@dataclass(frozen=True)
+class Calls:
+    """A run with its calls.
+
+    Attributes:
+        calls: Sigmoid, softmax and attention kernels, in order.
+        products: Products with a broadcast factor, in order.
+        output: `(b, n)`, None where the model failed.
+    """
+
+    calls: list[Call]
+    products: list[Product]
+    output: Tensor | None
 
 
 class Examination:
@@ -154,6 +173,38 @@ class Examination:
         """An image of twice the height; many models fail on it."""
         image = self.few[:1]
         return self.attempt(torch.cat([image, image.flip(-2)], 2))
+
+    @cached_property
+    def extreme(self) -> Run:
+        """Two images, 1000 times as bright, and their negatives."""
+        image = self.few[:1] * _BRIGHT
+        return self.attempt(torch.cat([image, -image]))
+
+    @cached_property
+    def calls(self) -> Calls:
+        """The calls of sigmoid, softmax and attention kernels on `some`."""
+        return self.run_calls(self.some)
+
+    @cached_property
+    def extreme_calls(self) -> Calls:
+        """The same on images 1000 times as bright."""
+        return self.run_calls(self.some * _BRIGHT)
+
+    def run_calls(self, images: Tensor, replace: Mapping[int, Edit] | None = None) -> Calls:
+        """A run in which the results of some calls, by their numbers, are replaced."""
+        torch.manual_seed(0)
+        output = None
+        with recorded_calls(self.model, replace) as mode, suppress(Exception):
+            output = flat_output(functional_call(self.model, self.substitutes, (images,)))
+        return Calls(mode.calls, mode.products, output)
+
+    @cached_property
+    def backward(self) -> Backward | None:
+        """One backward pass on `some`; None where the model cannot be differentiated."""
+        try:
+            return differentiated(self.model, self.some, self.substitutes)
+        except RuntimeError:  # kernels without a derivative
+            return None
 
     @cached_property
     def perturbed(self) -> Perturbed | None:

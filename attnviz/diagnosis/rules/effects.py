@@ -34,6 +34,7 @@ LITTLE = 1e-3
     f"factors, and the output changes by less than {NOTHING:g} of itself. In models not known to "
     "be trained, parameters that are all zero are replaced by small numbers first, so that "
     "zero-initialised branches are not named.",
+    explained_by=("not-applied", "batch-attention", "output-constant"),
 )
 def no_effect(case: Examination) -> Iterator[Observation]:
     for number, change in measured_changes(case).items():
