@@ -640,9 +640,11 @@ def main() -> int:
     print("\n| fault | injected | found |\n| --- | --- | --- |")
     for fault, count in injected.items():
         print(f"| {fault} | {count} | {found[fault]} |")
-    print(f"\n{hits} of {total} found ({hits / max(total, 1):.1%}), {len(injected)} kinds of faults "
-          f"in {len(hosts)} hosts; {twins} mended twins, {errors} errors on them, "
-          f"{time.perf_counter() - start:.0f} s\n")  # fmt: skip
+    share, seconds = hits / max(total, 1), time.perf_counter() - start
+    print(
+        f"\n{hits} of {total} found ({share:.1%}), {len(injected)} kinds of faults in {len(hosts)}"
+    )
+    print(f"hosts; {twins} mended twins, {errors} errors on them, {seconds:.0f} s\n")
     if args.write:
         summary = {
             "hosts": list(hosts), "twins": twins, "errors_on_twins": errors,
