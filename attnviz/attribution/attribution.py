@@ -30,6 +30,7 @@ from attnviz.errors import InputError, unknown_name
 from attnviz.inputs import check_images
 from attnviz.maps.geometry import Grid, Interpolation, resized
 from attnviz.model_state import frozen
+from attnviz.progress import Progress
 from attnviz.shapes import Images, Scores
 from attnviz.targets import Target, indices_per_image, output_rows, target_scores
 
@@ -124,7 +125,7 @@ def attribute(
             times gradient.
         memory: Bytes that the model's graph may keep at once. At least one row always runs.
         seed: Start of everything random, for each image the same.
-        progress: Show a bar of rows sent through the model.
+        progress: Print on stderr how many rows were sent through the model.
         **options: Further arguments of Captum's `.attribute`, such as `n_steps`; for superpixels
             `segments` and `compactness`, or a `feature_mask` of one's own.
 
@@ -152,17 +153,17 @@ def attribute(
         >>> attribute(model, torch.rand(2, 3, 8, 8), method="deep_lift", check=True).complete
         tensor([True, True])
     """
-    from tqdm import tqdm
-
     if channels == "first" or channels == "last":
         layout, channels = channels, None
     reduce = _reduction(channels, sign)
     check_images(images)
     chosen = named(method) if isinstance(method, str) else described(method)
     _check_arguments(chosen, layer, layout, check)
-    with frozen(model, gradients=True), tqdm(disable=not progress, unit="row") as bar:
+    with (
+        frozen(model, gradients=True),
+        Progress(None, label=chosen.name, unit="rows", shown=progress) as bar,
+    ):
         images = images.detach().clone()
-        bar.set_description(chosen.name)
         explained = ExplainedModel(model, len(images), target, bar)
         with _explainer(chosen, method, explained, images, layer, layout, options) as explainer:
             if chosen.captum:
