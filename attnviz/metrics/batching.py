@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from attnviz.inputs import AnyMaps, AnyMasks, maps_with_masks
+from attnviz.inputs import AnyBoxes, AnyMaps, AnyMasks, boxes_of_masks, maps_with_masks
 from attnviz.metrics.reasons import Reason
 from attnviz.metrics.row_kernels import (
     above,
@@ -49,12 +50,14 @@ class Batch:
         labels: The masks, (b, D), bool.
         height: Rows of a map.
         width: Columns of a map.
+        boxes: Annotated boxes per image, None where the mask's components have to do.
     """
 
     values: Tensor
     labels: Tensor
     height: int
     width: int
+    boxes: tuple[np.ndarray | None, ...] = ()
     _kept: dict[Hashable, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, name: Hashable, make: Callable[[], Tensor]) -> Tensor:
@@ -170,13 +173,20 @@ _HOLDS: dict[Reason, Callable[[Batch], Tensor]] = {
 }
 
 
-def batches(maps: AnyMaps, masks: AnyMasks, *, at_once: int = _VALUES_OF_ONE) -> Iterator[Batch]:
+def batches(
+    maps: AnyMaps,
+    masks: AnyMasks,
+    *,
+    at_once: int = _VALUES_OF_ONE,
+    boxes: AnyBoxes | None = None,
+) -> Iterator[Batch]:
     """Check maps and masks and cut them into batches of bounded size, in order.
 
     Args:
         maps: One raw map per image, (b, h, w), float16 to float64; a tensor or an array.
         masks: Where the thing to be found is, (b, h, w), bool, on the same device.
         at_once: How many values a batch holds on a CPU, at least one map.
+        boxes: Annotated boxes, one entry per image, or None.
 
     Yields:
         Batches that never share memory with what a metric writes.
@@ -185,6 +195,7 @@ def batches(maps: AnyMaps, masks: AnyMasks, *, at_once: int = _VALUES_OF_ONE) ->
         InputError: Wrong shape, dtype or device; maps of no places.
     """
     values, labels = maps_with_masks(maps, masks)
+    annotated = () if boxes is None else boxes_of_masks(labels, boxes)
     count_, height, width = values.shape
     budget = _VALUES_ON_GPU if values.is_cuda else at_once
     step = max(1, budget // (height * width))
@@ -194,7 +205,7 @@ def batches(maps: AnyMaps, masks: AnyMasks, *, at_once: int = _VALUES_OF_ONE) ->
         if rows.dtype not in (torch.float32, torch.float64):
             rows = rows.float()
         marks = labels[part].reshape(-1, height * width).contiguous()
-        yield Batch(rows, marks, height, width)
+        yield Batch(rows, marks, height, width, annotated[part])
 
 
 def score(
@@ -204,6 +215,7 @@ def score(
     *,
     blocked: Reason,
     at_once: int = _VALUES_OF_ONE,
+    boxes: AnyBoxes | None = None,
 ) -> Tensor:
     """One score per image, NaN where a flag says that there can be none.
 
@@ -214,11 +226,12 @@ def score(
         blocked: The reasons for which the metric has no score, but for those for which it says
             NaN by itself.
         at_once: As in `batches`.
+        boxes: As in `batches`.
 
     Returns:
         Scores, (b,) float64, on the device of the maps.
     """
-    pieces = batches(maps, masks, at_once=at_once)
+    pieces = batches(maps, masks, at_once=at_once, boxes=boxes)
     return joined([hide(compute(batch), batch, blocked) for batch in pieces], torch.float64)
 
 

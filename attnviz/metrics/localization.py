@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attnviz.errors import unknown_name
-from attnviz.inputs import AnyMaps, AnyMasks
+from attnviz.inputs import AnyBoxes, AnyMaps, AnyMasks
 from attnviz.metrics.batching import VALUES_OF_MANY, batches, hide, joined
 from attnviz.metrics.energy import Sign
 from attnviz.metrics.ranking import TOP
@@ -37,6 +37,7 @@ def localization(
     k: int | float = TOP,
     tolerance: int | float = 0,
     sign: Sign = "positive",
+    boxes: AnyBoxes | None = None,
 ) -> ScoreTable:
     """How well each map finds its mask, by every metric at once, one score per image.
 
@@ -50,6 +51,7 @@ def localization(
         k: For `topk_intersection`: an `int` count or a `float` share of the places.
         tolerance: For `pointing_game`: how far from the mask a maximum still counts, in pixels.
         sign: For the energy metrics: "positive", "abs" or "signed".
+        boxes: For the box metrics: annotated boxes of each image, as in `max_box_acc`.
 
     Returns:
         A dict of key → (b,) float64 scores, on the device of the maps. NaN where an image cannot
@@ -67,17 +69,22 @@ def localization(
         [None, 'the mask is empty']
     """
     options = checked_options(threshold=threshold, k=k, tolerance=tolerance, sign=sign)
-    return compute_scores(maps, masks, chosen_metrics(metrics, options), options)
+    return compute_scores(maps, masks, chosen_metrics(metrics, options), options, boxes=boxes)
 
 
 def compute_scores(
-    maps: AnyMaps, masks: AnyMasks, keys: Iterable[str], options: Options
+    maps: AnyMaps,
+    masks: AnyMasks,
+    keys: Iterable[str],
+    options: Options,
+    *,
+    boxes: AnyBoxes | None = None,
 ) -> ScoreTable:
     """The scores of checked metrics under checked options."""
     parts: dict[str, list[Tensor]] = {key: [] for key in keys}
     flags: list[Tensor] = []
     order = sorted((METRICS[key] for key in parts), key=lambda metric: not metric.sorts)
-    for batch in batches(maps, masks, at_once=VALUES_OF_MANY):
+    for batch in batches(maps, masks, at_once=VALUES_OF_MANY, boxes=boxes):
         flags.append(batch.flags)
         for metric in order:
             scores = metric.compute(batch, options)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attnviz.errors import InputError, unknown_name
-from attnviz.inputs import AnyMaps, AnyMasks
+from attnviz.inputs import AnyBoxes, AnyMaps, AnyMasks
 from attnviz.metrics.batching import Batch, batches
 from attnviz.metrics.boxes import V2, box_hits_of
 from attnviz.metrics.overlap import FLAT
@@ -32,7 +32,12 @@ _SLACK = 1e-9  # more than sums of a million IoU round by
 
 
 def calibrate_threshold(
-    maps: AnyMaps, masks: AnyMasks, metric: str = "iou", *, grid: int = 100
+    maps: AnyMaps,
+    masks: AnyMasks,
+    metric: str = "iou",
+    *,
+    grid: int = 100,
+    boxes: AnyBoxes | None = None,
 ) -> float:
     """The τ that maximises a metric's mean over these images: to be used on others.
 
@@ -48,6 +53,7 @@ def calibrate_threshold(
         masks: Where the thing to be found is, (b, h, w).
         metric: "iou" (the same as "max_iou"), "max_box_acc" or "max_box_acc_v2".
         grid: How many thresholds are tried for the box metrics.
+        boxes: For the box metrics: annotated boxes of each image, as in `max_box_acc`.
 
     Returns:
         τ in [0, 1], for maps min-max scaled to [0, 1].
@@ -55,11 +61,16 @@ def calibrate_threshold(
     Raises:
         InputError: Wrong shapes, dtypes or devices, an unknown metric, or no image to score.
     """
-    return calibrate_all(maps, masks, (metric,), grid=grid)[metric]
+    return calibrate_all(maps, masks, (metric,), grid=grid, boxes=boxes)[metric]
 
 
 def calibrate_all(
-    maps: AnyMaps, masks: AnyMasks, metrics: Sequence[str], *, grid: int = 100
+    maps: AnyMaps,
+    masks: AnyMasks,
+    metrics: Sequence[str],
+    *,
+    grid: int = 100,
+    boxes: AnyBoxes | None = None,
 ) -> dict[str, float]:
     """`calibrate_threshold` for several metrics, which share what they can."""
     for metric in metrics:
@@ -73,15 +84,19 @@ def calibrate_all(
         found |= dict.fromkeys(by_value, _best_iou_threshold(maps, masks))
     by_box = [metric for metric in metrics if metric in _BY_BOX]
     if by_box:
-        found |= _best_box_thresholds(maps, masks, by_box, grid)
+        found |= _best_box_thresholds(maps, masks, by_box, grid, boxes)
     return found
 
 
 def _best_box_thresholds(
-    maps: AnyMaps, masks: AnyMasks, metrics: Sequence[str], grid: int
+    maps: AnyMaps,
+    masks: AnyMasks,
+    metrics: Sequence[str],
+    grid: int,
+    boxes: AnyBoxes | None,
 ) -> dict[str, float]:
     hits = {metric: np.zeros(grid) for metric in metrics}
-    for batch in _scorable(maps, masks):
+    for batch in _scorable(maps, masks, boxes):
         for step in range(grid):
             for metric, total in hits.items():
                 scores = box_hits_of(batch, threshold=step / grid, levels=_BY_BOX[metric])
@@ -122,19 +137,20 @@ def _between(low: float, high: float) -> float:
     return middle if low < middle <= high else high
 
 
-def _scorable(maps: AnyMaps, masks: AnyMasks) -> Iterator[Batch]:
+def _scorable(maps: AnyMaps, masks: AnyMasks, boxes: AnyBoxes | None = None) -> Iterator[Batch]:
     """Batches of the images that have an IoU at every threshold, at least one."""
     flags = Reason(0)
     found = False
-    for batch in batches(maps, masks):
+    for batch in batches(maps, masks, boxes=boxes):
         fit = (batch.flags & int(FLAT)) == 0
         for flag in set(batch.flags[~fit].tolist()):
             flags |= Reason(flag) & FLAT
         values, labels = batch.values[fit], batch.labels[fit]
+        annotated = tuple(batch.boxes[i] for i in fit.nonzero()[:, 0].tolist() if batch.boxes)
         for part in range(0, len(values), _ROWS):
             found = True
             rows = slice(part, part + _ROWS)
-            yield Batch(values[rows], labels[rows], batch.height, batch.width)
+            yield Batch(values[rows], labels[rows], batch.height, batch.width, annotated[rows])
     if not found:
         why = f": {flags.words}" if flags else ""
         raise InputError(
