@@ -123,14 +123,14 @@ def _check_range(images: Tensor, blank: str, black: Tensor, white: Tensor) -> No
     slack = 1e-3 * (high - low)
     if bool(((images < low - slack) | (images > high + slack)).any()):
         raise InputError(
-            f"baseline {blank!r}: expected images within {_told(low)} to {_told(high)}, "
+            f"baseline {blank!r}: expected images within {_text(low)} to {_text(high)}, "
             f"got {images.min():.3g} to {images.max():.3g}; say what black and white are with "
             "value_range=(black, white), for normalised images "
             "value_range=black_and_white(mean=, std=), or give the colour as a number or tensor"
         )
 
 
-def _told(level: Tensor) -> str:
+def _text(level: Tensor) -> str:
     numbers = [f"{one:.3g}" for one in level.flatten().tolist()]
     return numbers[0] if len(numbers) == 1 else f"({', '.join(numbers)})"
 

@@ -222,12 +222,12 @@ def check_rescalable(name: str, model: nn.Module, image: Images) -> None:
 
 
 def _listed(activations: list[Activation]) -> str:
-    """The first few, each once; an activation module by its class."""
-    told = dict.fromkeys(
+    """The first four, each once; an activation module by its class."""
+    unique = dict.fromkeys(
         f"{type(one.module).__name__} {one.name!r}"
         if type(one.module).__module__.startswith("torch.nn.modules.activation")
         else str(one)
         for one in activations
     )
-    first = list(told)[:4]
-    return ", ".join(first) + (f" and {len(told) - 4} more" if len(told) > 4 else "")
+    first = list(unique)[:4]
+    return ", ".join(first) + (f" and {len(unique) - 4} more" if len(unique) > 4 else "")

@@ -1,4 +1,4 @@
-"""What a model makes of the part of an image that a map lets through."""
+"""Average drop and increase: the confidence on an image masked by its map."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Deletion and insertion: what happens to the confidence as places go, or come back, in order.
+"""Deletion and insertion: the confidence as places are removed, or appear, in the map's order.
 
-A faithful map loses the confidence early when its highest places go first. What a removed place
-shows instead decides much of the answer, so the baseline has a name and no default is the truth:
-against black a white patch vanishes, against white only its surroundings do.
+With a faithful map the confidence drops early when the highest places are removed first. Scores
+depend on the baseline, so it is an argument with a name: against black a white patch vanishes,
+against white only its surroundings do.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""ROAD: removing places so that what is left does not give away their outline.
+"""ROAD: removal of places by imputation from their surroundings.
 
-A blanked square is itself a thing to see. ROAD fills removed places from their surroundings (noisy
-linear imputation): each becomes the weighted mean of its eight neighbours, all at once, plus a
+The outline of a blanked square is itself visible to the model. ROAD fills removed places by noisy
+linear imputation: each becomes the weighted mean of its eight neighbours, solved jointly, plus a
 little noise, so that neither its content nor its shape stays (Rong et al. 2022, section 5).
 """
 

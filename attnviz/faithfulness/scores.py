@@ -27,7 +27,7 @@ METRICS = {
     "road_combined": "(LeRF − MoRF) / 2 ↑",
     "avg_drop": "share of the confidence lost when only the map is kept ↓",
     "increase_in_confidence": "whether the confidence rises when only the map is kept ↑",
-    "infidelity": "Captum's, over Gaussian noise ↓",
+    "infidelity": "error of the map's prediction of the effect of Gaussian noise ↓",
 }
 """Each score's key, its meaning and the direction that is better."""
 
