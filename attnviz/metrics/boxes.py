@@ -12,10 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnviz.definitions import DEFINITIONS
 from attnviz.errors import InputError
 from attnviz.inputs import AnyBoxes, AnyMaps, AnyMasks
 from attnviz.metrics.batching import Batch, score
-from attnviz.metrics.overlap import FLAT, check_threshold
+from attnviz.metrics.options import check_threshold
+from attnviz.metrics.overlap import FLAT
+from attnviz.metrics.registry import check_axes, metric
 from attnviz.metrics.row_kernels import at_least
 from attnviz.shapes import Scores
 
@@ -23,6 +26,12 @@ V2 = (0.3, 0.5, 0.7)
 """The overlaps over which MaxBoxAccV2 averages."""
 
 
+@metric(
+    DEFINITIONS["max_box_acc"],
+    batched=lambda batch, options: box_hits_of(batch, threshold=options.tau("max_box_acc")),
+    blocked=FLAT,
+    planar=True,
+)
 def max_box_acc(
     maps: AnyMaps,
     masks: AnyMasks,
@@ -43,7 +52,7 @@ def max_box_acc(
 
     Args:
         maps: Raw maps, (b, h, w).
-        masks: Where the thing to be found is, (b, h, w).
+        masks: Where the object is, (b, h, w).
         threshold: τ in [0, 1].
         overlap: The IoU from which a box counts as found.
         boxes: Annotated boxes of the objects of each image, (k, 4) whole pixels
@@ -56,6 +65,7 @@ def max_box_acc(
     Raises:
         InputError: Wrong shapes, dtypes or devices, or a number outside [0, 1].
     """
+    check_axes(["max_box_acc"], maps)
     check_threshold(threshold)
     if not 0 < overlap <= 1:
         raise InputError(f"overlap: expected an IoU in (0, 1], got {overlap}")
@@ -68,6 +78,14 @@ def max_box_acc(
     )
 
 
+@metric(
+    DEFINITIONS["max_box_acc_v2"],
+    batched=lambda batch, options: box_hits_of(
+        batch, threshold=options.tau("max_box_acc_v2"), levels=V2
+    ),
+    blocked=FLAT,
+    planar=True,
+)
 def max_box_acc_v2(
     maps: AnyMaps, masks: AnyMasks, *, threshold: int | float, boxes: AnyBoxes | None = None
 ) -> Scores:
@@ -75,7 +93,7 @@ def max_box_acc_v2(
 
     Args:
         maps: Raw maps, (b, h, w).
-        masks: Where the thing to be found is, (b, h, w).
+        masks: Where the object is, (b, h, w).
         threshold: τ in [0, 1].
         boxes: As in `max_box_acc`.
 
@@ -85,6 +103,7 @@ def max_box_acc_v2(
     Raises:
         InputError: Wrong shapes, dtypes or devices, or τ outside [0, 1].
     """
+    check_axes(["max_box_acc_v2"], maps)
     check_threshold(threshold)
     return score(
         maps,
@@ -105,9 +124,8 @@ def box_hits_of(
 
 
 def _box_fit(batch: Batch, threshold: int | float) -> Tensor:
-    shape = (-1, batch.height, batch.width)
-    chosen = at_least(batch.scaled, threshold).view(shape).cpu().numpy()
-    fit = _best_fit(largest_boxes(chosen), batch.labels.view(shape).cpu().numpy(), batch.boxes)
+    chosen = at_least(batch.scaled, threshold).view(-1, *batch.places).cpu().numpy()
+    fit = _best_fit(largest_boxes(chosen), batch.masks.cpu().numpy(), batch.boxes)
     return torch.from_numpy(fit).to(batch.values.device)
 
 

@@ -152,3 +152,9 @@ def test_the_threshold_is_calibrated_on_annotated_boxes() -> None:
         for one in (None, [None, *boxes])
     )
     assert both <= 0.5 < apart
+
+
+def test_boxes_belong_to_pictures() -> None:
+    volume = torch.ones(1, 4, 4, 4)
+    with pytest.raises(InputError, match=r"expected masks \(b, h, w\) beside boxes, got"):
+        localization(volume, volume > 0, ["pointing_game"], boxes=[None])
