@@ -11,7 +11,7 @@ import pandas as pd
 
 from attnviz.comparison import LOWER_IS_BETTER
 from attnviz.comparison.from_runs import map_names
-from attnviz.comparison.resampling import mean_of_valid
+from attnviz.comparison.variance import mean_of_valid
 
 PAGE_SIZE = 48
 AGREEMENT = "agreement_"

@@ -248,7 +248,7 @@ def _knocked(bench: Bench, executor: Executor | None) -> Knockout:
 
 def _cut(path: Path, args: argparse.Namespace) -> Knockout:
     bench = Bench(path, args)
-    return knockout(bench.model, bench.images(bench.asked), seed=args.seed)
+    return knockout(bench.model, bench.images(bench.asked))
 
 
 def _column(scores: Tensor) -> np.ndarray:

@@ -1,34 +1,28 @@
-"""Confidence intervals of a mean score, within the bounds that the score has.
+"""Confidence intervals of mean scores and of their differences, within the score's bounds.
 
-Unbounded scores: mean ± t·SE (`attnviz.comparison.variance`). Scores between 0 and 1: Wilson's
-interval (1927) with an effective sample size, which never leaves 0 … 1 and has a width where every
-image was hit. Hits of one training: Clopper and Pearson's (1934), with Korn and Graubard's (1998)
-effective sample size where images come in groups. Trainings that fall into two kinds: the wider of
-that and of the share of the rarer kind (Clopper and Pearson) between the two kinds' means.
+- Any score: mean ± t·SE, with the variance and degrees of freedom of `attnviz.comparison.variance`,
+  cut where the score's range ends.
+- Hits (0 or 1): Wilson's interval (1927) with an effective sample size, which never leaves 0 … 1
+  and has a width where every image was hit; no more than there are images where they come in
+  groups. Of one training that of Clopper and Pearson (1934), with the effective sample size of Korn
+  and Graubard (1998) where images come in groups.
+- Scores between 0 and 1 whose t interval reaches over a bound: the wider of that and Wilson's.
+- Trainings that fall into two kinds: the wider of the above and of Clopper and Pearson's interval
+  of the rarer kind's share, between the means of the two kinds.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from attnviz.comparison.groups import LIMITS
+from attnviz.comparison.kinds import Kinds, two_kinds
+from attnviz.comparison.pairs import Adjusted, Pairs
 from attnviz.comparison.variance import Array, Sample, group_freedom, sampled, spread
-
-
-@dataclass(frozen=True)
-class Kinds:
-    """Trainings that fall into two kinds, such as those that learned and those that failed.
-
-    Attributes:
-        low: The lower kind's scores, in ascending order.
-        high: The higher kind's scores.
-    """
-
-    low: tuple[float, ...]
-    high: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,11 @@ class Interval:
 
 
 def interval(
-    metric: str, scores: Array, *, groups: Array | None = None, confidence: float = 0.95,
+    metric: str,
+    scores: Array,
+    *,
+    groups: Array | None = None,
+    confidence: float = 0.95,
     sample: Sample | None = None,
 ) -> Interval:
     """Mean and interval of one variant on one metric.
@@ -62,20 +60,17 @@ def interval(
         sample: The scores as reduced already.
     """
     sample = sampled(scores, groups) if sample is None else sample
-    mean = sample.mean
-    valid = scores[np.isfinite(scores)]
-    hits = bool(len(valid)) and bool(np.isin(valid, (0.0, 1.0)).all())
-    least, most = LIMITS.get(metric, (-math.inf, math.inf))
-    inside = bool(len(valid)) and bool(((valid >= 0) & (valid <= 1)).all())
-    if hits or (inside and (least, most) == (0.0, 1.0)):
-        low, high = _share(sample, valid, groups is not None, hits, confidence)
+    if _is_share(metric, scores):
+        low, high = _share(sample, scores, confidence)
     else:
         half = half_width(sample, confidence)
-        low, high = max(mean - half, min(mean, least)), min(mean + half, max(mean, most))
+        least, most = LIMITS.get(metric, (-math.inf, math.inf))
+        low = max(sample.mean - half, min(sample.mean, least))
+        high = min(sample.mean + half, max(sample.mean, most))
     kinds = two_kinds(sample)
     if kinds is not None:
         low, high = _over_kinds(kinds, low, high, confidence)
-    return Interval(mean, low, high, kinds)
+    return Interval(sample.mean, low, high, kinds)
 
 
 def half_width(sample: Sample, confidence: float) -> float:
@@ -88,31 +83,94 @@ def half_width(sample: Sample, confidence: float) -> float:
     return float(stdtrit(its.freedom, 0.5 + confidence / 2) * np.sqrt(its.variance))
 
 
-def _share(
-    sample: Sample, valid: Array, grouped: bool, hits: bool, confidence: float
-) -> tuple[float, float]:
-    """The interval of a mean between 0 and 1."""
-    from scipy.special import ndtri, stdtrit
+def gap_intervals(
+    metric: str, scores: Sequence[Array], samples: Sequence[Sample], pairs: Pairs, tested: Adjusted
+) -> tuple[Array, Array]:
+    """Low and high end of every pair's difference: difference ± t·SE, cut at −1 and 1 for shares.
 
-    its, mean = spread(sample), sample.mean
-    freedom, variance = float(its.freedom), float(its.variance)
+    A difference without any variance, of two variants that hit every image or none, has Newcombe's
+    (1998) interval from those of the two.
+
+    Args:
+        metric: Its key.
+        scores: (seeds, images) for each variant.
+        samples: The same, reduced.
+        pairs: The pairs.
+        tested: Their adjustment.
+    """
+    from scipy.special import stdtrit
+
+    level = tested.level
+    freedom = np.where(pairs.spread.freedom > 0, pairs.spread.freedom, np.nan)
+    half = stdtrit(freedom, 1 - level / 2) * np.sqrt(pairs.spread.variance)
+    low, high = pairs.difference - half, pairs.difference + half
+    low = np.where(tested.alike, np.minimum(low, 0), low)
+    high = np.where(tested.alike, np.maximum(high, 0), high)
+    bounded = np.array([_is_share(metric, rows) for rows in scores])
+    shares = bounded[pairs.one] & bounded[pairs.other]
+    certain = np.array([sample.mean in (0.0, 1.0) for sample in samples])
+    for k in np.flatnonzero(shares & certain[pairs.one] & certain[pairs.other]):
+        one, other = pairs.one[k], pairs.other[k]
+        a, b = (_share(samples[i], scores[i], 1 - level) for i in (one, other))
+        mine, theirs = samples[one].mean, samples[other].mean
+        low[k] -= math.hypot(mine - a[0], b[1] - theirs)
+        high[k] += math.hypot(a[1] - mine, theirs - b[0])
+    return np.where(shares, np.maximum(low, -1), low), np.where(shares, np.minimum(high, 1), high)
+
+
+# Shares
+
+
+def _is_share(metric: str, scores: Array) -> bool:
+    """Whether scores are hits, or of a metric between 0 and 1 that they keep to."""
+    if LIMITS.get(metric) == (0.0, 1.0):
+        return not bool(((scores < 0) | (scores > 1)).any())
+    return _are_hits(scores)
+
+
+def _are_hits(scores: Array) -> bool:
+    valid = scores[np.isfinite(scores)]
+    return bool(len(valid)) and bool(((valid == 0) | (valid == 1)).all())
+
+
+def _share(sample: Sample, scores: Array, confidence: float) -> tuple[float, float]:
+    """The interval of a mean between 0 and 1."""
+    from scipy.special import stdtrit
+
+    its, mean = spread(sample), min(max(sample.mean, 0.0), 1.0)
+    freedom, variance, spare = float(its.freedom), float(its.variance), mean * (1 - mean)
     if not freedom > 0:
         return float("nan"), float("nan")
-    units = group_freedom(sample.share) + 1  # as if all images of a group, and all seeds, agreed
     t = float(stdtrit(freedom, 0.5 + confidence / 2))
-    spare = mean * (1 - mean)
+    units = group_freedom(sample.share) + 1  # as if the images of a group, and all seeds, agreed
+    hits = _are_hits(scores)
     if hits and len(sample.means) == 1:
-        z = float(ndtri(0.5 + confidence / 2))
-        size = units if variance == 0 else spare / variance * (z / t) ** 2
-        size = min(size, len(valid)) if grouped else len(valid)
+        size = _effective(units if variance == 0 else spare / variance, t, scores, confidence)
         return clopper_pearson(mean * size, size, confidence)
     if variance == 0:
         return wilson(mean, t**2 / units) if spare == 0 else (mean, mean)
-    return wilson(mean, t**2 * variance / spare)
+    half = t * math.sqrt(variance)
+    low, high = mean - half, mean + half
+    if hits or low < 0 or high > 1:
+        # Misses that come in few groups show too small a variance where none of these was drawn.
+        most = scores.shape[1] if len(sample.share) < scores.shape[1] else math.inf
+        bounded = wilson(mean, t**2 * max(variance / spare, 1 / most))
+        low, high = bounded if hits else (min(low, bounded[0]), max(high, bounded[1]))
+    return max(low, 0.0), min(high, 1.0)
+
+
+def _effective(size: float, t: float, scores: Array, confidence: float) -> float:
+    """Korn and Graubard's effective number of images; of one training without groups, all."""
+    from scipy.special import ndtri
+
+    images = int(np.isfinite(scores).sum())
+    if round(size) >= images - 1:  # every image its own group
+        return float(images)
+    return min(size * (float(ndtri(0.5 + confidence / 2)) / t) ** 2, images)
 
 
 def wilson(share: float, k: float) -> tuple[float, float]:
-    """Wilson's interval of a share, with k = t² / n (n the effective sample size)."""
+    """Wilson's interval of a share, with k = t² / n and n the effective sample size."""
     middle = (share + k / 2) / (1 + k)
     half = math.sqrt(max(share * (1 - share), 0.0) * k + k**2 / 4) / (1 + k)
     return max(middle - half, 0.0), min(middle + half, 1.0)
@@ -128,37 +186,8 @@ def clopper_pearson(hits: float, size: float, confidence: float) -> tuple[float,
     return low, high
 
 
-# Trainings of two kinds
-
-_GAPS = {3: 0.970, 4: 0.88, 5: 0.80, 6: 0.74, 7: 0.69, 8: 0.65, 9: 0.61, 10: 0.58}
-_APART = 6.0
-
-
-def two_kinds(sample: Sample) -> Kinds | None:
-    """The two kinds that trainings fall into, or None where they may well spread like a bell.
-
-    They do where the widest gap between neighbouring seeds takes more of the range than it does in
-    95 % of normal samples (Dixon's test of 1950 for three, simulated for more), and is wider than
-    six standard errors that the choice of images gives to one seed.
-    """
-    order = np.sort(sample.means)
-    count = len(order)
-    if count < 3:
-        return None
-    gaps = np.diff(order)
-    widest = int(gaps.argmax())
-    noise = math.sqrt(sample.overlap * count)
-    if gaps[widest] <= _GAPS.get(min(count, 10), 1) * (order[-1] - order[0]):
-        return None
-    if gaps[widest] <= _APART * noise:
-        return None
-    low, high = order[: widest + 1], order[widest + 1 :]
-    return Kinds(tuple(low.tolist()), tuple(high.tolist()))
-
-
 def _over_kinds(kinds: Kinds, low: float, high: float, confidence: float) -> tuple[float, float]:
-    """An interval widened to the share of either kind that so few trainings leave open."""
-    few, many = len(kinds.low), len(kinds.low) + len(kinds.high)
-    least, most = clopper_pearson(few, many, confidence)
+    """An interval widened to the shares of the two kinds that so few trainings leave open."""
+    least, most = clopper_pearson(len(kinds.low), len(kinds.low + kinds.high), confidence)
     below, above = float(np.mean(kinds.low)), float(np.mean(kinds.high))
     return min(low, above - most * (above - below)), max(high, above - least * (above - below))

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from attnviz.comparison.kinds import rank_sum, two_kinds
 from attnviz.comparison.variance import (
     Array,
     Sample,
@@ -31,41 +32,15 @@ from attnviz.comparison.variance import (
     total,
 )
 
-SHARED = 0.01
-"""Level of the test that seeds are paired by."""
+SHARED = 0.0125
+"""Level of the test that seeds are paired by: a quarter of the usual .05."""
 
 FEWEST = 3
 """Seeds of each variant below which no difference is tested and none is clear."""
 
-_PRIOR = 4.0
-_CHUNK = 1_000_000  # values of simulated studies held at once
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Every pair i < j of variants on one metric; arrays have one entry per pair.
-
-    Attributes:
-        one: Index of the first variant.
-        other: Index of the second.
-        difference: Mean of the first less that of the second, on the images that both can score.
-        spread: Its variance and degrees of freedom.
-        images: Images that both can score in some seed.
-        seeds: The smaller number of seeds of the two.
-        p: Two-sided, unadjusted; NaN below `FEWEST` seeds.
-        paired: Whether seeds are paired.
-        null: Variances that studies without a difference are drawn from.
-    """
-
-    one: Array
-    other: Array
-    difference: Array
-    spread: Spread
-    images: Array
-    seeds: Array
-    p: Array
-    paired: bool
-    null: _Null
+_PAIRING = 4 / 3  # p is taken times this: the other three quarters are left for the differences
+_PRIOR = 4.0  # degrees of freedom; see `_moderated`
+_CHUNK = 300_000  # values of simulated studies held at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +60,36 @@ class _Null:
     overlap: Array
     counts: Array
     image_freedom: float
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Every pair i < j of variants on one metric; arrays have one entry per pair.
+
+    Attributes:
+        one: Index of the first variant.
+        other: Index of the second.
+        difference: Mean of the first less that of the second, on the images that both can score.
+        spread: Its variance and degrees of freedom.
+        images: Images that both can score in some seed.
+        seeds: The smaller number of seeds of the two.
+        p: Two-sided, unadjusted; NaN where the variance is not known.
+        rank_p: p by ranks over seeds (`attnviz.comparison.kinds`); NaN where no variant's
+            trainings fall into two kinds.
+        paired: Whether seeds are paired.
+        null: Variances that studies without a difference are drawn from.
+    """
+
+    one: Array
+    other: Array
+    difference: Array
+    spread: Spread
+    images: Array
+    seeds: Array
+    p: Array
+    rank_p: Array
+    paired: bool
+    null: _Null
 
 
 def all_pairs(
@@ -109,20 +114,32 @@ def all_pairs(
     difference, spread = _differences(np.array([s.mean for s in samples]), null, one, other, paired)
     for k in np.flatnonzero((held[one] != held[other]).any(axis=1)):
         both = held[one[k]] & held[other[k]]
-        kept = [sampled(np.where(both, scores[i], np.nan), groups) for i in (one[k], other[k])]
-        first, second = np.array([0]), np.array([1])
-        means = np.array([s.mean for s in kept])
-        paired_here = paired and len(kept[0].means) == len(kept[1].means)
-        gap, its = _differences(means, _fitted(kept, paired_here), first, second, paired_here)
-        difference[k], spread.variance[k], spread.freedom[k] = (
-            gap[0],
-            its.variance[0],
-            its.freedom[0],
-        )
+        rows = [np.where(both, scores[i], np.nan) for i in (one[k], other[k])]
+        difference[k], spread.variance[k], spread.freedom[k] = _one_pair(rows, groups, paired)
     seeds = np.minimum(null.counts[one], null.counts[other])
-    p = np.where(seeds >= FEWEST, two_sided(difference, spread), np.nan)
+    p = two_sided(difference, spread)
     images = (held[one] & held[other]).sum(1)
-    return Pairs(one, other, difference, spread, images, seeds, p, paired, null)
+    ranks = _rank_p(samples, one, other)
+    return Pairs(one, other, difference, spread, images, seeds, p, ranks, paired, null)
+
+
+def _rank_p(samples: Sequence[Sample], one: Array, other: Array) -> Array:
+    if not any(two_kinds(sample) for sample in samples):
+        return np.full(len(one), np.nan)
+    return np.array(
+        [rank_sum(samples[i].means, samples[j].means) for i, j in zip(one, other, strict=True)]
+    )
+
+
+def _one_pair(
+    rows: Sequence[Array], groups: Array | None, paired: bool
+) -> tuple[float, float, float]:
+    """Difference, variance and degrees of freedom of two variants on their common images."""
+    kept = [sampled(one, groups) for one in rows]
+    paired = paired and len(kept[0].means) == len(kept[1].means)
+    means = np.array([sample.mean for sample in kept])
+    gap, its = _differences(means, _fitted(kept, paired), np.array([0]), np.array([1]), paired)
+    return float(gap[0]), float(its.variance[0]), float(its.freedom[0])
 
 
 def two_sided(difference: Any, spread: Spread) -> Array:
@@ -160,7 +177,8 @@ def _share_seeds(samples: Sequence[Sample], labels: Sequence[Sequence[Any]]) -> 
 
 
 def _fitted(samples: Sequence[Sample], paired: bool) -> _Null:
-    share = np.mean([sample.share for sample in samples], axis=0)
+    scored = [sample.share for sample in samples if len(sample.means)]
+    share = np.mean(scored, axis=0) if scored else samples[0].share
     profiles = np.stack([sample.profile for sample in samples])
     counts = np.array([len(sample.means) for sample in samples])
     if paired:
@@ -192,6 +210,55 @@ def _differences(
     return means[one] - means[other], total(parts, images, null.image_freedom, overlap)
 
 
+@dataclass(frozen=True, eq=False)
+class Adjusted:
+    """What the adjustment for all pairs gives.
+
+    Attributes:
+        p: (pairs,) adjusted p; NaN where p is.
+        level: The unadjusted p up to which the adjusted one is within the level: the pairs'
+            intervals are of confidence 1 − level.
+        alike: (pairs,) whether the test by ranks, which trainings of two kinds call for, does not
+            tell the two apart: their interval reaches to 0.
+    """
+
+    p: Array
+    level: float
+    alike: Array
+
+
+def adjusted(
+    pairs: Pairs, *, level: float, tests: int = 1, resamples: int = 10_000, seed: int = 0
+) -> Adjusted:
+    """Adjust the p of all pairs for being so many.
+
+    p is taken times 4/3, since a quarter of the level goes to the test that pairs seeds or does
+    not (`SHARED`), and times the number of metrics that share the level.
+
+    Args:
+        pairs: Of one metric.
+        level: 1 − confidence.
+        tests: How many metrics share the level.
+        resamples: Studies drawn without a difference. Where they are too few to reach the level,
+            p is taken times the number of pairs (Bonferroni), as that by ranks is.
+        seed: Of these studies.
+    """
+    factor = tests * _PAIRING
+    count, reach = int(np.isfinite(pairs.p).sum()), level / factor
+    by_ranks = np.nan_to_num(factor * max(count, 1) * pairs.rank_p)
+    rank = int(reach * (resamples + 1) + 1e-9)
+    if count < 2 or rank < 1:
+        found, limit = max(count, 1) * pairs.p, reach / max(count, 1)
+    else:
+        drawn = smallest_p(pairs, resamples=resamples, rng=np.random.default_rng(seed))
+        share = (1 + np.searchsorted(drawn, pairs.p, side="right")) / (resamples + 1)
+        found = np.where(np.isfinite(pairs.p), np.maximum(share, pairs.p), np.nan)
+        limit = min(reach, float(drawn[rank - 1]))
+    # Rounded, so that a p at the level itself is within it.
+    p = np.round(np.minimum(np.maximum(factor * found, by_ranks), 1.0), 12)
+    return Adjusted(p, limit, by_ranks > level)
+
+
 def smallest_p(pairs: Pairs, *, resamples: int, rng: np.random.Generator) -> Array:
     """The smallest p over all tested pairs, of studies without a difference: (resamples,), sorted.
 
@@ -221,8 +288,7 @@ def _drawn(pairs: Pairs, tested: Array, size: int, rng: np.random.Generator) -> 
         count = int(freedom[0])
         rows = _normal(null.seeds, size * (count + 1), rng).reshape(size, count + 1, -1)
         means += rows[:, 0]
-        gaps = rows[:, 1:, one] - rows[:, 1:, other]
-        seeds = [((gaps**2).mean(1), freedom[one])]
+        seeds = [(((rows[:, 1:, one] - rows[:, 1:, other]) ** 2).mean(1), freedom[one])]
     else:
         variance = _moderated(np.diag(null.seeds), freedom)
         means += rng.normal(size=means.shape) * np.sqrt(variance)
@@ -230,7 +296,21 @@ def _drawn(pairs: Pairs, tested: Array, size: int, rng: np.random.Generator) -> 
         seeds = [(drawn[:, one], freedom[one]), (drawn[:, other], freedom[other])]
     overlap = null.overlap[one] + null.overlap[other]
     spread = total(seeds, seen, null.image_freedom, overlap)
-    return np.asarray(two_sided(means[:, one] - means[:, other], spread).min(1))
+    gaps = means[:, one] - means[:, other]
+    k = (np.arange(size), _surest(gaps, spread))
+    return two_sided(gaps[k], Spread(spread.variance[k], spread.freedom[k]))
+
+
+def _surest(gaps: Array, spread: Spread) -> Array:
+    """Which pair has the smallest p in each study, by Wallace's (1959) normal score of t.
+
+    To turn every t into a p would take five times as long.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        square = np.where(gaps == 0, 0.0, gaps**2 / spread.variance)
+    freedom = np.maximum(spread.freedom, 1e-9)
+    shrink = (8 * freedom + 1) / (8 * freedom + 3)
+    return np.asarray((shrink**2 * freedom * np.log1p(square / freedom)).argmax(1))
 
 
 def _moderated(variance: Array, freedom: Array) -> Array:
@@ -255,7 +335,7 @@ def _own_images(null: _Null) -> Array:
     i, j = np.indices(null.images.shape)
     apart = _apart(null.images[None], i, j)[0]
     rows = apart.sum(1)
-    return np.maximum((rows - rows.sum() / (2 * (count - 1))) / (count - 2), 0.0)
+    return np.asarray(np.maximum((rows - rows.sum() / (2 * (count - 1))) / (count - 2), 0.0))
 
 
 def _apart(covariance: Array, one: Any, other: Any) -> Array:

@@ -70,8 +70,8 @@ def _metrics(used: list[str]) -> None:
         "Only images with a patch count; one that cannot be scored is left out and counted. "
         "Chance is what a random map gets, the ceiling what the patch itself gets, drawn on this "
         "map's grid; a map that lights less of it can have more energy inside. Intervals are of "
-        "95 %, from a bootstrap over seeds and images; with one seed they speak of the images "
-        "alone. Thresholds were chosen on validation images."
+        "95 %, over seeds and groups of images, or images where no group is known; with one seed "
+        "they speak of the images alone. Thresholds were chosen on validation images."
     )
 
 
