@@ -14,7 +14,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from attnviz.comparison.text import spoken
+from attnviz.definitions import LEVELS, SHOWN_LEVELS, metric_title
 from dashboard.palettes import DASHES, Ink
 
 MOST_BANDS = 8
@@ -23,13 +23,6 @@ MOST_BANDS = 8
 _ROW = 34  # pixels per variant in a dot plot
 _AXIS = 56  # pixels for the axis and the words above
 _FONT = "'Source Sans', 'Source Sans Pro', sans-serif"
-
-
-def short(metric: str) -> str:
-    """A metric's key as one or two words, for the line below a picture."""
-    return {"energy_pointing_game": "energy", "pointing_game": "pointing"}.get(
-        metric, spoken(metric)
-    )
 
 
 def styled(chart: Any, ink: Ink) -> Any:
@@ -77,13 +70,18 @@ def round_ticks(low: float, high: float, count: int = 8) -> list[float]:
 
 
 def levels_of(table: pd.DataFrame) -> pd.DataFrame:
-    """Chance and ceiling as one line each: the mean over variants, where they are known."""
+    """Chance and the mask redrawn, a line each: the mean over variants, where known."""
     found = [
-        {"level": name, "value": float(table[name].mean()), "text": name}
-        for name in ("chance", "ceiling")
+        {"level": name, "value": float(table[name].mean()), "text": LEVELS[name].title}
+        for name in SHOWN_LEVELS
         if name in table and table[name].notna().any()
     ]
     return pd.DataFrame(found, columns=["level", "value", "text"])
+
+
+def level_colours(ink: Ink) -> dict[str, str]:
+    """The colour of each level that has a line."""
+    return dict(zip(SHOWN_LEVELS, (ink.chance, ink.redrawn), strict=True))
 
 
 def dot_plot_in_words(table: pd.DataFrame, metric: str) -> str:
@@ -94,8 +92,8 @@ def dot_plot_in_words(table: pd.DataFrame, metric: str) -> str:
         else f"{row.variant} cannot be scored"
         for row in table.itertuples()
     ]
-    levels = "".join(f"; {r.level} {r.value:.3f}" for r in levels_of(table).itertuples())
-    return f"Dot plot of {spoken(metric)}: " + ", ".join(parts) + levels + "."
+    levels = "".join(f"; {r.text} {r.value:.3f}" for r in levels_of(table).itertuples())
+    return f"Dot plot of {metric_title(metric)}: " + ", ".join(parts) + levels + "."
 
 
 def lines(

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from attnviz.comparison.definitions import LOWER_IS_BETTER
-from attnviz.comparison.groups import LEVELS
 from attnviz.comparison.pairs import FEWEST
 from attnviz.comparison.text import (
     WELL_KNOWN,
@@ -21,14 +19,20 @@ from attnviz.comparison.text import (
     fineness,
     interval,
     latex,
-    localises,
     markdown,
     number,
     percent,
     records,
     span,
-    spoken,
     with_sign,
+)
+from attnviz.definitions import (
+    LEVELS,
+    SHOWN_LEVELS,
+    is_localization,
+    is_lower_better,
+    metric_title,
+    short_title,
 )
 from attnviz.errors import unknown_name
 
@@ -43,9 +47,9 @@ class Comparison:
     Attributes:
         primary: The metric that ranks.
         table: A row per metric and variant, in order of rank: variant, metric, mean, low, high,
-            valid and n (scores that are numbers, and all: seeds × images), seeds, chance, centre,
-            ceiling, accuracy, p, p_adjusted and p_holm (against the first in rank; NaN for itself),
-            rank (equal means share one).
+            valid and n (scores that are numbers, and all: seeds × images), seeds, the reference
+            levels (`attnviz.definitions.LEVELS`), accuracy, p, p_adjusted and p_holm (against the
+            first in rank; NaN for itself), rank (equal means share one).
         differences: A row per metric and pair, the higher in rank first: metric, variant, other,
             difference (in the metric's own unit), low, high (adjusted for all pairs), clear
             (p_adjusted is at most 1 − confidence: the interval leaves out 0, and both have three
@@ -102,10 +106,10 @@ class Comparison:
         rows = self.of(self.primary)
         first, pairs = rows.iloc[0], self._pairs_of(self.variants[0])
         if not np.isfinite(first["mean"]):
-            return f"no ranking: {spoken(self.primary)} could not be scored for any variant."
+            return f"no ranking: {metric_title(self.primary)} could not be scored for any variant."
         levels = "".join(
-            f", {name} {number(first[name])}"
-            for name in ("chance", "ceiling")
+            f", {LEVELS[name].title} {number(first[name])}"
+            for name in SHOWN_LEVELS
             if np.isfinite(first[name])
         )
         if pairs.empty:
@@ -114,7 +118,7 @@ class Comparison:
             return self._described(rows, levels)
         if self.winner is not None:
             gap = pairs.iloc[0]
-            verb = "looks at the patch most" if localises(self.primary) else "ranks first"
+            verb = "looks at the patch most" if is_localization(self.primary) else "ranks first"
             return (
                 f"{first.variant} {verb}: {self._score(first)}{levels}; "
                 f"{with_sign(gap.difference, fineness(gap))} over {gap.other}, "
@@ -140,13 +144,9 @@ class Comparison:
             begin = f"fewer than three trainings of {_listed(short)}"
         means = [f"{row['variant']} {number(row['mean'])}" for _, row in rows.iterrows()]
         return (
-            f"{begin}: {self._name} {_listed(means)}{levels}, in an order which another training "
-            "may turn round."
+            f"{begin}: {short_title(self.primary)} {_listed(means)}{levels}, in an order which "
+            "another training may turn round."
         )
-
-    @property
-    def _name(self) -> str:
-        return "energy" if self.primary == "energy_pointing_game" else spoken(self.primary)
 
     def _gap_interval(self, gap: Any) -> str:
         """A difference's interval, with what it is adjusted for."""
@@ -162,7 +162,7 @@ class Comparison:
         """
         shown = self._shown(metrics)
         rows = self._cells(shown, bold=lambda text: f"**{text}**")
-        header = ["rank", "variant", *map(spoken, shown), *self._accuracy]
+        header = ["rank", "variant", *map(metric_title, shown), *self._accuracy]
         lines = [header, ["---:", "---", *["---:"] * (len(header) - 2)], *rows]
         table = "\n".join(f"| {' | '.join(markdown(c) for c in line)} |" for line in lines)
         return "\n\n".join([table, self.sentence, *self.notes])
@@ -175,7 +175,7 @@ class Comparison:
         """
         shown = self._shown(metrics)
         rows = self._cells(shown, bold=lambda text: f"\\textbf{{{text}}}", escape=latex)
-        header = ["", "variant", *(latex(spoken(name)) for name in shown), *self._accuracy]
+        header = ["", "variant", *(latex(metric_title(name)) for name in shown), *self._accuracy]
         body = "\n".join(f"  {' & '.join(row)} \\\\" for row in rows)
         caption = " ".join(latex(closed(text)) for text in (self.sentence, *self.notes))
         return (
@@ -210,7 +210,7 @@ class Comparison:
     def figure(
         self, metric: str | None = None, *, order: Sequence[str] | None = None, dark: bool = False
     ) -> Figure:
-        """A dot plot, sorted: interval, a tick per seed, chance and ceiling as lines.
+        """A dot plot, sorted: interval, a tick per seed, chance and the mask redrawn as lines.
 
         Args:
             metric: Which; the primary one unless given.
@@ -225,7 +225,7 @@ class Comparison:
         return dot_plot(
             self.of(name),
             seeds=self.by_seed[self.by_seed["metric"] == name],
-            label=spoken(name),
+            label=metric_title(name),
             confidence=self.confidence,
             order=order,
             dark=dark,
@@ -235,13 +235,13 @@ class Comparison:
         rows = self.of(self.primary)
         others = self._shown()[1:]
         header = ["", "variant", "mean", f"{percent(self.confidence)} CI", "over next"]
-        header += [*map(spoken, others), *self._accuracy, "valid"]
+        header += [*map(metric_title, others), *self._accuracy, "valid"]
         lines = [header, *(self._line(row, rows, others) for _, row in rows.iterrows())]
         lines += self._level_lines(rows, others, len(header))
         seeds = sorted(set(rows["seeds"]))
         grouped = f" of {self.groups} groups" if self.groups else ""
         title = (
-            f"{spoken(self.primary)} on {self.images} images{grouped}, "
+            f"{metric_title(self.primary)} on {self.images} images{grouped}, "
             f"{' to '.join(str(n) for n in dict.fromkeys([seeds[0], seeds[-1]]))} "
             f"seed{'s' if seeds[-1] > 1 else ''}"
         )
@@ -260,7 +260,7 @@ class Comparison:
 
         A pair rests on the images that both could score, the rank on all: they may disagree.
         """
-        better = -1 if self.primary in LOWER_IS_BETTER else 1
+        better = -1 if is_lower_better(self.primary) else 1
         return pairs["clear"].astype(bool) & (better * pairs["difference"] > 0)
 
     @property
@@ -270,7 +270,7 @@ class Comparison:
 
     def _score(self, row: Any) -> str:
         mean = number(row["mean"], fineness(row))
-        return f"{self._name} {mean} ({percent(self.confidence)} CI {interval(row)})"
+        return f"{short_title(self.primary)} {mean} ({percent(self.confidence)} CI {interval(row)})"
 
     def _line(self, row: Any, rows: pd.DataFrame, others: Sequence[str]) -> list[str]:
         pairs = self._pairs_of(row["variant"])
@@ -301,11 +301,11 @@ class Comparison:
     def _level_lines(
         self, rows: pd.DataFrame, others: Sequence[str], columns: int
     ) -> Iterable[list[str]]:
-        """Chance, centre and ceiling as the table's last rows, where the metrics have them."""
-        for level in LEVELS:
-            shown = [span(self.of(name)[level]) for name in (self.primary, *others)]
+        """The reference levels as the table's last rows, where the metrics have them."""
+        for level in LEVELS.values():
+            shown = [span(self.of(name)[level.key]) for name in (self.primary, *others)]
             if any(shown):
-                line = ["", level, shown[0], "", "", *shown[1:]]
+                line = ["", level.title, shown[0], "", "", *shown[1:]]
                 yield line + [""] * (columns - len(line))
 
     def _cells(self, metrics: Sequence[str], *, bold: Any, escape: Any = str) -> list[list[str]]:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from attnviz.comparison.groups import GROUP, LEVELS, Group, labelled
+from attnviz.comparison.groups import GROUP, Group, labelled
+from attnviz.definitions import LEVELS
 from attnviz.errors import InputError, unknown_name
 from attnviz.runs import flat
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attnviz.comparison.groups import LIMITS
 from attnviz.comparison.kinds import Kinds, two_kinds
 from attnviz.comparison.pairs import Adjusted, Pairs
 from attnviz.comparison.variance import Array, Sample, group_freedom, sampled, spread
+from attnviz.definitions import limits_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def interval(
     """Mean and interval of one variant on one metric.
 
     Args:
-        metric: Its key; known limits (`LIMITS`) bound the interval.
+        metric: Its key; its limits bound the interval.
         scores: (seeds, images), NaN where an image cannot be scored.
         groups: (images,) each image's group as a whole number from 0; each its own if None.
         confidence: The interval's level.
@@ -64,7 +64,7 @@ def interval(
         low, high = _share(sample, scores, confidence)
     else:
         half = half_width(sample, confidence)
-        least, most = LIMITS.get(metric, (-math.inf, math.inf))
+        least, most = limits_of(metric)
         low = max(sample.mean - half, min(sample.mean, least))
         high = min(sample.mean + half, max(sample.mean, most))
     kinds = two_kinds(sample)
@@ -123,7 +123,7 @@ def gap_intervals(
 
 def _is_share(metric: str, scores: Array) -> bool:
     """Whether scores are hits, or of a metric between 0 and 1 that they keep to."""
-    if LIMITS.get(metric) == (0.0, 1.0):
+    if limits_of(metric) == (0.0, 1.0):
         return not bool(((scores < 0) | (scores > 1)).any())
     return _are_hits(scores)
 

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from attnviz.comparison.comparison import Comparison
-from attnviz.comparison.definitions import LOWER_IS_BETTER
-from attnviz.comparison.groups import LEVELS, Group
+from attnviz.comparison.groups import Group
 from attnviz.comparison.intervals import Interval, gap_intervals, interval
 from attnviz.comparison.kinds import Kinds
 from attnviz.comparison.pairs import FEWEST, Adjusted, Pairs, adjusted, all_pairs
-from attnviz.comparison.text import number, spoken
+from attnviz.comparison.text import number
 from attnviz.comparison.variance import mean_of_valid, sampled
+from attnviz.definitions import LEVELS, is_lower_better, metric_title
 
 FEW_GROUPS = 4
 """Groups of images below which a note says that there are few."""
@@ -138,7 +138,7 @@ def _badness(group: Group, metric: str) -> float:
     mean = float(mean_of_valid(mean_of_valid(group.values[metric])))
     if not np.isfinite(mean):
         return float("inf")
-    return mean if metric in LOWER_IS_BETTER else -mean
+    return mean if is_lower_better(metric) else -mean
 
 
 def _gap(
@@ -285,6 +285,6 @@ def _unscored(table: pd.DataFrame) -> Iterable[str]:
     told = []
     for metric, rows in table[table["valid"] < table["n"]].groupby("metric", sort=False):
         missing = (f"{row['variant']} {row['n'] - row['valid']}" for _, row in rows.iterrows())
-        told.append(f"{spoken(str(metric))} ({', '.join(missing)} of {rows['n'].max()})")
+        told.append(f"{metric_title(str(metric))} ({', '.join(missing)} of {rows['n'].max()})")
     if told:
         yield f"scores that cannot be computed, left out of means and pairs: {'; '.join(told)}"

@@ -21,12 +21,12 @@ def summarised(
     group: Any = None,
     confidence: float = 0.95,
 ) -> dict[str, Any]:
-    """Mean and interval over the images, with how many counted, beside the levels.
+    """Mean and interval over the images, with how many counted, beside the reference levels.
 
     Args:
         metric: Its key; an interval ends where the metric's range does.
         scores: One per image, `(n,)`, NaN where it cannot be scored.
-        levels: What stands beside it, such as `{"chance": …}`.
+        levels: What stands beside it, such as `{"chance": …, "redrawn": …}`.
         group: Each image's group (photograph, patient, video), `(n,)`; each its own if None.
         confidence: The interval's level.
 

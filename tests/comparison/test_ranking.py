@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from attnviz.comparison import LOWER_IS_BETTER, Comparison, compare
-from attnviz.comparison.groups import LIMITS
+from attnviz.comparison import Comparison, compare
+from attnviz.definitions import is_lower_better
 
 PRIMARY = "energy_pointing_game"
 
@@ -22,7 +22,7 @@ def study(mean: float, seeds: int = 3, images: int = 20, seed: int = 0) -> np.nd
 
 
 def clear(**options: Any) -> Comparison:
-    levels = {"chance": 0.03, "ceiling": 0.81}
+    levels = {"chance": 0.03, "redrawn": 0.81}
     tables = {"cbam": study(0.41), "mha": study(0.61)}
     return compare(tables, resamples=500, baselines={PRIMARY: levels}, **options)
 
@@ -141,19 +141,6 @@ class TestNumbers:
         percent = compare({"a": {"iou": 50 * (1 + hits)}}, primary="iou", resamples=50).table
         assert percent["high"].iloc[0] == percent["mean"].iloc[0]
 
-    def test_limits_are_those_of_the_metrics_own_table(self) -> None:
-        from attnviz.metrics.registry import METRICS
-
-        assert set(LIMITS) == set(METRICS)
-        shares = {key for key, metric in METRICS.items() if metric.limits == "0 to 1"}
-        assert shares <= {key for key, limits in LIMITS.items() if limits == (0, 1)}
-
-    def test_agrees_with_the_metrics_own_table_on_which_way_is_better(self) -> None:
-        from attnviz.metrics.registry import METRICS
-
-        for key, metric in METRICS.items():
-            assert (key in LOWER_IS_BETTER) == (metric.better == "lower"), key
-
     def test_seeds_that_could_not_be_scored_do_not_count(self) -> None:
         a, b = study(0.6, 3), study(0.5, 3)
         b[2] = np.nan
@@ -164,7 +151,7 @@ class TestNumbers:
     @pytest.mark.parametrize("metric", [PRIMARY, "deletion_auc"])
     def test_a_leader_that_loses_where_both_were_measured_wins_nothing(self, metric: str) -> None:
         """First by all of its images, behind on those that the other could score."""
-        sign = -1 if metric in LOWER_IS_BETTER else 1
+        sign = -1 if is_lower_better(metric) else 1
         easy = np.full((3, 20), 0.5) + 0.001 * study(0.1)
         few, many = easy.copy(), easy + sign * 0.2
         few[:, 5:] += sign * 0.4
@@ -191,7 +178,7 @@ class TestWords:
     def test_a_winner(self) -> None:
         sentence = clear().sentence
         assert sentence.startswith("mha looks at the patch most: energy 0.61 (95 % CI 0.")
-        assert ", chance 0.03, ceiling 0.81; +0.19 over cbam, 95 % CI +0.1" in sentence
+        assert ", chance 0.03, mask redrawn 0.81; +0.19 over cbam, 95 % CI +0.1" in sentence
 
     def test_the_interval_says_over_how_many_pairs_it_is_adjusted(self) -> None:
         tables = {name: study(0.3 + i / 10) for i, name in enumerate("abc")}
@@ -304,7 +291,7 @@ class TestWords:
         assert lines[3].split()[:3] == ["1", "mha", "0.61"]
         assert lines[4].split()[:3] == ["2", "cbam", "0.41"]
         assert lines[5].split() == ["chance", "0.03"]
-        assert lines[6].split() == ["ceiling", "0.81"]
+        assert lines[6].split() == ["mask", "redrawn", "0.81"]
         assert clear().sentence in lines
 
     def test_columns_are_aligned(self) -> None:
@@ -364,7 +351,9 @@ class TestExports:
 
     def test_csv(self, tmp_path: Any) -> None:
         clear().to_csv(tmp_path / "table.csv")
-        columns = "variant metric mean low high valid n seeds chance centre ceiling accuracy"
+        columns = (
+            "variant metric mean low high valid n seeds chance centre fixed redrawn bound accuracy"
+        )
         expected = [*columns.split(), "p", "p_adjusted", "p_holm", "rank"]
         assert list(pd.read_csv(tmp_path / "table.csv").columns) == expected
 
@@ -375,5 +364,5 @@ class TestExports:
         small = [line for line in axes.lines if line.get_markersize() < 5]
         assert [len(line.get_xdata()) for line in small if line.get_marker() == "o"] == [3, 3]
         words = [text.get_text() for text in axes.texts]
-        assert {"0.61", "0.41", "chance 0.03", "ceiling 0.81"} <= set(words)
+        assert {"0.61", "0.41", "chance 0.03", "mask redrawn 0.81"} <= set(words)
         assert "energy pointing game, mean and 95 % interval" in axes.get_xlabel()
