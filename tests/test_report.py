@@ -80,7 +80,7 @@ def written(root: Path, source: Any = None, **options: Any) -> Page:
 
 def two(root: Path, **options: Any) -> None:
     for variant, energy in (("mha", 0.7), ("cnn", 0.3)):
-        for seed in range(2):
+        for seed in range(3):
             write_run(root, variant, seed, energy=energy, **options)
 
 
@@ -89,6 +89,14 @@ class TestContent:
         two(root)
         text = written(root).text
         assert text.index("mha looks at the patch most: energy 0.7") < text.index("Ranking")
+
+    def test_one_training_each_is_described_not_ranked(self, root: Path) -> None:
+        write_run(root, "mha", energy=0.7)
+        write_run(root, "cnn", energy=0.3)
+        text = written(root).text
+        assert "One training each: energy mha 0." in text
+        assert "in an order which another training may turn round" in text
+        assert "looks at the patch most" not in text
 
     def test_the_ranking_has_every_variant_and_level(self, root: Path) -> None:
         two(root)
@@ -142,7 +150,7 @@ class TestContent:
         two(root)
         text = written(root).text
         assert "The share of the map's positive mass that lies in the mask" in text
-        assert "Holm's correction over all pairs" in text
+        assert "adjusted for all pairs of variants, so that with equal variants" in text
 
     def test_runs_left_out_are_listed_with_their_reason(self, root: Path) -> None:
         two(root)

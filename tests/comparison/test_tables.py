@@ -233,3 +233,9 @@ class TestGroups:
         other = {PRIMARY: self.ROWS, "group": ["x"] * 5 + ["y"] * 5}
         with pytest.raises(InputError, match="same groups of images for all variants, got others"):
             compare({"a": one, "b": other})
+
+    def test_seeds_must_agree(self) -> None:
+        seeds = [{PRIMARY: row, "group": ["x", "y"] * 5} for row in self.ROWS]
+        seeds[1]["group"] = ["y", "x"] * 5
+        with pytest.raises(InputError, match="a: expected the same groups for every seed"):
+            compare({"a": seeds})
