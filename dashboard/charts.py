@@ -232,7 +232,7 @@ def intervals(
     tint: str | None = None,
     decimals: int = 3,
 ) -> Any:
-    """Dots with intervals, their numbers beside them, and a line at zero: paired differences.
+    """Dots with intervals, their numbers beside them, and a line at zero: differences.
 
     Args:
         data: Columns `row`, `mean`, `low`, `high`, and `tint` where given.
