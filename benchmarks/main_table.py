@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from attnviz.cli.tables import table
 from attnviz.runs import open_run, start_run
-from experiments.data import load_images
+from experiments.data.loading import load_images
 from experiments.evaluation import environment
 from experiments.published import build_published, published_loss
 from experiments.running import run_training

@@ -27,7 +27,7 @@ from attnviz.models import variants
 from attnviz.models.pixels import as_bytes
 from attnviz.runs import Run, RunWriter, save_dataset
 from experiments import checkpoints
-from experiments.data import about, groups, load_images
+from experiments.data.loading import about, groups, load_images
 from experiments.faithfulness import chosen_images, faithful_columns, knocked_out
 from experiments.leaks import split_findings
 from experiments.maps import ROWS_BYTES, Seen, look
