@@ -10,6 +10,9 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 
+from attnviz.errors import InputError
+from attnviz.runs.outputs import outside_runs
+
 
 def word(text: str) -> str:
     """Any word but an empty one."""
@@ -70,4 +73,7 @@ def _inside_folders(text: str) -> Path:
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir():
         raise ArgumentTypeError(f"expected folders above {text!r}, {above.name!r} is a file")
-    return path
+    try:
+        return outside_runs(path)
+    except InputError as error:
+        raise ArgumentTypeError(str(error).partition(": ")[2]) from error

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from attnviz.runs.header import plain
+from attnviz.runs.documents import plain
 
 
 def printable(value: object) -> str:

@@ -110,8 +110,9 @@ def test_a_damaged_file_is_named_and_the_rest_can_be_read(
     assert found.named("b").state == "complete"
     faults = [fault for fault in verify(tmp_path) if fault.where == "a"]
     if name == "run.json":
-        kind = {remove: "missing", flip: "checksum"}.get(damage, "header")
-        assert (faults[0].file, faults[0].kind) == ("run.json", kind)
+        kinds = {remove: ("missing",), flip: ("checksum", "header")}.get(damage, ("header",))
+        assert faults[0].file == "run.json"
+        assert faults[0].kind in kinds
         if damage is remove:
             assert found.left_out == {"a": "no run.json"}
         elif damage is not flip:
@@ -444,8 +445,8 @@ def test_a_file_that_may_not_be_read_breaks_its_run_alone(open_tmp: Path) -> Non
 
 def test_what_killed_writers_left_is_cleared_by_the_next(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from attnviz.runs import beginning, start_run\n"
-        "beginning.into_place = lambda *a: os._exit(9)\n"
+        "import os, sys; from attnviz.runs import lifecycle, start_run\n"
+        "lifecycle.into_place = lambda *a: os._exit(9)\n"
         "start_run(sys.argv[1], sys.argv[2], variant='mha', settings={}, seed=0)"
     )
     for name in ("a", "b"):
