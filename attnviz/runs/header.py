@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from attnviz.definitions import renamed_levels
 from attnviz.errors import InputError, RunError
 from attnviz.runs.documents import Document, document
 from attnviz.runs.layout import HEADER
@@ -35,7 +36,6 @@ STALE_AFTER = 300.0
 THING = "object"
 """What is looked for, where a run does not name it."""
 
-_FORMER_LEVELS = {"ceiling": "redrawn"}
 _STATUSES = ("running", "stopped", "complete")
 
 
@@ -103,22 +103,7 @@ def parse(content: bytes) -> Header:
 def upgraded(found: Document) -> Document:
     """A document with the names of earlier versions replaced by those of this one."""
     summary = found.get("summary")
-    metrics = summary.get("metrics") if isinstance(summary, dict) else None
-    if not isinstance(summary, dict) or not isinstance(metrics, dict):
-        return found
-    renamed = {
-        name: {key: _renamed(score) for key, score in scores.items()}
-        if isinstance(scores, dict)
-        else scores
-        for name, scores in metrics.items()
-    }
-    return found | {"summary": summary | {"metrics": renamed}}
-
-
-def _renamed(score: Any) -> Any:
-    if not isinstance(score, dict):
-        return score
-    return {_FORMER_LEVELS.get(key, key): value for key, value in score.items()}
+    return found | {"summary": renamed_levels(summary)} if isinstance(summary, dict) else found
 
 
 def channels(name: str, values: Sequence[float] | None) -> list[float] | None:
@@ -233,7 +218,8 @@ def _header(found: Document) -> Header:
         thing=_field(found, "thing", str, THING) or THING,
         files={k: entry_of(k, v) for k, v in _field(found, "files", dict, {}).items()},
         **texts,
-        **{key: _field(found, key, dict, {}) for key in objects},
+        **{key: _field(found, key, dict, {}) for key in objects if key != "summary"},
+        summary=renamed_levels(_field(found, "summary", dict, {})),
     )
 
 

@@ -13,6 +13,7 @@ from pandas.testing import assert_frame_equal
 from attnviz import InputError, RunError, open_run
 from attnviz.runs import Run, RunWriter, start_run
 from experiments import checkpoints, training
+from experiments.data.photos import photo_scenes
 from experiments.running import run_training, try_training
 from experiments.settings import Settings
 from experiments.training import learning_rate
@@ -52,7 +53,14 @@ def test_a_run_holds_all_that_was_measured(unbroken: Run) -> None:
     assert list(unbroken.curves()["epoch"]) == [1, 2, 3]
     energy = unbroken.summary["metrics"]["received"]["energy_pointing_game"]
     assert energy["valid"] == patched.sum()
-    assert 0 < energy["chance"] < energy["ceiling"] <= 1
+    assert 0 < energy["chance"] < energy["redrawn"] <= 1
+
+
+def test_a_run_names_the_photograph_of_every_crop(unbroken: Run) -> None:
+    assert unbroken.samples()["group"].tolist() == photo_scenes("test", 12)
+    told = unbroken.test_set().info["photographs"]
+    assert set(told["test"]) == set(photo_scenes("test", 12))
+    assert not set(told["test"]) & (set(told["train"]) | set(told["val"]))
 
 
 def test_a_finished_run_is_reused(unbroken: Run) -> None:
@@ -95,7 +103,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     writer = start_run(tmp_path, TINY.run_id, variant="mha", settings=TINY.as_dict(), seed=0)
     other = torch.nn.Linear(2, 2)
     optimizer = torch.optim.Adam(other.parameters())
-    progress = checkpoints.Progress()
+    progress = checkpoints.TrainingState()
     content = checkpoints.to_bytes(other, other, other.state_dict(), optimizer, progress)
     writer.write(checkpoints.FILE, content)
     writer.stop("interrupted")

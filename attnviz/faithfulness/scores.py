@@ -1,0 +1,101 @@
+"""All faithfulness scores of a set of maps, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from attnviz.attribution import infidelity
+from attnviz.baseline_images import Blank
+from attnviz.errors import unknown_name
+from attnviz.faithfulness.average_drop import avg_drop, increase_in_confidence
+from attnviz.faithfulness.confidence import ROWS, Output
+from attnviz.faithfulness.deletion import deletion_auc, insertion_auc
+from attnviz.faithfulness.road import PERCENTILES, road_lerf, road_morf
+from attnviz.inputs import AnyMaps
+from attnviz.shapes import Images, Scores
+from attnviz.targets import Target
+
+METRICS = {
+    "deletion_auc": "confidence while the highest places are removed ↓",
+    "insertion_auc": "confidence while the highest places appear ↑",
+    "road_morf": "confidence with the most relevant places imputed ↓",
+    "road_lerf": "confidence with the least relevant places imputed ↑",
+    "road_combined": "(LeRF − MoRF) / 2 ↑",
+    "avg_drop": "share of the confidence lost when only the map is kept ↓",
+    "increase_in_confidence": "whether the confidence rises when only the map is kept ↑",
+    "infidelity": "Captum's, over Gaussian noise ↓",
+}
+"""Each score's key, its meaning and the direction that is better."""
+
+DEFAULT = tuple(name for name in METRICS if name != "infidelity")
+
+
+def faithfulness_scores(
+    model: nn.Module,
+    images: Images,
+    maps: AnyMaps,
+    *,
+    metrics: Sequence[str] = DEFAULT,
+    target: Target = None,
+    baseline: Blank = "black",
+    value_range: tuple[int | float, int | float] = (-1.0, 1.0),
+    steps: int = 32,
+    percentiles: Sequence[int | float] = PERCENTILES,
+    output: Output = "probability",
+    rows: int = ROWS,
+    seed: int = 0,
+) -> dict[str, Scores]:
+    """Whether the maps show what the model goes by: one score per image and metric.
+
+    Args:
+        model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs; asked in evaluation
+            mode and left as it was.
+        images: `(b, c, h, w)`.
+        maps: `(b, h, w)` at the images' size, tensor or numpy.
+        metrics: Keys of `METRICS`.
+        target: Which output; needed for `n > 1`.
+        baseline: What stands for a removed place in deletion, insertion, average drop and
+            increase, see `attnviz.baseline_images.BLANKS`. ROAD imputes and has none.
+        value_range: What black and white are.
+        steps: Of deletion and insertion.
+        percentiles: Of ROAD.
+        output: `"probability"` (sigmoid of a single output, softmax over several) or `"logit"`.
+        rows: Images in one forward.
+        seed: Of noise, and of the order among tied places.
+
+    Returns:
+        Each metric's `(b,)` scores; NaN where a map cannot be scored.
+
+    Raises:
+        InputError: An unknown metric, maps that do not fit, several outputs and no target.
+    """
+    for name in metrics:
+        if name not in METRICS:
+            raise unknown_name("faithfulness metric", name, METRICS)
+    common: dict[str, Any] = {"target": target, "output": output, "rows": rows}
+    blanked = {"baseline": baseline, "value_range": value_range, **common}
+    stepped = {"steps": steps, "seed": seed, **blanked}
+    imputed = {"percentiles": percentiles, "seed": seed, **common}
+    ways: dict[str, tuple[Callable[..., Scores], dict[str, Any]]] = {
+        "deletion_auc": (deletion_auc, stepped),
+        "insertion_auc": (insertion_auc, stepped),
+        "road_morf": (road_morf, imputed),
+        "road_lerf": (road_lerf, imputed),
+        "avg_drop": (avg_drop, blanked),
+        "increase_in_confidence": (increase_in_confidence, blanked),
+        "infidelity": (infidelity, {"target": target, "seed": seed}),
+    }
+    wanted = set(metrics)
+    if "road_combined" in wanted:  # both halves, once
+        wanted |= {"road_morf", "road_lerf"}
+    scores = {
+        name: way(model, images, maps, **options)
+        for name, (way, options) in ways.items()
+        if name in wanted
+    }
+    if "road_combined" in wanted:
+        scores["road_combined"] = (scores["road_lerf"] - scores["road_morf"]) / 2
+    return {name: scores[name] for name in metrics}

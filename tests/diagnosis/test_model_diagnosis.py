@@ -1,0 +1,263 @@
+"""What `diagnose` says of models, and that it leaves them as they came."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import attnviz as av
+from attnviz.diagnosis import diagnose
+from attnviz.diagnosis.examination import is_trained
+from attnviz.diagnosis.outputs import flat_output
+from attnviz.errors import InputError
+from attnviz.patches import inject_patch
+from tests.diagnosis.twins import TWINS, C
+
+
+def noise(n: int = 8, side: int = 48) -> Tensor:
+    images = torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(0))
+    return images.mul(0.3).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("name", ["cnn", "mha", "mha_conv1d", "cbam_channel", "cbam"])
+def test_the_reference_models_have_no_error(name: str) -> None:
+    torch.manual_seed(0)
+    found = diagnose(av.build_model(name, width=16), noise(), name=name)
+    assert not found.errors
+    assert not found.warnings
+    assert found.headline.startswith(f"{name}: nothing wrong was found")
+
+
+def test_the_scrambled_reference_is_named_in_one_line() -> None:
+    torch.manual_seed(0)
+    found = diagnose(av.build_model("mha_reshape"), noise(4, 96), name="mha_reshape")
+    start = "mha_reshape: error scrambled-tokens at features.attention.attend: "
+    assert found.headline.startswith(start)
+    assert "\n" not in found.headline
+    assert found.errors.codes == ("scrambled-tokens",)
+    assert 0 < found.errors[0].evidence["share"] < 0.5
+
+
+@pytest.mark.parametrize("name", ["mha", "mha_reshape"])
+def test_attention_is_judged_alike_where_its_softmax_is_written_out(name: str) -> None:
+    torch.manual_seed(0)
+    model = av.build_model(name, width=16)
+    fused = diagnose(model, noise())
+    attend = model.get_submodule("features.attention.attend")
+    handle = attend.get_submodule("softmax").register_forward_hook(lambda *_: None)
+    written = diagnose(model, noise())
+    handle.remove()
+    assert written.errors.codes == fused.errors.codes
+
+
+def test_only_what_points_at_no_place_says_so() -> None:
+    said = {
+        name: "nothing-spatial" in diagnose(av.build_model(name, width=16), noise()).codes
+        for name in ("cnn", "mha", "cbam_channel", "cbam")
+    }
+    assert said == {"cnn": False, "mha": False, "cbam_channel": True, "cbam": False}
+
+
+class Jumpy(nn.Module):
+    """Counts its calls in a buffer, and raises on the call that it is told to."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.fails_at = fails_at
+        self.inner = TWINS["reshaped tokens"].make(mended=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        if int(self.calls) == self.fails_at:
+            raise RuntimeError("as it was told")
+        return self.inner(images)
+
+
+@pytest.mark.parametrize("fails_at", [None, 1])
+def test_the_model_is_left_as_it_came(fails_at: int | None) -> None:
+    model = Jumpy(fails_at)
+    model.train()
+    model.inner.stem.eval()
+    model(noise(4, 32)).sum().backward() if fails_at is None else None
+    modes = [module.training for module in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    if fails_at is None:
+        diagnose(model, noise(8, 32))
+    else:
+        with pytest.raises(RuntimeError, match="as it was told"):
+            diagnose(model, noise(8, 32))
+    assert torch.equal(torch.rand(3), expected)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    for parameter, before in zip(model.parameters(), grads, strict=True):
+        assert (before is None) == (parameter.grad is None)
+        assert before is None or torch.equal(parameter.grad, before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert torch.is_grad_enabled()
+
+
+def test_the_same_model_and_images_give_the_same_findings() -> None:
+    model, images = TWINS["heads by view"].make(mended=False), noise(8, 32)
+    assert diagnose(model, images).as_dicts() == diagnose(model, images).as_dicts()
+
+
+def test_one_image_is_enough_for_a_fault_of_structure() -> None:
+    case = TWINS["reshaped tokens"]
+    assert "scrambled-tokens" in diagnose(case.make(mended=False), case.images()[:1]).codes
+
+
+def test_what_random_weights_do_is_not_held_against_them() -> None:
+    case = TWINS["queries and keys hardly trained"]
+    model, images = case.make(mended=False), case.images()
+    severities = {
+        trained: [one.severity for one in diagnose(model, images, trained=trained)
+                  if one.code == "near-uniform"]
+        for trained in (True, False)
+    }  # fmt: skip
+    assert severities == {True: ["warning"], False: []}
+
+
+def test_whether_weights_are_trained_is_read_off_the_norms() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    assert is_trained(nn.Conv2d(3, 4, 1)) is None
+    assert is_trained(model) is False
+    model.train()(noise(2, 8))
+    assert is_trained(model) is True
+    layer = nn.LayerNorm(4)
+    assert is_trained(layer) is False
+    layer.weight.data[0] = 0.9
+    assert is_trained(layer) is True
+
+
+def test_a_zeroed_branch_is_an_error_only_in_a_trained_model() -> None:
+    model = TWINS["scores between channels"].make(mended=True)  # its gamma starts at zero
+    codes = [diagnose(model, noise(8, 32), trained=t).errors.codes for t in (True, False)]
+    assert codes == [("no-effect",), ()]
+
+
+def masked(side: int = 32, n: int = 16) -> tuple[Tensor, Tensor]:
+    images, masks, _ = inject_patch(noise(n, side), size=8, seed=3)
+    return images, masks
+
+
+class Bright(nn.Module):
+    """A spatial gate that opens where the image is bright, or where it is not."""
+
+    def __init__(self, sign: float) -> None:
+        super().__init__()
+        self.sign, self.conv = sign, nn.Conv2d(3, C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = (self.sign * 8 * (x.mean(1, keepdim=True) - 0.5)).sigmoid()
+        return (self.conv(x) * gate).mean((2, 3))
+
+
+def test_a_map_that_finds_the_mask_raises_nothing_and_one_that_avoids_it_does() -> None:
+    images, masks = masked()
+    assert not diagnose(Bright(1).eval(), images, masks, trained=True).warnings
+    found = diagnose(Bright(-1).eval(), images, masks, trained=True).warnings
+    assert found.codes == ("outside-mask",)
+    assert found[0].evidence["high"] < 1
+    assert found[0].evidence["images"] == 16
+    assert "outside-mask" not in diagnose(Bright(-1).eval(), images, trained=True).codes
+
+
+def test_a_map_of_elsewhere_is_not_above_chance() -> None:
+    case = TWINS["queries and keys hardly trained"]
+    images, masks = masked()
+    found = diagnose(case.make(mended=False), images, masks, trained=True)
+    assert "not-above-chance" in found.codes
+    model = case.make(mended=False)
+    assert "not-above-chance" not in diagnose(model, images, masks, trained=False).codes
+
+
+def test_images_are_examined_too() -> None:
+    model = TWINS["reshaped tokens"].make(mended=True)
+    images = noise(8, 32)
+    broken = images.clone()
+    broken[0, 0, 0, 0] = torch.nan
+    broken[1] = broken[2]
+    broken[3] = 0.5
+    found = diagnose(model, broken)
+    assert found.errors.codes == ("input-not-finite",)
+    assert found.errors[0].evidence == {"images": 1}
+    assert "input-constant" in found.codes
+    assert "input-range" in diagnose(model, (images + 1) * 127.5).codes
+    copies = images.clone()
+    copies[1] = copies[2]
+    assert "input-repeated" in diagnose(model, copies).codes
+    assert "input-repeated" not in diagnose(model, images).codes
+    assert diagnose(model, images * torch.nan).codes == ("input-not-finite",)
+
+
+def test_images_unlike_those_of_training_are_noticed() -> None:
+    model = TWINS["reshaped tokens"].make(mended=True).train()
+    for seed in range(60):
+        model(noise(8, 32) + 0.01 * seed / 60)
+    model.eval()
+    assert "input-statistics" not in diagnose(model, noise(8, 32)).codes
+    assert "input-statistics" in diagnose(model, noise(8, 32) * 12).codes
+
+
+def test_training_mode_is_mentioned_where_it_matters() -> None:
+    model = TWINS["reshaped tokens"].make(mended=True)
+    assert "left-in-training" not in diagnose(model, noise(8, 32), trained=True).codes
+    found = diagnose(model.train(), noise(8, 32), trained=True)
+    assert found.warnings.codes[0] == "left-in-training"
+
+
+def test_outputs_of_any_nesting_are_one_table() -> None:
+    x = torch.ones(2, 3)
+    assert flat_output((x, [{"a": x[:, :1]}], torch.ones(5), torch.ones(2).long())).shape == (2, 4)
+    with pytest.raises(InputError, match="expected a model that returns tensors, got int"):
+        flat_output(3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_images_of_any_precision_with_or_without_a_gradient_can_be_examined(
+    dtype: torch.dtype,
+) -> None:
+    torch.manual_seed(0)
+    images = noise(3).to(dtype)
+    images[2] = images[1]
+    images.requires_grad_()
+    found = diagnose(av.build_model("mha", width=16).to(dtype), images)
+    assert [(one.code, one.evidence) for one in found if one.code.startswith("input")] == [
+        ("input-repeated", {"images": 1})
+    ]
+    assert images.requires_grad
+
+
+def test_masks_and_padding_are_welcome_as_arrays() -> None:
+    torch.manual_seed(0)
+    model, images = av.build_model("mha", width=16), noise(8)
+    masks, padding = noise(8)[:, 0] > 0.5, torch.zeros(8, 48, 48, dtype=torch.bool)
+    padding[:, :12] = True
+    expected = diagnose(model, images, masks, padding=padding, trained=True)
+    found = diagnose(model, images, masks.numpy(), padding=padding.numpy(), trained=True)
+    assert found.as_dicts() == expected.as_dicts()
+    assert {"padding-attention", "not-above-chance"} <= set(found.codes)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"images": torch.zeros(3, 8, 8)}, "diagnose: expected floating point images"),
+        ({"images": torch.zeros(2, 3, 8, 8).byte()}, "got torch.uint8"),
+        ({"images": torch.zeros(0, 3, 8, 8)}, "expected one image or more, got none"),
+        ({"model": len}, "expected a torch module, got builtin_function_or_method"),
+        ({"masks": torch.zeros(2, 8, 8)}, r"expected masks as booleans \(2, 8, 8\), got torch.fl"),
+        ({"padding": torch.zeros(1, 8, 8).bool()}, "expected padding as booleans"),
+    ],
+)
+def test_wrong_arguments_are_named(given: dict, message: str) -> None:
+    whole = {"model": nn.Identity(), "images": torch.zeros(2, 3, 8, 8)} | given
+    with pytest.raises(InputError, match=message):
+        diagnose(**whole)
