@@ -34,7 +34,7 @@ COMMANDS = {
     "diff": "print the settings in which runs differ",
     "export": "write the tables of runs as CSV, JSON or Parquet",
     "verify": "check every file of every run",
-    "migrate": "bring runs of an older schema up to date",
+    "migrate": "write the headers of runs of an earlier form, or edited by hand, anew",
 }
 
 

@@ -18,7 +18,7 @@ no torch.
 """
 
 from attnviz.runs.datasets import Dataset, list_datasets, open_dataset, save_dataset
-from attnviz.runs.diff import ABSENT, differing, flat
+from attnviz.runs.diff import ABSENT, differing, flat, in_words
 from attnviz.runs.faults import Fault
 from attnviz.runs.header import STALE_AFTER, STATES, File, State
 from attnviz.runs.layout import SCHEMA
@@ -51,6 +51,7 @@ __all__ = [
     "amend_run",
     "differing",
     "flat",
+    "in_words",
     "list_datasets",
     "list_runs",
     "migrate_run",
