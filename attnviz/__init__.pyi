@@ -12,6 +12,8 @@ from attnviz.errors import InputError as InputError
 from attnviz.errors import NothingSeenError as NothingSeenError
 from attnviz.errors import RunError as RunError
 from attnviz.errors import UnsupportedError as UnsupportedError
+from attnviz.evaluation import Evaluation as Evaluation
+from attnviz.evaluation import evaluate as evaluate
 from attnviz.faithfulness import faithfulness_scores as faithfulness_scores
 from attnviz.faithfulness import knockout as knockout
 from attnviz.faithfulness import randomisation as randomisation

@@ -103,7 +103,7 @@ def reference_page() -> str:
         package = attnviz._HOMES[name]
         value = getattr(attnviz, name)
         first = " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
-        rows.append(f"| `{name}` | `attnviz.{package}` | {first.replace('|', chr(92) + '|')} |")
+        rows.append(f"| `{name}` | `{package}` | {first.replace('|', chr(92) + '|')} |")
     return parts[0] + "\n\n" + parts[1] + "\n" + "\n".join(rows) + "\n"
 
 
