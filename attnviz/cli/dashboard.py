@@ -35,9 +35,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run Streamlit until it is stopped."""
-    if "://" not in args.runs and not (args.runs and Path(args.runs).is_dir()):
+    if "://" not in args.runs and not (args.runs and os.path.isdir(args.runs)):
         raise RunError(
-            f"dashboard: no folder {args.runs!r}; "
+            f"dashboard: no folder {args.runs[:200]!r}; "
             "`uv run python -m experiments quickstart` makes one"
         )
     if find_spec("streamlit") is None:
