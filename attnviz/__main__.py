@@ -2,12 +2,14 @@
 
 An interrupt while modules are imported, or after the command has ended, ends the process at once;
 in between it is a `KeyboardInterrupt`, and one that a finaliser would have swallowed ends it too.
+Where interrupts are ignored from the start, as in a shell's background, they stay ignored.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
+from typing import Any
 
 INTERRUPTED = 130
 
@@ -18,19 +20,24 @@ def main() -> int:
     Returns:
         The exit code.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _on_interrupt(signal.SIG_DFL)
     _open_streams()
     from attnviz.cli import run
 
     sys.unraisablehook = _unraisable
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _on_interrupt(signal.default_int_handler)
         code = run()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        _on_interrupt(signal.SIG_DFL)
     except KeyboardInterrupt:  # between two lines of ours
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        _on_interrupt(signal.SIG_DFL)
         return INTERRUPTED
     return code
+
+
+def _on_interrupt(handler: Any) -> None:
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _open_streams() -> None:

@@ -165,6 +165,7 @@ def child(step, words, out):
         return trace
     os.dup2(out, 1); os.dup2(out, 2)
     sys.argv = ['attnviz', *words]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     from attnviz.__main__ import main
     sys.settrace(trace)
     code = main()
