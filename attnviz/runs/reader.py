@@ -23,7 +23,7 @@ from attnviz.runs.datasets import Dataset, open_dataset
 from attnviz.runs.documents import SIZE_LIMIT, NewerError, loaded
 from attnviz.runs.faults import Fault, run_faults
 from attnviz.runs.header import STATES, THING, File, Header, State, judged, parse
-from attnviz.runs.layout import CURVES, DATASETS, HEADER, LAYOUTS, SAMPLES, WEIGHTS
+from attnviz.runs.layout import ARRAYS, CURVES, DATASETS, HEADER, LAYOUTS, SAMPLES, WEIGHTS
 from attnviz.runs.names import array_file, array_name, is_plain
 from attnviz.runs.storage import (
     WHOLE_LIMIT,
@@ -170,7 +170,15 @@ class Run:
 
     def about(self, name: str) -> Mapping[str, Any]:
         """What the writer noted beside a file, such as `"maps/attend"`: grids, layer, method."""
-        return self._listed(self._file_of(name)).about
+        return self.entry(name).about
+
+    def entry(self, name: str) -> File:
+        """The entry of a file: of `"maps/<name of a map>"` or of `"samples.parquet"`.
+
+        Raises:
+            InputError: the run has no such file.
+        """
+        return self._listed(self._file_of(name))
 
     def samples(self, columns: Sequence[str] | None = None) -> DataFrame:
         """One row per test image: label, prediction, box, every metric of every map.
@@ -276,8 +284,8 @@ class Run:
         return tuple(name for name in found if name is not None)
 
     def _file_of(self, name: str) -> str:
-        room, _, array = name.partition("/")
-        return name if name in self.files or not _ else array_file(room, array)
+        folder, _, array = name.partition("/")
+        return array_file(folder, array) if folder in ARRAYS and name not in self.files else name
 
     def _listed(self, name: str) -> File:
         if name not in self.files:
