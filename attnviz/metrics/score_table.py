@@ -11,6 +11,7 @@ from attnviz.errors import unknown_name
 from attnviz.metrics.options import Options
 from attnviz.metrics.reasons import Reason
 from attnviz.metrics.registry import METRICS
+from attnviz.text import table
 
 
 class ScoreTable(dict[str, Tensor]):
@@ -55,12 +56,14 @@ class ScoreTable(dict[str, Tensor]):
         }
 
     def __repr__(self) -> str:
-        head = f"{'metric':<24} {'mean':>8}  scored"
-        lines = [head, "─" * len(head)]
+        tau = self.thresholds
+        head = ("metric", "mean", "scored", *(["τ"] if tau else []))
+        rows = []
         for key, row in self.summary().items():
-            tau = f"  τ {self.thresholds[key]:.4g}" if key in self.thresholds else ""
-            lines.append(f"{key:<24} {row['mean']:8.4f}  {row['valid']} of {row['n']}{tau}")
-        return "\n".join([*lines, *self._missing()])
+            shown = f"{tau[key]:.4g}" if key in tau else ""
+            line = (key, f"{row['mean']:.4f}", f"{row['valid']} of {row['n']}", shown)
+            rows.append(line[: len(head)])
+        return "\n".join([table(head, rows, right=(1,), rule=True), *self._missing()])
 
     def _missing(self) -> list[str]:
         return [
