@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -44,26 +46,47 @@ class ScoreTable(dict[str, Tensor]):
             raise unknown_name("metric", key, self)
         return in_words(self.flags, METRICS[key].blocked_under(self.options))
 
-    def summary(self) -> dict[str, dict[str, float | int]]:
-        """By metric the mean over the images that have a score, how many have, and of how many."""
-        return {
-            key: {
-                "mean": float(scores.nanmean()),
-                "valid": int((~scores.isnan()).sum()),
-                "n": len(scores),
-            }
+    def summary(
+        self, *, group: Any = None, confidence: float = 0.95
+    ) -> dict[str, dict[str, float | int]]:
+        """By metric the mean over the images that have a score, and its interval.
+
+        The interval is of these images' population, for this one training (docs/intervals.md).
+
+        Args:
+            group: Each image's group (photograph, patient, video), (b,): images of one group are no
+                independent ones. Each its own if None.
+            confidence: The interval's level.
+
+        Returns:
+            Metric → `mean`, `low`, `high` (NaN where there is none), `valid` (images that have a
+            score) and `n` (all).
+
+        Raises:
+            InputError: There is not one group for each image.
+        """
+        from attnviz.comparison.summary import summarised
+
+        rows = {
+            key: summarised(key, scores.cpu().numpy(), group=group, confidence=confidence)
             for key, scores in self.items()
+        }
+        return {
+            key: {name: math.nan if one is None else one for name, one in row.items()}
+            for key, row in rows.items()
         }
 
     def __repr__(self) -> str:
         tau = self.thresholds
-        head = ("metric", "mean", "scored", *(["τ"] if tau else []))
+        head = ("metric", "mean", "95 % interval", "scored", *(["τ"] if tau else []))
         rows = []
         for key, row in self.summary().items():
+            known = row["low"] == row["low"]
+            ends = f"{row['low']:.4f} to {row['high']:.4f}" if known else ""
             shown = f"{tau[key]:.4g}" if key in tau else ""
-            line = (key, f"{row['mean']:.4f}", f"{row['valid']} of {row['n']}", shown)
+            line = (key, f"{row['mean']:.4f}", ends, f"{row['valid']} of {row['n']}", shown)
             rows.append(line[: len(head)])
-        return "\n".join([table(head, rows, right=(1,), rule=True), *self._missing()])
+        return "\n".join([table(head, rows, right=(1, 2), rule=True), *self._missing()])
 
     def _missing(self) -> list[str]:
         return [
