@@ -26,6 +26,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "attention_gradcam",
         "gate_map",
         "channel_gated",
+        "maps_of",
     ),
     "attribution": ("attribute",),
     "metrics": ("localization", "agreement", "baselines", "calibrate_threshold"),

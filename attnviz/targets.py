@@ -1,7 +1,7 @@
-"""Which of a model's outputs a map speaks of.
+"""Targets: which of a model's outputs is explained.
 
-One rule, shared by every room that takes a gradient or reads a confidence: a model with a single
-output needs no target, a model with several needs one, and nobody guesses.
+One rule for everything that takes a gradient or reads a confidence: a model with a single output
+needs no target, a model with several outputs needs one. A target is never guessed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from attnviz.errors import InputError
@@ -46,6 +46,32 @@ def target_scores(outputs: Float[Tensor, "b *n"], target: Target = None) -> Scor
     return outputs.gather(1, chosen.to(outputs.device)[:, None])[:, 0]
 
 
+def output_rows(outputs: object, b: int, target: Target) -> Float[Tensor, "rows n"]:
+    """A model's outputs as `(rows, n)`, with `target` checked against `n` for `b` images.
+
+    Args:
+        outputs: What the model returned, one row per image or per version of an image.
+        b: The number of images.
+        target: As in `target_scores`.
+
+    Raises:
+        InputError: No tensor, no rows of logits, or a target that does not choose.
+    """
+    if not isinstance(outputs, Tensor):
+        raise InputError(
+            f"expected the model to return a tensor of logits, got {type(outputs).__name__}; "
+            "wrap it in a module that returns the logits"
+        )
+    rows = outputs[:, None] if outputs.ndim == 1 else outputs
+    if rows.ndim != 2:
+        raise InputError(
+            f"expected the model to return (b,) or (b, n), got {tuple(outputs.shape)}; "
+            "wrap it in a module that returns the logits"
+        )
+    target_indices(b, rows.shape[1], target)
+    return rows
+
+
 def target_indices(b: int, n: int, target: Target) -> Tensor:
     """The target as one index per image, `(b,)` int64, checked against `n` outputs.
 
@@ -75,10 +101,10 @@ def target_indices(b: int, n: int, target: Target) -> Tensor:
 
 
 def as_indices(target: int | Sequence[int] | Tensor) -> Tensor:
-    """What was given as a target, as a tensor, whether or not its values fit.
+    """A target as a tensor, its values unchecked.
 
     Raises:
-        InputError: It is no number and no sequence of them.
+        InputError: It is neither a number nor a sequence of numbers.
     """
     try:
         return torch.as_tensor(target).detach().cpu()
@@ -88,3 +114,18 @@ def as_indices(target: int | Sequence[int] | Tensor) -> Tensor:
             f"{type(target).__name__}; to explain anything else, wrap the model in a module that "
             "returns it as (b,)"
         ) from None
+
+
+def indices_per_image(target: Target, images: Tensor) -> Int[Tensor, " b"]:
+    """One index per image on the images' device, where the number of outputs is not known yet.
+
+    Raises:
+        InputError: Neither one index nor one per image.
+    """
+    chosen = as_indices(0 if target is None else target).to(images.device).long()
+    if chosen.ndim and chosen.shape != images.shape[:1]:
+        raise InputError(
+            f"target: expected one index or {len(images)} of them (one per image), "
+            f"got shape {tuple(chosen.shape)}"
+        )
+    return chosen.expand(len(images))

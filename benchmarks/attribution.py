@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from attnviz.attribution import MEMORY, attribute
-from attnviz.attribution.asking import bytes_per_image
+from attnviz.attribution.request import bytes_per_image
 from attnviz.models import build_model
 
 LAYER = "features.conv3"

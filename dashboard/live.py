@@ -17,7 +17,7 @@ from torch import nn
 
 from attnviz.attribution import attribute
 from attnviz.capture import Record, edits, watch
-from attnviz.maps import channel_gated, gate_map, received
+from attnviz.maps import primary
 from attnviz.models.pixels import as_bytes
 from attnviz.models.pixels import as_input as scaled
 from attnviz.patches import inject_patch
@@ -177,16 +177,15 @@ def _edit(switched: Sequence[Switch]) -> dict[str, Any]:
 
 
 def _views(record: Record) -> list[View]:
-    if record.kind == "attention" and record.weights is not None:
-        each = received(record, heads="each")[0]
-        whole = View(record.name, received(record)[0].numpy(), "received")
-        heads = [View(f"head {i}", one.numpy(), "received") for i, one in enumerate(each, 1)]
-        return [whole, *heads]
-    if record.axis == "spatial":
-        return [View(record.name, gate_map(record)[0].numpy(), "gate_map")]
-    if record.axis == "channel":
-        return [View(record.name, channel_gated(record)[0].numpy(), "channel_gated")]
-    return []
+    construction = primary(record)
+    if construction is None:
+        return []
+    key, draw = construction.key, construction.draw
+    whole = View(record.name, draw(record)[0].numpy(), key)
+    if not construction.per_head:
+        return [whole]
+    each = draw(record, heads="each")[0]
+    return [whole, *(View(f"head {i}", one.numpy(), key) for i, one in enumerate(each, 1))]
 
 
 def _last_conv(model: nn.Module) -> str:

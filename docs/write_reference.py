@@ -1,4 +1,4 @@
-"""Write docs/metrics.md and docs/reference.md from docstrings, docs/tutorial.ipynb from its page.
+"""Write maps.md, metrics.md and reference.md from docstrings, tutorial.ipynb from its page.
 
     uv run python docs/write_reference.py
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import attnviz
 import attnviz.metrics as metrics
+from attnviz.maps import CONSTRUCTIONS, Construction
 from attnviz.metrics import METRICS
 
 HERE = Path(__file__).parent
@@ -34,6 +35,20 @@ This page is written by `docs/write_reference.py` from the docstrings.
 | --- | --- | --- | --- | --- |
 """
 
+
+_MAPS_HEAD = """\
+# Maps
+
+A *construction* turns attention or a gate into maps `(b, h, w)`, raw and at the record's own grid
+unless a size is given. Two constructions of one record can correlate at .99 or at .01, so that a
+map is always shown with its construction's name. `av.maps_of(seen)` draws the primary map of each
+record and says why a record has none; `attnviz.maps.construction` registers a map of one's own.
+
+This page is written by `docs/write_reference.py` from the table and the docstrings.
+
+| key | name | computes | reads | a watch keeps | source |
+| --- | --- | --- | --- | --- | --- |
+"""
 
 _PEERS = """\
 ## Where others differ
@@ -79,17 +94,38 @@ def metrics_page() -> str:
 def reference_page() -> str:
     """Every public name of `attnviz` with its signature and the first sentence about it."""
     parts = [
-        "# Reference\n\nEvery name of `import attnviz as av`, and the room it lives in. "
+        "# Reference\n\nEvery name of `import attnviz as av`, and its package. "
         "`help(av.watch)` says the rest.\n\nThis page is written by `docs/write_reference.py`.",
-        "| name | room | what it is |\n| --- | --- | --- |",
+        "| name | package | what it is |\n| --- | --- | --- |",
     ]
     rows = []
     for name in attnviz.__all__:
-        room = attnviz._HOME[name]
-        value = getattr(import_module(f"attnviz.{room}"), name)  # `compare` is a module's name too
+        package = attnviz._HOME[name]
+        value = getattr(attnviz, name)
         first = " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
-        rows.append(f"| `{name}` | `attnviz.{room}` | {first.replace('|', chr(92) + '|')} |")
+        rows.append(f"| `{name}` | `attnviz.{package}` | {first.replace('|', chr(92) + '|')} |")
     return parts[0] + "\n\n" + parts[1] + "\n" + "\n".join(rows) + "\n"
+
+
+def maps_page() -> str:
+    """Every construction: what it computes, what it reads, what a watch must keep for it."""
+    rows = [
+        f"| `{one.key}` | {one.title} | {one.meaning} | {one.subject} | {_kept(one)} "
+        f"| {one.source or '–'} |"
+        for one in CONSTRUCTIONS.values()
+    ]
+    parts = [_MAPS_HEAD + "\n".join(rows)]
+    for one in CONSTRUCTIONS.values():
+        parts.append(f"## {one.key}\n\n```text\n{inspect.getdoc(one.draw)}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _kept(one: Construction) -> str:
+    if one.gradient:
+        return "`keep_graph=True`"
+    if one.features:
+        return "`features=True`"
+    return f'`reduce="{one.reduce}"` is enough' if one.reduce else "whole values"
 
 
 def notebook() -> str:
@@ -109,6 +145,7 @@ def _cell(number: int, text: str) -> dict[str, object]:
 
 
 PAGES = {
+    "maps.md": maps_page,
     "metrics.md": metrics_page,
     "reference.md": reference_page,
     "tutorial.ipynb": notebook,

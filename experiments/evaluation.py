@@ -27,7 +27,7 @@ from attnviz.models import variants
 from attnviz.models.pixels import as_bytes
 from attnviz.runs import Run, RunWriter, save_dataset
 from experiments import checkpoints
-from experiments.data import load_images
+from experiments.data import about, groups, load_images
 from experiments.faithfulness import chosen_images, faithful_columns, knocked_out
 from experiments.leaks import split_findings
 from experiments.maps import ROWS_BYTES, Seen, look
@@ -62,7 +62,7 @@ def measure_run(
     device = device_of(settings)
     val, test = (Loader(settings, split, device) for split in ("val", "test"))
     calibration, seen = look(trained.model, val), look(trained.model, test, rows=ROWS)
-    table = _answers(seen)
+    table = _answers(seen) | _groups(settings)
     thresholds: dict[str, dict[str, float]] = {}
     metrics: dict[str, dict[str, dict[str, Any]]] = {}
     for name, grid_maps in seen.maps.items():
@@ -134,6 +134,7 @@ def keep_test_set(root: Path, settings: Settings) -> str:
         "patch": {"shape": settings.shape, "size": settings.size, "fill": settings.fill,
                   "opacity": settings.opacity},
         "data_seed": settings.data_seed,
+        **about(settings),
     }  # fmt: skip
     return save_dataset(
         root,
@@ -174,6 +175,12 @@ def _answers(seen: Seen) -> dict[str, Any]:
         "loss": _loss(logits, seen.labels).numpy(),
         **corners,
     }
+
+
+def _groups(settings: Settings) -> dict[str, Any]:
+    """The column that names the photograph of each test image, where several share one."""
+    named = groups(settings, "test")
+    return {} if named is None else {"group": np.asarray(named, dtype=object)}
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -18,6 +18,9 @@ INCIDENTAL = frozenset({"device", "threads"})
 SIZED = frozenset({"linear_tokens_channels"})
 """Models whose weights fit images of one size only."""
 
+_PHOTOS = 2
+"""Revision of the `photos` data set; a run on other crops of the same settings is another run."""
+
 _LEAST = {
     **dict.fromkeys(("train_images", "val_images", "test_images", "side", "size"), 1),
     **dict.fromkeys(("epochs", "patience", "batch"), 1),
@@ -130,6 +133,7 @@ class Settings:
     def run_id(self) -> str:
         """A name that says variant and seed, and tells apart everything that matters."""
         content = {k: v for k, v in self.as_dict().items() if k not in INCIDENTAL}
+        content |= {"photos": _PHOTOS} if self.data == "photos" else {}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return f"{self.variant}-s{self.seed}-{digest[:8]}"
 

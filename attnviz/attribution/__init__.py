@@ -11,11 +11,11 @@ map), and regressions of `kernel_shap` see 512 samples instead of 25.
 
 from __future__ import annotations
 
-from attnviz.attribution.attributing import MEMORY, attribute
-from attnviz.attribution.captums_metrics import infidelity, sensitivity
-from attnviz.attribution.catalogue import methods
+from attnviz.attribution.attribution import MEMORY, attribute
+from attnviz.attribution.explanation_metrics import infidelity, sensitivity
 from attnviz.attribution.layers import find_layer
-from attnviz.attribution.superpixels import superpixels
+from attnviz.attribution.method_table import methods
+from attnviz.attribution.regions import superpixels
 
 __all__ = [
     "MEMORY",

@@ -58,7 +58,7 @@ def app() -> Path:
     """
     for folder in (_PACKAGE.parent, _PACKAGE / "app"):
         page = folder / "dashboard" / "app.py"
-        if page.is_file() and (page.parent / "shelf.py").is_file():
+        if page.is_file() and (page.parent / "run_cache.py").is_file():
             return page
     raise UnsupportedError("dashboard: its pages are not installed; install attnviz from a wheel")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from attnviz import maps
-from attnviz.capture import Capture, Record, watch
+from attnviz.capture import Capture, watch
 from attnviz.cli.argument_types import folder, word
 from attnviz.cli.model_arguments import FORMS, RANGES, add_model, images_of, model_of
 from attnviz.cli.tables import as_json, printable
@@ -67,26 +66,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def draw(seen: Capture) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """One map per record, by `record:construction`, and why others have none."""
+    """The primary map of each record, by `record:construction`, and why others have none."""
     drawn: dict[str, Tensor] = {}
     left_out: dict[str, str] = {}
     for name, record in seen.items():
-        construction, made = _construction(record)
+        construction = maps.primary(record)
+        if construction is None:
+            left_out[name] = f"a gate over {record.axis} has no places"
+            continue
         try:
-            drawn[f"{name}:{construction}"] = made(record)
+            drawn[f"{name}:{construction.key}"] = construction.draw(record)
         except InputError as error:
             left_out[name] = str(error)
     return drawn, left_out
-
-
-def _construction(record: Record) -> tuple[str, Callable[[Record], Tensor]]:
-    """The map that says most of a record: the class token's row where there is one."""
-    if record.kind == "attention":
-        first = record.prefix and record.windows is None and record.query_grid is not None
-        return ("class_row", maps.class_row) if first else ("received", maps.received)
-    if record.scale is not None and record.scale.shape[-2:] == (1, 1):
-        return "channel_gated", maps.channel_gated
-    return "gate_map", maps.gate_map
 
 
 def _pixels(images: Tensor, normalise: str) -> np.ndarray:

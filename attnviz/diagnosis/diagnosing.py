@@ -21,7 +21,7 @@ from attnviz.diagnosis.spread import spread_findings
 from attnviz.diagnosis.tokens import order_findings, token_findings
 from attnviz.diagnosis.weights import applied_findings, weight_findings
 from attnviz.errors import InputError
-from attnviz.metrics.inputs import AnyMasks, as_tensor
+from attnviz.inputs import AnyMasks, as_tensor
 from attnviz.shapes import Images
 
 Rule: TypeAlias = Callable[[Examination], Iterator[Finding]]

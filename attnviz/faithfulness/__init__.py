@@ -17,7 +17,7 @@ from attnviz.faithfulness.deletion import deletion_auc, insertion_auc, removal_c
 from attnviz.faithfulness.knockout import Cut, Knockout, knockout
 from attnviz.faithfulness.randomisation import Randomisation, randomisation
 from attnviz.faithfulness.road import impute, road_combined, road_lerf, road_morf
-from attnviz.faithfulness.suite import DEFAULT, METRICS, faithfulness_scores
+from attnviz.faithfulness.scores import DEFAULT, METRICS, faithfulness_scores
 
 __all__ = [
     "DEFAULT",

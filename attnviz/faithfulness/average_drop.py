@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from attnviz.attribution.asking import paired
 from attnviz.baseline_images import Blank, blank_like
-from attnviz.faithfulness.confidence import ROWS, Output, asking, fitting
-from attnviz.metrics.inputs import AnyMaps
+from attnviz.faithfulness.confidence import ROWS, Output, confidence_of, fitting
+from attnviz.inputs import AnyMaps, maps_of_images
 from attnviz.shapes import Images, Scores
 from attnviz.targets import Target
 
@@ -97,9 +96,9 @@ def _confidences(
     rows: int,
 ) -> tuple[Scores, Scores]:
     """On the whole image, and on what the map lets through (NaN where it cannot be scaled)."""
-    maps = paired(images, maps).double()
+    maps = maps_of_images(images, maps).double()
     low, high = (m[:, None, None] for m in maps.flatten(1).aminmax(dim=1)) if len(maps) else (0, 1)
-    with asking(model, target, output, rows) as confidence:
+    with confidence_of(model, target, output, rows) as confidence:
         blank = blank_like(images, baseline, value_range=value_range)
         share = ((maps - low) / (high - low))[:, None]
         usable = fitting(share)

@@ -1,4 +1,4 @@
-"""What a model says of many versions of an image: confidences, a few rows at a time."""
+"""Confidences of a model on many versions of an image, a few rows in one forward."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from attnviz.attribution.asking import rows_of_outputs
-from attnviz.attribution.state import undisturbed
 from attnviz.errors import InputError, unknown_name
+from attnviz.model_state import frozen
 from attnviz.shapes import Images, Scores
-from attnviz.targets import Target, target_indices
+from attnviz.targets import Target, output_rows, target_indices
 
 Output: TypeAlias = Literal["probability", "logit"]
 """What is followed: the sigmoid of a single output or the softmax over several, or the output as
@@ -59,7 +58,7 @@ class Confidence:
         return torch.stack([self.of(images) for images in versions])
 
     def _read(self, outputs: object, numbers: Tensor, b: int) -> Scores:
-        rows = rows_of_outputs(outputs, b, self.target)
+        rows = output_rows(outputs, b, self.target)
         index = target_indices(b, rows.shape[1], self.target)[numbers].to(rows.device)
         if self.output == "probability":
             rows = rows.double()
@@ -68,13 +67,15 @@ class Confidence:
 
 
 @contextmanager
-def asking(model: nn.Module, target: Target, output: Output, rows: int) -> Iterator[Confidence]:
-    """The model's confidences, in evaluation mode and without gradients, and all restored after."""
+def confidence_of(
+    model: nn.Module, target: Target, output: Output, rows: int
+) -> Iterator[Confidence]:
+    """Confidences of a model in evaluation mode without gradients; its state restored after."""
     if output not in ("probability", "logit"):
         raise unknown_name("output", output, ("probability", "logit"))
     if rows < 1:
         raise InputError(f"rows: expected at least 1 image in a forward, got {rows}")
-    with undisturbed(model), torch.no_grad():
+    with frozen(model):
         yield Confidence(model, target, output, rows)
 
 

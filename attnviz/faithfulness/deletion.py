@@ -13,11 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from attnviz.attribution.asking import paired
 from attnviz.baseline_images import Blank, blank_like
 from attnviz.errors import InputError
-from attnviz.faithfulness.confidence import ROWS, Output, asking, fitting
-from attnviz.metrics.inputs import AnyMaps
+from attnviz.faithfulness.confidence import ROWS, Output, confidence_of, fitting
+from attnviz.inputs import AnyMaps, maps_of_images
 from attnviz.shapes import Images, Maps, Scores
 from attnviz.targets import Target
 
@@ -71,11 +70,11 @@ def removal_curve(
     Raises:
         InputError: Maps that do not fit, more steps than places, several outputs and no target.
     """
-    maps = paired(images, maps)
+    maps = maps_of_images(images, maps)
     places = maps[0].numel() if len(maps) else steps
     if not 1 <= steps <= places:
         raise InputError(f"steps: expected 1 to {places} (the places of a map), got {steps}")
-    with asking(model, target, output, rows) as confidence:
+    with confidence_of(model, target, output, rows) as confidence:
         blank = blank_like(images, baseline, value_range=value_range)
         order = removal_order(maps, seed=seed)
         hidden = _hidden(order, images, steps)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from attnviz.capture import Record, watch
 from attnviz.errors import InputError, unknown_name
-from attnviz.faithfulness.confidence import ROWS, Confidence, Output, asking
+from attnviz.faithfulness.confidence import ROWS, Confidence, Output, confidence_of
 from attnviz.shapes import Images, Scores
 from attnviz.targets import Target
 
@@ -161,7 +161,7 @@ def knockout(
             raise unknown_name("way", way, WAYS)
     if not len(images):
         raise InputError("knockout: expected at least one image")
-    with asking(model, target, output, rows) as asked:
+    with confidence_of(model, target, output, rows) as asked:
         plain = asked.of(images)
         with watch(model, where=where) as seen:
             model(images[:1])

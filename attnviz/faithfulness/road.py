@@ -14,11 +14,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from attnviz.attribution.asking import paired
 from attnviz.errors import InputError
-from attnviz.faithfulness.confidence import ROWS, Output, asking, fitting
+from attnviz.faithfulness.confidence import ROWS, Output, confidence_of, fitting
 from attnviz.faithfulness.deletion import removal_order
-from attnviz.metrics.inputs import AnyMaps
+from attnviz.inputs import AnyMaps, maps_of_images
 from attnviz.shapes import Images, Scores
 from attnviz.targets import Target
 
@@ -228,11 +227,11 @@ def _road(
     rows: int,
     seed: int,
 ) -> Scores:
-    maps = paired(images, maps)
+    maps = maps_of_images(images, maps)
     if not len(percentiles) or not all(0 < p < 100 for p in percentiles):
         raise InputError(f"percentiles: expected values between 0 and 100, got {percentiles}")
     order = removal_order(maps if most_relevant_first else -maps, seed=seed)
-    with asking(model, target, output, rows) as confidence:
+    with confidence_of(model, target, output, rows) as confidence:
         versions = (impute(images, mask, noise=noise, seed=seed)
                     for mask in _removed(order, images, percentiles))  # fmt: skip
         scores = confidence.of_versions(versions).mean(0).float()

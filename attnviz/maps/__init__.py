@@ -11,9 +11,22 @@ with the construction's name. Nothing here is normalised; resizing is stated and
 * of gates: `gate_map`, `channel_gated`
 
 Each takes a record of `attnviz.watch`, anything that looks like one, or the bare tensor.
+`constructions` is their table: `maps_of(capture)` draws what a watch saw, `primary(record)` says
+which map shows most of one record, `@construction(...)` enters a map of one's own.
 """
 
 from attnviz.maps.across_layers import attention_gradcam, gradient_weighted, rollout
+from attnviz.maps.constructions import (
+    CONSTRUCTIONS,
+    Construction,
+    Drawing,
+    DrawnMaps,
+    construction,
+    drawings,
+    maps_of,
+    primary,
+    watch_options,
+)
 from attnviz.maps.gates import channel_gated, gate_map
 from attnviz.maps.geometry import Watched, resized
 from attnviz.maps.single_record import (
@@ -27,18 +40,27 @@ from attnviz.maps.single_record import (
 )
 
 __all__ = [
+    "CONSTRUCTIONS",
+    "Construction",
+    "Drawing",
+    "DrawnMaps",
     "Watched",
     "attention_gradcam",
     "channel_gated",
     "class_row",
+    "construction",
+    "drawings",
     "gate_map",
     "gradient_weighted",
     "head_max",
     "head_mean",
     "head_min",
+    "maps_of",
+    "primary",
     "query_row",
     "received",
     "resized",
     "rollout",
     "rows_inside",
+    "watch_options",
 ]

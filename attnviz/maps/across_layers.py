@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attnviz import capture
 from attnviz.errors import InputError, unknown_name
+from attnviz.maps.constructions import construction
 from attnviz.maps.geometry import (
     Attention,
     Grid,
@@ -46,6 +47,13 @@ _FUSIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
+@construction(
+    title="attention rollout",
+    meaning="product over layers of attention plus identity",
+    source="Abnar and Zuidema 2020",
+    subject="layers",
+    reduce="rollout",
+)
 def rollout(
     records: Records,
     size: Grid | None = None,
@@ -105,6 +113,13 @@ def _rolled_while_watching(last: Attention, fuse: str) -> Tensor:
     return flow.float()
 
 
+@construction(
+    title="gradient-weighted attention",
+    meaning="relevance through all layers",
+    source="Chefer et al. 2021",
+    subject="layers",
+    gradient=True,
+)
 def gradient_weighted(
     records: Records,
     outputs: Float[Tensor, "b *n"] | None = None,
@@ -157,6 +172,13 @@ def gradient_weighted(
     return _read(flow, layers[-1], read, size, interpolation, grid, prefix)
 
 
+@construction(
+    title="attention Grad-CAM",
+    meaning="heads weighted by their mean gradient",
+    source="Chefer et al. 2021, after Selvaraju et al. 2017",
+    subject="attention",
+    gradient=True,
+)
 def attention_gradcam(
     record: Attention,
     outputs: Float[Tensor, "b *n"] | None = None,

@@ -6,10 +6,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnviz.errors import InputError
+from attnviz.maps.constructions import construction
 from attnviz.maps.geometry import Grid, Interpolation, Watched, name_of, not_one_record, resized
 from attnviz.shapes import Images, Maps
 
 
+@construction(
+    title="spatial gate",
+    meaning="mean over channels of the gate",
+    subject="spatial gate",
+    primary=lambda record: True,
+)
 def gate_map(
     record: Watched | Float[Tensor, "b c h w"],
     size: Grid | None = None,
@@ -40,6 +47,13 @@ def gate_map(
     return resized(scale.float().mean(1), size, interpolation)
 
 
+@construction(
+    title="channel-gated features",
+    meaning="features weighted by the centred gate",
+    subject="channel gate",
+    primary=lambda record: True,
+    features=True,
+)
 def channel_gated(
     record: Watched | Float[Tensor, "b c 1 1"],
     features: Images | None = None,

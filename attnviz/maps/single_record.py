@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attnviz.errors import InputError
+from attnviz.maps.constructions import construction
 from attnviz.maps.geometry import (
     Attention,
     Grid,
@@ -37,6 +38,14 @@ Heads: TypeAlias = Literal["mean", "each"] | int
 """`"mean"` over heads → `(b, h, w)`; `"each"` → `(b, heads, h, w)`; a number → that head alone."""
 
 
+@construction(
+    title="attention received",
+    meaning="mean over queries",
+    subject="attention",
+    primary=lambda record: not has_class_token(record),
+    reduce="received",
+    per_head=True,
+)
 def received(
     record: Attention,
     size: Grid | None = None,
@@ -163,6 +172,15 @@ def rows_inside(
     return _drawn(record, rows, size, interpolation, heads, grid, prefix)
 
 
+@construction(
+    title="class token's attention",
+    meaning="row of the class token",
+    source="Caron et al. 2021",
+    subject="attention",
+    primary=lambda record: has_class_token(record),
+    reduce="class_row",
+    per_head=True,
+)
 def class_row(
     record: Attention,
     size: Grid | None = None,
@@ -199,6 +217,12 @@ def class_row(
     return _drawn(record, row, size, interpolation, heads, grid, prefix)
 
 
+@construction(
+    title="attention received, heads averaged",
+    meaning="mean over queries of the mean over heads",
+    subject="attention",
+    reduce="head_mean",
+)
 def head_mean(
     record: Attention,
     size: Grid | None = None,
@@ -232,6 +256,11 @@ def head_mean(
     return _drawn(record, columns, size, interpolation, "mean", grid, prefix)
 
 
+@construction(
+    title="attention received from the strongest head",
+    meaning="mean over queries of the maximum over heads",
+    subject="attention",
+)
 def head_max(
     record: Attention,
     size: Grid | None = None,
@@ -262,6 +291,11 @@ def head_max(
     return _drawn(record, columns, size, interpolation, "mean", grid, prefix)
 
 
+@construction(
+    title="attention received from all heads",
+    meaning="mean over queries of the minimum over heads",
+    subject="attention",
+)
 def head_min(
     record: Attention,
     size: Grid | None = None,
@@ -289,9 +323,14 @@ def head_min(
     return _drawn(record, columns, size, interpolation, "mean", grid, prefix)
 
 
+def has_class_token(record: Attention, prefix: int | None = None) -> bool:
+    """Whether there is a class token whose row can be read."""
+    return prefix_of(record, prefix) > 0
+
+
 def need_class_token(record: Attention, prefix: int | None) -> None:
     """Raise an InputError where there is no class token to read."""
-    if prefix_of(record, prefix) < 1:
+    if not has_class_token(record, prefix):
         raise InputError(
             f"{name_of(record)} has no class token (prefix is 0): use received or query_row, "
             "or pass prefix= if its first token is one"

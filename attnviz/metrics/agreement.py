@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from attnviz.errors import InputError
+from attnviz.inputs import AnyMaps, as_tensor, no_masks
 from attnviz.metrics.batching import Batch, batches, joined
-from attnviz.metrics.inputs import AnyMaps, as_tensor, no_masks
 from attnviz.metrics.ranking import check_k, how_many
 from attnviz.metrics.reasons import UNFIT, Reason
 from attnviz.metrics.row_kernels import row_sum, sort_rows

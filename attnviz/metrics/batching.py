@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from attnviz.metrics.inputs import AnyMaps, AnyMasks, checked
+from attnviz.inputs import AnyMaps, AnyMasks, maps_with_masks
 from attnviz.metrics.reasons import Reason
 from attnviz.metrics.row_kernels import (
     above,
@@ -184,7 +184,7 @@ def batches(maps: AnyMaps, masks: AnyMasks, *, at_once: int = _VALUES_OF_ONE) ->
     Raises:
         InputError: Wrong shape, dtype or device; maps of no places.
     """
-    values, labels = checked(maps, masks)
+    values, labels = maps_with_masks(maps, masks)
     count_, height, width = values.shape
     budget = _VALUES_ON_GPU if values.is_cuda else at_once
     step = max(1, budget // (height * width))

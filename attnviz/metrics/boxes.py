@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from attnviz.errors import InputError
+from attnviz.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.batching import Batch, score
-from attnviz.metrics.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.overlap import FLAT, check_threshold
 from attnviz.metrics.row_kernels import at_least
 from attnviz.shapes import Scores

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from attnviz.errors import unknown_name
+from attnviz.inputs import AnyMaps, AnyMasks, no_masks
 from attnviz.metrics.batching import VALUES_IN_PASSING, Batch, score
-from attnviz.metrics.inputs import AnyMaps, AnyMasks, no_masks
 from attnviz.metrics.reasons import UNFIT, UNSCORABLE, Reason
 from attnviz.metrics.row_kernels import overflow_guard, row_sum, stretches
 from attnviz.shapes import Scores

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from attnviz.errors import unknown_name
+from attnviz.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.batching import VALUES_OF_MANY, batches, hide, joined
 from attnviz.metrics.energy import Sign
-from attnviz.metrics.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.ranking import TOP
 from attnviz.metrics.reasons import Reason
 from attnviz.metrics.registry import (

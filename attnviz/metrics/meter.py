@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from attnviz.errors import InputError
+from attnviz.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.batching import batches, joined
 from attnviz.metrics.energy import Sign
-from attnviz.metrics.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.localization import compute_scores
 from attnviz.metrics.pxap import PixelPot
 from attnviz.metrics.ranking import TOP

@@ -10,8 +10,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from attnviz.errors import InputError
+from attnviz.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.batching import Batch, score
-from attnviz.metrics.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.reasons import UNSCORABLE, Reason
 from attnviz.metrics.row_kernels import at_least, count
 from attnviz.shapes import Scores

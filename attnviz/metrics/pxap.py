@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from attnviz.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.batching import Batch, batches
-from attnviz.metrics.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.reasons import UNSCORABLE, Reason
 
 _ONE = 0x3F800000  # the bits of 1.0 in float32: non-negative floats have the order of their bits

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnviz.errors import InputError
+from attnviz.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.batching import VALUES_IN_PASSING, Batch, score
-from attnviz.metrics.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.reasons import UNSCORABLE, Reason
 from attnviz.metrics.row_kernels import peaks
 from attnviz.shapes import Scores

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnviz.errors import InputError
-from attnviz.metrics.inputs import AnyMasks, as_tensor, checked
+from attnviz.inputs import AnyMasks, as_tensor, maps_with_masks
 from attnviz.metrics.localization import compute_scores
 from attnviz.metrics.registry import (
     DEFAULT,
@@ -131,7 +131,7 @@ def _means(
 def _filled(masks: AnyMasks) -> Tensor:
     """The masks that are not empty, checked."""
     goals = as_tensor(masks, "masks")
-    _, goals = checked(torch.zeros(goals.shape, device=goals.device), goals)
+    _, goals = maps_with_masks(torch.zeros(goals.shape, device=goals.device), goals)
     goals = goals[goals.flatten(1).any(1)]
     if not len(goals):
         raise InputError("baselines: expected at least one mask that is not empty, got none")

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from attnviz.errors import InputError, unknown_name
+from attnviz.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.batching import Batch, batches
 from attnviz.metrics.boxes import V2, box_hits_of
-from attnviz.metrics.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.overlap import FLAT
 from attnviz.metrics.reasons import Reason
 from attnviz.metrics.row_kernels import sort_rows

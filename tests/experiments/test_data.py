@@ -11,17 +11,76 @@ import pytest
 from PIL import Image
 
 from attnviz import InputError
-from experiments.data import load_images
+from experiments.data import about, groups, load_images, photos
 from experiments.data.folder import folder_images
-from experiments.data.photos import PHOTOGRAPHS, photo_crops
+from experiments.data.photos import PHOTOGRAPHS, SPLITS, photo_crops, photo_scenes
 from experiments.data.stl10 import stl10_images
 from experiments.settings import Settings
 
 
-def test_no_photograph_serves_two_splits() -> None:
-    scenes = [{name.partition("_left")[0].partition("_right")[0] for name in names}
-              for names in PHOTOGRAPHS.values()]  # fmt: skip
+def test_no_scene_serves_two_splits() -> None:
+    scenes = [{one.scene for one in PHOTOGRAPHS if one.split == split} for split in SPLITS]
     assert sum(map(len, scenes)) == len(set.union(*scenes))
+    assert len({one.name for one in PHOTOGRAPHS}) == len(PHOTOGRAPHS)
+
+
+def test_the_two_pictures_of_a_stereo_pair_are_one_scene() -> None:
+    pair = [one for one in PHOTOGRAPHS if one.name.startswith("motorcycle")]
+    assert [one.scene for one in pair] == ["motorcycle", "motorcycle"]
+    assert [one.name for one in pair] == ["motorcycle_left", "motorcycle_right"]
+
+
+def test_there_are_eight_test_photographs_or_more_and_four_to_validate() -> None:
+    assert len(set(photo_scenes("test", 100))) >= 8
+    assert len(set(photo_scenes("val", 100))) >= 4
+
+
+def test_every_crop_is_of_the_photograph_that_its_scene_names() -> None:
+    side, count = 96, 2 * len(PHOTOGRAPHS)
+    for split in SPLITS:
+        crops, scenes = photo_crops(split, count, seed=3, side=side), photo_scenes(split, count)
+        for crop, scene in zip(crops, scenes, strict=True):
+            low, high = zip(*(_range(one.name) for one in PHOTOGRAPHS if one.scene == scene),
+                            strict=True)  # fmt: skip
+            assert crop.min() >= min(low) - 40, scene  # Lanczos may ring
+            assert crop.max() <= max(high) + 40, scene
+            grey = (crop[..., 0] == crop[..., 1]).all() and (crop[..., 1] == crop[..., 2]).all()
+            assert grey == (", grey" in next(p.shows for p in PHOTOGRAPHS if p.scene == scene))
+
+
+def _range(name: str) -> tuple[int, int]:
+    pixels = np.asarray(photos._image(name))
+    return int(pixels.min()), int(pixels.max())
+
+
+def test_a_crop_may_be_larger_than_its_photograph() -> None:
+    crops = photo_crops("test", 9, seed=0, side=256)
+    assert crops.shape == (9, 256, 256, 3)
+    assert all(crop.std() > 3 for crop in crops)
+
+
+def test_every_photograph_says_what_it_shows_its_licence_and_its_package() -> None:
+    told = about(Settings())["photographs"]
+    assert {split: set(names) for split, names in told.items()} == {
+        split: {one.name for one in PHOTOGRAPHS if one.split == split} for split in SPLITS
+    }
+    assert told["test"]["grace_hopper"] == (
+        "Grace Hopper, U.S. Navy; public domain; from matplotlib"
+    )
+    assert about(Settings(data="stl10")) == {}
+
+
+def test_images_that_are_photographs_of_their_own_have_no_groups() -> None:
+    assert groups(Settings(data="folder", path="images"), "test") is None
+    assert groups(Settings(test_images=11), "test") == photo_scenes("test", 11)
+
+
+def test_the_page_on_data_names_every_photograph() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "own-data.md").read_text()
+    for one in PHOTOGRAPHS:
+        assert f"`{one.name}`" in page, one.name
+        assert one.shows in page, one.name
+        assert one.licence in page
 
 
 def test_crops_are_deterministic_and_a_shorter_list_is_the_beginning_of_a_longer() -> None:
@@ -34,7 +93,7 @@ def test_crops_are_deterministic_and_a_shorter_list_is_the_beginning_of_a_longer
 
 
 def test_crops_of_every_split_are_photographs_not_blanks() -> None:
-    for split in PHOTOGRAPHS:
+    for split in SPLITS:
         assert photo_crops(split, 8, seed=0).std() > 20
 
 

@@ -53,7 +53,9 @@ def test_a_test_image_that_was_trained_on_is_found(monkeypatch: pytest.MonkeyPat
     assert found[0].evidence["images"] == 1
 
 
-def test_the_two_pictures_of_a_stereo_pair_are_one_scene(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {"train": ("motorcycle_left",), "val": (), "test": ("coffee", "motorcycle_right")}
-    monkeypatch.setattr(leaks, "PHOTOGRAPHS", names)
-    assert split_findings(TINY).codes == ("shared-photographs",)
+def test_a_photograph_of_both_splits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes = {"train": ["motorcycle"] * 64, "test": ["coffee", "motorcycle"] * 16}
+    monkeypatch.setattr(leaks, "groups", lambda settings, split: scenes[split])
+    found = split_findings(TINY)
+    assert found.codes == ("shared-photographs",)
+    assert found[0].evidence["images"] == 16

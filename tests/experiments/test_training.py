@@ -13,6 +13,7 @@ from pandas.testing import assert_frame_equal
 from attnviz import InputError, RunError, open_run
 from attnviz.runs import Run, RunWriter, start_run
 from experiments import checkpoints, training
+from experiments.data.photos import photo_scenes
 from experiments.running import run_training, try_training
 from experiments.settings import Settings
 from experiments.training import learning_rate
@@ -53,6 +54,13 @@ def test_a_run_holds_all_that_was_measured(unbroken: Run) -> None:
     energy = unbroken.summary["metrics"]["received"]["energy_pointing_game"]
     assert energy["valid"] == patched.sum()
     assert 0 < energy["chance"] < energy["ceiling"] <= 1
+
+
+def test_a_run_names_the_photograph_of_every_crop(unbroken: Run) -> None:
+    assert unbroken.samples()["group"].tolist() == photo_scenes("test", 12)
+    told = unbroken.test_set().info["photographs"]
+    assert set(told["test"]) == set(photo_scenes("test", 12))
+    assert not set(told["test"]) & (set(told["train"]) | set(told["val"]))
 
 
 def test_a_finished_run_is_reused(unbroken: Run) -> None:

@@ -26,8 +26,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attnviz.errors import InputError
+from attnviz.inputs import AnyMaps, AnyMasks, as_tensor, maps_with_masks, no_masks
 from attnviz.metrics.boxes import box_iou, components
-from attnviz.metrics.inputs import AnyMaps, AnyMasks, as_tensor, checked, no_masks
 
 
 def inclusive_iou(
@@ -98,7 +98,7 @@ def max_box_acc(
     Raises:
         InputError: Values outside [0, 1], a wrong number of boxes or a wrong shape.
     """
-    values = checked(maps, no_masks(maps))[0].double().cpu().numpy()
+    values = maps_with_masks(maps, no_masks(maps))[0].double().cpu().numpy()
     if len(boxes) != len(values) or not len(values):
         raise InputError(f"boxes: expected those of {len(values)} images, got {len(boxes)}")
     thresholds = np.arange(0, 1, interval)
@@ -133,7 +133,7 @@ def pxap(
     Raises:
         InputError: Values outside [0, 1], wrong shapes, or no pixel inside a mask.
     """
-    values, labels = (tensor.cpu().numpy() for tensor in checked(maps, masks))
+    values, labels = (tensor.cpu().numpy() for tensor in maps_with_masks(maps, masks))
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
         raise InputError("maps: expected values in [0, 1]; scale the maps first")
     counted = np.ones_like(labels) if ignore is None else ~as_tensor(ignore, "ignore").cpu().numpy()

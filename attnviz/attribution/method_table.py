@@ -192,7 +192,7 @@ def built(method: Method, model: nn.Module, layer: nn.Module | None) -> Any:
     make = getattr(attr, method.captum)
     explainer = make(model, layer) if method.layer else make(model)
     if method.name == "kernel_shap":
-        from attnviz.attribution.superpixels import LeastSquares
+        from attnviz.attribution.regions import LeastSquares
 
         explainer.interpretable_model = LeastSquares()
     return explainer

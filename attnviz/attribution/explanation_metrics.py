@@ -7,19 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnviz.attribution.asking import (
-    Explained,
-    bytes_per_image,
-    check_images,
-    paired,
-    row_indices,
-)
-from attnviz.attribution.attributing import MEMORY, attribute
-from attnviz.attribution.catalogue import described, named
-from attnviz.attribution.state import seeded, undisturbed, unremarked
-from attnviz.metrics.inputs import AnyMaps
+from attnviz.attribution.attribution import MEMORY, attribute
+from attnviz.attribution.method_table import described, named
+from attnviz.attribution.request import ExplainedModel, bytes_per_image, without_notices
+from attnviz.inputs import AnyMaps, check_images, maps_of_images
+from attnviz.model_state import frozen, seeded
 from attnviz.shapes import Images, Scores
-from attnviz.targets import Target
+from attnviz.targets import Target, indices_per_image
 
 
 def infidelity(
@@ -58,21 +52,24 @@ def infidelity(
     """
     from captum.metrics import infidelity as captums
 
-    maps = paired(images, maps)
+    maps = maps_of_images(images, maps)
 
     def disturb(x: Tensor) -> tuple[Tensor, Tensor]:
         # Row by row: one large draw is not the same numbers as several small ones.
         disturbance = noise * torch.stack([torch.randn_like(row) for row in x])
         return disturbance, x - disturbance
 
-    with undisturbed(model), torch.no_grad():
+    with frozen(model):
         images = images.detach().clone()
-        explained, index = Explained(model, len(images), target), row_indices(target, images)
+        explained, index = (
+            ExplainedModel(model, len(images), target),
+            indices_per_image(target, images),
+        )
         spread = (maps.to(images) / images.shape[1])[:, None].expand_as(images)
         most = memory // bytes_per_image(model, images[:1]) if len(images) else 1
         scores = []
         for i in range(len(images)):
-            with seeded(seed, images.device), unremarked():
+            with seeded(seed, images.device), without_notices():
                 scores.append(
                     captums(
                         explained,
@@ -120,7 +117,7 @@ def sensitivity(
 
     check_images(images)
     target, scores = how.pop("target", None), []
-    index = None if target is None else row_indices(target, images)
+    index = None if target is None else indices_per_image(target, images)
     for i in range(len(images)):
         own = {**_of_image(how, i, len(images)), "target": None if index is None else int(index[i])}
 
@@ -128,7 +125,7 @@ def sensitivity(
             x = x[0] if isinstance(x, tuple) else x
             return (attribute(model, x, seed=seed, **own),)
 
-        with seeded(seed, images.device), unremarked(), torch.no_grad():
+        with seeded(seed, images.device), without_notices(), torch.no_grad():
             scores.append(
                 sensitivity_max(
                     explain,

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 from attnviz.attribution import attribute, superpixels
-from attnviz.attribution.superpixels import LeastSquares
+from attnviz.attribution.regions import LeastSquares
 from attnviz.errors import InputError
 from tests.attribution.nets import images, plain
 

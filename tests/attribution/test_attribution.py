@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 import attnviz as av
 from attnviz.attribution import attribute, methods
-from attnviz.attribution.asking import bytes_per_image
+from attnviz.attribution.request import bytes_per_image
 from attnviz.errors import InputError, UnsupportedError
 from tests.attribution.nets import Squeezed, images, plain
 

@@ -1,12 +1,14 @@
-"""Asking a Captum object for maps, a piece of the batch at a time.
+"""Calls of a Captum object, a piece of the batch at a time.
 
-The pieces follow from a budget: one forward of one image tells how many bytes its graph keeps,
-and so how many rows may be under way at once. What comes out does not depend on the pieces.
+The pieces follow from a memory budget: one forward of one image tells how many bytes its graph
+keeps, and so how many rows fit at once. The attributions do not depend on the pieces.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
@@ -15,23 +17,29 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from attnviz.attribution.catalogue import Method
-from attnviz.attribution.state import seeded, unremarked
-from attnviz.attribution.superpixels import superpixels
+from attnviz.attribution.method_table import Method
+from attnviz.attribution.regions import superpixels
 from attnviz.errors import AttnvizError, InputError, UnsupportedError
-from attnviz.metrics.inputs import AnyMaps, as_tensor
-from attnviz.shapes import Images, Maps
-from attnviz.targets import Target, as_indices, target_indices
+from attnviz.model_state import seeded
+from attnviz.shapes import Images
+from attnviz.targets import Target, output_rows
+
+_NOTICES = (
+    "Setting backward hooks on ReLU activations",
+    r"Setting forward, backward hooks and attributes on non-linear",
+    r"Input Tensor \d+ did not already require gradients",
+    "You are providing multiple inputs for Lime / Kernel SHAP",
+)
 
 
-class Explained(nn.Module):
-    """The model as Captum is shown it: `(b, n)` outputs, checked against the target.
+class ExplainedModel(nn.Module):
+    """The model that Captum explains: `(b, n)` outputs, checked against the target.
 
     Args:
         model: The model.
         images: How many images are explained.
-        target: What of its outputs.
-        progress: A bar to move on by one for each row of a forward, or None.
+        target: Which of its outputs.
+        progress: A progress bar that advances by one per row of a forward, or None.
     """
 
     def __init__(self, model: nn.Module, images: int, target: Target, progress: Any = None) -> None:
@@ -43,88 +51,23 @@ class Explained(nn.Module):
         """The outputs, one row per image."""
         if self._progress is not None:
             self._progress.update(len(images))
-        return rows_of_outputs(self.model(images), self._images, self._target)
-
-
-def rows_of_outputs(outputs: object, b: int, target: Target) -> Tensor:
-    """A model's outputs as `(rows, n)`, once `target` is known to choose among `n` for `b` images.
-
-    Raises:
-        InputError: No tensor, no rows of logits, or a target that does not choose.
-    """
-    if not isinstance(outputs, Tensor):
-        raise InputError(
-            f"expected the model to return a tensor of logits, got {type(outputs).__name__}; "
-            "wrap it in a module that returns the logits"
-        )
-    rows = outputs[:, None] if outputs.ndim == 1 else outputs
-    if rows.ndim != 2:
-        raise InputError(
-            f"expected the model to return (b,) or (b, n), got {tuple(outputs.shape)}; "
-            "wrap it in a module that returns the logits"
-        )
-    target_indices(b, rows.shape[1], target)
-    return rows
-
-
-def row_indices(target: Target, images: Tensor) -> Tensor:
-    """One index per image for Captum; how many outputs there are is known at the first forward."""
-    chosen = as_indices(0 if target is None else target).to(images.device).long()
-    if chosen.ndim and chosen.shape != images.shape[:1]:
-        raise InputError(
-            f"target: expected one index or {len(images)} of them (one per image), "
-            f"got shape {tuple(chosen.shape)}"
-        )
-    return chosen.expand(len(images))
-
-
-def check_images(images: object) -> None:
-    """Raise an `InputError` unless these are floating point images `(b, c, h, w)`."""
-    if isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point():
-        return
-    if not isinstance(images, Tensor):
-        raise InputError(
-            "expected images as one tensor (b, c, h, w), got "
-            f"{type(images).__name__}; a model of several inputs is wrapped in a module that "
-            "holds the others, an array becomes a tensor by torch.from_numpy"
-        )
-    raise InputError(
-        f"expected floating point images (b, c, h, w), got {images.dtype} {tuple(images.shape)}"
-        + ("; add a batch axis with images[None]" if images.ndim == 3 else "")
-    )
-
-
-def paired(images: Images, maps: AnyMaps) -> Maps:
-    """The maps as a tensor beside the images, floating point and without a graph.
-
-    Raises:
-        InputError: Unless there is one map per image, at the images' size.
-    """
-    check_images(images)
-    maps = as_tensor(maps, "maps")
-    if maps.shape != images[:, 0].shape:
-        raise InputError(
-            f"expected maps {tuple(images[:, 0].shape)} at the images' size, got "
-            f"{tuple(maps.shape)}; resize them with size= or attnviz.maps.resized"
-        )
-    maps = maps.to(images.device)
-    return maps if maps.is_floating_point() else maps.double()  # unsigned integers have no minus
+        return output_rows(self.model(images), self._images, self._target)
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked of a Captum object, for all images.
+class Request:
+    """All arguments of a Captum object for all images.
 
     Attributes:
-        method: How it wants to be asked.
-        explainer: The object.
+        method: Which arguments the object takes.
+        explainer: The Captum object.
         images: `(b, c, h, w)`, detached.
         target: `(b,)` indices, or None where the object takes none.
         baseline: `(b, c, h, w)`, each image's own, or None.
-        distribution: `(n, c, h, w)`, to be drawn from for every image, or None. With neither
-            Captum's baseline is taken.
+        distribution: `(n, c, h, w)`, sampled for every image, or None. With neither, Captum's own
+            baseline is used.
         options: Further arguments.
-        seed: Where the generators start, for each piece.
+        seed: Start of the random generators, for each piece.
     """
 
     method: Method
@@ -136,12 +79,12 @@ class Question:
     options: Mapping[str, Any]
     seed: int
 
-    def answers(self, rows: int) -> Iterator[Tensor]:
-        """The attributions, piece after piece, with at most about `rows` rows under way."""
+    def attributions(self, rows: int) -> Iterator[Tensor]:
+        """Attributions `(piece, c, h, w)`, piece after piece, about `rows` rows in one forward."""
         size = self._piece(rows)
         for start in range(0, len(self.images), size):
             part = slice(start, start + size)
-            with seeded(self.seed, self.images.device), unremarked():
+            with seeded(self.seed, self.images.device), without_notices():
                 try:
                     answer = self.explainer.attribute(**self._arguments(part, rows))
                 except AssertionError as error:
@@ -168,10 +111,10 @@ class Question:
         copies = self.method.copies
         if isinstance(copies, int):
             return copies
-        told = self.options[copies]
-        if not isinstance(told, int) or told < 1:
-            raise InputError(f"{self.method.name}: expected 1 or more {copies}, got {told!r}")
-        return told
+        given = self.options[copies]
+        if not isinstance(given, int) or given < 1:
+            raise InputError(f"{self.method.name}: expected 1 or more {copies}, got {given!r}")
+        return given
 
     def _piece(self, rows: int) -> int:
         if self.method.alone:
@@ -215,6 +158,15 @@ class Question:
         return answer.detach()
 
 
+@contextmanager
+def without_notices() -> Iterator[None]:
+    """Suppress Captum's notices about its own hooks; all other warnings stay."""
+    with warnings.catch_warnings():
+        for notice in _NOTICES:
+            warnings.filterwarnings("ignore", message=notice)
+        yield
+
+
 def _add_regions(arguments: dict[str, Any], images: Tensor, part: slice, b: int) -> None:
     cut = {k: arguments.pop(k) for k in ("segments", "compactness") if k in arguments}
     mask = arguments.get("feature_mask")
@@ -255,9 +207,9 @@ _KNOWN: WeakKeyDictionary[nn.Module, dict[object, int]] = WeakKeyDictionary()
 
 
 def bytes_per_image(model: nn.Module, image: Images) -> int:
-    """What the graph of one image's forward keeps for the backward, parameters aside, in bytes.
+    """Bytes that the graph of one image's forward keeps for the backward, parameters aside.
 
-    Asked of a model once per size and type of image: on a GPU a forward of one image can take as
+    Measured once per model, size and type of image: on a GPU a forward of one image can take as
     long as one of sixty-four.
     """
     known = _KNOWN.setdefault(model, {})

@@ -14,7 +14,7 @@ from attnviz.faithfulness.average_drop import avg_drop, increase_in_confidence
 from attnviz.faithfulness.confidence import ROWS, Output
 from attnviz.faithfulness.deletion import deletion_auc, insertion_auc
 from attnviz.faithfulness.road import PERCENTILES, road_lerf, road_morf
-from attnviz.metrics.inputs import AnyMaps
+from attnviz.inputs import AnyMaps
 from attnviz.shapes import Images, Scores
 from attnviz.targets import Target
 

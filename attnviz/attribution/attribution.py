@@ -1,4 +1,4 @@
-"""One question, asked of any method: which places did something for this output?"""
+"""One request, asked of any method: which places did something for this output?"""
 
 from __future__ import annotations
 
@@ -10,28 +10,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attnviz.attribution.asking import (
-    Explained,
-    Question,
-    bytes_per_image,
-    check_images,
-    row_indices,
-    rows_of_outputs,
-)
-from attnviz.attribution.catalogue import (
+from attnviz.attribution.layers import find_layer
+from attnviz.attribution.method_table import (
     Method,
     built,
     checked_options,
     described,
     named,
 )
-from attnviz.attribution.layers import find_layer
-from attnviz.attribution.state import undisturbed
+from attnviz.attribution.request import ExplainedModel, Request, bytes_per_image
 from attnviz.baseline_images import Blank, blank_like
 from attnviz.errors import InputError, unknown_name
+from attnviz.inputs import check_images
 from attnviz.maps.geometry import Grid, Interpolation, resized
+from attnviz.model_state import frozen
 from attnviz.shapes import Images
-from attnviz.targets import Target
+from attnviz.targets import Target, indices_per_image, output_rows
 
 MEMORY = 512 * 2**20
 """Default budget: half a gibibyte of what the graph keeps."""
@@ -125,22 +119,22 @@ def attribute(
 
     reduce = _reduction(channels, sign)
     check_images(images)
-    with undisturbed(model), tqdm(disable=not progress, unit="row") as bar:
+    with frozen(model, gradients=True), tqdm(disable=not progress, unit="row") as bar:
         images = images.detach().clone()
-        explained = Explained(model, len(images), target, bar)
-        question = _question(
+        explained = ExplainedModel(model, len(images), target, bar)
+        request = _request(
             explained, images, method, layer, target, baseline, value_range, seed, options
         )
-        bar.set_description(question.method.name)
-        rows = _rows(model, question, memory)
-        fallback = question.method.channels
-        parts = [reduce(answer, fallback) for answer in question.answers(rows)]
+        bar.set_description(request.method.name)
+        rows = _rows(model, request, memory)
+        fallback = request.method.channels
+        parts = [reduce(answer, fallback) for answer in request.attributions(rows)]
         maps = torch.cat(parts) if parts else images.new_zeros(0, *images.shape[-2:])
     return resized(maps, _size(size, images), interpolation)
 
 
-def _question(
-    explained: Explained,
+def _request(
+    explained: ExplainedModel,
     images: Images,
     method: Any,
     layer: str | nn.Module | None,
@@ -149,19 +143,19 @@ def _question(
     value_range: tuple[int | float, int | float],
     seed: int,
     options: dict[str, Any],
-) -> Question:
+) -> Request:
     chosen = named(method) if isinstance(method, str) else described(method)
     if layer is not None and not chosen.layer:
         raise InputError(f"{chosen.name}: expected no layer=, since it explains the images")
     index: Tensor | None
     if chosen.captum:
         place = find_layer(explained.model, layer) if chosen.layer else None
-        explainer, index = built(chosen, explained, place), row_indices(target, images)
+        explainer, index = built(chosen, explained, place), indices_per_image(target, images)
     else:
         explainer, index = method, _outside_indices(method, explained.model, images, target)
     options = checked_options(chosen, explainer, options)
     blanks = _baselines(chosen, explainer, images, baseline, value_range)
-    return Question(chosen, explainer, images, index, *blanks, options, seed)
+    return Request(chosen, explainer, images, index, *blanks, options, seed)
 
 
 def _outside_indices(
@@ -176,7 +170,7 @@ def _outside_indices(
     inner = getattr(explainer, "attribution_method", explainer)
     forward = getattr(inner, "forward_func", None) or getattr(inner, "model", None)
     if forward is None or not len(images):
-        return None if target is None else row_indices(target, images)
+        return None if target is None else indices_per_image(target, images)
     if isinstance(forward, nn.Module) and not _related(forward, model):
         raise InputError(
             f"{name}: expected an object made for this model, got one made for another "
@@ -184,8 +178,8 @@ def _outside_indices(
         )
     with torch.no_grad():
         outputs = forward(images[:1])
-    rows_of_outputs(outputs, len(images), target)
-    return None if outputs.ndim == 1 else row_indices(target, images)
+    output_rows(outputs, len(images), target)
+    return None if outputs.ndim == 1 else indices_per_image(target, images)
 
 
 def _takes(explainer: Any, argument: str) -> bool:
@@ -218,12 +212,12 @@ def _baselines(
     return blank_like(images, blank, value_range=value_range), None
 
 
-def _rows(model: nn.Module, question: Question, memory: int) -> int:
+def _rows(model: nn.Module, request: Request, memory: int) -> int:
     """How many rows of a forward fit into the budget; asked of the model only where it matters."""
-    images = question.images
+    images = request.images
     if memory < 1:
         raise InputError(f"memory: expected a number of bytes, got {memory}")
-    if len(images) * question.copies <= 1 and question.method.split is None:
+    if len(images) * request.copies <= 1 and request.method.split is None:
         return 1
     return max(1, memory // bytes_per_image(model, images[:1])) if len(images) else 1
 
