@@ -8,7 +8,6 @@ centre of what the token sees, for `x²` its spread.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnviz.places.probe import Probe, Sides
+from attnviz.places.probe import Probe
 
 Amplitude = Callable[[int, Sequence[Tensor]], Tensor]
 """From an image's number and the coordinates of its pixels, 0 to 1, to a factor per pixel."""
 
-_CODE = 6  # sides of the coarse field that the check is made of
+_CODE = 4  # sides of the coarse field that the check is made of
 
 
 @dataclass(slots=True)
@@ -32,10 +31,15 @@ class Motion:
     Attributes:
         energy: `(b, tokens)`, `⟨Δ, Δ⟩`, summed over heads, width and noise fields.
         products: For each amplitude `⟨Δ_f, Δ⟩` and the energy of the same fields.
+        fields: By noise field the positions that it alone tells, `(b, tokens, axes)`.
+        spread: `(b, tokens)`, the sum over axes of the variance of what moves each token, once the
+            squares of the coordinates have been measured.
     """
 
     energy: Tensor
     products: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    fields: dict[int, Tensor] = field(default_factory=dict)
+    spread: Tensor | None = None
 
     def mean(self, name: str) -> Tensor:
         """`(b, tokens)`, the mean of an amplitude over what moves each token."""
@@ -55,7 +59,7 @@ class Images:
     def __init__(self, given: Any, channels: int) -> None:
         self.given = given
         self.each: list[Tensor] = list(given)
-        self._channel = channels - 1 if isinstance(given, Tensor) else channels
+        self._channel = channels - 1  # of one image; `channels` counts the axis of the batch
         self.sides = [
             tuple(n for i, n in enumerate(one.shape) if i != self._channel) for one in self.each
         ]
@@ -132,66 +136,79 @@ def code_at(points: Tensor) -> Tensor:
     return out.flatten().to(points.dtype)
 
 
-class Measurement:
-    """Motions of all tokens, gathered field by field.
+class Motions:
+    """Motions of all tokens, gathered pass by pass.
 
     Attributes:
         motions: By record, of queries and keys; None where these are not at hand.
+        output: What the model puts out for the images themselves.
     """
 
     def __init__(self, probe: Probe, images: Images) -> None:
         self.probe = probe
         self.images = images
         self.motions: dict[str, list[Motion | None]] = {}
-        self.base = probe.tokens(images.given)
-        self.scale: dict[str, list[Tensor | None]] = {
-            name: [None if x is None else _energy(x.double(), x.double()) for x in sides]
-            for name, sides in self.base.items()
-        }
+        self._base = probe.tokens(images.given)
+        self.output = probe.output
+        self._seed = 0
+        self._plain: dict[str, list[Tensor | None]] = {}
+        self._energy: dict[str, list[Tensor | None]] = {}
 
-    def measure(self, seed: int, amplitudes: Mapping[str, Amplitude]) -> None:
-        """One noise field, and the same multiplied by amplitudes."""
-        plain = self._differences(self.images.perturbed(seed, whole))
-        energies = {
-            name: [None if x is None else _energy(x, x) for x in sides]
-            for name, sides in plain.items()
+    def begin(self, seed: int) -> None:
+        """One pass: a new noise field, the same everywhere."""
+        self._seed = seed
+        self._plain = self._differences(self.images.perturbed(seed, whole))
+        self._energy = {
+            name: [None if x is None else _product(x, x) for x in sides]
+            for name, sides in self._plain.items()
         }
-        for name, values in energies.items():
-            motions = self.motions.setdefault(name, [None] * len(values))
-            for side, energy in enumerate(values):
+        for name, energies in self._energy.items():
+            motions = self.motions.setdefault(name, [None] * len(energies))
+            for side, energy in enumerate(energies):
                 known = motions[side]
-                if energy is not None:
-                    motions[side] = Motion(
-                        energy if known is None else known.energy + energy,
-                        {} if known is None else known.products,
-                    )
+                if energy is not None and known is not None:
+                    known.energy += energy
+                elif energy is not None:
+                    motions[side] = Motion(energy.clone())
+
+    def along(self, amplitudes: Mapping[str, Amplitude]) -> None:
+        """One pass for each amplitude, with the same noise."""
         for word, amplitude in amplitudes.items():
-            moved = self._differences(self.images.perturbed(seed, amplitude))
+            moved = self._differences(self.images.perturbed(self._seed, amplitude))
             for name, sides in moved.items():
                 for side, x in enumerate(sides):
-                    motion, one = self.motions[name][side], plain[name][side]
-                    energy = energies[name][side]
-                    if x is None or one is None or motion is None or energy is None:
-                        continue
-                    product = _energy(x, one)
-                    before = motion.products.get(word)
-                    if before is not None:
-                        product, energy = product + before[0], energy + before[1]
-                    motion.products[word] = product, energy
+                    self._add(word, name, side, x)
 
-    def _differences(self, images: Any, args: Any = None) -> dict[str, list[Tensor | None]]:
-        tokens = self.probe.tokens(images, args)
-        return {
-            name: [_difference(x, y) for x, y in zip(sides, self.base[name], strict=True)]
-            for name, sides in tokens.items()
-            if name in self.base
-        }
+    def _add(self, word: str, name: str, side: int, moved: Tensor | None) -> None:
+        motion, one = self.motions[name][side], self._plain[name][side]
+        energy = self._energy[name][side]
+        if moved is None or one is None or motion is None or energy is None:
+            return
+        product = _product(moved, one)
+        if word.startswith("axis"):
+            alone = product / energy.clamp_min(torch.finfo(energy.dtype).tiny)
+            known = motion.fields.get(self._seed, alone.new_zeros(*alone.shape, 0))
+            motion.fields[self._seed] = torch.cat([known, alone[..., None]], -1)
+        before = motion.products.get(word)
+        if before is not None:
+            product, energy = product + before[0], energy + before[1]
+        motion.products[word] = product, energy
+        if word == "squares":  # of the same field: the noise of its positions is in them as well
+            motion.spread = motion.mean(word) - motion.fields[self._seed].square().sum(-1)
 
     def moved_by(self, args: Any) -> dict[str, list[Tensor | None]]:
         """Which tokens move when the model is called with these arguments, `(b, tokens)`."""
         return {
-            name: [None if x is None else _energy(x, x) > 0 for x in sides]
+            name: [None if x is None else _product(x, x) > 0 for x in sides]
             for name, sides in self._differences(None, args).items()
+        }
+
+    def _differences(self, images: Any, args: Any = None) -> dict[str, list[Tensor | None]]:
+        tokens = self.probe.tokens(images, args)
+        return {
+            name: [_difference(x, y) for x, y in zip(sides, self._base[name], strict=True)]
+            for name, sides in tokens.items()
+            if name in self._base
         }
 
 
@@ -201,20 +218,6 @@ def _difference(moved: Tensor | None, base: Tensor | None) -> Tensor | None:
     return moved.double() - base.double()
 
 
-def _energy(one: Tensor, other: Tensor) -> Tensor:
+def _product(one: Tensor, other: Tensor) -> Tensor:
     """`⟨one, other⟩` over heads and width, `(b, tokens)`."""
     return (one * other).sum((1, 3)).cpu()
-
-
-def uniform_spread(axes: int) -> float:
-    """The sum of the variances of all coordinates over the whole image."""
-    return axes / 12
-
-
-def deviation(spread: Tensor, sides: Sequence[int]) -> list[float]:
-    """From sums of variances to one standard deviation per axis, alike in pixels."""
-    total = float(spread.clamp_min(0).median())
-    shares = [1 / n**2 for n in sides]
-    return [math.sqrt(total * share / sum(shares)) for share in shares]
-
-

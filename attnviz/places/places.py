@@ -30,6 +30,9 @@ no more is known.
 Status: TypeAlias = Literal["proven", "measured", "unknown"]
 """How places are known: read off the ops that made the tokens, measured by `locate`, or not."""
 
+_PLACE: Role = "place"
+_NO_PLACE: Role = "other"
+
 REMEDY = "call av.locate(model, images) and pass layout="
 """What to do where places are unknown."""
 
@@ -74,7 +77,9 @@ class Places:
             )
         cells = _product(self.grid) if self.grid is not None else None
         if cells is not None and any(c >= cells or c < -1 for c in self.cell):
-            raise InputError(f"Places: expected cells from −1 to {cells - 1} for a grid {self.grid}")
+            raise InputError(
+                f"Places: expected cells from −1 to {cells - 1} for a grid {self.grid}"
+            )
 
     def __len__(self) -> int:
         return len(self.cell)
@@ -102,13 +107,13 @@ class Places:
         count = self.images or 0
         if not 0 <= image < count:
             raise InputError(f"Places.of: expected an image below {count}, got {image}")
-        own = [i == image for i in self.image]
+        own, none = [i == image for i in self.image], _NO_PLACE
         return replace(
             self,
             grid=self.grids[image] if self.grids else self.grid,
             cell=tuple(c if mine else -1 for c, mine in zip(self.cell, own, strict=True)),
             role=tuple(
-                r if mine or i < 0 else "other"
+                r if mine or i < 0 else none
                 for r, mine, i in zip(self.role, own, self.image, strict=True)
             ),
             image=tuple(0 if mine else -1 for mine in own),
@@ -161,7 +166,7 @@ class Places:
         return cls(
             sides,
             (*(-1 for _ in before), *range(cells)),
-            (*before, *("place" for _ in range(cells))),
+            (*before, *([_PLACE] * cells)),
             status=status,
             reason=reason,
             error=0.0,
@@ -248,7 +253,8 @@ class Layout(Mapping[str, RecordPlaces]):
         lines.insert(1, "─" * max(map(len, lines)))
         unknown = sum(not one.keys.known for one in self._places.values())
         lines.append(
-            f"{len(self._places)} records, {unknown} with unknown keys, {self.passes} forward passes"
+            f"{len(self._places)} records, {unknown} with unknown keys, "
+            f"{self.passes} forward passes"
         )
         return "\n".join(lines)
 
@@ -260,7 +266,7 @@ class UnknownRecordError(InputError, KeyError):
 
 
 def _row(name: str, one: RecordPlaces) -> tuple[str, ...]:
-    how = one.keys.status
+    how: str = one.keys.status
     if one.queries.status != how:
         how = f"{one.queries.status}, {how}"
     errors = [side.error for side in (one.queries, one.keys) if side.error == side.error]

@@ -38,12 +38,16 @@ class Facts:
         shape: Of its weights.
         masked: `(b, k)`, keys that get exactly nothing from every query and head.
         fixed: Why it cannot be replaced, if so.
+        grid: The grid that its windows were cut from, where the watch saw that.
+        cells: For each token of an image's windows its cell.
     """
 
     kind: str
     shape: tuple[int, ...]
     masked: Tensor | None = None
     fixed: str = ""
+    grid: tuple[int, ...] | None = None
+    cells: tuple[int, ...] = ()
 
 
 class Probe:
@@ -55,6 +59,7 @@ class Probe:
             zeros where nothing does.
         passes: Forward passes so far.
         output: What the model put out in the latest pass.
+        random: Whether the model drew random numbers.
     """
 
     def __init__(self, model: nn.Module, given: Given) -> None:
@@ -64,6 +69,7 @@ class Probe:
         self.matrices: dict[str, Tensor] = {}
         self.passes = 0
         self.output: Any = None
+        self.random = False
         self._gates: dict[str, Tensor] = {}
         self._state = random_state()
 
@@ -71,11 +77,13 @@ class Probe:
         """One pass as it is: learn which records there are."""
         with self._watched(reduce={"masked": _masked}) as seen:
             self._run(self.given(images))
+        self.random = not same_state(self._state, random_state())
         for name, record in seen.items():
-            values = record.shape
-            fixed = "" if values else record.note or "it holds no weights"
-            masked = record.reduced.get("masked")
-            self.facts[name] = Facts(record.kind, tuple(record.shape), masked, fixed)
+            masked, windows = record.reduced.get("masked"), record.windows
+            cells = () if windows is None else tuple(windows.cells.flatten().tolist())
+            fixed = "" if record.shape else record.note or "it holds no weights"
+            grid = None if windows is None else tuple(windows.grid)
+            self.facts[name] = Facts(record.kind, tuple(record.shape), masked, fixed, grid, cells)
 
     def tokens(self, images: Any, args: Any = None) -> dict[str, Sides]:
         """The queries and keys of every record, with attention replaced.
@@ -134,31 +142,21 @@ def _uncast(model: nn.Module) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False)
 
 
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; modes, buffers and all random states are as before on exit."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(b, b._version, b.detach().clone()) for b in model.buffers()]
-    state = random_state()
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for buffer, version, copy in buffers:
-                if buffer._version != version:
-                    buffer.copy_(copy)
-        set_random_state(state)
-
-
 def random_state() -> tuple[Any, ...]:
     """The states of all generators that a model may draw from."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     drawn = np.random.get_state()  # noqa: NPY002 - the generator that models draw from
     return torch.get_rng_state(), cuda, random.getstate(), drawn
+
+
+def same_state(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether no number was drawn by torch or numpy between two states.
+
+    Python's own generator is left out: checks of types at run time draw from it.
+    """
+    on_cuda = one[1] is None or all(map(torch.equal, one[1], other[1]))
+    drawn = all(np.array_equal(a, b) for a, b in zip(one[3], other[3], strict=True))
+    return torch.equal(one[0], other[0]) and on_cuda and drawn
 
 
 def set_random_state(state: Sequence[Any]) -> None:

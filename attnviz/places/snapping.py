@@ -20,11 +20,18 @@ import torch
 from torch import Tensor
 
 FARTHEST = 0.45
-"""The largest distance of a token from its cell's centre, in cells, at which it is given a place."""
+"""The largest distance from a cell's centre, in cells, at which a token is given a place."""
 
 _SHIFT = 0.55  # cells: strided convolutions see up to half a cell above and to the left
 _CLOSEST = 0.3  # cells between two rows: those at the border draw near to each other
+_MANY = 16  # tokens whose distances can be compared with the noise
+_EXCESS = 0.1  # square cells
+_FEWEST = 8  # tokens that can tell a grid of which they are a part
 _FINEST = 64  # sides of a grid of which only some cells are there
+
+
+Ranks = dict[tuple[int, int], tuple[Tensor, float] | None]
+"""By axis and number of rows, the row of each token; None where they form no such rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +58,8 @@ def snapped(points: Tensor, spread: Sequence[float]) -> Snapped:
         points: `(tokens, axes)`, positions from 0 to 1.
         spread: By axis the standard deviation of what a token sees.
     """
-    grids = _factors(len(points), points.shape[1])
-    found = [one for grid in grids if (one := _full(points, grid, spread))]
+    grids, known = _factors(len(points), points.shape[1]), Ranks()
+    found = [one for grid in grids if (one := _full(points, grid, spread, known))]
     if not found:
         part = _part(points)
         found = [] if part is None else [part]
@@ -66,37 +73,62 @@ def snapped(points: Tensor, spread: Sequence[float]) -> Snapped:
 
 
 def agrees(
-    points: Tensor, spread: Sequence[float], grid: tuple[int, ...], cell: Sequence[int]
+    points: Tensor,
+    fields: Tensor,
+    spread: Sequence[float],
+    grid: tuple[int, ...],
+    cell: Tensor,
 ) -> Snapped | None:
     """Whether noisy positions agree with cells that are expected, None where they do not.
 
-    Nine in ten tokens have to lie within half a cell of their own, and none farther than one and a
-    half: an order that is wrong for a tenth of the tokens moves these by a cell at least.
+    Rows and columns, each taken as a whole, have to lie where they are expected. Of single tokens
+    nine in ten have to lie within half a cell of their own and none farther than one and a half; or
+    their distances are no larger than the noise, which shows in how much the noise fields differ:
+    an order that is wrong for a tenth of the tokens moves these by a cell at least.
 
     Args:
         points: `(tokens, axes)`, positions from 0 to 1.
+        fields: `(fields, tokens, axes)`, the same from each noise field alone.
         spread: By axis the standard deviation of what a token sees.
         grid: The expected grid.
         cell: For each token its expected cell.
     """
-    if len(set(cell)) != len(cell) or len(cell) != len(points):
+    if len(cell) != len(points):
         return None
-    rest, far = torch.as_tensor(cell), torch.zeros(len(points), dtype=points.dtype)
-    error = 0.0
+    rest, far = cell, torch.zeros(len(points), dtype=points.dtype)
+    error, excess = 0.0, 0.0
     for axis in reversed(range(len(grid))):
         side = grid[axis]
         index, rest = rest % side, rest // side
         shift = float((points[:, axis] * side - 0.5 - index).median())
-        lies = _lines(side, shift, spread[axis])
-        off = (points[:, axis] - lies[index]) * side
+        off = (points[:, axis] - _lines(side, shift, spread[axis])[index]) * side
         if abs(shift) > _SHIFT:
             return None
-        error = max([error, *(abs(float(off[index == i].mean())) for i in index.unique())])
+        sums = torch.zeros(side, dtype=off.dtype).index_add_(0, index, off)
+        error = max(error, float((sums / index.bincount(minlength=side).clamp_min(1)).abs().max()))
+        if error > FARTHEST:
+            return None
         far = torch.maximum(far, off.abs())
-    near = float((far < 0.5).double().mean())
-    if near < 0.9 or float(far.max()) > 1.5 or error > FARTHEST:
+        excess = max(excess, float(off.square().mean()) - _noise(fields[..., axis] * side))
+    near = float((far < 0.5).double().mean()) >= 0.9 and float(far.max()) <= 1.5
+    if not near and (len(points) < _MANY or excess > _EXCESS):
         return None
-    return Snapped(grid, tuple(int(c) for c in cell), error)
+    if len(cell.unique()) != len(cell):
+        return None
+    return Snapped(grid, tuple(cell.tolist()), error)
+
+
+def _noise(fields: Tensor) -> float:
+    """The variance of the mean over noise fields, from how much they differ."""
+    if len(fields) < 2:
+        return 0.0
+    return float(fields.var(0).mean()) / len(fields)
+
+
+def row_by_row(count: int, axes: int) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """All grids of so many cells, with the cells in their own order."""
+    for grid in _factors(count, axes):
+        yield grid, torch.arange(count)
 
 
 def _lines(side: int, shift: float, spread: float) -> Tensor:
@@ -124,24 +156,33 @@ def _factors(count: int, axes: int) -> Iterator[tuple[int, ...]]:
                 yield (side, *rest)
 
 
-def _full(points: Tensor, grid: tuple[int, ...], spread: Sequence[float]) -> Snapped | None:
+def _full(
+    points: Tensor, grid: tuple[int, ...], spread: Sequence[float], known: Ranks
+) -> Snapped | None:
     """The points as all cells of a grid, None where they are not."""
-    index = torch.zeros(len(points), dtype=torch.long)
-    error = 0.0
+    ranked: list[tuple[Tensor, float]] = []
     for axis, side in enumerate(grid):
-        along = points[:, axis]
-        rank = along.argsort(stable=True).argsort(stable=True) // (len(points) // side)
-        lines = torch.zeros(side, dtype=along.dtype).index_add_(0, rank, along)
-        lines /= len(points) // side
-        if not _lie_evenly(lines, side, spread[axis]):
+        if (axis, side) not in known:
+            known[axis, side] = _ranked(points[:, axis], side, spread[axis])
+        one = known[axis, side]
+        if one is None:
             return None
-        error = max(error, float((along - lines[rank]).abs().max()) * side)
-        if error > FARTHEST:
-            return None
+        ranked.append(one)
+    index = torch.zeros(len(points), dtype=torch.long)
+    for side, (rank, _) in zip(grid, ranked, strict=True):
         index = index * side + rank
     if len(index.unique()) != len(index):
         return None
-    return Snapped(grid, tuple(index.tolist()), error)
+    return Snapped(grid, tuple(index.tolist()), max(error for _, error in ranked))
+
+
+def _ranked(along: Tensor, side: int, spread: float) -> tuple[Tensor, float] | None:
+    """The row of each token among so many, and the largest distance from it in cells."""
+    rank = along.argsort(stable=True).argsort(stable=True) // (len(along) // side)
+    lines = torch.zeros(side, dtype=along.dtype).index_add_(0, rank, along)
+    lines /= len(along) // side
+    error = float((along - lines[rank]).abs().max()) * side
+    return (rank, error) if error <= FARTHEST and _lie_evenly(lines, side, spread) else None
 
 
 def _lie_evenly(lines: Tensor, side: int, spread: float) -> bool:
@@ -160,7 +201,7 @@ def _lie_evenly(lines: Tensor, side: int, spread: float) -> bool:
 
 def _part(points: Tensor) -> Snapped | None:
     """The points as some cells of a grid, the coarsest that holds them."""
-    if len(points) < 4:
+    if len(points) < _FEWEST:
         return None
     grid: list[int] = []
     index = torch.zeros(len(points), dtype=torch.long)
@@ -179,10 +220,18 @@ def _part(points: Tensor) -> Snapped | None:
 
 
 def _side(along: Tensor) -> int | None:
-    """The smallest number of cells on whose centres all positions lie."""
-    for side in range(1, _FINEST + 1):
+    """The smallest number of cells on whose centres all positions lie; None if a second one fits.
+
+    There are no more rows than tokens, and up to twice as many no other number may fit half as
+    well.
+    """
+    fits: list[int] = []
+    for side in range(1, min(len(along), _FINEST) + 1):
         at = along * side - 0.5
         off = (at - at.round()).abs()
-        if float(off.max()) < 0.3 and float(off.square().mean().sqrt()) < 0.12:
-            return side
-    return None
+        usual = float(off.square().mean().sqrt())
+        if not fits and usual < 0.1 and float(off.max()) < 0.3:
+            fits.append(side)
+        elif fits and side < 2 * fits[0] and usual < 0.15:
+            return None
+    return fits[0] if fits else None
