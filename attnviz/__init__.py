@@ -33,6 +33,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "faithfulness": ("knockout", "randomisation", "faithfulness_scores"),
     "comparison": ("compare",),
     "diagnosis": ("diagnose",),
+    "evaluation": ("evaluate", "Evaluation"),
     "runs": ("save_run", "open_run", "list_runs"),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}

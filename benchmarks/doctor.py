@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from attnviz.diagnosis import Findings, diagnose
 from attnviz.models import build_model
 from attnviz.patches import inject_patch
-from tests.diagnosis.faulty import CASES
+from tests.diagnosis.twins import TWINS
 
 REFERENCES = ("cnn", "mha", "mha_conv1d", "cbam_channel", "cbam", "vit")
 LIMIT = 20.0  # forward passes that a diagnosis may cost
@@ -172,12 +172,11 @@ def correct_table() -> bool:
 
 def faulty_table() -> bool:
     print("Faulty layers: the code is found, no other error, and the twin is clean\n")
-    print("| layer | code | found | other errors | other | repaired: errors |")
+    print("| layer | code | found | other errors | other | mended: errors |")
     print("| --- | --- | --- | --- | --- | --- |")
     right = 0
-    for name, case in CASES.items():
-        found = diagnose(case.model(False), case.images(), **case.ask)
-        twin = diagnose(case.model(True), case.images(), **case.ask)
+    for name, case in TWINS.items():
+        found, twin = case.findings(mended=False), case.findings(mended=True)
         hits = [one.severity for one in found if one.code == case.code]
         errors = [code for code in found.errors.codes if code != case.code]
         others = [code for code in found.codes if code not in (case.code, "untrained", *errors)]
@@ -186,8 +185,8 @@ def faulty_table() -> bool:
         cells = (name, case.code, hits[0] if hits else "–", ", ".join(errors), ", ".join(others),
                  ", ".join(twin.errors.codes) or ("none" if clean else case.code))  # fmt: skip
         print(f"| {' | '.join(cells)} |")
-    print(f"\n{right} of {len(CASES)} as they should be\n")
-    return right == len(CASES)
+    print(f"\n{right} of {len(TWINS)} as they should be\n")
+    return right == len(TWINS)
 
 
 def cost_table(n: int = 64, repeats: int = 5) -> bool:

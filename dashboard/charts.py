@@ -14,7 +14,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from attnviz.comparison.text import spoken
+from attnviz.definitions import LEVELS, SHOWN_LEVELS, metric_title
 from dashboard.palettes import DASHES, Ink
 
 MOST_BANDS = 8
@@ -23,13 +23,6 @@ MOST_BANDS = 8
 _ROW = 34  # pixels per variant in a dot plot
 _AXIS = 56  # pixels for the axis and the words above
 _FONT = "'Source Sans', 'Source Sans Pro', sans-serif"
-
-
-def short(metric: str) -> str:
-    """A metric's key as one or two words, for the line below a picture."""
-    return {"energy_pointing_game": "energy", "pointing_game": "pointing"}.get(
-        metric, spoken(metric)
-    )
 
 
 def styled(chart: Any, ink: Ink) -> Any:
@@ -60,7 +53,7 @@ def styled(chart: Any, ink: Ink) -> Any:
 
 
 def dot_plot(table: pd.DataFrame, by_seed: pd.DataFrame, metric: str, *, ink: Ink) -> Any:
-    """Means with intervals, a tick per seed, chance and ceiling; sorted as the table is.
+    """Means with intervals, a tick per seed, chance and the mask redrawn; sorted as the table is.
 
     Args:
         table: One metric's rows of `Comparison.table`, in the order to be shown.
@@ -77,12 +70,12 @@ def dot_plot(table: pd.DataFrame, by_seed: pd.DataFrame, metric: str, *, ink: In
     levels = levels_of(table)
     scale = alt.Scale(domain=list(extent(table, by_seed)), nice=False, zero=False)
     axis = alt.Axis(tickCount=8)
-    x = alt.X("mean:Q", title=spoken(metric), scale=scale, axis=axis)
+    x = alt.X("mean:Q", title=metric_title(metric), scale=scale, axis=axis)
     y = alt.Y("variant:N", sort=order, title=None, axis=alt.Axis(ticks=False, domain=False))
     tip = ["variant", *(alt.Tooltip(f"{c}:Q", format=".3f") for c in ("mean", "low", "high"))]
     base = alt.Chart(rows).encode(y=y)
     interval = base.mark_rule(strokeWidth=3, color=ink.mark, opacity=0.55).encode(
-        x=alt.X("low:Q", scale=scale, title=spoken(metric), axis=axis), x2="high:Q"
+        x=alt.X("low:Q", scale=scale, title=metric_title(metric), axis=axis), x2="high:Q"
     )
     seeds = (
         alt.Chart(by_seed)
@@ -92,7 +85,7 @@ def dot_plot(table: pd.DataFrame, by_seed: pd.DataFrame, metric: str, *, ink: In
     dots = base.mark_point(filled=True, size=130, color=ink.mark, opacity=1)
     dots = dots.encode(x=x, tooltip=tip)
     words = base.mark_text(align="left", dx=10, fontSize=13, color=ink.text).encode(
-        x=alt.X("at:Q", scale=scale, title=spoken(metric), axis=axis), text="label:N"
+        x=alt.X("at:Q", scale=scale, title=metric_title(metric), axis=axis), text="label:N"
     )
     ticks = [seeds] if len(by_seed) else []  # an empty layer is a picture without a name
     chart = alt.layer(*_level_marks(levels, scale, ink), interval, *ticks, words, dots)
@@ -117,19 +110,24 @@ def round_ticks(low: float, high: float, count: int = 8) -> list[float]:
 
 
 def levels_of(table: pd.DataFrame) -> pd.DataFrame:
-    """Chance and ceiling as one line each: the mean over variants, where they are known."""
+    """Chance and the mask redrawn, a line each: the mean over variants, where known."""
     found = [
-        {"level": name, "value": float(table[name].mean()), "text": name}
-        for name in ("chance", "ceiling")
+        {"level": name, "value": float(table[name].mean()), "text": LEVELS[name].title}
+        for name in SHOWN_LEVELS
         if name in table and table[name].notna().any()
     ]
     return pd.DataFrame(found, columns=["level", "value", "text"])
 
 
+def level_colours(ink: Ink) -> dict[str, str]:
+    """The colour of each level that has a line."""
+    return dict(zip(SHOWN_LEVELS, (ink.chance, ink.redrawn), strict=True))
+
+
 def _level_marks(levels: pd.DataFrame, scale: Any, ink: Ink) -> list[Any]:
     colours = alt.Color(
         "level:N",
-        scale=alt.Scale(domain=["chance", "ceiling"], range=[ink.chance, ink.ceiling]),
+        scale=alt.Scale(domain=list(SHOWN_LEVELS), range=list(level_colours(ink).values())),
         legend=None,
     )
     base = alt.Chart(levels).encode(x=alt.X("value:Q", scale=scale), color=colours)
@@ -146,8 +144,8 @@ def dot_plot_in_words(table: pd.DataFrame, metric: str) -> str:
         else f"{row.variant} cannot be scored"
         for row in table.itertuples()
     ]
-    levels = "".join(f"; {r.level} {r.value:.3f}" for r in levels_of(table).itertuples())
-    return f"Dot plot of {spoken(metric)}: " + ", ".join(parts) + levels + "."
+    levels = "".join(f"; {r.text} {r.value:.3f}" for r in levels_of(table).itertuples())
+    return f"Dot plot of {metric_title(metric)}: " + ", ".join(parts) + levels + "."
 
 
 def lines(

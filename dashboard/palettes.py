@@ -34,8 +34,8 @@ class Ink:
         text: Axis titles and labels.
         grid: Grid lines and axes.
         mark: Dots and intervals of what is measured.
-        chance: The line of what a random map gets.
-        ceiling: The line of what the patch itself gets, drawn on the grid.
+        chance: The line of a map without information.
+        redrawn: The line of the mask, redrawn on the map's grid.
         series: One colour per variant, in order.
     """
 
@@ -43,7 +43,7 @@ class Ink:
     grid: str
     mark: str
     chance: str
-    ceiling: str
+    redrawn: str
     series: tuple[str, ...]
 
 
@@ -52,7 +52,7 @@ LIGHT = Ink(
     grid="#d5d9e0",
     mark="#1f5fbf",
     chance="#a8480a",
-    ceiling="#0b6b4f",
+    redrawn="#0b6b4f",
     series=("#0072b2", "#c25400", "#00805e", "#a8447f", "#8a6d00", "#2f7ea8", "#4d4d4d", "#7a3db8"),
 )
 DARK = Ink(
@@ -60,7 +60,7 @@ DARK = Ink(
     grid="#3a404a",
     mark="#7fb2ff",
     chance="#ffab70",
-    ceiling="#6fd6b0",
+    redrawn="#6fd6b0",
     series=("#56b4e9", "#ff9a56", "#3ddbb0", "#e594c4", "#f0e442", "#9ad0f0", "#c9ccd2", "#c39bff"),
 )
 

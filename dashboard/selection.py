@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attnviz.comparison import LOWER_IS_BETTER
 from attnviz.comparison.from_runs import map_names
 from attnviz.comparison.resampling import mean_of_valid
+from attnviz.definitions import is_lower_better
 
 PAGE_SIZE = 48
 AGREEMENT = "agreement_"
@@ -100,7 +100,7 @@ def in_order(
     if choice.order == "disagreement":
         key = -(np.full(len(samples), np.nan) if disagreement is None else disagreement)
     else:
-        upwards = (choice.order == "worst") != (metric in LOWER_IS_BETTER)
+        upwards = (choice.order == "worst") != is_lower_better(metric)
         key = values if upwards else -values
     return where[np.argsort(key[where], kind="stable")]  # NaN sorts last
 

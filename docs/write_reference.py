@@ -25,8 +25,8 @@ _HEAD = """\
 Each takes raw maps `(b, h, w)` and boolean masks `(b, h, w)` and gives one score per image. The
 conventions are the same everywhere: nothing is normalised behind your back; an image that cannot
 be scored is NaN, and `localization(…).why(key)` says why; ties score what a fair draw among them
-would; a score never depends on the other images of the batch. Beside every score stand its chance
-and the ceiling of the map's grid, from `attnviz.baselines`. Thresholds come from the validation
+would; a score never depends on the other images of the batch. Beside every score stand reference
+levels from `attnviz.baselines`. Thresholds come from the validation
 split (`calibrate_threshold`); the best per image is called an oracle.
 
 This page is written by `docs/write_reference.py` from the docstrings.

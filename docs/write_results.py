@@ -203,8 +203,7 @@ def overview(rankings: Mapping[str, Comparison], order: Sequence[str]) -> Figure
     figure = Figure(figsize=size, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     matrix(left, "accuracy", rankings, order, lambda row: row["accuracy"])
-    title = "energy in the patch / its ceiling"
-    matrix(right, title, rankings, order, lambda row: row["mean"] / row["ceiling"])
+    matrix(right, "energy in the patch", rankings, order, lambda row: row["mean"])
     return figure
 
 

@@ -152,8 +152,8 @@ def _measured(found: dict[str, Run]) -> str:
         f"them, {some.environment['device']}, {some.environment['threads']} thread, "
         f"{total / 60:.0f} minutes of training in all; `mha_early` on {early['side']} × "
         f"{early['side']} with {early['size']} × {early['size']} squares, since a CPU needs "
-        f"minutes an epoch for more. Chance is {energy['chance']:.3f}, a 24 × 24 map's ceiling "
-        f"{energy['ceiling']:.3f}. One seed and so little training say what these layers can do "
+        f"minutes an epoch for more. Chance is {energy['chance']:.3f}, the mask redrawn on 24 × 24 "
+        f"{energy['redrawn']:.3f}. One seed and so little training say what these layers can do "
         "in minutes, not which of them is best."
     )
     command = f"uv run python -m experiments train --variant NAME {flags}"

@@ -1,4 +1,4 @@
-"""Where a training stands, so that it can be taken up again to the same result.
+"""Checkpoints: all that it takes to resume a training to the same result.
 
 One safetensors file holds everything: the weights, their running mean, the best of those, Adam's
 moments, the state of torch's generator, and in its header the numbers. It is replaced whole at the
@@ -22,7 +22,7 @@ FILE = "checkpoint.safetensors"
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """The numbers of a training under way.
 
     Attributes:
@@ -43,7 +43,7 @@ def to_bytes(
     average: nn.Module,
     best: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
-    progress: Progress,
+    progress: TrainingState,
 ) -> bytes:
     """All of it as one safetensors file."""
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
@@ -60,8 +60,8 @@ def to_bytes(
 
 def restore(
     path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], Progress]:
-    """Put a model, its running mean, its optimizer and torch's generator back where they were.
+) -> tuple[dict[str, Tensor], TrainingState]:
+    """Restore a model, its running mean, its optimizer and torch's random generator.
 
     Returns:
         The best weights so far, and the numbers.
@@ -75,7 +75,7 @@ def restore(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
         model.load_state_dict(_below(tensors, "model/"))
         average.load_state_dict(_below(tensors, "average/"))
-        progress = Progress(**json.loads(metadata["progress"]))
+        progress = TrainingState(**json.loads(metadata["progress"]))
     except Exception as error:
         first = str(error).partition("\n")[0]
         raise RunError(

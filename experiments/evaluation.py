@@ -70,7 +70,13 @@ def measure_run(
         maps = _upsampled(grid_maps, seen.masks)
         scores = localization(maps, seen.masks, threshold=taus)
         rows, columns = grid_maps.shape[-2:]
-        levels = baselines(seen.masks, (rows, columns), tuple(scores), threshold=taus)
+        levels = baselines(
+            seen.masks,
+            (rows, columns),
+            tuple(scores),
+            threshold=taus,
+            calibration=calibration.masks if calibration.masks.any() else None,
+        )
         thresholds[name] = taus
         metrics[name] = {
             key: summarised(key, score.numpy(), levels[key]) for key, score in scores.items()

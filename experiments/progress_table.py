@@ -1,4 +1,4 @@
-"""How a sweep gets on: a table that is redrawn in place, a row per variant and setting."""
+"""Progress of a sweep: a table redrawn in place on a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from attnviz.cli.tables import table
 from attnviz.errors import RunError
+from attnviz.progress import Progress
 from attnviz.runs import Run, open_run
 from experiments.axes import Grid
 from experiments.running import Outcome
@@ -22,6 +23,7 @@ from experiments.settings import Settings
 
 _UP, _CLEAR = "\x1b[{}F", "\x1b[J"
 _ORDER = ("failed", "stopped", "running", "waiting", "done")
+_ENDED = ("done", "failed", "stopped")
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class Standing:
     seconds: float | None = None
 
 
-class Board:
-    """The table of a sweep, on a terminal; anywhere else it keeps silent.
+class ProgressTable:
+    """The progress of a sweep, a row per variant and setting; lines where there is no terminal.
 
     Args:
         plan: The runs.
@@ -69,19 +71,27 @@ class Board:
         self._drawn = 0
         self._begun = time.monotonic()
         self._known = dict(outcomes)
-        self._already = sum(one.epoch for one in self._standings()) if self.shown else 0
+        self._already = self._epochs(self._standings())
+        total = sum(one.epochs for one in plan)
+        self._lines = Progress(
+            total, label="all runs", unit="epochs", initial=self._already, shown=not self.shown
+        )
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> ProgressTable:
         self.show({})
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *raised: Any) -> None:
         self._erase()
+        if not self.shown:
+            self._lines.done = self._epochs(self._standings())
+        self._lines.__exit__(*raised)
 
     def show(self, outcomes: Mapping[str, Outcome]) -> None:
         """Draw it again with these outcomes known, too."""
         self._known |= outcomes
         if not self.shown:
+            self._print()
             return
         standings = self._standings()
         columns, lines = shutil.get_terminal_size()
@@ -98,20 +108,26 @@ class Board:
             print(_UP.format(self._drawn) + _CLEAR, end="", file=self.stream, flush=True)
         self._drawn = 0
 
+    def _print(self) -> None:
+        """A line, if one is due: only then are the folders of the runs read."""
+        if self._lines.due:
+            standings = self._standings()
+            self._lines.reach(self._epochs(standings), {"runs": _counted(standings)})
+
     def _progress(self, standings: Sequence[Standing], columns: int) -> str:
-        """Epochs done of all, with the time left; what was there before counts for no speed."""
-        states = Counter(one.state for one in standings)
-        total = sum(one.epochs for one in self.plan)
-        ended = ("done", "failed", "stopped")
-        left_early = zip(self.plan, standings, strict=True)
-        done = sum(s.epochs if one.state in ended else one.epoch for s, one in left_early)
+        """Epochs done of all, with the time left; epochs done before do not count for the speed."""
         return str(
             tqdm.format_meter(
-                done, total, time.monotonic() - self._begun, ncols=columns - 1, prefix="all runs",
-                unit=" epochs", initial=self._already,
-                postfix=", ".join(f"{states[name]} {name}" for name in _ORDER if states[name]),
+                self._epochs(standings), sum(one.epochs for one in self.plan),
+                time.monotonic() - self._begun, ncols=columns - 1, prefix="all runs",
+                unit=" epochs", initial=self._already, postfix=_counted(standings),
             )
         )  # fmt: skip
+
+    def _epochs(self, standings: Sequence[Standing]) -> int:
+        """Epochs done; a run that has ended has done all of its own."""
+        both = zip(self.plan, standings, strict=True)
+        return sum(s.epochs if one.state in _ENDED else one.epoch for s, one in both)
 
     def _standings(self) -> list[Standing]:
         return [self._standing(settings) for settings in self.plan]
@@ -146,6 +162,12 @@ def standing(settings: Settings, root: Path, outcome: Outcome | None) -> Standin
         progress.get("val_pointing_game"),
         progress.get("seconds"),
     )
+
+
+def _counted(standings: Sequence[Standing]) -> str:
+    """How many runs are in which state, such as `2 running, 4 waiting`."""
+    states = Counter(one.state for one in standings)
+    return ", ".join(f"{states[name]} {name}" for name in _ORDER if states[name])
 
 
 def rows(plan: Grid, standings: Sequence[Standing]) -> str:

@@ -22,7 +22,7 @@ def table(runs: Sequence[Run]) -> str:
     """One row per run: what it answered, and where its map looked."""
     head = (
         "variant", "map", "accuracy", "loss", "energy [95 % CI]", "pointing", "IoU",
-        "chance", "ceiling", "train s",
+        "chance", "mask redrawn", "train s",
     )  # fmt: skip
     first, *others = columns(head, [_row(run) for run in runs]).splitlines()
     return "\n".join([first, "─" * max(map(len, [first, *others])), *others])
@@ -43,7 +43,7 @@ def _row(run: Run) -> tuple[Any, ...]:
         scores["pointing_game"]["mean"],
         scores.get("max_iou", {}).get("mean"),
         energy["chance"],
-        energy["ceiling"],
+        energy["redrawn"],
         f"{run.summary['seconds']:.0f}",
     )
 

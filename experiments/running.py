@@ -1,4 +1,4 @@
-"""One run from its settings to its complete folder: begun, taken up again, or already there."""
+"""One run from its settings to its complete folder: started, resumed, or reused."""
 
 from __future__ import annotations
 
@@ -40,13 +40,14 @@ class Outcome:
     reason: str = ""
 
 
-def run_training(settings: Settings, root: Path, *, resume: bool = True) -> Run:
-    """Train and measure one run, or give back the complete one that is already there.
+def run_training(settings: Settings, root: Path, *, resume: bool = True, shown: bool = True) -> Run:
+    """Train and measure one run, or return the complete one that is already there.
 
     Args:
         settings: What to do.
         root: The folder of runs.
-        resume: Whether a stopped run of these settings is taken up again.
+        resume: Whether a stopped run of these settings is resumed.
+        shown: Whether progress is printed on stderr.
 
     Returns:
         The complete run.
@@ -64,16 +65,16 @@ def run_training(settings: Settings, root: Path, *, resume: bool = True) -> Run:
         device = device_of(settings)
         restart_peak(device)
         follower = Follower(settings, writer, device) if settings.follow else None
-        trained = train(settings, writer, watcher=_heeding(follower))
+        trained = train(settings, writer, watcher=_cancellable(follower), shown=shown)
         return measure_run(trained, settings, writer, peak=peak_bytes(device))
 
 
 def try_training(settings: Settings, root: Path) -> Outcome:
-    """As `run_training`, for a sweep: a failure is an outcome, and does not stop the others.
+    """Run a training of a sweep, silently: a failure is an outcome, and does not stop the others.
 
     A run that another process is writing is waited for: it is reused once it is complete, and
-    taken up once its writer has stopped or died. So a task that is handed out twice, or two sweeps
-    over the same runs, do nothing twice.
+    resumed once its writer has stopped or died. A task that is submitted twice, or two sweeps over
+    the same runs, train nothing twice.
     """
     try:
         with interruptible(), _ONE_AT_A_TIME:
@@ -87,13 +88,13 @@ def try_training(settings: Settings, root: Path) -> Outcome:
 
 
 def _made(settings: Settings, root: Path) -> str:
-    """Train, as soon as nobody else does; whether there was anything to do."""
+    """Train once no other process writes the run; `"done"`, or `"reused"` if it was complete."""
     while True:
         found = _found(root / settings.run_id)
         if found is not None and found.state == "complete":
             return "reused"
         try:
-            run_training(settings, root)
+            run_training(settings, root, shown=False)
         except BusyError:
             if found is not None and found.state == "stale":  # alive, but silent for too long
                 raise
@@ -108,8 +109,8 @@ def _stop_if_cancelled() -> None:
         raise KeyboardInterrupt
 
 
-def _heeding(watcher: Watcher | None) -> Watcher:
-    """A watcher that also ends a training which nobody waits for any more."""
+def _cancellable(watcher: Watcher | None) -> Watcher:
+    """A watcher that also stops a training whose task was cancelled."""
 
     def watch(model: nn.Module, epoch: int) -> dict[str, float]:
         _stop_if_cancelled()

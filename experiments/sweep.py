@@ -18,7 +18,7 @@ from attnviz.errors import RunError
 from attnviz.executors import Workers, cores, executor_of, processes
 from attnviz.runs import open_run
 from experiments.axes import Grid
-from experiments.progress_table import Board
+from experiments.progress_table import ProgressTable
 from experiments.running import Outcome, try_training
 from experiments.settings import Settings
 
@@ -48,13 +48,13 @@ def run_all(
     outcomes = {
         one.run_id: Outcome(one, "reused") for one in plan if _state(root, one) == "complete"
     }
-    with Board(plan, root, outcomes) as board:
+    with ProgressTable(plan, root, outcomes) as table:
         todo = _todo(plan, outcomes)
         fruitless = 0
         while todo and fruitless < _FRUITLESS:
             with _executor(workers or Workers(), len(todo), root) as (executor, threads):
                 shared = [dataclasses.replace(s, threads=s.threads or threads) for s in todo]
-                done = collect(executor, shared, root, board)
+                done = collect(executor, shared, root, table)
             outcomes |= {key: one for key, one in done.items() if one.state != "lost"}
             fruitless = 0 if any(one.state != "lost" for one in done.values()) else fruitless + 1
             lost = _todo(plan, outcomes)
@@ -66,7 +66,7 @@ def run_all(
 
 
 def collect(
-    executor: Executor, plan: Sequence[Settings], root: Path, board: Board
+    executor: Executor, plan: Sequence[Settings], root: Path, table: ProgressTable
 ) -> dict[str, Outcome]:
     """Hand runs to an executor and wait, showing how they get on; outcomes by run id.
 
@@ -85,7 +85,7 @@ def collect(
         for future in finished:
             outcome = _outcome(future, futures[future], root)
             outcomes[outcome.settings.run_id] = outcome
-        board.show(outcomes)
+        table.show(outcomes)
     return outcomes
 
 

@@ -1,9 +1,9 @@
-"""Train one model: a loop one can read from top to bottom.
+"""Train one model with a plain loop.
 
-The whole set of images lies on the device as bytes; patches are put in there, batch by batch. The
-attention runs through the fused kernel, nothing is materialised. What is judged after each epoch,
-and kept where its validation loss is lowest, is a running mean of the weights: they swing from step
-to step, and a single step's can look right on the validation images and be wrong on others.
+All images lie on the device as bytes; patches are injected there, batch by batch. Attention runs
+through the fused kernel without writing its weights out. After each epoch a running mean of the
+weights is evaluated, and the one with the lowest validation loss is kept: single steps fluctuate,
+and one that fits the validation images may fail on others.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from attnviz.cli.devices import computing
 from attnviz.models import build_model
+from attnviz.progress import Progress
 from attnviz.runs import RunWriter
 from experiments import checkpoints
-from experiments.checkpoints import Progress
+from experiments.checkpoints import TrainingState
 from experiments.data import load_images
 from experiments.questions import Asked, ask, patch_seed
 from experiments.settings import Settings
@@ -48,7 +48,7 @@ class Trained:
     """
 
     model: nn.Module
-    progress: Progress
+    progress: TrainingState
     images_per_second: float
 
 
@@ -98,13 +98,16 @@ class Loader:
         return list(torch.arange(len(self)).split(size))
 
 
-def train(settings: Settings, writer: RunWriter, *, watcher: Watcher | None = None) -> Trained:
+def train(
+    settings: Settings, writer: RunWriter, *, watcher: Watcher | None = None, shown: bool = True
+) -> Trained:
     """Train, writing curves and a checkpoint per epoch; goes on from a checkpoint if there is one.
 
     Args:
         settings: What to train, and how.
         writer: The run; its progress, curves and checkpoint are kept up to date.
         watcher: Measures something after each epoch, for the curves.
+        shown: Whether progress is printed on stderr.
 
     Returns:
         The model of the best epoch.
@@ -125,7 +128,7 @@ def train(settings: Settings, writer: RunWriter, *, watcher: Watcher | None = No
         model, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging), use_buffers=True
     )
     kept: nn.Module = average.module
-    best, progress = kept.state_dict(), Progress()
+    best, progress = kept.state_dict(), TrainingState()
     if (writer.path / checkpoints.FILE).exists():
         best, progress = checkpoints.restore(
             writer.path / checkpoints.FILE, model, average, optimizer
@@ -134,12 +137,12 @@ def train(settings: Settings, writer: RunWriter, *, watcher: Watcher | None = No
         model.compile()  # the running mean is judged, and watched, as it is
     writer.keep_curves(progress.epoch)
     steps, beat = len(train_set) // settings.batch, _pulse(writer)
-    bar = tqdm(
-        total=settings.epochs * steps,
+    bar = Progress(
+        settings.epochs * steps,
+        label=settings.run_id,
+        unit="steps",
         initial=progress.epoch * steps,
-        desc=settings.run_id,
-        unit="step",
-        disable=None,
+        shown=shown,
     )
     with bar, _denormals_as_zero():
         while progress.epoch < settings.epochs:
@@ -170,7 +173,7 @@ def _epoch(
     train_set: Loader,
     settings: Settings,
     epoch: int,
-    bar: tqdm,
+    bar: Progress,
     beat: Callable[[], None],
 ) -> dict[str, float]:
     """One pass over the training images; the last, incomplete batch is left out."""
@@ -195,10 +198,11 @@ def _epoch(
         average.update_parameters(model)
         losses += loss.detach()
         hits += ((logits > 0) == asked.labels.bool()).float().mean()
-        bar.update()
+        told: dict[str, str] = {}
+        if bar.due and step % 5 == 0:  # reading them waits for a GPU
+            told = {"loss": f"{losses / (step + 1):.3f}", "accuracy": f"{hits / (step + 1):.3f}"}
+        bar.update(notes=told)
         beat()
-        if not bar.disable and step % 5 == 0:
-            bar.set_postfix(loss=f"{losses / (step + 1):.3f}", accuracy=f"{hits / (step + 1):.3f}")
     return {"train_loss": float(losses / steps), "train_accuracy": float(hits / steps)}
 
 

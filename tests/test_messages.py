@@ -18,7 +18,7 @@ import torch
 from attnviz.attribution import attribute
 from attnviz.capture import watch
 from attnviz.cli.scoring import with_columns
-from attnviz.diagnosis.catalogue import finding
+from attnviz.diagnosis.registry import named
 from attnviz.errors import AttnvizError
 from attnviz.executors import cluster
 from attnviz.figures import comparison_picture
@@ -98,7 +98,7 @@ CASES: dict[str, tuple[Callable[[Run], Any], str]] = {
     "scores": (
         lambda run: with_columns(pd.DataFrame({"a": [1, 2]}), "m", {"iou": np.zeros(3)}),
         "m/iou: expected 2 scores, one per sample, got 3"),
-    "finding": (lambda run: finding("scrambled", "here"), "unknown finding 'scrambled': did you"),
+    "finding": (lambda run: named("scrambled"), "unknown finding 'scrambled': did you"),
     "worker": (blind_worker, "--scheduler: the worker tcp://here:1 on elsewhere does not see"),
     "pictures": (
         lambda run: comparison_picture(PICTURES, {"mha": np.zeros((3, 4, 4))}),

@@ -24,6 +24,7 @@ from attnviz.errors import InputError, unknown_name
 from attnviz.inputs import check_images
 from attnviz.maps.geometry import Grid, Interpolation, resized
 from attnviz.model_state import frozen
+from attnviz.progress import Progress
 from attnviz.shapes import Images
 from attnviz.targets import Target, indices_per_image, output_rows
 
@@ -93,7 +94,7 @@ def attribute(
         interpolation: How a layer's map becomes larger, after the sign.
         memory: Bytes that the model's graph may keep at once. At least one row always runs.
         seed: Start of everything random, for each image the same.
-        progress: Show a bar of rows sent through the model.
+        progress: Print on stderr how many rows were sent through the model.
         **options: Further arguments of Captum's `.attribute`, such as `n_steps`; for superpixels
             `segments` and `compactness`, or a `feature_mask` of one's own.
 
@@ -115,17 +116,18 @@ def attribute(
         >>> attribute(model, torch.rand(2, 3, 8, 8), method="integrated_gradients").shape
         torch.Size([2, 8, 8])
     """
-    from tqdm import tqdm
-
     reduce = _reduction(channels, sign)
     check_images(images)
-    with frozen(model, gradients=True), tqdm(disable=not progress, unit="row") as bar:
+    label = method if isinstance(method, str) else type(method).__name__
+    with (
+        frozen(model, gradients=True),
+        Progress(None, label=label, unit="rows", shown=progress) as bar,
+    ):
         images = images.detach().clone()
         explained = ExplainedModel(model, len(images), target, bar)
         request = _request(
             explained, images, method, layer, target, baseline, value_range, seed, options
         )
-        bar.set_description(request.method.name)
         rows = _rows(model, request, memory)
         fallback = request.method.channels
         parts = [reduce(answer, fallback) for answer in request.attributions(rows)]

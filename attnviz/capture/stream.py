@@ -23,6 +23,7 @@ from attnviz.capture.options import Choice
 from attnviz.capture.trail import Trail
 from attnviz.capture.watch import eager, read_options
 from attnviz.errors import InputError
+from attnviz.progress import tracked
 
 
 def stream(
@@ -60,7 +61,7 @@ def stream(
         edit: What to replace while the model runs.
         features: Keep what gates multiply.
         device: Where to move images before the model runs; the model's own device if not given.
-        progress: A progress bar on stderr; if not given, where stderr is a terminal.
+        progress: Whether to print progress on stderr; if not given, where stderr is a terminal.
 
     Yields:
         `(images, seen)`, the images on the model's device.
@@ -70,12 +71,13 @@ def stream(
         InputError: A batch without a tensor.
     """
     options = read_options(where, heads, to, dtype, reduce, edit, False, features, False)
+    shown = sys.stderr.isatty() if progress is None else progress
     target = torch.device(device) if device is not None else _device(model)
     watcher = Watcher(model, options, Capture())
     trails: dict[torch.Size, Trail] = {}
     torch.clear_autocast_cache()
     try:
-        for batch in _shown(loader, progress):
+        for batch in tracked(loader, label="watch", unit="batches", shown=shown):
             images = _images(batch).to(target)
             with eager(), torch.no_grad():
                 seen = _followed(watcher, trails, images)
@@ -183,13 +185,3 @@ def _images(batch: Any) -> Tensor:
         "stream: expected batches that are a tensor of images or hold one, "
         f"got {type(batch).__name__}"
     )
-
-
-def _shown(loader: Iterable[Any], progress: bool | None) -> Iterable[Any]:
-    shown = sys.stderr.isatty() if progress is None else progress
-    if not shown:
-        return loader
-    from tqdm import tqdm
-
-    bar: Iterable[Any] = tqdm(loader, desc="watching", unit="batch", file=sys.stderr)
-    return bar

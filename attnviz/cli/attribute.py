@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from concurrent.futures import Executor
 from functools import partial
 from inspect import signature
@@ -108,9 +107,10 @@ def _attributed(
     """Draw, score (before anything is rounded), and amend the run."""
     dataset = found.test_set()
     parts = pieces(dataset.count)
+    alone = len(parts) == 1  # then the rows are counted, else the parts
     drawn = spread(
-        partial(_drawn, found.path.absolute(), options, args), parts, executor,
-        label=f"attribute {found.id}", shown=False if args.json or len(parts) == 1 else None,
+        partial(_drawn, found.path.absolute(), options, args, alone and not args.json), parts,
+        executor, label=f"attribute {found.id}", shown=not (args.json or alone),
     )  # fmt: skip
     maps = np.concatenate([maps for maps, _ in drawn])
     columns = in_order([(p, scores) for p, (_, scores) in zip(parts, drawn, strict=True)])
@@ -125,13 +125,12 @@ def _attributed(
 
 
 def _drawn(
-    path: Path, options: dict[str, Any], args: argparse.Namespace, part: range
+    path: Path, options: dict[str, Any], args: argparse.Namespace, shown: bool, part: range
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The maps of one piece's images, and their scores."""
     run = open_run(path)
     dataset = run.test_set()
     images = as_images(dataset.images(list(part)), args.device)
-    shown = sys.stderr.isatty() and not args.json
     maps = attribute(
         rebuilt(run, args.device), images, size="own", memory=args.memory * 2**20, progress=shown,
         **options,

@@ -152,7 +152,7 @@ def _measured(found: Run, args: argparse.Namespace, executor: Executor | None) -
     tasks = [(name, part) for name in names for part in pieces(bench.dataset.count)]
     results = spread(
         partial(_scores_of, bench.run.path, args), tasks, executor,
-        label=f"measure {found.id}", shown=False if args.json else None,
+        label=f"measure {found.id}", shown=not args.json,
     )  # fmt: skip
     samples, summaries = found.samples(), {}
     for name in names:

@@ -22,6 +22,7 @@ from attnviz.cli.devices import add_device
 from attnviz.cli.tables import table
 from attnviz.comparison.from_runs import none_complete
 from attnviz.comparison.summary import summarised
+from attnviz.definitions import SHOWN_LEVELS
 from attnviz.errors import InputError, RunError
 from attnviz.executors import add_workers, chosen_workers, executor_of
 from attnviz.maps import resized
@@ -137,7 +138,7 @@ def summaries_of(
     metrics: Sequence[str] | None = None,
     threshold: Mapping[str, float] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Mean, interval and counts of each column; of localisation chance, centre and ceiling too."""
+    """Mean, interval and counts of each column; of localisation the reference levels too."""
     levels = _levels(dataset, grid, _metrics(metrics, threshold), threshold)
     return {key: summarised(key, column, levels.get(key)) for key, column in columns.items()}
 
@@ -154,7 +155,7 @@ def _levels(
     metrics: Sequence[str],
     threshold: Mapping[str, float] | None,
 ) -> Mapping[str, Mapping[str, float]]:
-    """Chance, centre and ceiling on these very masks; none where every mask is empty."""
+    """The reference levels of these very masks; none where every mask is empty."""
     if not metrics:
         return {}
     masks = dataset.masks()
@@ -193,10 +194,10 @@ def merged_metrics(
 
 
 def score_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
-    """Maps and metrics as text: mean, interval, chance, ceiling and how many counted."""
-    header = ("map", "metric", "mean", "low", "high", "chance", "ceiling", "valid")
+    """Maps and metrics as text: mean, interval, chance, the mask redrawn, how many counted."""
+    header = ("map", "metric", "mean", "low", "high", *SHOWN_LEVELS, "valid")
     rows = [
-        (name, key, s["mean"], s["low"], s["high"], s.get("chance"), s.get("ceiling"),
+        (name, key, s["mean"], s["low"], s["high"], *(s.get(level) for level in SHOWN_LEVELS),
          f"{s['valid']}/{s['n']}")
         for name, scores in summaries.items()
         for key, s in scores.items()

@@ -9,10 +9,11 @@ from typing import Any
 
 from attnviz.cli.ls import as_dict
 from attnviz.cli.tables import as_json, printable, table
+from attnviz.definitions import SHOWN_LEVELS
 from attnviz.runs import Run, flat, open_run
 
 _APART = ("metrics", "findings", "knockout")
-_SCORE = ("map", "metric", "mean", "low", "high", "chance", "ceiling")
+_SCORE = ("map", "metric", "mean", "low", "high", *SHOWN_LEVELS)
 _CUT = ("name", "head", "way", "effect", "low", "high", "size", "images")
 
 

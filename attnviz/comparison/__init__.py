@@ -18,13 +18,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attnviz.comparison.comparison import Comparison
-from attnviz.comparison.definitions import LOWER_IS_BETTER
 from attnviz.comparison.groups import Group
 from attnviz.comparison.inputs import Source, read_groups
 from attnviz.comparison.ranking import rank
 from attnviz.errors import InputError
 
-__all__ = ["LOWER_IS_BETTER", "Comparison", "Group", "compare"]
+__all__ = ["Comparison", "Group", "compare"]
 
 
 def compare(
@@ -63,7 +62,7 @@ def compare(
         confidence: The level of the intervals, between 0 and 1.
         seed: Of the bootstrap; the same seed gives the same numbers.
         baselines: For tables: the levels to stand beside the scores, `{metric: {"chance": …,
-            "centre": …, "ceiling": …}}` or `{"chance": {metric: …}, …}`; values are numbers or one
+            "redrawn": …}}` or `{"chance": {metric: …}, …}`; values are numbers or one
             number per image. Runs bring their own.
         map_name: For runs: which map's scores to take; each run's primary map unless given.
 

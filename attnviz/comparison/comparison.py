@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from attnviz.comparison.definitions import LOWER_IS_BETTER
-from attnviz.comparison.groups import LEVELS
 from attnviz.comparison.text import (
     WELL_KNOWN,
     aligned,
@@ -20,14 +18,20 @@ from attnviz.comparison.text import (
     fineness,
     interval,
     latex,
-    localises,
     markdown,
     number,
     percent,
     records,
     span,
-    spoken,
     with_sign,
+)
+from attnviz.definitions import (
+    LEVELS,
+    SHOWN_LEVELS,
+    is_localization,
+    is_lower_better,
+    metric_title,
+    short_title,
 )
 from attnviz.errors import unknown_name
 
@@ -42,9 +46,10 @@ class Comparison:
     Attributes:
         primary: The metric that ranks.
         table: A row per metric and variant, in order of rank: variant, metric, mean, low, high,
-            valid and n (scores that are numbers, and all: seeds × images), seeds, chance, centre,
-            ceiling, accuracy, p and p_holm (against the first in rank; NaN for itself, and
-            wherever there are fewer than two seeds), rank (equal means share one).
+            valid and n (scores that are numbers, and all: seeds × images), seeds, the reference
+            levels (`attnviz.definitions.LEVELS`), accuracy, p and p_holm (against the first in
+            rank; NaN for itself, and wherever there are fewer than two seeds), rank (equal means
+            share one).
         differences: A row per metric and pair, the higher in rank first: metric, variant, other,
             difference (in the metric's own unit), low, high, clear (the interval leaves out 0),
             images, dropped (images that one of the two could not score in any seed), seeds (those
@@ -97,17 +102,17 @@ class Comparison:
         rows = self.of(self.primary)
         first, pairs = rows.iloc[0], self._pairs_of(self.variants[0])
         if not np.isfinite(first["mean"]):
-            return f"no ranking: {spoken(self.primary)} could not be scored for any variant."
+            return f"no ranking: {metric_title(self.primary)} could not be scored for any variant."
         levels = "".join(
-            f", {name} {number(first[name])}"
-            for name in ("chance", "ceiling")
+            f", {LEVELS[name].title} {number(first[name])}"
+            for name in SHOWN_LEVELS
             if np.isfinite(first[name])
         )
         if pairs.empty:
             return f"{first.variant}: {self._score(first)}{levels}; nothing to compare it with."
         if self.winner is not None:
             gap = pairs.iloc[0]
-            verb = "looks at the patch most" if localises(self.primary) else "ranks first"
+            verb = "looks at the patch most" if is_localization(self.primary) else "ranks first"
             return (
                 f"{first.variant} {verb}: {self._score(first)}{levels}; "
                 f"{with_sign(gap.difference, fineness(gap))} over {gap.other}, "
@@ -130,7 +135,7 @@ class Comparison:
         """
         shown = self._shown(metrics)
         rows = self._cells(shown, bold=lambda text: f"**{text}**")
-        header = ["rank", "variant", *map(spoken, shown), *self._accuracy]
+        header = ["rank", "variant", *map(metric_title, shown), *self._accuracy]
         lines = [header, ["---:", "---", *["---:"] * (len(header) - 2)], *rows]
         table = "\n".join(f"| {' | '.join(markdown(c) for c in line)} |" for line in lines)
         return "\n\n".join([table, self.sentence, *self.notes])
@@ -143,7 +148,7 @@ class Comparison:
         """
         shown = self._shown(metrics)
         rows = self._cells(shown, bold=lambda text: f"\\textbf{{{text}}}", escape=latex)
-        header = ["", "variant", *(latex(spoken(name)) for name in shown), *self._accuracy]
+        header = ["", "variant", *(latex(metric_title(name)) for name in shown), *self._accuracy]
         body = "\n".join(f"  {' & '.join(row)} \\\\" for row in rows)
         caption = " ".join(latex(closed(text)) for text in (self.sentence, *self.notes))
         return (
@@ -177,7 +182,7 @@ class Comparison:
     def figure(
         self, metric: str | None = None, *, order: Sequence[str] | None = None, dark: bool = False
     ) -> Figure:
-        """A dot plot, sorted: interval, a tick per seed, chance and ceiling as lines.
+        """A dot plot, sorted: interval, a tick per seed, chance and the mask redrawn as lines.
 
         Args:
             metric: Which; the primary one unless given.
@@ -192,7 +197,7 @@ class Comparison:
         return dot_plot(
             self.of(name),
             seeds=self.by_seed[self.by_seed["metric"] == name],
-            label=spoken(name),
+            label=metric_title(name),
             confidence=self.confidence,
             order=order,
             dark=dark,
@@ -202,12 +207,12 @@ class Comparison:
         rows = self.of(self.primary)
         others = self._shown()[1:]
         header = ["", "variant", "mean", f"{percent(self.confidence)} CI", "over next, paired"]
-        header += [*map(spoken, others), *self._accuracy, "valid"]
+        header += [*map(metric_title, others), *self._accuracy, "valid"]
         lines = [header, *(self._line(row, rows, others) for _, row in rows.iterrows())]
         lines += self._level_lines(rows, others, len(header))
         seeds = sorted(set(rows["seeds"]))
         title = (
-            f"{spoken(self.primary)} on {self.images} images, "
+            f"{metric_title(self.primary)} on {self.images} images, "
             f"{' to '.join(str(n) for n in dict.fromkeys([seeds[0], seeds[-1]]))} "
             f"seed{'s' if seeds[-1] > 1 else ''}, {self.resamples:,} resamples"
         )
@@ -226,7 +231,7 @@ class Comparison:
 
         Pairs stand on the seeds and images that both have, ranks on all: they may disagree.
         """
-        better = -1 if self.primary in LOWER_IS_BETTER else 1
+        better = -1 if is_lower_better(self.primary) else 1
         return pairs["clear"].astype(bool) & (better * pairs["difference"] > 0)
 
     @property
@@ -235,7 +240,7 @@ class Comparison:
         return ["accuracy"] if self.table["accuracy"].notna().any() else []
 
     def _score(self, row: Any) -> str:
-        name = "energy" if self.primary == "energy_pointing_game" else spoken(self.primary)
+        name = short_title(self.primary)
         mean = number(row["mean"], fineness(row))
         return f"{name} {mean} ({percent(self.confidence)} CI {interval(row)})"
 
@@ -268,11 +273,11 @@ class Comparison:
     def _level_lines(
         self, rows: pd.DataFrame, others: Sequence[str], columns: int
     ) -> Iterable[list[str]]:
-        """Chance, centre and ceiling as the table's last rows, where the metrics have them."""
-        for level in LEVELS:
-            shown = [span(self.of(name)[level]) for name in (self.primary, *others)]
+        """The reference levels as the table's last rows, where the metrics have them."""
+        for level in LEVELS.values():
+            shown = [span(self.of(name)[level.key]) for name in (self.primary, *others)]
             if any(shown):
-                line = ["", level, shown[0], "", "", *shown[1:]]
+                line = ["", level.title, shown[0], "", "", *shown[1:]]
                 yield line + [""] * (columns - len(line))
 
     def _cells(self, metrics: Sequence[str], *, bold: Any, escape: Any = str) -> list[list[str]]:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from attnviz.comparison.groups import LEVELS, Group
+from attnviz.comparison.groups import Group
+from attnviz.definitions import LEVELS
 from attnviz.errors import InputError, unknown_name
 from attnviz.runs import flat
 

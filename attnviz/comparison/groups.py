@@ -9,20 +9,6 @@ import numpy as np
 
 from attnviz.errors import InputError
 
-_SHARES = (
-    *("pointing_game", "energy_pointing_game", "relevance_rank_accuracy", "topk_intersection"),
-    *("pixel_auroc", "pixel_ap", "iou", "iou_at_area", "max_iou", "oracle_iou", "sparseness"),
-    *("max_box_acc", "max_box_acc_v2"),
-)
-LIMITS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(_SHARES, (0.0, 1.0)),
-    **dict.fromkeys(("mass_lift", "complexity"), (0.0, float("inf"))),
-}
-"""Between what a metric's mean can lie at all; an interval that reached further says no more."""
-
-LEVELS = ("chance", "centre", "ceiling")
-"""What stands beside a score: a random map's, a centred blob's, the patch's own on the grid."""
-
 
 @dataclass(frozen=True, eq=False)
 class Group:
@@ -34,7 +20,7 @@ class Group:
         values: Metric → scores (seeds, images), NaN where an image cannot be scored.
         correct: (seeds, images), 1 where the image was classified rightly, or None.
         accuracy: One per seed over all test images, NaN where it is not known.
-        levels: Metric → {"chance": …, "centre": …, "ceiling": …}, as far as known.
+        levels: Metric → reference level (`attnviz.definitions.LEVELS`) → number, where known.
     """
 
     variant: str

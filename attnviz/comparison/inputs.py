@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from attnviz.comparison.definitions import DEFINITIONS
 from attnviz.comparison.from_runs import run_groups
-from attnviz.comparison.groups import LEVELS, Group, array
+from attnviz.comparison.groups import Group, array
 from attnviz.comparison.resampling import mean_of_valid
 from attnviz.comparison.tables import is_list, table_group
+from attnviz.definitions import DEFINITIONS, LEVELS, level_key
 from attnviz.errors import InputError, unknown_name
 
 Source: TypeAlias = Mapping[str, Any] | Sequence[Any] | str | os.PathLike[str]
@@ -97,9 +97,9 @@ def _levels(baselines: Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
                 f"{type(inner).__name__} for {outer!r}"
             )
         for key, value in inner.items():
-            metric, level = (key, outer) if outer in LEVELS else (outer, key)
+            metric, level = (key, outer) if level_key(outer) in LEVELS else (outer, key)
             numbers = array(value, f"baseline {level} of {metric}")
-            levels.setdefault(metric, {})[level] = float(mean_of_valid(numbers.ravel()))
+            levels.setdefault(metric, {})[level_key(level)] = float(mean_of_valid(numbers.ravel()))
     return levels
 
 

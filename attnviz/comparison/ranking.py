@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from attnviz.comparison.comparison import Comparison
-from attnviz.comparison.definitions import LOWER_IS_BETTER
-from attnviz.comparison.groups import LEVELS, LIMITS, Group
+from attnviz.comparison.groups import Group
 from attnviz.comparison.resampling import (
     half_width,
     holm,
@@ -21,7 +20,7 @@ from attnviz.comparison.resampling import (
     sign_flip,
     smallest_p,
 )
-from attnviz.comparison.text import spoken
+from attnviz.definitions import LEVELS, is_lower_better, limits_of, metric_title
 
 _TABLE = [
     *("variant", "metric", "mean", "low", "high", "valid", "n", "seeds"),
@@ -102,7 +101,7 @@ def _badness(group: Group, metric: str) -> float:
     mean = _mean(group.values[metric])
     if not np.isfinite(mean):
         return float("inf")
-    return mean if metric in LOWER_IS_BETTER else -mean
+    return mean if is_lower_better(metric) else -mean
 
 
 def _paired(one: Group, other: Group, metric: str) -> np.ndarray:
@@ -169,7 +168,7 @@ def _row(
     against = lead[lead["other"] == group.variant]
     better = sum(_badness(other, metric) < _badness(group, metric) for other in ranked)
     nan = float("nan")
-    least, most = LIMITS.get(metric, (-float("inf"), float("inf")))
+    least, most = limits_of(metric)
     return {
         "variant": group.variant,
         "metric": metric,
@@ -255,6 +254,6 @@ def _unscored(table: pd.DataFrame) -> Iterable[str]:
     told = []
     for metric, rows in table[table["valid"] < table["n"]].groupby("metric", sort=False):
         missing = (f"{row['variant']} {row['n'] - row['valid']}" for _, row in rows.iterrows())
-        told.append(f"{spoken(str(metric))} ({', '.join(missing)} of {rows['n'].max()})")
+        told.append(f"{metric_title(str(metric))} ({', '.join(missing)} of {rows['n'].max()})")
     if told:
         yield f"scores that cannot be computed, left out of means and pairs: {'; '.join(told)}"

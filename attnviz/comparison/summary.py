@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from attnviz.comparison.groups import LIMITS
 from attnviz.comparison.resampling import half_width, image_draws
+from attnviz.definitions import limits_of
 
 RESAMPLES = 10_000
 
@@ -17,12 +17,12 @@ RESAMPLES = 10_000
 def summarised(
     metric: str, scores: np.ndarray, levels: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
-    """Mean and 95 % interval over the images, with how many counted, beside chance and ceiling.
+    """Mean and 95 % interval over the images, with how many counted, beside the reference levels.
 
     Args:
         metric: Its key; an interval ends where the metric's range does.
         scores: One per image, `(n,)`, NaN where it cannot be scored.
-        levels: What stands beside it, such as `{"chance": …, "ceiling": …}`.
+        levels: What stands beside it, such as `{"chance": …, "redrawn": …}`.
 
     Returns:
         `mean`, `low`, `high`, `valid`, `n` and the levels; None for what is not finite.
@@ -30,7 +30,7 @@ def summarised(
     column = np.asarray(scores, dtype=np.float64)[None]
     centres, draws = image_draws(column, resamples=RESAMPLES, rng=np.random.default_rng(0))
     mean, half = float(centres[0]), half_width(column, draws[:, 0], 0.95)
-    least, most = LIMITS.get(metric, (-math.inf, math.inf))
+    least, most = limits_of(metric)
     low, high = max(mean - half, least), min(mean + half, most)
     numbers = {"mean": mean, "low": low, "high": high, **(levels or {})}
     counts = {"valid": int(np.isfinite(column).sum()), "n": column.shape[1]}

@@ -8,31 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-
-def spoken(metric: str) -> str:
-    """A metric's key as words, abbreviations as they are written."""
-    return " ".join(_WRITTEN.get(word, word) for word in metric.split("_"))
-
-
-_WRITTEN = {
-    **{word.lower(): word for word in ("AUROC", "AUC", "AP", "SSIM", "ROAD", "MPRT", "IoU")},
-    **{"topk": "top-k", "morf": "MoRF", "lerf": "LeRF", "acc": "accuracy"},
-}
-
-
-def localises(metric: str) -> bool:
-    """Whether a metric says how well a map finds the patch, rather than how well it explains."""
-    return metric in _LOCALISING
-
-
 WELL_KNOWN = ("max_iou", "pointing_game", "energy_pointing_game", "pixel_auroc")
 """The metrics that a short table shows first, beside the primary one."""
-
-_LOCALISING = {
-    *("pointing_game", "energy_pointing_game", "mass_lift", "relevance_rank_accuracy"),
-    *("topk_intersection", "pixel_auroc", "pixel_ap", "max_box_acc", "max_box_acc_v2"),
-    *("iou", "iou_at_area", "max_iou", "oracle_iou"),
-}
 
 
 def number(value: float, digits: int = 2) -> str:

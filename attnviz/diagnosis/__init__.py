@@ -1,24 +1,30 @@
-"""The doctor: what is wrong with a model's attention, with evidence and remedy.
+"""The doctor: faults of a model's attention and gates, with evidence and remedy.
 
-No tool of the field finds an attention whose tokens were scrambled by a reshape, or whose weights
-meet nothing; the training goes on, and the heatmap looks like a heatmap. The rules here ask what a
-model *does*: they run it on other sizes and batches, change one spot of an image, put other weights
-in the place of its own, and look. Nothing reads source code.
+The rules examine behaviour, not source code: they run the model on other sizes and batches, perturb
+one image patch, replace attention weights and gates, differentiate once, and compare. Each rule
+stands in `attnviz.diagnosis.rules` with its words, severity and remedy above it.
 """
 
-from attnviz.diagnosis.catalogue import FAULTS, Fault
-from attnviz.diagnosis.diagnosing import diagnose
+from attnviz.diagnosis import rules as rules
+from attnviz.diagnosis.examination import Examination
 from attnviz.diagnosis.findings import SEVERITIES, Finding, Findings, Severity
-from attnviz.diagnosis.training import diagnose_run, diagnose_split
+from attnviz.diagnosis.model_diagnosis import diagnose
+from attnviz.diagnosis.registry import RULES, Observation, Rule, observed, rule, unregister
+from attnviz.diagnosis.run_diagnosis import diagnose_run, diagnose_split
 
 __all__ = [
-    "FAULTS",
+    "RULES",
     "SEVERITIES",
-    "Fault",
+    "Examination",
     "Finding",
     "Findings",
+    "Observation",
+    "Rule",
     "Severity",
     "diagnose",
     "diagnose_run",
     "diagnose_split",
+    "observed",
+    "rule",
+    "unregister",
 ]

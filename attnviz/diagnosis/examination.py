@@ -1,34 +1,42 @@
-"""One model under examination: a few images, a few runs, each made when a rule first asks.
+"""The runs of a model that the rules share, each made on first use.
 
-No rule runs the model by itself. What they share is here, so that a diagnosis costs a few passes
-over a handful of images however many rules there are.
+Rules take what they measure from here, so that the number of forward passes does not grow with the
+number of rules.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from attnviz.capture import Capture, Record, watch
-from attnviz.diagnosis.asking import answer
-from attnviz.diagnosis.axes import Kind, kinds
-from attnviz.diagnosis.perturbation import Nudged, Still, nudge, overheard
+from attnviz.diagnosis.findings import Severity
+from attnviz.diagnosis.outputs import flat_output
+from attnviz.diagnosis.perturbation import (
+    IdentityAttention,
+    Perturbed,
+    perturb_patches,
+    recorded_activations,
+)
+from attnviz.diagnosis.token_axes import Probes, Tokens, tokens_of
+
+Result = TypeVar("Result")
 
 FEW = 8
-"""How many images the weights are read from."""
+"""Images in the plain run, from which weights and gates are read."""
 
-_SOME = 3  # images in a run that only asks whether something changes
-_ASLEEP = 1e-3  # parameters this small at initialisation hide the branch that they scale
-_AWAKE = 0.1
-_EACH, _MOST = 3, 24  # the same layer in fifty blocks is one layer
-_RANDOM = 1e-5  # two runs of the same sums on the same machine agree to the last bits
+_SOME = 3  # images in a run that only measures whether the output changes
+_ZERO = 1e-3  # parameters this small at initialisation hide the branch that they scale
+_SMALL = 0.1
+_EACH, _MOST = 3, 24  # records edited one by one: of each source line, and in all
+_RANDOM = 1e-5  # two runs of the same operations on one machine agree to rounding
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,8 @@ class Run:
 
     Attributes:
         seen: What was captured.
-        output: `(b, n)`, None where the model did not get that far.
-        failure: Why it did not.
+        output: `(b, n)`, None where the model failed.
+        failure: The exception.
     """
 
     seen: Capture
@@ -52,15 +60,15 @@ class Run:
 
 
 class Examination:
-    """A model, a few images, and what running it in different ways shows.
+    """A model, its images, and the runs that show its behaviour.
 
     Args:
         model: In evaluation mode while examined.
-        images: All that were given; probes take the first few.
-        masks: `(b, h, w)` where the thing is, or None.
-        padding: `(b, h, w)` where images are padding, or None.
+        images: All images; probes take the first few.
+        masks: `(b, h, w)` of the object, or None.
+        padding: `(b, h, w)` of padding, or None.
         trained: Whether the weights are trained; None if that is not known.
-        left_in_training: How many modules were in training mode when the model came.
+        left_in_training: Number of modules that were in training mode before.
     """
 
     def __init__(
@@ -76,6 +84,7 @@ class Examination:
         self.model, self.images, self.masks, self.padding = model, images, masks, padding
         self.trained = trained
         self.left_in_training = left_in_training
+        self._results: dict[Callable[[Examination], Any], Any] = {}
         self.few = images[:FEW] if len(images) > 1 else torch.cat([images, images.flip(-1)])
 
     @property
@@ -86,42 +95,45 @@ class Examination:
     def run(
         self, images: Tensor, *, edit: Mapping[str, Any] | None = None, seed: int = 0, **how: Any
     ) -> Run:
-        """The model on some images, watched; awake if it is not known to be trained."""
+        """A watched run; zero-initialised parameters are replaced as in `substitutes`."""
         torch.manual_seed(seed)
         with watch(self.model, operands=True, edit=edit, empty=True, **how) as seen:
-            output = answer(functional_call(self.model, self.awakened, (images,)))
+            output = flat_output(functional_call(self.model, self.substitutes, (images,)))
         return Run(seen, output)
 
     def attempt(self, images: Tensor, **how: Any) -> Run:
-        """The same, where the model may refuse: what it did before that still counts."""
+        """The same where the model may fail; what was captured before that is kept."""
         torch.manual_seed(0)
         seen = Capture()
         try:
             with watch(self.model, operands=True, empty=True, **how) as seen:
-                output = answer(functional_call(self.model, self.awakened, (images,)))
+                output = flat_output(functional_call(self.model, self.substitutes, (images,)))
         except Exception as failure:
             return Run(seen, None, failure)
         return Run(seen, output)
 
     @cached_property
-    def awakened(self) -> dict[str, Tensor]:
-        """Parameters that start at zero and hide the branch behind them, made small numbers."""
+    def substitutes(self) -> dict[str, Tensor]:
+        """Small random values for parameters that are zero, so that no branch is hidden by them.
+
+        Empty for a trained model.
+        """
         if self.trained:
             return {}
         return {
-            name: woken
+            name: value
             for name, parameter in self.model.named_parameters()
-            if not name.endswith("bias") and (woken := _awake(parameter)) is not None
+            if not name.endswith("bias") and (value := _substitute(parameter)) is not None
         }
 
     @cached_property
     def base(self) -> Run:
-        """The few images as they are."""
+        """The plain run on the first few images."""
         return self.run(self.few)
 
     @cached_property
     def again(self) -> Run:
-        """The same images with other random numbers."""
+        """Fewer images with another random seed."""
         return self.run(self.some, seed=1)
 
     @cached_property
@@ -131,46 +143,73 @@ class Examination:
 
     @cached_property
     def taller(self) -> Run:
-        """An image of twice the height; many models refuse."""
+        """An image of twice the height; many models fail on it."""
         image = self.few[:1]
         return self.attempt(torch.cat([image, image.flip(-2)], 2))
 
     @cached_property
-    def nudged(self) -> Nudged | None:
-        """An image and its copies changed at one spot, attention held; None if that failed."""
-        return self.nudge()
+    def perturbed(self) -> Perturbed | None:
+        """An image with perturbed patches under identity attention; None if that failed."""
+        return self.perturb()
 
-    def nudge(self, silent: int | None = None) -> Nudged | None:
-        """The same, with the attention of one record (by its number) switched off."""
-        images, places = nudge(self.few[:1])
+    def perturb(self, silent: int | None = None) -> Perturbed | None:
+        """The same, with the attention of one record (by its number) set to zero."""
+        images, places = perturb_patches(self.few[:1])
         off = None if silent is None else self.editable.index(silent)
         maps = {(one.shape[-2], one.shape[-1]) for _, one in self.attention() if one.shape}
-        with overheard(self.model, images, maps) as events:
-            still = Still(len(images), events, off)
-            edits = {self.records[i].name: still for i in self.editable}
+        with recorded_activations(self.model, images, maps) as activations:
+            identity = IdentityAttention(len(images), activations, off)
+            edits = {self.records[i].name: identity for i in self.editable}
             records = self.attempt(images, edit=edits or None).records
-        if len(records) != len(self.records) or len(still.moments) != len(self.editable):
+        if len(records) != len(self.records) or len(identity.moments) != len(self.editable):
             return None
-        moments = dict(zip(self.editable, still.moments, strict=True))
-        blurred = len(events) if still.blurred is None else still.blurred
-        return Nudged(records, events, moments, blurred, places)
+        moments = dict(zip(self.editable, identity.moments, strict=True))
+        blurred = len(activations) if identity.blurred is None else identity.blurred
+        return Perturbed(records, activations, moments, blurred, places)
 
     @cached_property
-    def kinds(self) -> dict[int, Kind]:
+    def tokens(self) -> dict[int, Tokens]:
         """What the tokens of each attention are, by record number."""
-        return kinds(self)
+        fewer, taller = self.paired(self.fewer), self.paired(self.taller)
+        found = {}
+        for i, record in self.attention():
+            probes = Probes(
+                (len(self.few), len(self.some)), fewer[i], taller[i],
+                self.taller.output is None, self.perturbed,
+            )  # fmt: skip
+            found[i] = tokens_of(i, record, probes)
+        return found
+
+    @property
+    def trained_severity(self) -> Severity:
+        """Severity of what random weights show by nature: a note unless surely trained."""
+        return "warning" if self.trained else "note"
 
     @cached_property
     def randomness(self) -> float:
-        """How far two runs of the same images are apart, as a part of the largest value."""
+        """The largest difference of two runs of the same images over the largest output."""
         one, other = self.fewer.output, self.again.output
         if one is None or other is None or one.shape != other.shape or not bool(one.any()):
             return 0.0
         return float((one - other).abs().max() / one.abs().max())
 
+    @cached_property
+    def is_finite(self) -> bool:
+        """Whether weights, gates and outputs of the plain run are finite."""
+        values = [self.base.output]
+        values += [one.weights if one.kind == "attention" else one.scale for one in self.records]
+        return all(bool(x.isfinite().all()) for x in values if x is not None)
+
+    def cached(self, measure: Callable[[Examination], Result]) -> Result:
+        """The result of a measurement that several rules use, made once."""
+        if measure not in self._results:
+            self._results[measure] = measure(self)
+        result: Result = self._results[measure]
+        return result
+
     @property
     def is_random(self) -> bool:
-        """Whether the model draws random numbers in evaluation mode."""
+        """Whether the output is random in evaluation mode."""
         return self.randomness > _RANDOM
 
     @cached_property
@@ -181,7 +220,7 @@ class Examination:
 
     @cached_property
     def chosen(self) -> list[int]:
-        """Numbers of the records that are asked one by one: a few of each line of source."""
+        """Numbers of the records that are edited one by one: a few of each source line."""
         lines: Counter[tuple[str, str]] = Counter()
         found = []
         for i in self.editable:
@@ -193,7 +232,7 @@ class Examination:
 
     @property
     def records(self) -> list[Record]:
-        """What was captured on the few images, in order."""
+        """The records of the plain run, in order."""
         return self.base.records
 
     def attention(self) -> list[tuple[int, Record]]:
@@ -205,7 +244,7 @@ class Examination:
         return [(i, one) for i, one in enumerate(self.records) if one.kind == "gate"]
 
     def paired(self, run: Run) -> Sequence[Record | None]:
-        """A run's records beside those of `base`, None where it has no such record."""
+        """A run's records in the order of the plain run's, None where one is missing."""
         theirs = run.records
         names = [one.origin for one in theirs]
         if names == [one.origin for one in self.records][: len(names)]:
@@ -213,23 +252,23 @@ class Examination:
         return [None] * len(self.records)
 
 
-def _awake(parameter: Tensor) -> Tensor | None:
-    """Other values for a parameter that is one constant, None for one that is not.
+def _substitute(parameter: Tensor) -> Tensor | None:
+    """Random values for a parameter that is constant, None for one that is not.
 
-    A branch scaled by 0 reaches nothing, and the mean over places undoes a layer norm whose
-    weights are all 1.
+    A branch scaled by 0 does not reach the output, and the mean over places cancels a layer norm
+    whose weights are all 1.
     """
     if isinstance(parameter, nn.UninitializedParameter) or not parameter.is_floating_point():
         return None
     low, high = (float(x) for x in parameter.detach().aminmax()) if parameter.numel() else (0, 0)
-    asleep = max(abs(low), abs(high)) < _ASLEEP
-    if not parameter.numel() or not (asleep or (low == high and parameter.numel() > 1)):
+    zero = max(abs(low), abs(high)) < _ZERO
+    if not parameter.numel() or not (zero or (low == high and parameter.numel() > 1)):
         return None
     noise = torch.Generator().manual_seed(parameter.numel())
     values = torch.rand(parameter.shape, generator=noise) + 0.5
-    if asleep and parameter.dim() > 1:  # a scale of a branch keeps its sign
+    if zero and parameter.dim() > 1:  # a scale of a branch keeps its sign
         values *= torch.randint(0, 2, parameter.shape, generator=noise) * 2 - 1
-    return ((_AWAKE if asleep else low) * values).to(parameter)
+    return ((_SMALL if zero else low) * values).to(parameter)
 
 
 def is_trained(model: nn.Module) -> bool | None:

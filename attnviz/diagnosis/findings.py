@@ -1,6 +1,6 @@
-"""What the doctor says: findings, each with its evidence and remedy.
+"""Findings of the doctor, each with evidence and remedy.
 
-A finding's code is stable, so that a script may wait for it; its words may change.
+A finding's code is stable, so that scripts can test for it; its words may change.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _SHOWN = 3  # modules named in print; the others are counted
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with, or to be known of, one module.
+    """One fault, or one fact to know, of one module.
 
     Attributes:
         code: A stable name, such as `"scrambled-tokens"`.
         severity: `"error"`, `"warning"` or `"note"`.
         where: The module's dotted name, `"input"`, `"model"` or `"run"`.
-        evidence: What was measured, by name.
-        meaning: One sentence in plain words.
+        evidence: The measured numbers, by name.
+        meaning: One sentence.
         remedy: What to do, as code where it fits.
-        page: The page that explains it, relative to the repository's root.
+        page: The page that explains it, relative to the repository's root; empty if none.
     """
 
     code: str
@@ -44,7 +44,7 @@ class Finding:
     page: str
 
     def as_dict(self) -> dict[str, Any]:
-        """The finding as JSON knows it."""
+        """The finding as JSON data."""
         return {
             "code": self.code,
             "severity": self.severity,
@@ -64,8 +64,8 @@ class Findings(Sequence[Finding]):
 
     Args:
         findings: In any order.
-        name: What was examined; the headline begins with it.
-        checked: How many attentions and gates were looked at, None if it was not a model.
+        name: Name of the model or run; the headline begins with it.
+        checked: Number of attentions and gates examined, None if it was not a model.
     """
 
     def __init__(
@@ -114,17 +114,17 @@ class Findings(Sequence[Finding]):
 
     @property
     def codes(self) -> tuple[str, ...]:
-        """Every code that was found, once, the worst first."""
+        """Every code once, the worst first."""
         return tuple(dict.fromkeys(one.code for one in self._findings))
 
     @property
     def worst(self) -> Finding | None:
-        """The first of the worst, None if nothing was found."""
+        """The first finding of the worst severity, None without findings."""
         return self._findings[0] if self._findings else None
 
     @property
     def headline(self) -> str:
-        """One line: the worst error or warning; if there is none, that, and the notes' codes."""
+        """One line: the worst error or warning, or that there is none and the notes' codes."""
         worst = self.worst
         start = f"{self.name}: " if self.name else ""
         if worst is None:
@@ -140,7 +140,7 @@ class Findings(Sequence[Finding]):
         return self._with(one for one in self._findings if one.severity == severity)
 
     def as_dicts(self) -> list[dict[str, Any]]:
-        """The findings as JSON knows them, for `run.json` and for machines."""
+        """The findings as JSON data, for `run.json` and scripts."""
         return [one.as_dict() for one in self._findings]
 
     def _with(self, findings: Iterable[Finding]) -> Findings:
@@ -158,9 +158,9 @@ class Findings(Sequence[Finding]):
             if (n := len(self.of(severity)))
         ]
         seen = ", ".join(f"{n} {_kind(kind, n)}" for kind, n in self.checked.items())
-        looked = f" ({seen} looked at)" if seen else ""
+        examined = f" ({seen} examined)" if seen else ""
         start = f"{self.name}: " if self.name else ""
-        return f"{start}{', '.join(counts) or 'nothing wrong was found'}{looked}"
+        return f"{start}{', '.join(counts) or 'nothing wrong was found'}{examined}"
 
 
 def _kind(kind: str, n: int) -> str:
@@ -184,11 +184,12 @@ def _block(group: Sequence[Finding]) -> str:
     lines = [f"{first.severity:<8}{first.code} at {places}", *_wrapped("", first.meaning)]
     if numbers:
         lines += _wrapped("seen: ", numbers)
-    return "\n".join([*lines, *_wrapped("do:   ", first.remedy), f"        → {first.page}"])
+    page = [f"        → {first.page}"] if first.page else []
+    return "\n".join([*lines, *_wrapped("do:   ", first.remedy), *page])
 
 
 def _wrapped(label: str, text: str) -> list[str]:
-    """Lines under a finding's first, those after the label aligned with what follows it."""
+    """A labelled paragraph; continuation lines are aligned behind the label."""
     return textwrap.wrap(
         text,
         _WIDTH,

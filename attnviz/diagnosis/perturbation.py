@@ -1,8 +1,8 @@
-"""One place of the image is changed, and every tensor is asked where it changed.
+"""Perturb one image patch and locate the change in every activation.
 
-Attention is the identity and gates are held meanwhile, so that nothing but the way tokens are laid
-out can carry a change from one place to another. Permuting the tokens instead, the usual test of
-equivariance, says nothing about layers with 3 × 3 queries and keys or with position embeddings.
+Attention is replaced by the identity and gates are held constant meanwhile, so that only the layout
+of the tokens can move a change from one place to another. A permutation of the tokens, the usual
+test of equivariance, cannot judge layers with 3 × 3 queries and keys or position embeddings.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from attnviz.capture import Record
 
 Grid = tuple[int, int]
 
-SPOTS = ((0.34, 0.38), (0.62, 0.70), (0.70, 0.30))
-"""Where the image is changed, as shares of its height and width: away from borders and centre."""
+PATCHES = ((0.34, 0.38), (0.62, 0.70), (0.70, 0.30))
+"""Top left corners of the perturbed patches, as shares of height and width: off the borders, off
+the centre, and apart from their own mirror images and transposes."""
 
-_PART = 16  # a spot's side is this part of the image's
-_MOST_OF_IT = 0.99
+_PART = 16  # a patch's side is this part of the image's
+_SUPPORT = 0.99
 _FINE = 12  # grids with fewer rows or columns than this are too coarse for a margin of two
 
 
 @dataclass(frozen=True)
-class Event:
-    """A tensor that a module took or gave, and where it changed.
+class Activation:
+    """The change of one input or output of a module.
 
     Attributes:
         grid: Its places; None for tokens, whose grid the shape does not tell.
         channels: How many features a place has.
-        change: `(spots, features, h, w)` or `(spots, features, tokens)`: nudged less plain.
+        change: `(patches, features, h, w)` or `(patches, features, tokens)`: perturbed minus plain.
     """
 
     grid: Grid | None
@@ -43,18 +44,18 @@ class Event:
 
     @property
     def energy(self) -> Tensor:
-        """`(spots, h, w)` or `(spots, tokens)`: the squared change, summed over features."""
+        """`(patches, h, w)` or `(patches, tokens)`: the squared change, summed over features."""
         energy: Tensor = self.change.square().sum(1)
         return energy
 
-    def without(self, other: Event) -> Event | None:
-        """What changed here and not there; None for tensors of another shape."""
+    def without(self, other: Activation) -> Activation | None:
+        """The difference of two changes; None for tensors of another shape."""
         if self.change.shape != other.change.shape or self.grid != other.grid:
             return None
-        return Event(self.grid, self.channels, self.change - other.change)
+        return Activation(self.grid, self.channels, self.change - other.change)
 
     def at(self, grid: Grid, prefix: int) -> Tensor | None:
-        """`(spots, h, w)` on a grid, None if the tensor does not lie on it."""
+        """`(patches, h, w)` on a grid, None if the tensor does not lie on it."""
         if self.grid is not None:
             return self.energy if self.grid == grid else None
         n, count = grid[0] * grid[1], self.change.shape[-1]
@@ -65,49 +66,50 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Nudged:
-    """What one run over an image and its nudged copies showed.
+class Perturbed:
+    """One run over an image and its perturbed copies.
 
     Attributes:
         records: What was captured, in order, with queries and keys.
-        events: Tensors at the modules' doors, in order.
-        moments: For each record that could be held, how many events came before it.
-        blurred: At how many events attention first had to be left as it was.
-        places: What of the image was changed, one `(y0, x0, y1, x1)` per spot, as shares.
+        activations: Inputs and outputs of the modules, in order.
+        moments: For each edited record, how many activations came before it.
+        blurred: The number of activations before the first attention that could only be held, not
+            replaced by the identity; later changes have spread.
+        places: The patches, one `(y0, x0, y1, x1)` each, as shares of height and width.
     """
 
     records: Sequence[Record]
-    events: Sequence[Event]
+    activations: Sequence[Activation]
     moments: Mapping[int, int]
     blurred: int
     places: Sequence[tuple[float, float, float, float]]
 
-    def before(self, number: int) -> Iterator[Event]:
-        """Events before a record, the latest first."""
-        return reversed(self.events[: self.moments.get(number, 0)])
+    def before(self, number: int) -> Iterator[Activation]:
+        """Activations before a record, the latest first."""
+        return reversed(self.activations[: self.moments.get(number, 0)])
 
-    def after(self, number: int) -> Iterator[Event]:
-        """Events after a record and before the next one."""
-        start = self.moments.get(number, len(self.events))
+    def after(self, number: int) -> Iterator[Activation]:
+        """Activations after a record and before the next one."""
+        start = self.moments.get(number, len(self.activations))
         later = [moment for moment in self.moments.values() if moment > start]
-        return iter(self.events[start : min(later, default=len(self.events))])
+        return iter(self.activations[start : min(later, default=len(self.activations))])
 
 
-def nudge(image: Tensor) -> tuple[Tensor, list[tuple[float, float, float, float]]]:
-    """An image and its copies with one changed spot each.
+def perturb_patches(image: Tensor) -> tuple[Tensor, list[tuple[float, float, float, float]]]:
+    """An image and its copies with one perturbed patch each.
 
     Args:
         image: `(1, c, h, w)`.
 
     Returns:
-        `(1 + spots, c, h, w)` and the spots as shares of height and width.
+        `(1 + patches, c, h, w)` and the patches as shares of height and width.
     """
     h, w = image.shape[-2:]
     high, wide = max(1, round(h / _PART)), max(1, round(w / _PART))
     noise = torch.Generator().manual_seed(0)
     strength = float(image.float().std()) or 1.0
     copies, places = [image], []
-    for y, x in SPOTS:
+    for y, x in PATCHES:
         top, left = min(int(y * h), h - high), min(int(x * w), w - wide)
         changed = image.clone()
         change = torch.randn(image.shape[1], high, wide, generator=noise) + 1
@@ -118,11 +120,11 @@ def nudge(image: Tensor) -> tuple[Tensor, list[tuple[float, float, float, float]
 
 
 def share_near(energy: Tensor, places: Sequence[tuple[float, float, float, float]]) -> float | None:
-    """Which share of a change stays within two places of where the image was changed.
+    """The share of a change within two places of the perturbed patch.
 
     Args:
-        energy: `(spots, h, w)`.
-        places: The spots.
+        energy: `(patches, h, w)`.
+        places: The patches.
 
     Returns:
         As `share_inside`.
@@ -138,15 +140,15 @@ def share_near(energy: Tensor, places: Sequence[tuple[float, float, float, float
 
 
 def share_inside(energy: Tensor, inside: Tensor) -> float | None:
-    """Which share of a change lies in a region.
+    """The share of a change inside a region.
 
     Args:
-        energy: `(spots, h, w)`.
+        energy: `(patches, h, w)`.
         inside: Booleans of the same shape.
 
     Returns:
-        The median over the spots, 0 to 1. None where nothing changed, or where more than half of
-        the grid is inside.
+        The median over the patches, 0 to 1. None where nothing changed, or where the region is
+        more than half of the grid.
     """
     if energy.shape != inside.shape or float(inside.float().mean()) > 0.5:
         return None
@@ -156,25 +158,29 @@ def share_inside(energy: Tensor, inside: Tensor) -> float | None:
     return float(shares.median()) if len(shares) else None
 
 
-def reached(energy: Tensor) -> Tensor:
-    """Where a change is: the fewest places that hold 99 % of it, and those beside them.
+def support(energy: Tensor) -> Tensor:
+    """The support of a change: the fewest places that hold 99 % of it, and their neighbours.
 
     Args:
-        energy: `(spots, h, w)`.
+        energy: `(patches, h, w)`.
 
     Returns:
-        `(spots, h, w)` booleans.
+        `(patches, h, w)` booleans.
     """
     ordered, order = energy.double().flatten(1).sort(1, descending=True)
     before = ordered.cumsum(1) - ordered
-    holds = before < _MOST_OF_IT * ordered.sum(1, keepdim=True)
+    holds = before < _SUPPORT * ordered.sum(1, keepdim=True)
     inside = torch.zeros_like(ordered).scatter(1, order, holds.double()).view(energy.shape)
     wider = torch.nn.functional.max_pool2d(inside[:, None], 3, stride=1, padding=1)
     return wider[:, 0] > 0
 
 
-def count(energy: Tensor) -> float:
-    """How many places share a change: `(Σe)² / Σe²`, the median over spots, `(spots, n)`."""
+def effective_count(energy: Tensor) -> float:
+    """Effective number of changed places, `(Σe)² / Σe²`, the median over patches.
+
+    Args:
+        energy: `(patches, n)`.
+    """
     maps = energy.double().flatten(1)
     return float((maps.sum(1).square() / maps.square().sum(1).clamp_min(1e-30)).median())
 
@@ -184,29 +190,31 @@ def _span(low: float, high: float, n: int, margin: int) -> slice:
     return slice(max(0, int(low * n) - margin), min(n, last + 1 + margin))
 
 
-class Still:
-    """The edit that keeps places apart: each looks at itself alone, gates stay as in image 0.
+class IdentityAttention:
+    """Edit that keeps places apart: attention becomes the identity, gates those of image 0.
 
-    Where queries lie on another grid than keys, each looks at the key that lies where it does.
+    Where queries lie on another grid than keys, each query gets the key at its own place.
 
     Args:
         images: How many there are, the plain one first.
-        events: What was overheard so far.
-        silent: The record whose attention is switched off, by its number among the edited.
+        activations: The activations recorded so far.
+        silent: The record whose attention is set to zero, by its number among the edited.
 
     Attributes:
-        moments: At how many events each edit was asked.
-        blurred: At how many events attention was first held instead.
+        moments: The number of activations before each edit.
+        blurred: The number of activations before the first attention that was held instead.
     """
 
-    def __init__(self, images: int, events: list[Event], silent: int | None = None) -> None:
-        self.images, self.events, self.silent = images, events, silent
+    def __init__(
+        self, images: int, activations: list[Activation], silent: int | None = None
+    ) -> None:
+        self.images, self.activations, self.silent = images, activations, silent
         self.moments: list[int] = []
         self.blurred: int | None = None
 
     def __call__(self, values: Tensor, record: Record) -> Tensor:
-        """The values that take the model's own place."""
-        self.moments.append(len(self.events))
+        """The values that replace the model's own."""
+        self.moments.append(len(self.activations))
         if len(self.moments) - 1 == self.silent:
             return torch.zeros_like(values)
         q, k = values.shape[-2:]
@@ -214,17 +222,17 @@ class Still:
         if record.kind == "attention" and q == k:
             own = torch.arange(k)
         elif record.kind == "attention" and record.windows is None:
-            own = _beneath(record, q, k)
+            own = _own_keys(record, q, k)
         if own is None:
             if record.kind == "attention" and self.blurred is None:
-                self.blurred = len(self.events)
+                self.blurred = len(self.activations)
             return held(values, self.images)
         rows = torch.nn.functional.one_hot(own, k).to(values)
         return rows.expand_as(values).clone()
 
 
-def _beneath(record: Record, queries: int, keys: int) -> Tensor | None:
-    """For each query the key at its place, leading tokens each to their own."""
+def _own_keys(record: Record, queries: int, keys: int) -> Tensor | None:
+    """For each query the key at its place; leading tokens keep their own."""
     if record.query_grid is None or record.key_grid is None:
         return None
     (h, w), (y, x), p = record.query_grid, record.key_grid, record.prefix
@@ -245,53 +253,53 @@ def held(values: Tensor, images: int) -> Tensor:
 
 
 @contextmanager
-def overheard(
+def recorded_activations(
     model: nn.Module, images: Tensor, besides: Collection[Grid] = ()
-) -> Iterator[list[Event]]:
-    """Every tensor that a module takes or gives for these images, as events, in order.
+) -> Iterator[list[Activation]]:
+    """Record the change of every input and output of a module, in order.
 
     Args:
-        model: Is given hooks, and is rid of them on exit.
+        model: Gets forward hooks, which are removed on exit.
         images: The plain one first.
         besides: Queries × keys of its attention, which are no grids of places.
     """
-    events: list[Event] = []
+    activations: list[Activation] = []
 
-    def hear(value: Any) -> None:
+    def record(value: Any) -> None:
         if isinstance(value, Tensor):
-            event = _event(value, len(images), images.shape[-2] / images.shape[-1])
-            if event is not None and event.grid not in besides:
-                events.append(event)
+            activation = _activation(value, len(images), images.shape[-2] / images.shape[-1])
+            if activation is not None and activation.grid not in besides:
+                activations.append(activation)
         elif isinstance(value, tuple | list):
             for one in value:
-                hear(one)
+                record(one)
 
     handles = []
     for module in model.modules():
-        handles.append(module.register_forward_pre_hook(lambda _module, args: hear(args)))
-        handles.append(module.register_forward_hook(lambda _module, _args, out: hear(out)))
+        handles.append(module.register_forward_pre_hook(lambda _module, args: record(args)))
+        handles.append(module.register_forward_hook(lambda _module, _args, out: record(out)))
     try:
-        yield events
+        yield activations
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _event(x: Tensor, images: int, aspect: float) -> Event | None:
+def _activation(x: Tensor, images: int, aspect: float) -> Activation | None:
     if not x.is_floating_point() or x.shape[0] != images or x.dim() not in (3, 4):
         return None
     change = x[1:].detach().float() - x[:1].detach().float()
     a, *rest = x.shape[1:]
     if x.dim() == 3:
-        return Event(None, rest[0], change.transpose(1, 2))
+        return Activation(None, rest[0], change.transpose(1, 2))
     b, c = rest
     if _like(b, c, aspect) and not (_like(a, b, aspect) and abs(a - b) < abs(b - c)):
-        return Event((b, c), a, change)
+        return Activation((b, c), a, change)
     if _like(a, b, aspect):
-        return Event((a, b), c, change.permute(0, 3, 1, 2))
+        return Activation((a, b), c, change.permute(0, 3, 1, 2))
     return None  # heads × tokens × features, and the like
 
 
 def _like(h: int, w: int, aspect: float) -> bool:
-    """Whether two sizes are in an image's proportion, but for rounding."""
+    """Whether two sizes have an image's aspect ratio, up to rounding."""
     return abs(h - w * aspect) <= max(1.0, aspect)

@@ -23,6 +23,7 @@ from attnviz.errors import RunError
 from attnviz.executors.cluster import crew, is_cancelled
 from attnviz.executors.flags import Workers, add_workers, chosen_workers, cores
 from attnviz.executors.pool import interruptible, processes
+from attnviz.progress import tracked
 
 __all__ = [
     "Workers",
@@ -62,7 +63,7 @@ def spread(
     executor: Executor | None,
     *,
     label: str,
-    shown: bool | None = None,
+    shown: bool = True,
 ) -> list[T]:
     """A function of each part, in the parts' order, by an executor or, without one, right here.
 
@@ -70,19 +71,18 @@ def spread(
         function: Picklable by name, or a `functools.partial` of such a one.
         parts: What it is called with, one after the other.
         executor: Who calls it; None is this process.
-        label: Of the progress bar on stderr.
-        shown: Whether there is a bar; None is on a terminal only.
+        label: What is done, for the progress on stderr.
+        shown: Whether progress is printed, as of `attnviz.progress.Progress`.
 
     Raises:
         RunError: A process died; a Dask worker that dies is replaced by another.
     """
-    from tqdm import tqdm
-
     each = partial(_interruptibly, function)
     results = map(function, parts) if executor is None else executor.map(each, parts)
-    disable = None if shown is None else not shown
     try:
-        return list(tqdm(results, total=len(parts), desc=label, leave=False, disable=disable))
+        return list(
+            tracked(results, label=label, unit="parts", total=len(parts), shown=shown, leave=False)
+        )
     except BrokenProcessPool as error:
         raise RunError(
             f"{label}: a worker process was killed, perhaps for its memory; use fewer --workers"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from attnviz.definitions import LEVELS, SHOWN_LEVELS
 from attnviz.errors import InputError, unknown_name
 from attnviz.figures.colour import colour_of, line_of
 
@@ -27,7 +28,7 @@ class _Page:
 
 _LIGHT = _Page(ink="#1a1a1a", faint="#6a6a6a", grid="#e5e5e5", paper="#ffffff")
 _DARK = _Page(ink="#eeeeee", faint="#a8a8a8", grid="#3a3d44", paper="#1b1d22")
-_LEVELS = {"chance": ":", "ceiling": "--"}
+_STYLES = dict(zip(SHOWN_LEVELS, (":", "--"), strict=True))
 
 
 def dot_plot(
@@ -39,11 +40,11 @@ def dot_plot(
     order: Sequence[str] | None = None,
     dark: bool = False,
 ) -> Figure:
-    """A dot per variant with its interval, a tick per seed, chance and ceiling as lines.
+    """A dot per variant with its interval, a tick per seed, chance and the mask redrawn as lines.
 
     Args:
         rows: A table with the columns variant, mean, low, high and, where known, chance and
-            ceiling, in the order to be drawn, first on top.
+            redrawn, in the order to be drawn, first on top.
         seeds: A table with the columns variant and mean, a row per seed, or None.
         label: What the score is called, below the axis.
         confidence: The level of the intervals, named below the axis.
@@ -107,8 +108,8 @@ def _beside(axes: Any, row: Any, place: int, end: float, page: _Page) -> None:
 
 
 def _levels(axes: Any, rows: Any, page: _Page) -> None:
-    """Chance and ceiling: one line if all share it, else a mark in each variant's row."""
-    for name, style in _LEVELS.items():
+    """Chance and the mask redrawn: one line if all share it, else a mark in each variant's row."""
+    for name, style in _STYLES.items():
         if name not in rows:
             continue
         values = np.asarray(rows[name], dtype=np.float64)
@@ -121,7 +122,7 @@ def _levels(axes: Any, rows: Any, page: _Page) -> None:
             for place, value in enumerate(values):
                 axes.plot([value] * 2, [place - 0.3, place + 0.3], ls=style, lw=1, color=page.faint)
         axes.annotate(
-            f"{name} {_span(known)}",
+            f"{LEVELS[name].title} {_span(known)}",
             (float(np.mean(known)), 1),
             xycoords=("data", "axes fraction"),
             xytext=(0, 2),

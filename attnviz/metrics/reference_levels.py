@@ -1,20 +1,24 @@
-"""What a score is worth: chance, the centre of the image, and the best that the grid allows.
+"""Reference levels of a score: chance, maps that ignore the image, the mask redrawn, the bound.
 
-All three are computed for the very masks at hand, by the same metrics, because each depends on
-the size and place of what is to be found.
+All are computed for the very masks at hand, by the same metrics, because each depends on the size
+and place of what is to be found. Their names and meanings are in `attnviz.definitions.LEVELS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool
 from torch import Tensor
 
+from attnviz.definitions import DEFINITIONS, is_localization, is_lower_better
 from attnviz.errors import InputError
 from attnviz.inputs import AnyMasks, as_tensor, maps_with_masks
 from attnviz.metrics.localization import compute_scores
+from attnviz.metrics.ranking import TOP, how_many
 from attnviz.metrics.registry import (
     DEFAULT,
     METRICS,
@@ -52,20 +56,31 @@ def baselines(
     metrics: Sequence[str] = DEFAULT,
     *,
     threshold: Threshold | None = None,
+    calibration: Bool[Tensor, "n h w"] | Bool[np.ndarray, "n h w"] | None = None,
     draws: int = 4,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Chance, centre bias and the grid's ceiling of every metric, as means over these masks.
+    """Reference levels of every metric, as means over these masks.
 
-    - `chance`: what a map that knows nothing scores. Where ties score their expected value it is
-      that of a constant map, exact. Elsewhere (`iou`, `iou_at_area`, `max_iou`, `oracle_iou`, the
-      boxes) it is the mean over maps of uniform noise, drawn on the grid and upsampled bilinearly.
-    - `centre`: a Gaussian in the middle of the image, σ a quarter of each side.
-    - `ceiling`: the mask itself as the grid sees it: averaged over the cells (area pooling) and
-      upsampled, by nearest or bilinear, whichever scores better. It is what an ideal map of this
-      resolution reaches when it draws the whole mask; a map that lights one inner cell alone can
-      have more energy inside. Its τ is calibrated on the ideal maps themselves. For `sparseness`
-      and `complexity`, which know no mask, it is the ideal map's score, and no bound.
+    - `chance`: a map without information. Where ties score their expected value it is the score of
+      a constant map, exact. Elsewhere (`iou`, `iou_at_area`, `max_iou`, `oracle_iou`, the boxes)
+      it is the mean over maps of uniform noise, drawn on the grid and upsampled bilinearly.
+    - `centre`: a Gaussian in the centre of the image, σ a quarter of each side. A convention, not
+      the best map that ignores the image.
+    - `fixed`, with `calibration`: one map for all images, made of the calibration masks Gᵢ. With
+      f = Σ wᵢ Gᵢ it is f itself, and for the energy metrics 1 where f is largest and 0 elsewhere.
+      wᵢ is 1, but 1/|Gᵢ| for `mass_lift` and `relevance_rank_accuracy`, and 1/(|Gᵢ| (D − |Gᵢ|))
+      for `pixel_auroc`. No map that ignores the image has a better mean on the calibration masks
+      by `pointing_game`, the energy metrics, `topk_intersection` and `pixel_auroc`, nor, where
+      all masks are of one size, by `relevance_rank_accuracy`; for AP, IoU and the boxes it is a
+      good map, not proven best. Its τ is calibrated on the calibration masks. Not for metrics
+      that use no mask.
+    - `redrawn`: the mask itself, redrawn on the grid: averaged over the cells (area pooling) and
+      upsampled, by nearest or bilinear, whichever scores better, at the τ that is best for it.
+      **No upper bound**: a map that lights one cell inside the mask has more energy there.
+    - `bound`: the best score that any map can reach, where it is known: 1 for shares, AUROC, AP
+      and IoU, the mean of D/|G| for `mass_lift`, of min(1, |G|/k) for `topk_intersection` (at its
+      default k).
 
     Args:
         masks: Where the thing to be found is, (b, h, w), bool. Empty ones do not count.
@@ -74,11 +89,13 @@ def baselines(
             calibration takes as long as all the rest.
         threshold: τ for chance and centre, one number or one by key; without it each is given
             the τ that is best for it on these masks.
+        calibration: The masks of the calibration split, (n, h, w), bool; never those of `masks`.
         draws: Noise maps per mask.
         seed: Of the noise.
 
     Returns:
-        key → {"chance": …, "centre": …, "ceiling": …}.
+        key → {"chance": …, "centre": …, "redrawn": …}, and "fixed" and "bound" where they are
+        known.
 
     Raises:
         InputError: Wrong shape or dtype, no mask that is not empty, an unknown metric.
@@ -104,22 +121,73 @@ def baselines(
         _means(_upsampled(cells, goals, mode), goals, keys, None)
         for mode in ("nearest", "bilinear")
     )
-    best = {key: max if METRICS[key].better == "higher" else min for key in keys}
-    return {
-        key: {
-            "chance": chance[key],
-            "centre": centre[key],
-            "ceiling": best[key](near[key], smooth[key]),
-        }
-        for key in keys
+    best = {key: min if is_lower_better(key) else max for key in keys}
+    levels = {
+        "chance": chance,
+        "centre": centre,
+        "fixed": {} if calibration is None else _fixed(goals, _filled(calibration), keys),
+        "redrawn": {key: best[key](near[key], smooth[key]) for key in keys},
+        "bound": _bounds(goals, keys),
     }
+    return {
+        key: {level: found[key] for level, found in levels.items() if key in found} for key in keys
+    }
+
+
+def _fixed(goals: Tensor, calibration: Tensor, keys: Sequence[str]) -> dict[str, float]:
+    """The scores of the map that is best for the calibration masks, whatever the image."""
+    if calibration.shape[1:] != goals.shape[1:]:
+        raise InputError(
+            f"calibration: expected masks of {tuple(goals.shape[1:])} places as in masks, got "
+            f"{tuple(calibration.shape[1:])}"
+        )
+    found: dict[str, float] = {}
+    for key in keys:
+        if is_localization(key):
+            best = _best_fixed_map(calibration, key)
+            tau = calibrate_all(best.expand(calibration.shape), calibration, _thresholded([key]))
+            found |= _means(best.expand(goals.shape), goals, [key], tau)
+    return found
+
+
+def _best_fixed_map(calibration: Tensor, key: str) -> Tensor:
+    """The weighted sum of the calibration masks, or where it is largest, float64."""
+    area = calibration.flatten(1).sum(1).double()
+    weights = torch.ones_like(area)
+    if key in ("mass_lift", "relevance_rank_accuracy"):
+        weights = 1 / area
+    if key == "pixel_auroc":
+        outside = calibration[0].numel() - area
+        weights = torch.where(outside > 0, 1 / (area * outside.clamp(min=1)), 0.0)
+    total = torch.einsum("b,b...->...", weights, calibration.double())
+    return (
+        (total == total.max()).double() if key in ("energy_pointing_game", "mass_lift") else total
+    )
+
+
+def _bounds(goals: Tensor, keys: Sequence[str]) -> dict[str, float]:
+    """The best score that any map can reach for these masks, where it is known."""
+    area, places = goals.flatten(1).sum(1).double(), goals[0].numel()
+    top = how_many(TOP, places)
+    counted = {
+        "mass_lift": float((places / area).mean()),
+        "topk_intersection": float((area / top).clamp(max=1).mean()),
+        "sparseness": (places - 1) / places,
+    }
+    told = {key: DEFINITIONS[key].bound for key in keys}
+    known = {key: bound for key, bound in told.items() if isinstance(bound, float)}
+    return known | {key: bound for key, bound in counted.items() if key in keys}
+
+
+def _thresholded(keys: Sequence[str]) -> list[str]:
+    return [key for key in keys if METRICS[key].thresholded]
 
 
 def _means(
     maps: Tensor, masks: Tensor, keys: Sequence[str], threshold: Threshold | None
 ) -> dict[str, float]:
     """The mean of each metric, at the given thresholds or at those best for these very maps."""
-    wanted = [key for key in keys if METRICS[key].thresholded]
+    wanted = _thresholded(keys)
     given = threshold if isinstance(threshold, Mapping) else dict.fromkeys(wanted, threshold)
     tau = {key: value for key, value in given.items() if value is not None}
     missing = [key for key in wanted if key not in tau]

@@ -7,10 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from attnviz.comparison.definitions import DEFINITIONS, LOWER_IS_BETTER
 from attnviz.comparison.from_runs import differing
-from attnviz.comparison.groups import LEVELS
-from attnviz.comparison.text import WELL_KNOWN, interval, number, percent, span, spoken, with_sign
+from attnviz.comparison.text import WELL_KNOWN, interval, number, percent, span, with_sign
+from attnviz.definitions import (
+    DEFINITIONS,
+    LEVELS,
+    as_words,
+    is_lower_better,
+    metric_title,
+)
 from attnviz.errors import AttnvizError
 from attnviz.figures import curves
 from attnviz.figures.sheets import SCALING
@@ -32,18 +37,29 @@ def ranking(study: Study) -> Html | None:
     known = [name for name in WELL_KNOWN if name in comparison.metrics]
     others = list(dict.fromkeys([*known, *comparison.metrics]))
     others = [name for name in others if name != study.primary][:4]
-    header = ["variant", "rank", spoken(study.primary), f"{percent(comparison.confidence)} CI"]
-    header += [*map(spoken, others), "accuracy", "seeds", "valid"]
+    header = [
+        "variant",
+        "rank",
+        metric_title(study.primary),
+        f"{percent(comparison.confidence)} CI",
+    ]
+    header += [*map(metric_title, others), "accuracy", "seeds", "valid"]
     body: list[Any] = [_ranked(row, comparison, others) for _, row in rows.iterrows()]
-    for level in LEVELS:
-        spans = [span(comparison.of(metric)[level]) for metric in (study.primary, *others)]
+    for level in LEVELS.values():
+        spans = [span(comparison.of(metric)[level.key]) for metric in (study.primary, *others)]
         if any(spans):
-            body.append(line([level, "", spans[0], "", *spans[1:], "", "", ""], class_="level"))
+            body.append(
+                line([level.title, "", spans[0], "", *spans[1:], "", "", ""], class_="level")
+            )
     alt = "; ".join(f"{r.variant} {number(r['mean'])} ({interval(r)})" for _, r in rows.iterrows())
-    levels = "".join(f"; {level} {span(rows[level])}" for level in LEVELS if span(rows[level]))
+    levels = "".join(
+        f"; {level.title} {span(rows[level.key])}"
+        for level in LEVELS.values()
+        if span(rows[level.key])
+    )
     dots = plot(
         lambda dark: comparison.figure(order=list(study.variants), dark=dark),
-        f"{spoken(study.primary)}: {alt}{levels}",
+        f"{metric_title(study.primary)}: {alt}{levels}",
         "A dot is a variant's mean, its line the interval, a tick one training seed.",
     )
     notes = tag("ul", (tag("li", note) for note in comparison.notes), class_="soft")
@@ -54,7 +70,7 @@ def _how(study: Study) -> str:
     comparison = study.comparison
     assert comparison is not None, "only called where there is a ranking"
     return (
-        f"Ranked by {spoken(study.primary)} on {comparison.images} images with a patch; "
+        f"Ranked by {metric_title(study.primary)} on {comparison.images} images with a patch; "
         f"{comparison.resamples:,} bootstrap resamples"
     )
 
@@ -79,7 +95,7 @@ def _unranked(study: Study) -> Html:
         rows.append(
             [run.id, run.variant, str(run.dataset), _told(mean), _told(accuracy)],
         )
-    header = ["run", "variant", "images", spoken(study.primary), "accuracy"]
+    header = ["run", "variant", "images", metric_title(study.primary), "accuracy"]
     return table(header, rows, caption="Each run on its own images: not to be ranked")
 
 
@@ -93,13 +109,15 @@ def differences(study: Study) -> Html | None:
     if len(pairs):
         header = ["variants", "difference", "paired CI", "clear", "p", "Holm", "images", "seeds"]
         rows = [_pair(row) for _, row in pairs.iterrows()]
-        parts.append(table(header, rows, caption=f"Paired differences, {spoken(study.primary)}"))
+        parts.append(
+            table(header, rows, caption=f"Paired differences, {metric_title(study.primary)}")
+        )
     split = study.comparison.split
     split = split[split["metric"] == study.primary]
     if len(split):
         header = ["variant", "answered rightly", "scores", "wrongly", "scores"]
         rows = [_split(row) for _, row in split.iterrows()]
-        caption = f"{spoken(study.primary).capitalize()} by whether the model was right"
+        caption = f"{metric_title(study.primary).capitalize()} by whether the model was right"
         parts.append(table(header, rows, caption=caption))
     return joined(parts) if parts else None
 
@@ -143,13 +161,13 @@ def strip(study: Study) -> Html | None:
         cells = [tag("td", bare)]
         for variant, sample in samples.items():
             score = number(sample.scores[index])
-            alt = f"{variant} on test image {index}: {spoken(study.primary)} {score}"
+            alt = f"{variant} on test image {index}: {metric_title(study.primary)} {score}"
             cells.append(tag("td", tile(images[k], maps[variant][k], boxes[k], alt, score)))
         rows.append(tag("tr", cells))
     head = tag("tr", (tag("th", name, scope="col") for name in ["image", *samples]))
     said = (
-        f"Below each tile its {spoken(study.primary)}; first seed of each variant; images from "
-        f"the lowest to the highest mean over variants. Raw maps, {SCALING}; box: the patch."
+        f"Below each tile its {metric_title(study.primary)}; first seed of each variant; images "
+        f"from the lowest to the highest mean over variants. Raw maps, {SCALING}; box: the patch."
     )
     grid = tag("table", tag("caption", said), tag("thead", head), tag("tbody", rows))
     label = "the same images in every variant"
@@ -170,7 +188,7 @@ def extremes(study: Study) -> Html | None:
 def _extremes_of(variant: str, sample: Sample, primary: str) -> Iterable[Html]:
     scored = np.flatnonzero(np.isfinite(sample.scores))
     order = [int(i) for i in scored[np.argsort(sample.scores[scored], kind="stable")]]
-    if primary in LOWER_IS_BETTER:
+    if is_lower_better(primary):
         order.reverse()
     if not order:
         return
@@ -186,7 +204,8 @@ def _few(variant: str, sample: Sample, primary: str, what: str, picked: list[int
     for k, index in enumerate(picked):
         score = number(sample.scores[index])
         answer = "right" if sample.table.iloc[index]["correct"] else "wrong"
-        alt = f"{variant}, {what} {k + 1}: test image {index}, {spoken(primary)} {score}, {answer}"
+        said = f"{metric_title(primary)} {score}, {answer}"
+        alt = f"{variant}, {what} {k + 1}: test image {index}, {said}"
         below = f"{score}, #{index}, {answer}"
         tiles.append(tag("li", tile(images[k], maps[k], boxes[k], alt, below)))
     return tag("div", tag("p", what.capitalize(), class_="soft"), tag("ul", tiles, class_="tiles"))
@@ -201,13 +220,13 @@ def training(study: Study) -> Html | None:
     if not shown or "epoch" not in known:
         return None
     ends = "; ".join(
-        f"{variant} {spoken(shown[-1])} {number(float(tables[0][shown[-1]].iloc[-1]))}"
+        f"{variant} {metric_title(shown[-1])} {number(float(tables[0][shown[-1]].iloc[-1]))}"
         for variant, tables in kept.items()
         if tables and shown[-1] in tables[0]
     )
     return plot(
         lambda dark: curves(kept, shown, dark=dark),
-        f"curves of {', '.join(map(spoken, shown))}; last epoch: {ends}",
+        f"curves of {', '.join(map(metric_title, shown))}; last epoch: {ends}",
         "A line is the mean over seeds, its band reaches from the lowest to the highest.",
     )
 
@@ -256,7 +275,7 @@ def _found(key: tuple[str, ...], seen: Sequence[tuple[str, str]]) -> list[Any]:
 def _evidence(evidence: Any) -> str:
     if not isinstance(evidence, Mapping):
         return "" if evidence is None else str(evidence)
-    return ", ".join(f"{spoken(str(key))} {_told(value)}" for key, value in evidence.items())
+    return ", ".join(f"{as_words(str(key))} {_told(value)}" for key, value in evidence.items())
 
 
 def settings(study: Study) -> Html | None:
@@ -309,8 +328,9 @@ def words(study: Study) -> Html:
         if metric in DEFINITIONS:
             known = DEFINITIONS[metric]
             said = f"{known.meaning} {known.scale}. "
-            entries.append((spoken(metric), joined([said, tag("i", known.source)])))
+            entries.append((metric_title(metric), joined([said, tag("i", known.source)])))
     entries += [(term, joined([text])) for term, text in TERMS]
+    entries += [(level.title, joined([level.meaning])) for level in LEVELS.values()]
     return tag("dl", ((tag("dt", name), tag("dd", text)) for name, text in entries))
 
 

@@ -19,13 +19,6 @@ TERMS: tuple[tuple[str, str], ...] = (
         "Two-sided sign-flip test over paired seeds; Holm's correction over all pairs of variants "
         "and metrics. Five seeds cannot reach less than 0.0625.",
     ),
-    ("chance", "What a map that knows nothing scores on these very patches."),
-    ("centre", "What a blob in the middle of the image scores on them."),
-    (
-        "ceiling",
-        "What the patch itself scores, drawn on the variant's own grid; a map that lights less "
-        "than the whole patch can have more energy inside.",
-    ),
     ("valid", "How many of all scores are numbers; the others could not be computed."),
 )
 """The words of the tables that are no metrics."""

@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from attnviz.definitions import renamed_levels
 from attnviz.errors import InputError, RunError
 from attnviz.runs.migrations import SCHEMA, upgraded
 from attnviz.runs.names import is_relative
@@ -265,7 +266,8 @@ def _header(found: Document) -> Header:
         heartbeat=_moment(found, "heartbeat"),
         files={k: _file(k, v) for k, v in _field(found, "files", dict, {}).items()},
         **texts,
-        **{key: _field(found, key, dict, {}) for key in objects},
+        **{key: _field(found, key, dict, {}) for key in objects if key != "summary"},
+        summary=renamed_levels(_field(found, "summary", dict, {})),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from attnviz.definitions import metric_title
 from dashboard import charts
 from dashboard.components import can_run, component
 from dashboard.controls import colours, draw
@@ -44,17 +45,17 @@ def described(table: pd.DataFrame, by_seed: pd.DataFrame, metric: str, ink: Ink)
     """What the browser draws: rows, levels, and an axis with round ticks."""
     low, high = charts.extent(table, by_seed)
     levels = charts.levels_of(table)
-    colour = {"chance": ink.chance, "ceiling": ink.ceiling}
+    colour = charts.level_colours(ink)
     return {
         "rows": [_row(row, by_seed) for row in table.itertuples()],
         "levels": [
-            {"name": one.level, "value": one.value, "colour": colour[one.level]}
+            {"name": one.text, "value": one.value, "colour": colour[one.level]}
             for one in levels.itertuples()
         ],
         "low": low,
         "high": high,
         "ticks": charts.round_ticks(low, high),
-        "title": charts.spoken(metric),
+        "title": metric_title(metric),
         "ink": {"mark": ink.mark, "grid": ink.grid},
     }
 

@@ -7,11 +7,11 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from attnviz.comparison.definitions import DEFINITIONS
 from attnviz.comparison.from_runs import map_names, patched
-from attnviz.comparison.text import spoken
+from attnviz.definitions import DEFINITIONS, LEVELS, metric_title
 from attnviz.runs import flat
 from dashboard import notices, run_cache
+from dashboard.address import plain
 from dashboard.chosen_runs import Chosen, chosen
 from dashboard.selection import metric_names, patch_sizes
 
@@ -63,16 +63,16 @@ def _metrics(used: list[str]) -> None:
     for key in used:
         known = DEFINITIONS.get(key)
         if known is None:
-            st.markdown(f"- **{spoken(key)}**: a metric of the lab's own.")
+            st.markdown(f"- **{plain(metric_title(key))}**: a metric without a definition.")
         else:
-            st.markdown(f"- **{known.name}**. {known.meaning} {known.scale}. *{known.source}.*")
+            st.markdown(f"- **{known.title}**. {known.meaning} {known.scale}. *{known.source}.*")
     st.caption(
         "Only images with a patch count; one that cannot be scored is left out and counted. "
-        "Chance is what a random map gets, the ceiling what the patch itself gets, drawn on this "
-        "map's grid; a map that lights less of it can have more energy inside. Intervals are of "
-        "95 %, from a bootstrap over seeds and images; with one seed they speak of the images "
-        "alone. Thresholds were chosen on validation images."
+        "Intervals are of 95 %, from a bootstrap over seeds and images; with one seed they speak "
+        "of the images alone. Thresholds were chosen on validation images."
     )
+    st.markdown("Levels that stand beside a score:")
+    st.markdown("\n".join(f"- **{one.title}**. {one.meaning}" for one in LEVELS.values()))
 
 
 def _environment(choice: Chosen) -> None:

@@ -11,7 +11,7 @@ import streamlit as st
 
 from attnviz.comparison.from_runs import map_names, patched
 from attnviz.comparison.resampling import mean_of_valid
-from attnviz.comparison.text import spoken
+from attnviz.definitions import SHOWN_LEVELS, metric_title, short_title
 from dashboard import charts, notices, run_cache
 from dashboard.address import plain
 from dashboard.chosen_runs import Chosen, chosen, one_run
@@ -59,7 +59,7 @@ def _metric(tables: Sequence[pd.DataFrame]) -> str:
         for metric in metric_names(table, name)
     )  # fmt: skip
     default = "energy_pointing_game" if "energy_pointing_game" in known else next(iter(known), "")
-    return chooser("Metric", "metric", {name: spoken(name) for name in known}, default)
+    return chooser("Metric", "metric", {name: metric_title(name) for name in known}, default)
 
 
 def _rows(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str) -> pd.DataFrame:
@@ -94,13 +94,13 @@ def _rows(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str) -> pd.Da
 
 
 def _levels(runs: Sequence[Any], name: str, metric: str) -> dict[str, float]:
-    known = {key: level(runs[0], name, metric, key) for key in ("chance", "ceiling")}
+    known = {key: level(runs[0], name, metric, key) for key in SHOWN_LEVELS}
     return {key: np.nan if value is None else value for key, value in known.items()}
 
 
 def _scores(rows: pd.DataFrame, metric: str) -> None:
     best = rows.iloc[0]
-    st.header(f"{plain(best['variant'])} scores highest: {charts.short(metric)} {best['mean']:.3f}")
+    st.header(f"{plain(best['variant'])} scores highest: {short_title(metric)} {best['mean']:.3f}")
     empty = pd.DataFrame({"variant": [], "seed": [], "mean": []})
     dots(rows, empty, metric, key="dots", opens=False)
     st.caption(

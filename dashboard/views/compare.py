@@ -10,7 +10,7 @@ import streamlit as st
 
 from attnviz.comparison.from_runs import map_names, patched
 from attnviz.comparison.resampling import mean_of_valid
-from attnviz.comparison.text import spoken
+from attnviz.definitions import metric_title, short_title
 from attnviz.figures import png_bytes
 from dashboard import charts, notices, run_cache
 from dashboard.address import plain, whole
@@ -81,7 +81,7 @@ def _metric(tables: dict[str, pd.DataFrame]) -> str:
     return chooser(
         "Metric",
         "metric",
-        {n: spoken(n) for n in shared},
+        {n: metric_title(n) for n in shared},
         default,
         help="The energy pointing game is the primary metric, declared before looking. "
         "“About this data” defines all of them.",
@@ -176,7 +176,7 @@ def _tile(
     name: str, run: Any, row: pd.Series, map_name: str, metric: str, image: int, box: Any
 ) -> Tile:
     score = float(row.get(f"{map_name}/{metric}", np.nan))
-    said = f"{charts.short(metric)} {score:.3f}" if np.isfinite(score) else "no score"
+    said = f"{short_title(metric)} {score:.3f}" if np.isfinite(score) else "no score"
     judged = [one for one in (verdict(row),) if one]
     alt = f"{name}, seed {run.seed}, {map_name} on image {image}: " + ", classified ".join(
         [said, *judged]
@@ -289,10 +289,10 @@ def _accuracy(result: Any, metric: str) -> None:
     words = "; ".join(f"{r.variant} {r.accuracy:.3f} and {r.mean:.3f}" for r in rows.itertuples())
     if len(rows) > 1:  # a single dot shows nothing, and its axes have no length
         draw(
-            charts.scatter, rows, alt=f"Accuracy and {spoken(metric)}: {words}",
-            x="accuracy", y="mean", x_title="accuracy", y_title=spoken(metric),
+            charts.scatter, rows, alt=f"Accuracy and {metric_title(metric)}: {words}",
+            x="accuracy", y="mean", x_title="accuracy", y_title=metric_title(metric),
         )  # fmt: skip
-    st.caption(f"Accuracy and {spoken(metric)}: {plain(words)}.")
+    st.caption(f"Accuracy and {metric_title(metric)}: {plain(words)}.")
 
 
 def _differences(result: Any, metric: str) -> None:
@@ -307,9 +307,9 @@ def _differences(result: Any, metric: str) -> None:
         f"{r.pair} {r.mean:+.3f} ({r.low:+.3f} to {r.high:+.3f})" for r in data.itertuples()
     )
     draw(
-        charts.intervals, data, alt=f"Paired differences in {spoken(metric)}: {clear}",
+        charts.intervals, data, alt=f"Paired differences in {metric_title(metric)}: {clear}",
         row="pair", order=list(data["pair"]), tint="clear",
-        title=f"difference in {spoken(metric)}",
+        title=f"difference in {metric_title(metric)}",
     )  # fmt: skip
     unclear = int((~data["clear"]).sum())
     st.caption(

@@ -9,8 +9,8 @@ import pandas as pd
 import streamlit as st
 
 from attnviz.comparison.from_runs import map_names
-from attnviz.comparison.text import spoken
-from dashboard import charts, notices, run_cache
+from attnviz.definitions import metric_title, short_title
+from dashboard import notices, run_cache
 from dashboard.address import one_of, plain, share, whole
 from dashboard.chosen_runs import Chosen, chosen, one_run
 from dashboard.components import can_run
@@ -80,7 +80,9 @@ def _controls(run: Any, table: pd.DataFrame, first: str) -> tuple[str, Choice]:
     default = "energy_pointing_game" if "energy_pointing_game" in known else known[0]
     again = ("page",)
     with one:
-        metric = chooser("Metric", "metric", {n: spoken(n) for n in known}, default, forget=again)
+        metric = chooser(
+            "Metric", "metric", {n: metric_title(n) for n in known}, default, forget=again
+        )
     with two:
         order = chooser("Order", "order", ORDERS, "worst", forget=again)
     outcomes = OUTCOMES if "correct" in table else {"all": OUTCOMES["all"]}
@@ -190,7 +192,7 @@ def _layer(
 ) -> MapLayer:
     column = scores(table, name, metric)[shown]
     words = tuple(
-        f"{charts.short(metric)} {v:.3f}" if np.isfinite(v) else "no score" for v in column
+        f"{short_title(metric)} {v:.3f}" if np.isfinite(v) else "no score" for v in column
     )
     return MapLayer(name, name, values, threshold_of(run, name), words)
 

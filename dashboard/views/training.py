@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from attnviz.comparison.text import spoken
+from attnviz.definitions import metric_title
 from dashboard import charts, notices, run_cache
 from dashboard.address import plain, quoted, several
 from dashboard.chosen_runs import listed, one_group
@@ -140,7 +140,7 @@ def _panels(tables: dict[str, list[pd.DataFrame]], chance: float | None) -> None
         if not known:
             continue
         st.header(name)
-        words = {c: spoken(c.replace("val_", "validation ")) for c in known}
+        words = {c: metric_title(c.replace("val_", "validation ")) for c in known}
         column = chooser("Curve", f"curve_{name.lower()}", words, known[0])
         data = seed_bands(tables, column)
         if data.empty:

@@ -459,9 +459,10 @@ def test_wrong_names_and_options_are_answered_with_the_right_ones(unchecked):
         asked("saliency", memory=0)
 
 
-def test_progress_is_shown_on_request(capsys):
+def test_progress_is_shown_on_request(capsys, monkeypatch):
+    monkeypatch.setattr("attnviz.progress.EVERY", 0.0)
     asked("integrated_gradients", progress=True)
-    assert "integrated_gradients" in capsys.readouterr().err
+    assert "integrated_gradients: " in capsys.readouterr().err
     asked("integrated_gradients")
     assert capsys.readouterr().err == ""
 

@@ -182,7 +182,7 @@ def test_progress_is_shown_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) 
     assert terminal.getvalue() == ""
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     list(stream(model, [nets.images()] * 2, reduce=None))
-    assert "watching: 100%" in terminal.getvalue()
+    assert "watch: 100%" in terminal.getvalue()
     length = len(terminal.getvalue())
     list(stream(model, [nets.images()] * 2, reduce=None, progress=False))
     assert len(terminal.getvalue()) == length

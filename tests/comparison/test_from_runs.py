@@ -28,7 +28,7 @@ def test_a_folder_is_grouped_by_variant_and_seed(root: Path) -> None:
     assert result.winner == "mha"
     first = result.of("energy_pointing_game").iloc[0]
     assert (first.seeds, first.n, first.valid) == (3, 24, 24)
-    levels = [first.chance, first.centre, first.ceiling]
+    levels = [first.chance, first.centre, first.redrawn]
     assert levels == pytest.approx([0.06, 0.08, 0.8])
     assert first.accuracy == pytest.approx(11 / 12)
     assert result.images == 8

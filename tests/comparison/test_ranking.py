@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attnviz.comparison import LOWER_IS_BETTER, Comparison, compare
-from attnviz.comparison.groups import LIMITS
+from attnviz.comparison import Comparison, compare
 from attnviz.comparison.resampling import sign_flip
+from attnviz.definitions import is_lower_better
 
 PRIMARY = "energy_pointing_game"
 
@@ -22,7 +22,7 @@ def study(mean: float, seeds: int = 3, images: int = 20, seed: int = 0) -> np.nd
 
 
 def clear(**options: Any) -> Comparison:
-    levels = {"chance": 0.03, "ceiling": 0.81}
+    levels = {"chance": 0.03, "redrawn": 0.81}
     tables = {"cbam": study(0.41), "mha": study(0.61)}
     return compare(tables, resamples=500, baselines={PRIMARY: levels}, **options)
 
@@ -132,19 +132,6 @@ class TestNumbers:
         percent = compare({"a": {"iou": 50 * (1 + hits)}}, primary="iou", resamples=500).table
         assert percent["high"].iloc[0] == percent["mean"].iloc[0]
 
-    def test_limits_are_those_of_the_metrics_own_table(self) -> None:
-        from attnviz.metrics.registry import METRICS
-
-        assert set(LIMITS) == set(METRICS)
-        shares = {key for key, metric in METRICS.items() if metric.limits == "0 to 1"}
-        assert shares <= {key for key, limits in LIMITS.items() if limits == (0, 1)}
-
-    def test_agrees_with_the_metrics_own_table_on_which_way_is_better(self) -> None:
-        from attnviz.metrics.registry import METRICS
-
-        for key, metric in METRICS.items():
-            assert (key in LOWER_IS_BETTER) == (metric.better == "lower"), key
-
     def test_seeds_that_one_of_two_could_not_score_are_no_paired_seeds(self) -> None:
         a, b = study(0.6, 3), study(0.5, 3)
         b[2] = np.nan
@@ -155,7 +142,7 @@ class TestNumbers:
     @pytest.mark.parametrize("metric", [PRIMARY, "deletion_auc"])
     def test_a_leader_that_loses_where_both_were_measured_wins_nothing(self, metric: str) -> None:
         """First by all of its seeds, behind in the one that the other has too."""
-        sign = -1 if metric in LOWER_IS_BETTER else 1
+        sign = -1 if is_lower_better(metric) else 1
         few = 0.5 + sign * study(0.1, 1)
         many = np.concatenate([few + sign * 0.1, study(0.5, 2) - sign * 0.3])
         tables = {"few": {metric: few}, "many": {metric: many}}
@@ -181,7 +168,7 @@ class TestWords:
     def test_a_winner(self) -> None:
         sentence = clear().sentence
         assert sentence.startswith("mha looks at the patch most: energy 0.61 (95 % CI 0.")
-        assert ", chance 0.03, ceiling 0.81; +0.19 over cbam, paired CI +0.1" in sentence
+        assert ", chance 0.03, mask redrawn 0.81; +0.19 over cbam, paired CI +0.1" in sentence
 
     def test_no_clear_winner(self) -> None:
         noise = np.random.default_rng(0).normal(0, 0.1, (2, 40))
@@ -236,7 +223,7 @@ class TestWords:
         assert lines[3].split()[:3] == ["1", "mha", "0.61"]
         assert lines[4].split()[:3] == ["2", "cbam", "0.41"]
         assert lines[5].split() == ["chance", "0.03"]
-        assert lines[6].split() == ["ceiling", "0.81"]
+        assert lines[6].split() == ["mask", "redrawn", "0.81"]
         assert clear().sentence in lines
 
     def test_columns_are_aligned(self) -> None:
@@ -297,7 +284,9 @@ class TestExports:
         import pandas as pd
 
         clear().to_csv(tmp_path / "table.csv")
-        columns = "variant metric mean low high valid n seeds chance centre ceiling accuracy"
+        columns = (
+            "variant metric mean low high valid n seeds chance centre fixed redrawn bound accuracy"
+        )
         expected = [*columns.split(), "p", "p_holm", "rank"]
         assert list(pd.read_csv(tmp_path / "table.csv").columns) == expected
 
@@ -308,5 +297,5 @@ class TestExports:
         ticks = [line for line in axes.lines if line.get_marker() == "|"]
         assert [len(line.get_xdata()) for line in ticks] == [3, 3]
         words = [text.get_text() for text in axes.texts]
-        assert {"0.61", "0.41", "chance 0.03", "ceiling 0.81"} <= set(words)
+        assert {"0.61", "0.41", "chance 0.03", "mask redrawn 0.81"} <= set(words)
         assert "energy pointing game, mean and 95 % interval" in axes.get_xlabel()

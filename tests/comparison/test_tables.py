@@ -82,14 +82,14 @@ def test_what_is_known_of_no_image_is_not_known() -> None:
 @pytest.mark.parametrize(
     "baselines",
     [
-        {PRIMARY: {"chance": 0.03, "ceiling": [0.7, 0.9]}},
-        {"chance": {PRIMARY: 0.03}, "ceiling": {PRIMARY: torch.tensor([0.7, 0.9])}},
+        {PRIMARY: {"chance": 0.03, "redrawn": [0.7, 0.9]}},
+        {"chance": {PRIMARY: 0.03}, "redrawn": {PRIMARY: torch.tensor([0.7, 0.9])}},
     ],
 )
 def test_baselines_either_way_round(baselines: Any) -> None:
     row = compare({"a": scores(0.5)}, baselines=baselines, resamples=10).table.iloc[0]
     assert row.chance == 0.03
-    assert row.ceiling == pytest.approx(0.8)
+    assert row.redrawn == pytest.approx(0.8)
     assert np.isnan(row.centre)
 
 

@@ -47,7 +47,7 @@ def write_run(
         "accuracy": 11 / 12,
         "map": "attend",
         "metrics": {
-            "attend": {"energy_pointing_game": {"chance": 0.06, "centre": 0.08, "ceiling": 0.8}}
+            "attend": {"energy_pointing_game": {"chance": 0.06, "centre": 0.08, "redrawn": 0.8}}
         },
     }
     return save_run(

@@ -205,7 +205,7 @@ def _table(
         metrics[name] = {}
         for metric, column in scores(values, masks, thresholds[name]).items():
             table[f"{name}/{metric}"] = column
-            chance, centre, ceiling = levels[metric]
+            chance, centre, redrawn = levels[metric]
             metrics[name][metric] = {
                 "mean": float(np.nanmean(column)),
                 "valid": int(np.isfinite(column).sum()),
@@ -214,7 +214,7 @@ def _table(
                 "high": float(np.nanmean(column)) + 0.03,
                 "chance": chance,
                 "centre": centre,
-                "ceiling": ceiling,
+                "redrawn": redrawn,
             }
     if primary != "layer_gradcam":
         for key, low, high in (("spearman", -0.2, 0.9), ("ssim", 0, 0.6), ("topk_iou", 0, 0.7)):

@@ -18,7 +18,7 @@ def table() -> pd.DataFrame:
     return pd.DataFrame(
         {
             "variant": ["b", "a", "c"], "mean": [0.5, 0.3, NAN], "low": [0.4, NAN, NAN],
-            "high": [0.6, NAN, NAN], "chance": [0.03, 0.03, NAN], "ceiling": [0.8, 0.82, NAN],
+            "high": [0.6, NAN, NAN], "chance": [0.03, 0.03, NAN], "redrawn": [0.8, 0.82, NAN],
         }
     )  # fmt: skip
 
@@ -50,7 +50,7 @@ def test_what_the_browser_draws_has_room_for_everything(table, by_seed):
     assert found["low"] == 0.0
     assert found["high"] > max(values)
     assert {one["name"]: round(one["value"], 3) for one in found["levels"]} == {
-        "chance": 0.03, "ceiling": 0.81,
+        "chance": 0.03, "mask redrawn": 0.81,
     }  # fmt: skip
     assert found["rows"][0]["seeds"] == [0.45, 0.55]
     assert found["rows"][1]["low"] is None
@@ -100,7 +100,7 @@ def test_ticks_are_round(low, high, ticks):
 
 def test_the_words_carry_every_number(table):
     words = charts.dot_plot_in_words(table, "energy_pointing_game")
-    for part in ("b 0.500 (95 % CI 0.400 to 0.600)", "chance 0.030", "ceiling 0.810"):
+    for part in ("b 0.500 (95 % CI 0.400 to 0.600)", "chance 0.030", "mask redrawn 0.810"):
         assert part in words
 
 

@@ -70,7 +70,7 @@ class TestGoodRuns:
         at = opened(monkeypatch, "compare", good_root)
         sentence = at.header[0].value.replace("\\", "")
         assert sentence.startswith("mha looks at the patch most: energy 0.")
-        for part in ("chance 0.03", "ceiling 0.81", "paired CI"):
+        for part in ("chance 0.03", "mask redrawn 0.81", "paired CI"):
             assert part in sentence
 
     def test_one_more_metric_is_one_choice_away_and_in_the_address(self, good_root, monkeypatch):
@@ -393,7 +393,7 @@ class TestDamage:
     def test_a_run_that_goes_away_between_two_looks_is_said(self, copied, monkeypatch):
         at = opened(monkeypatch, "gallery", copied, run="mha-0")
         shutil.rmtree(copied / "mha-0")
-        monkeypatch.setattr(shelf, "_FRESH", 0.0)
+        monkeypatch.setattr(run_cache, "_FRESH", 0.0)
         at.run()
         assert not at.exception
         assert "run = `mha-0`, which is not here" in words(at)
@@ -472,8 +472,8 @@ class TestUnfinishedOnly:
 
 class TestAStoreThatDoesNotAnswer:
     def test_a_slow_store_is_waited_for_so_long_and_no_longer(self, good_root, monkeypatch):
-        monkeypatch.setattr(shelf, "PATIENCE", 0.3)
-        monkeypatch.setattr(shelf, "list_runs", lambda root: time.sleep(1.0))
+        monkeypatch.setattr(run_cache, "PATIENCE", 0.3)
+        monkeypatch.setattr(run_cache, "list_runs", lambda root: time.sleep(1.0))
         at = opened(monkeypatch, "compare", good_root)
         assert "cannot be reached: no answer within" in words(at)
         assert "There is no earlier listing to show" in words(at)
@@ -481,14 +481,14 @@ class TestAStoreThatDoesNotAnswer:
 
     def test_the_last_good_listing_is_shown_with_its_age(self, good_root, monkeypatch):
         at = opened(monkeypatch, "compare", good_root)
-        monkeypatch.setattr(shelf, "_FRESH", 0.0)
+        monkeypatch.setattr(run_cache, "_FRESH", 0.0)
         answer = run_cache.list_runs
-        monkeypatch.setattr(shelf, "list_runs", _refuse)
+        monkeypatch.setattr(run_cache, "list_runs", _refuse)
         at.run()
         assert "connection refused" in words(at)
         assert "last good listing" in words(at)
         assert "mha looks at the patch most" in words(at)
-        monkeypatch.setattr(shelf, "list_runs", answer)
+        monkeypatch.setattr(run_cache, "list_runs", answer)
         at.button(key="retry").click().run()
         assert not at.error
 
@@ -528,7 +528,7 @@ class TestRemote:
         try:
             at = opened(monkeypatch, "compare", "memory://counted")
             first = len(asked)
-            monkeypatch.setattr(shelf, "_FRESH", 0.0)
+            monkeypatch.setattr(run_cache, "_FRESH", 0.0)
             asked.clear()
             at.run()
             assert not at.exception

@@ -46,7 +46,7 @@ def test_every_colour_map_is_one_that_downloads_can_draw():
 @pytest.mark.parametrize("page", PAGES)
 def test_text_has_the_contrast_of_wcag_aa(page):
     ink, paper = PAGES[page]
-    for colour in (ink.text, ink.chance, ink.ceiling):
+    for colour in (ink.text, ink.chance, ink.redrawn):
         assert contrast(colour, paper) >= 4.5
 
 

@@ -22,8 +22,8 @@ from attnviz.errors import RunError
 from attnviz.executors import Workers, processes
 from attnviz.runs import start_run
 from experiments.__main__ import main
-from experiments.axes import Grid, grid
-from experiments.progress_table import Board
+from experiments.axes import grid
+from experiments.progress_table import ProgressTable
 from experiments.running import Outcome, try_training
 from experiments.settings import Settings
 from experiments.sweep import run_all
@@ -106,7 +106,7 @@ def test_an_interrupted_sweep_goes_on_by_the_same_command(
     before = len(run.curve_rows())
     assert main(["sweep", *WORDS, *words, "--out", str(tmp_path)]) == 0
     out, error = capsys.readouterr()
-    assert error == ""  # silent when not a terminal
+    assert all(line.startswith("all runs: ") for line in error.splitlines())
     assert "2 done" in out
     ended = open_run(tmp_path / runs[0].run_id)
     assert ended.created == run.created
@@ -185,7 +185,7 @@ def test_the_table_is_redrawn_in_place_and_gone_at_the_end(tmp_path: Path) -> No
     plan = grid(dataclasses.replace(TINY, epochs=4), {"variant": ["cnn", "mha"], "seed": [0, 1]})
     terminal = Terminal()
     first = plan[0]
-    with Board(plan, tmp_path, {}, terminal) as board:
+    with ProgressTable(plan, tmp_path, {}, terminal) as board:
         assert "cnn      2 waiting  0/8" in terminal.getvalue()
         writer = start_run(tmp_path, first.run_id, variant="cnn", settings=first.as_dict(), seed=0)
         writer.heartbeat(epoch=3, val_accuracy=0.75, val_energy_pointing_game=0.5, seconds=7.2)
@@ -206,18 +206,43 @@ def test_a_table_longer_than_the_terminal_is_cut(
     monkeypatch.setenv("COLUMNS", "60")
     plan = grid(TINY, {"variant": ["cnn", "mha"], "lr": [n / 100 for n in range(1, 21)]})
     terminal = Terminal()
-    with Board(plan, tmp_path, {}, terminal):
+    with ProgressTable(plan, tmp_path, {}, terminal):
         drawn = terminal.getvalue().splitlines()
     assert len(drawn) == 8
     assert drawn[-2] == "… 35 rows more"
     assert max(map(len, drawn)) < 60
 
 
-def test_without_a_terminal_nothing_is_drawn(tmp_path: Path) -> None:
-    stream = io.StringIO()
-    with Board(Grid((TINY,)), tmp_path, {}, stream) as board:
-        board.show({})
-    assert stream.getvalue() == ""
+def test_without_a_terminal_a_line_says_how_far_all_runs_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("attnviz.progress.EVERY", 0.0)
+    plan = grid(dataclasses.replace(TINY, epochs=4), {"variant": ["cnn", "mha"]})
+    with ProgressTable(plan, tmp_path, {}) as table:
+        writer = start_run(tmp_path, plan[0].run_id, variant="cnn", settings={}, seed=0)
+        writer.heartbeat(epoch=3)
+        table.show({})
+        table.show({plan[1].run_id: Outcome(plan[1], "failed", "why")})
+    told = capsys.readouterr().err
+    assert "\x1b" not in told
+    assert told.splitlines()[0].startswith("all runs: 0 of 8 epochs")
+    assert "all runs: 3 of 8 epochs, 0:0" in told
+    assert "left, runs 1 running, 1 waiting" in told
+    assert told.splitlines()[-1].startswith("all runs: 7 of 8 epochs in 0:0")
+    writer.stop("end of the test")
+
+
+def test_a_run_of_a_sweep_is_silent_and_a_training_alone_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("attnviz.progress.EVERY", 0.0)
+    short = dataclasses.replace(TINY, variant="cnn", epochs=1)
+    assert try_training(short, tmp_path / "sweep").state == "done"
+    assert capsys.readouterr().err == ""
+    assert main(["train", *WORDS, "--variant", "cnn", "--runs", str(tmp_path / "alone")]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"cnn-s0-\w+: 1 of 4 steps, 0:0\d so far.* loss 0\.\d+, accur.*", told[0])
+    assert re.fullmatch(r"cnn-s0-\w+: 4 of 4 steps in 0:\d\d", told[-1])
 
 
 def test_a_process_that_dies_again_and_again_is_given_up(

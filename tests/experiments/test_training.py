@@ -53,7 +53,7 @@ def test_a_run_holds_all_that_was_measured(unbroken: Run) -> None:
     assert list(unbroken.curves()["epoch"]) == [1, 2, 3]
     energy = unbroken.summary["metrics"]["received"]["energy_pointing_game"]
     assert energy["valid"] == patched.sum()
-    assert 0 < energy["chance"] < energy["ceiling"] <= 1
+    assert 0 < energy["chance"] < energy["redrawn"] <= 1
 
 
 def test_a_run_names_the_photograph_of_every_crop(unbroken: Run) -> None:
@@ -103,7 +103,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     writer = start_run(tmp_path, TINY.run_id, variant="mha", settings=TINY.as_dict(), seed=0)
     other = torch.nn.Linear(2, 2)
     optimizer = torch.optim.Adam(other.parameters())
-    progress = checkpoints.Progress()
+    progress = checkpoints.TrainingState()
     content = checkpoints.to_bytes(other, other, other.state_dict(), optimizer, progress)
     writer.write(checkpoints.FILE, content)
     writer.stop("interrupted")

@@ -30,12 +30,12 @@ class TestDotPlot:
         assert [list(line.get_xdata()) for line in lines] == [[0.5, 0.7], [0.3, 0.5]]
 
     def test_a_shared_level_is_one_line_others_are_marks(self) -> None:
-        axes = dot_plot(rows(chance=[0.03, 0.03], ceiling=[0.8, 0.9])).axes[0]
+        axes = dot_plot(rows(chance=[0.03, 0.03], redrawn=[0.8, 0.9])).axes[0]
         chance = [line for line in axes.lines if line.get_linestyle() == ":"]
-        ceiling = [line for line in axes.lines if line.get_linestyle() == "--"]
+        redrawn = [line for line in axes.lines if line.get_linestyle() == "--"]
         assert len(chance) == 1
-        assert [line.get_xdata()[0] for line in ceiling] == [0.8, 0.9]
-        assert {"chance 0.03", "ceiling 0.8 to 0.9"} <= {t.get_text() for t in axes.texts}
+        assert [line.get_xdata()[0] for line in redrawn] == [0.8, 0.9]
+        assert {"chance 0.03", "mask redrawn 0.8 to 0.9"} <= {t.get_text() for t in axes.texts}
 
     def test_an_unknown_level_is_left_out(self) -> None:
         axes = dot_plot(rows(chance=[np.nan, np.nan])).axes[0]

@@ -444,8 +444,8 @@ def test_a_file_that_may_not_be_read_breaks_its_run_alone(open_tmp: Path) -> Non
 
 def test_what_killed_writers_left_is_cleared_by_the_next(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from attnviz.runs import beginning, start_run\n"
-        "beginning.into_place = lambda *a: os._exit(9)\n"
+        "import os, sys; from attnviz.runs import lifecycle, start_run\n"
+        "lifecycle.into_place = lambda *a: os._exit(9)\n"
         "start_run(sys.argv[1], sys.argv[2], variant='mha', settings={}, seed=0)"
     )
     for name in ("a", "b"):

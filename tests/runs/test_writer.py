@@ -150,9 +150,9 @@ def test_a_run_is_listed_from_its_first_moment_and_its_curves_grow(tmp_path: Pat
             assert open_run(writer.path).curves()["epoch"].tolist() == list(range(epoch + 1))
         writer.maps("m", np.ones((1, 2, 2)))
         assert open_run(writer.path).maps("m").shape == (1, 2, 2)
-        run = writer.finish({"accuracy": np.float64(0.9), "ceiling": float("nan")})
+        run = writer.finish({"accuracy": np.float64(0.9), "loss": float("nan")})
     assert run.state == "complete"
-    assert run.summary == {"accuracy": 0.9, "ceiling": None}
+    assert run.summary == {"accuracy": 0.9, "loss": None}
     assert run.curves()["loss"].tolist() == [0.5] * 3
     assert "curves.jsonl" in run.files
     assert run.verify() == []

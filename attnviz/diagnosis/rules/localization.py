@@ -1,17 +1,17 @@
-"""Where attention goes: to the thing that the masks show, and not to padding."""
+"""Where attention lies: on the object of the masks, and on padding."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from attnviz.capture import Record, watch
-from attnviz.diagnosis.catalogue import finding
 from attnviz.diagnosis.examination import FEW, Examination
-from attnviz.diagnosis.findings import Finding
+from attnviz.diagnosis.registry import Observation, observed, rule
 from attnviz.maps import class_row, gate_map, received
 
 ATTENDED = 0.01
@@ -23,10 +23,30 @@ ABOVE = 1.02
 _ENOUGH = 8  # images with a mask below which an interval says nothing
 _STRIP = 16  # a border of one colour counts as padding from this part of the image on
 _Z = 1.96
+_INTERVAL = {
+    "lift": "share of the map inside the mask over the mask's area, mean over images",
+    "low": "lower end of its 95 % interval",
+    "high": "upper end of its 95 % interval",
+    "images": "number of images with a mask",
+}
 
 
-def padding_findings(case: Examination) -> Iterator[Finding]:
-    """Real places that attend to padding."""
+@rule(
+    code="padding-attention",
+    severity="warning",
+    summary="Real places attend to padding.",
+    meaning="{share:.1%} of the attention of real places goes to padding",
+    evidence={"share": "share of the attention of real places on padding, 0 to 1"},
+    remedy="mask padded keys: nn.MultiheadAttention(…)(…, key_padding_mask=padding), or "
+    "attn_mask=~padding[:, None, None, :] (True is allowed there)",
+    appearance="A bright border.",
+    cause="Images were padded to a common size and the padding is not masked. Every unmasked model "
+    "attends to it to some degree.",
+    method=f"More than {ATTENDED:.0%} of the attention of real places goes to places that are "
+    "padding altogether. A warning where `padding=` was given, a note where borders of one colour "
+    "were taken for it.",
+)
+def padding_attention(case: Examination) -> Iterator[Observation]:
     given = case.padding is not None
     padding = plain_borders(case.few) if case.padding is None else case.padding[: len(case.few)]
     if len(padding) < len(case.few):  # a single image is examined beside its mirror image
@@ -34,11 +54,82 @@ def padding_findings(case: Examination) -> Iterator[Finding]:
     if not bool(padding.any()):
         return
     for i, record in case.attention():
-        if case.kinds[i].word in ("channels", "swapped", "images"):
+        if case.tokens[i].axis in ("channels", "swapped", "images"):
             continue
         share = _to_padding(record, padding)
         if share is not None and share > ATTENDED:
-            yield finding("padding-attention", record.name, None if given else "note", share=share)
+            yield observed(record.name, None if given else "note", share=share)
+
+
+@rule(
+    code="outside-mask",
+    severity="warning",
+    summary="The map avoids the object.",
+    meaning="attention avoids the masks, they get {lift:.2f} times what chance would put there "
+    "(95 % interval {low:.2f} to {high:.2f}, {images} images)",
+    evidence=_INTERVAL,
+    remedy="check that masks and images were flipped and resized together; else the values, not "
+    "the weights, carry the object: draw an attribution",
+    appearance="A dark hole where the object is.",
+    cause="Masks flipped or resized differently from the images; a gate that closes where the "
+    "object is; keys that are not needed for the object's values.",
+    method="As [not-above-chance](not-above-chance.md), with the whole interval below 1.",
+)
+def outside_mask(case: Examination) -> Iterator[Observation]:
+    best = case.cached(_best_lift)
+    if best is not None and best.high < 1:
+        yield best.observed()
+
+
+@rule(
+    code="not-above-chance",
+    severity="warning",
+    summary="The map does not find the object.",
+    meaning="inside the masks lies {lift:.2f} times the attention that chance would put there "
+    "(95 % interval {low:.2f} to {high:.2f}, {images} images): the map does not find the object",
+    evidence=_INTERVAL,
+    remedy="try another construction (av.class_row, av.rollout, av.gradient_weighted) and an "
+    "attribution before you conclude that the model does not attend to it",
+    appearance="On something else, or everywhere.",
+    cause="The model solves the task by other means, the wrong construction was drawn, or the "
+    "layer attends elsewhere.",
+    method="The map's share inside the mask over the mask's area, per image; the 95 % interval of "
+    f"the best layer begins below {ABOVE}. Needs `masks=` with {_ENOUGH} images or more, and "
+    "trained weights.",
+    explained_by=("outside-mask",),
+)
+def not_above_chance(case: Examination) -> Iterator[Observation]:
+    best = case.cached(_best_lift)
+    if best is not None and best.low <= ABOVE:
+        yield best.observed()
+
+
+@dataclass(frozen=True)
+class _Lift:
+    """How many times chance a layer's map is inside the masks."""
+
+    where: str
+    lift: float
+    low: float
+    high: float
+    images: int
+
+    def observed(self) -> Observation:
+        return observed(
+            self.where, lift=self.lift, low=self.low, high=self.high, images=self.images
+        )
+
+
+def _best_lift(case: Examination) -> _Lift | None:
+    """The lift of the best layer, None without masks or where it cannot be judged."""
+    if case.masks is None or not case.trained:
+        return None
+    judged = [
+        _Lift(name, *_interval(lift), len(lift))
+        for name, lift in _lifts(case, case.masks).items()
+        if len(lift) >= _ENOUGH
+    ]
+    return max(judged, key=lambda one: one.lift, default=None)
 
 
 def plain_borders(images: Tensor) -> Tensor:
@@ -85,28 +176,8 @@ def _to_padding(record: Record, padding: Tensor) -> float | None:
     return float(to[padded].mean()) if bool(padded.any()) else None
 
 
-def aim_findings(case: Examination) -> Iterator[Finding]:
-    """Attention that is no better than chance at the masks, judged by its best layer."""
-    if case.masks is None or not case.trained:
-        return
-    lifts = _lifts(case)
-    judged = {name: _interval(lift) for name, lift in lifts.items() if len(lift) >= _ENOUGH}
-    if not judged:
-        return
-    best = max(judged, key=lambda name: judged[name][0])
-    lift, low, high = judged[best]
-    images = len(lifts[best])
-    if high < 1:
-        yield finding("outside-mask", best, lift=lift, low=low, high=high, images=images)
-    elif low <= ABOVE:
-        yield finding("not-above-chance", best, lift=lift, low=low, high=high, images=images)
-
-
-def _lifts(case: Examination) -> dict[str, Tensor]:
+def _lifts(case: Examination, masks: Tensor) -> dict[str, Tensor]:
     """For each record `(images,)`: the share of its map inside the mask over the mask's area."""
-    masks = case.masks
-    if masks is None:
-        return {}
     found: dict[str, list[Tensor]] = {}
     some = masks.flatten(1).any(1) & ~masks.flatten(1).all(1)
     images, masks = case.images[some], masks[some]
@@ -121,22 +192,22 @@ def _lifts(case: Examination) -> dict[str, Tensor]:
 
 
 def _maps(case: Examination, images: Tensor) -> dict[str, Tensor]:
-    """One map per record that points at places, by name."""
+    """One map per record that is over places, by name."""
     size = (images.shape[-2], images.shape[-1])
     with watch(case.model, empty=True) as seen:
         case.model(images)
     maps = {}
     for i, (name, record) in enumerate(seen.items()):
-        map_ = _map(record, size, case.kinds[i].word if i in case.kinds else "")
+        map_ = _map(record, size, case.tokens[i].axis if i in case.tokens else "unknown")
         if map_ is not None and len(map_) == len(images):
             maps[name] = map_
     return maps
 
 
-def _map(record: Record, size: tuple[int, int], word: str) -> Tensor | None:
+def _map(record: Record, size: tuple[int, int], axis: str) -> Tensor | None:
     if record.kind == "gate":
         return gate_map(record, size=size) if record.axis == "spatial" else None
-    if record.weights is None or record.key_grid is None or word in ("channels", "swapped"):
+    if record.weights is None or record.key_grid is None or axis in ("channels", "swapped"):
         return None
     if record.prefix:
         return class_row(record, size=size)

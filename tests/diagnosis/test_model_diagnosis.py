@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 import attnviz as av
 from attnviz.diagnosis import diagnose
-from attnviz.diagnosis.asking import answer, at_rest
 from attnviz.diagnosis.examination import is_trained
+from attnviz.diagnosis.outputs import flat_output
 from attnviz.errors import InputError
 from attnviz.patches import inject_patch
-from tests.diagnosis.faulty import CASES, C, Net
+from tests.diagnosis.twins import TWINS, C
 
 
 def noise(n: int = 8, side: int = 48) -> Tensor:
@@ -66,7 +66,7 @@ class Jumpy(nn.Module):
         super().__init__()
         self.register_buffer("calls", torch.zeros(()))
         self.fails_at = fails_at
-        self.inner = CASES["reshaped tokens"].model(True)
+        self.inner = TWINS["reshaped tokens"].make(mended=True)
 
     def forward(self, images: Tensor) -> Tensor:
         self.calls += 1
@@ -103,18 +103,18 @@ def test_the_model_is_left_as_it_came(fails_at: int | None) -> None:
 
 
 def test_the_same_model_and_images_give_the_same_findings() -> None:
-    model, images = CASES["heads by view"].model(False), noise(8, 32)
+    model, images = TWINS["heads by view"].make(mended=False), noise(8, 32)
     assert diagnose(model, images).as_dicts() == diagnose(model, images).as_dicts()
 
 
 def test_one_image_is_enough_for_a_fault_of_structure() -> None:
-    case = CASES["reshaped tokens"]
-    assert "scrambled-tokens" in diagnose(case.model(False), case.images(1)).codes
+    case = TWINS["reshaped tokens"]
+    assert "scrambled-tokens" in diagnose(case.make(mended=False), case.images()[:1]).codes
 
 
 def test_what_random_weights_do_is_not_held_against_them() -> None:
-    case = CASES["no learning in queries"]
-    model, images = case.model(False), case.images()
+    case = TWINS["queries and keys hardly trained"]
+    model, images = case.make(mended=False), case.images()
     severities = {
         trained: [one.severity for one in diagnose(model, images, trained=trained)
                   if one.code == "near-uniform"]
@@ -136,7 +136,7 @@ def test_whether_weights_are_trained_is_read_off_the_norms() -> None:
 
 
 def test_a_zeroed_branch_is_an_error_only_in_a_trained_model() -> None:
-    model = CASES["scores between channels"].model(True)  # its gamma starts at zero
+    model = TWINS["scores between channels"].make(mended=True)  # its gamma starts at zero
     codes = [diagnose(model, noise(8, 32), trained=t).errors.codes for t in (True, False)]
     assert codes == [("no-effect",), ()]
 
@@ -169,16 +169,16 @@ def test_a_map_that_finds_the_mask_raises_nothing_and_one_that_avoids_it_does() 
 
 
 def test_a_map_of_elsewhere_is_not_above_chance() -> None:
-    case = CASES["no learning in queries"]
+    case = TWINS["queries and keys hardly trained"]
     images, masks = masked()
-    found = diagnose(case.model(False), images, masks, trained=True)
+    found = diagnose(case.make(mended=False), images, masks, trained=True)
     assert "not-above-chance" in found.codes
-    model = case.model(False)
+    model = case.make(mended=False)
     assert "not-above-chance" not in diagnose(model, images, masks, trained=False).codes
 
 
 def test_images_are_examined_too() -> None:
-    model = CASES["reshaped tokens"].model(True)
+    model = TWINS["reshaped tokens"].make(mended=True)
     images = noise(8, 32)
     broken = images.clone()
     broken[0, 0, 0, 0] = torch.nan
@@ -197,7 +197,7 @@ def test_images_are_examined_too() -> None:
 
 
 def test_images_unlike_those_of_training_are_noticed() -> None:
-    model = CASES["reshaped tokens"].model(True).train()
+    model = TWINS["reshaped tokens"].make(mended=True).train()
     for seed in range(60):
         model(noise(8, 32) + 0.01 * seed / 60)
     model.eval()
@@ -206,7 +206,7 @@ def test_images_unlike_those_of_training_are_noticed() -> None:
 
 
 def test_training_mode_is_mentioned_where_it_matters() -> None:
-    model = CASES["reshaped tokens"].model(True)
+    model = TWINS["reshaped tokens"].make(mended=True)
     assert "left-in-training" not in diagnose(model, noise(8, 32), trained=True).codes
     found = diagnose(model.train(), noise(8, 32), trained=True)
     assert found.warnings.codes[0] == "left-in-training"
@@ -214,24 +214,9 @@ def test_training_mode_is_mentioned_where_it_matters() -> None:
 
 def test_outputs_of_any_nesting_are_one_table() -> None:
     x = torch.ones(2, 3)
-    assert answer((x, [{"a": x[:, :1]}], torch.ones(5), torch.ones(2).long())).shape == (2, 4)
+    assert flat_output((x, [{"a": x[:, :1]}], torch.ones(5), torch.ones(2).long())).shape == (2, 4)
     with pytest.raises(InputError, match="expected a model that returns tensors, got int"):
-        answer(3)
-
-
-def test_at_rest_restores_modes_after_an_error() -> None:
-    model = Net(nn.Identity())
-    in_between: list[bool] = []
-
-    def fail() -> None:
-        with at_rest(model):
-            in_between.extend(module.training for module in model.modules())
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert not any(in_between)
-    assert all(module.training for module in model.modules())
+        flat_output(3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -264,7 +249,7 @@ def test_masks_and_padding_are_welcome_as_arrays() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"images": torch.zeros(3, 8, 8)}, "expected images as a floating-point tensor"),
+        ({"images": torch.zeros(3, 8, 8)}, "diagnose: expected floating point images"),
         ({"images": torch.zeros(2, 3, 8, 8).byte()}, "got torch.uint8"),
         ({"images": torch.zeros(0, 3, 8, 8)}, "expected one image or more, got none"),
         ({"model": len}, "expected a torch module, got builtin_function_or_method"),

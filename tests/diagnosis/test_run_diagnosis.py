@@ -6,9 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from attnviz.diagnosis import diagnose_run, diagnose_split
-from attnviz.diagnosis.training import curve_findings, shared_images
+from attnviz.diagnosis import Finding, diagnose_run, diagnose_split
+from attnviz.diagnosis.registry import findings_of
+from attnviz.diagnosis.rules.splits import shared_images
+from attnviz.diagnosis.run_diagnosis import Training
 from attnviz.runs import open_run, save_dataset, save_run
+
+
+def curve_findings(table: pd.DataFrame, *, kept_best: bool = False) -> list[Finding]:
+    return findings_of("run", Training(table, kept_best))
 
 
 def curves(train: list[float], val: list[float]) -> pd.DataFrame:

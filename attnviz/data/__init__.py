@@ -1,0 +1,1 @@
+"""Images whose places are known: masks, boxes, polygons and patches."""

@@ -1,0 +1,230 @@
+"""Images and what is known about them: masks, boxes, labels, groups.
+
+A `Sample` is one image as the model takes it. A data set of attnviz is any sequence of samples:
+something with `len` and `[i]`, so that a piece of it can be computed alone, in any order, by any
+process, and again after a kill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from attnviz.errors import InputError
+from attnviz.shapes import Images, Masks
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image, and where the thing to be found is in it.
+
+    Attributes:
+        image: `(c, h, w)`, floating point, as the model takes it.
+        mask: `(H, W)`, True where the thing is; None where its place is unknown. All False where
+            the image is known not to hold it. Scores are computed at this size.
+        boxes: `(k, 4)` half-open boxes `[x0, y0, x1, y1)` of the single objects, in the mask's
+            pixels; None takes the boxes of the mask's components.
+        ignore: `(H, W)`, True where a pixel counts neither as inside nor as outside.
+        label: The class's index, a `(classes,)` vector of several labels, a number for regression;
+            None where there is none.
+        group: What the image was cut from or belongs to (photograph, patient, video): images of
+            one group are no independent samples.
+        name: The file's name or another word for messages and tables.
+        pixels: `(H, W, 3)` uint8, the image as people see it, at the mask's size; None makes it
+            from `image` (see `displayed`).
+        extra: Further columns for the table of samples.
+    """
+
+    image: Float[Tensor, "c h w"]
+    mask: Bool[Tensor, "H W"] | None = None
+    boxes: Int[Tensor, "k 4"] | None = None
+    ignore: Bool[Tensor, "H W"] | None = None
+    label: int | float | Tensor | None = None
+    group: str | None = None
+    name: str = ""
+    pixels: UInt8[Tensor, "H W 3"] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """A sequence of samples; `[i]` gives the same sample every time."""
+
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    def __getitem__(self, index: int, /) -> Sample:
+        """The image of this number."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples of one size, stacked.
+
+    Attributes:
+        indices: Their numbers in the data set.
+        images: `(b, c, h, w)`.
+        masks: `(b, H, W)`; all False where a sample has none.
+        known: `(b,)`, whether the sample has a mask.
+        ignore: `(b, H, W)`, or None where no sample has ignored pixels.
+        samples: The samples themselves.
+    """
+
+    indices: tuple[int, ...]
+    images: Images
+    masks: Masks
+    known: Bool[Tensor, "b"]
+    ignore: Masks | None
+    samples: tuple[Sample, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its images on a device; masks stay on the CPU."""
+        return replace(self, images=self.images.to(device))
+
+
+def batches(samples: Samples, indices: Sequence[int], size: int) -> Iterator[Batch]:
+    """Batches of up to `size` samples, each of images and masks of one size.
+
+    Args:
+        samples: The data set.
+        indices: Which of its images.
+        size: Images per batch.
+
+    Yields:
+        Batches; where all sizes agree in the order of `indices`, else by size.
+
+    Raises:
+        InputError: A sample whose mask, boxes or values cannot be right; it is named.
+    """
+    waiting: dict[tuple[Any, ...], list[tuple[int, Sample]]] = {}
+    for index in indices:
+        sample = checked(samples[index], index)
+        mask = None if sample.mask is None else tuple(sample.mask.shape)
+        room = waiting.setdefault((tuple(sample.image.shape), mask), [])
+        room.append((index, sample))
+        if len(room) == size:
+            yield _stacked(room)
+            room.clear()
+    for room in waiting.values():
+        if room:
+            yield _stacked(room)
+
+
+def _stacked(part: Sequence[tuple[int, Sample]]) -> Batch:
+    indices, samples = zip(*part, strict=True)
+    first: Sample = samples[0]
+    h, w = first.image.shape[-2:] if first.mask is None else first.mask.shape
+    nothing = torch.zeros(h, w, dtype=torch.bool)
+    ignored = [sample.ignore for sample in samples]
+    return Batch(
+        indices=tuple(indices),
+        images=torch.stack([sample.image for sample in samples]),
+        masks=torch.stack([nothing if s.mask is None else s.mask for s in samples]),
+        known=torch.tensor([sample.mask is not None for sample in samples]),
+        ignore=None
+        if all(one is None for one in ignored)
+        else torch.stack([nothing if one is None else one for one in ignored]),
+        samples=tuple(samples),
+    )
+
+
+def displayed(sample: Sample) -> UInt8[Tensor, "H W 3"]:
+    """The image as people see it.
+
+    Without `pixels` the values decide: within [0, 1] they are shades, within [−1, 1] they are
+    shades around grey, and anything else is stretched from its lowest to its highest value.
+    """
+    if sample.pixels is not None:
+        return sample.pixels
+    image = sample.image.detach().cpu().float()
+    low, high = float(image.min()), float(image.max())
+    if low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    elif low >= -1 and high <= 1:
+        low, high = -1.0, 1.0
+    shades = ((image - low) / max(high - low, 1e-12) * 255).round().to(torch.uint8)
+    colours = shades.expand(3, -1, -1) if len(shades) == 1 else shades[:3]
+    if len(colours) == 2:
+        colours = torch.cat([colours, torch.zeros_like(colours[:1])])
+    return colours.permute(1, 2, 0).contiguous()
+
+
+def called(sample: Sample, index: int) -> str:
+    """How a message names a sample: its number, and its name where it has one."""
+    return f"item {index}" + (f" ({sample.name})" if sample.name else "")
+
+
+def checked(sample: Sample, index: int) -> Sample:
+    """The sample, once nothing in it contradicts the rest.
+
+    Raises:
+        InputError: It is no sample; its image is no `(c, h, w)` of finite floating point numbers;
+            its mask, ignored pixels or boxes do not fit.
+    """
+    if not isinstance(sample, Sample):
+        raise InputError(
+            f"item {index}: expected an attnviz.data.Sample, got {type(sample).__name__}; "
+            "wrap the data set in attnviz.data.samples_of"
+        )
+    name = called(sample, index)
+    image = sample.image
+    if image.ndim != 3 or not image.dtype.is_floating_point:
+        raise InputError(
+            f"{name}: expected an image (c, h, w) of floating point numbers as the model takes "
+            f"it, got {image.dtype} {tuple(image.shape)}; give a transform="
+        )
+    if not bool(image.isfinite().all()):
+        raise InputError(f"{name}: the image holds NaN or infinite values")
+    _check_mask(sample, name)
+    if sample.boxes is not None:
+        _check_boxes(sample, name)
+    return sample
+
+
+def _check_mask(sample: Sample, name: str) -> None:
+    mask, ignore = sample.mask, sample.ignore
+    if mask is None:
+        if ignore is not None:
+            raise InputError(f"{name}: ignored pixels without a mask")
+        return
+    if mask.ndim != 2 or mask.dtype != torch.bool:
+        raise InputError(
+            f"{name}: expected a mask (h, w) of booleans, got {mask.dtype} {tuple(mask.shape)}"
+        )
+    (h, w), (height, width) = sample.image.shape[-2:], mask.shape
+    if abs(h * width - w * height) > max(h, w, height, width):
+        raise InputError(
+            f"{name}: expected a mask with the image's proportions, {h} × {w}, got "
+            f"{height} × {width}; image and mask must go through the same transform"
+        )
+    if ignore is not None and ignore.shape != mask.shape:
+        raise InputError(
+            f"{name}: expected ignored pixels of the mask's size {tuple(mask.shape)}, "
+            f"got {tuple(ignore.shape)}"
+        )
+
+
+def _check_boxes(sample: Sample, name: str) -> None:
+    boxes = sample.boxes
+    assert boxes is not None
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype.is_floating_point:
+        raise InputError(
+            f"{name}: expected boxes (k, 4) of whole pixels [x0, y0, x1, y1), got "
+            f"{boxes.dtype} {tuple(boxes.shape)}"
+        )
+    h, w = (sample.image if sample.mask is None else sample.mask).shape[-2:]
+    x0, y0, x1, y1 = boxes.unbind(1)
+    wrong = (x0 < 0) | (y0 < 0) | (x1 > w) | (y1 > h) | (x0 >= x1) | (y0 >= y1)
+    if bool(wrong.any()):
+        raise InputError(
+            f"{name}: expected boxes [x0, y0, x1, y1) inside the {h} × {w} image, "
+            f"got {boxes[wrong][0].tolist()}"
+        )

@@ -1,0 +1,125 @@
+"""Whether attention and gates reach the output: their values are replaced, outputs compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from attnviz.capture import Record
+from attnviz.diagnosis.examination import Examination
+from attnviz.diagnosis.registry import Observation, observed, rule
+
+NOTHING = 1e-6
+"""A relative change of the output below which the replaced values do not reach it."""
+
+LITTLE = 1e-3
+"""A change, relative to that between two images, below which attention is not used."""
+
+
+@rule(
+    code="no-effect",
+    severity="error",
+    summary="Whatever the weights are, the output is the same.",
+    meaning="replacing the weights by entirely different ones changes the model's output by "
+    "{change:.1g} of itself: what is computed here does not reach it",
+    evidence={"change": "relative change of the output"},
+    remedy="follow its result to the output: a missing assignment, a branch multiplied by zero, or "
+    "values that are the same at all places",
+    appearance="A heatmap of something that does not matter.",
+    cause="The result is not returned (`self.attention(x)` without `x =`), the branch is "
+    "multiplied by a parameter that is zero, or the values are the same at all places.",
+    method="Each query attends to one other key alone, or each gate is multiplied by random "
+    f"factors, and the output changes by less than {NOTHING:g} of itself. In models not known to "
+    "be trained, parameters that are all zero are replaced by small numbers first, so that "
+    "zero-initialised branches are not named.",
+)
+def no_effect(case: Examination) -> Iterator[Observation]:
+    for number, change in _changes(case).items():
+        if change < NOTHING:
+            yield observed(case.records[number].name, change=change)
+
+
+@rule(
+    code="unfaithful",
+    severity="warning",
+    summary="The output does not depend on where the layer attends.",
+    meaning="uniform attention changes the output by {change:.2g} of the change between two "
+    "images: the model does not use where it attends, whatever the map shows",
+    evidence={"change": "change of the output over that between two images"},
+    remedy="do not read the map as a reason; compare with a model without this layer, and use an "
+    "attribution",
+    appearance="Any: the map may even be on the object.",
+    cause="The residual carries the signal, or later layers read something that all places share.",
+    method=f"Uniform weights change the output by less than {LITTLE:g} of what another image does. "
+    "Trained models only.",
+    explained_by=("no-effect",),
+)
+def unfaithful(case: Examination) -> Iterator[Observation]:
+    plain = case.fewer.output
+    if not case.trained or plain is None or len(case.some) < 2:
+        return
+    between = float((plain - plain.roll(1, 0)).norm())
+    for number, change in _changes(case).items():
+        record = case.records[number]
+        if record.kind != "attention" or change < NOTHING or not between:
+            continue
+        other = _relative_change(case, number, uniform)
+        if other is not None and other * float(plain.norm()) / between < LITTLE:
+            yield observed(record.name, change=other * float(plain.norm()) / between)
+
+
+def single_keys(weights: Tensor) -> Tensor:
+    """Each query attends to one key alone, another one for each query and head."""
+    heads, q, k = weights.shape[1:]
+    turn = torch.arange(heads, device=weights.device)[:, None] * 5
+    # half of the keys only: a permutation would keep the mean over places
+    key = (torch.arange(q, device=weights.device)[None] * 7 + 3 + turn) % max(1, (k + 1) // 2)
+    rows = torch.nn.functional.one_hot(key, k).to(weights.dtype)
+    return rows.expand_as(weights).clone()
+
+
+def randomly_scaled(scale: Tensor) -> Tensor:
+    """Each channel and place multiplied by another number between ¼ and 1."""
+    noise = torch.Generator().manual_seed(scale[0].numel())
+    factor = torch.rand(scale.shape[1:], generator=noise) * 0.75 + 0.25
+    return scale * factor.to(scale)
+
+
+def uniform(weights: Tensor) -> Tensor:
+    """The same weight on every key that has any."""
+    allowed = (weights != 0).to(weights.dtype)
+    return allowed / allowed.sum(-1, keepdim=True).clamp_min(1)
+
+
+def _changes(case: Examination) -> dict[int, float]:
+    """Relative change of the output under replaced weights or gates, by record number."""
+    return case.cached(_measure_changes)
+
+
+def _measure_changes(case: Examination) -> dict[int, float]:
+    plain = case.fewer.output
+    if plain is None or case.is_random or not bool(plain.isfinite().all()) or not plain.any():
+        return {}
+    found = {}
+    for number in case.chosen:
+        change = _relative_change(case, number, _other_values(case.records[number]))
+        if change is not None:
+            found[number] = change
+    return found
+
+
+def _other_values(record: Record) -> Callable[[Tensor], Tensor]:
+    return randomly_scaled if record.kind == "gate" else single_keys
+
+
+def _relative_change(
+    case: Examination, number: int, edit: Callable[[Tensor], Tensor]
+) -> float | None:
+    """The relative change of the output, None if the edit could not be made."""
+    plain = case.fewer.output
+    run = case.attempt(case.some, edit={case.records[number].name: edit})
+    if plain is None or run.output is None or run.output.shape != plain.shape:
+        return None
+    return float((run.output - plain).norm() / plain.norm())

@@ -1,0 +1,204 @@
+"""Faults of execution: randomness, dependence on the batch, values that are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from attnviz.capture import Record
+from attnviz.diagnosis.examination import Examination
+from attnviz.diagnosis.registry import Observation, observed, rule
+
+DIFFERENT = 1e-3
+"""Relative difference between outputs that batch size and rounding do not explain."""
+
+_FLOAT16 = 65504.0
+
+
+@rule(
+    code="left-in-training",
+    severity="warning",
+    summary="The model was in training mode.",
+    meaning="{modules} modules were in training mode: dropout and batch statistics would be "
+    "active; the doctor measured in evaluation mode",
+    evidence={"modules": "number of modules with training=True"},
+    remedy="model.eval() before you watch or measure",
+    appearance="Changes from run to run, where there is dropout.",
+    cause="`model.eval()` was forgotten. The doctor measures in evaluation mode; your "
+    "maps would not.",
+    method="Modules of a trained model have `training=True`.",
+)
+def training_mode(case: Examination) -> Iterator[Observation]:
+    if case.left_in_training and case.trained:
+        yield observed("model", modules=case.left_in_training)
+
+
+@rule(
+    code="not-finite",
+    severity="error",
+    summary="NaN or infinity in float32.",
+    meaning="{share:.1%} of the values are NaN or infinite in float32",
+    evidence={"share": "share of values that are not finite, 0 to 1"},
+    remedy="look for a row with all keys masked, a division by zero, log 0 or √ of a negative "
+    "number",
+    appearance="Empty, or an error of the plotting library.",
+    cause="A softmax over a row that is all −∞ is 0/0; square roots and logarithms of numbers that "
+    "may be zero or negative.",
+    method="Weights, gates and outputs of the plain run are tested; the first that is not finite "
+    "is named.",
+)
+def not_finite(case: Examination) -> Iterator[Observation]:
+    for record in case.records:
+        values = record.weights if record.kind == "attention" else record.scale
+        if values is not None and not bool(values.isfinite().all()):
+            yield observed(record.name, share=1 - float(values.isfinite().float().mean()))
+            return
+    output = case.base.output
+    if output is not None and not bool(output.isfinite().all()):
+        yield observed("model", share=1 - float(output.isfinite().float().mean()))
+
+
+@rule(
+    code="random-in-eval",
+    severity="error",
+    summary="Two runs of the same images differ in evaluation mode.",
+    meaning="two runs on the same images in evaluation mode differ by {difference:.2g} of the "
+    "largest output: dropout or noise is left on",
+    evidence={"difference": "largest difference over the largest output"},
+    remedy="use nn.Dropout, or F.dropout(x, p, training=self.training): its default is "
+    "training=True",
+    appearance="Changes from run to run.",
+    cause="`F.dropout(x, p)` is active by default; `model.eval()` does not reach it.",
+    method="Two runs with different seeds differ by more than 10⁻⁵ of the largest output.",
+)
+def random_in_eval(case: Examination) -> Iterator[Observation]:
+    if case.is_finite and case.is_random:
+        dropped = (one.name for one in case.records if one.dropout)
+        yield observed(next(dropped, "model"), difference=case.randomness)
+
+
+@rule(
+    code="half-precision",
+    severity="warning",
+    summary="NaN or infinity under bfloat16 autocast.",
+    meaning="under bfloat16 autocast {share:.1%} of the output is NaN or infinite, in float32 none "
+    "is",
+    evidence={"share": "share of outputs that are not finite, 0 to 1"},
+    remedy="mask with torch.finfo(scores.dtype).min instead of -1e9 or -inf, and run the softmax "
+    "in float32",
+    appearance="Right in float32, empty under autocast.",
+    cause="Eight bits of mantissa: E[x²] − E[x]² turns negative, 1 + 10⁻³ is 1. Masks of −10⁹ do "
+    "not fit float16.",
+    method="A run under `torch.autocast(dtype=torch.bfloat16)` on the model's own device.",
+)
+def half_precision(case: Examination) -> Iterator[Observation]:
+    if not case.is_finite:
+        return
+    with torch.autocast(case.images.device.type, dtype=torch.bfloat16):
+        run = case.attempt(case.some)
+    if run.output is None or bool(run.output.isfinite().all()):
+        return
+    broken = (one.name for one in run.records if not _finite(one))
+    share = 1 - float(run.output.isfinite().float().mean())
+    yield observed(next(broken, "model"), share=share)
+
+
+def _finite(record: Record) -> bool:
+    return record.weights is None or bool(record.weights.isfinite().all())
+
+
+@rule(
+    code="float16-overflow",
+    severity="note",
+    summary="Logits exceed the range of float16.",
+    meaning="logits reach {largest:.3g}, and float16 ends at 65,504",
+    evidence={"largest": "largest |q · k| before any scale that follows the product"},
+    remedy="scale q before the product, or use bfloat16",
+    appearance="Empty under float16.",
+    cause="q · k is too large before it is scaled.",
+    method="The largest |q · k| is above 65,504.",
+)
+def float16_overflow(case: Examination) -> Iterator[Observation]:
+    if not case.is_finite:
+        return
+    for _, record in case.attention():
+        largest = _largest_logit(record)
+        if largest > _FLOAT16:
+            yield observed(record.name, largest=largest)
+
+
+def _largest_logit(record: Record) -> float:
+    if record.query is None or record.key is None:
+        return 0.0
+    q, k = record.query.float(), record.key.float()
+    if k.shape[1] != q.shape[1]:
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    return float(torch.matmul(q, k.transpose(-2, -1)).abs().max())
+
+
+@rule(
+    code="batch-leak",
+    severity="error",
+    summary="An image's output depends on the other images of the batch.",
+    meaning="an image's output changes by {difference:.2g} of the largest output with the size of "
+    "its batch, in evaluation mode",
+    evidence={"difference": "largest difference over the largest output"},
+    remedy="look for a softmax or a norm over axis 0, batch statistics without running ones, or a "
+    "permute that mixes b with places",
+    appearance="Changes with the batch.",
+    cause="Batch norm without running statistics, a norm or softmax over axis 0, a permute that "
+    "mixes images and places.",
+    method=f"The same images in a smaller batch give outputs that differ by more than {DIFFERENT} "
+    "of the largest.",
+    explained_by=("batch-attention", "gate-over-batch", "wrong-axis"),
+)
+def batch_leak(case: Examination) -> Iterator[Observation]:
+    whole, part = case.base.output, case.fewer.output
+    if whole is None or part is None or case.is_random:
+        return
+    difference = relative(part, whole[: len(part)])
+    if difference > DIFFERENT:
+        yield observed("model", difference=difference)
+
+
+def relative(one: Tensor, other: Tensor) -> float:
+    """The largest difference over the largest value; 0 for tensors of different shapes."""
+    if one.shape != other.shape or not one.numel():
+        return 0.0
+    scale = float(other.abs().max())
+    return float((one - other).abs().max()) / scale if scale else 0.0
+
+
+@rule(
+    code="nothing-seen",
+    severity="note",
+    summary="The model has no attention and no gate that can be captured.",
+    meaning="no attention and no gate was captured: there is nothing to examine",
+    remedy="draw an attribution: av.attribute(model, images, method='layer_gradcam', layer=…)",
+    appearance="Attributions only.",
+    cause="A model without attention, or one whose attention cannot be captured.",
+    method="`av.watch` recorded nothing.",
+)
+def nothing_seen(case: Examination) -> Iterator[Observation]:
+    if not case.records:
+        yield observed("model")
+
+
+@rule(
+    code="untrained",
+    severity="note",
+    summary="The weights are random; some rules are not applied.",
+    meaning="norm layers are as they were initialised, so the weights are random: flat or equal "
+    "heads, dead gates and localization are not judged",
+    remedy="diagnose again after training, or pass diagnose(…, trained=True)",
+    appearance="Noise, whatever the image.",
+    cause="The model is as it was built.",
+    method="Norm layers have weight 1 and bias 0, and batch norms have counted no batch. Not "
+    "applied are the rules on flat, saturated, collapsed and equal heads, dead gates, input "
+    "statistics and localization.",
+)
+def untrained(case: Examination) -> Iterator[Observation]:
+    if case.records and case.trained is False:
+        yield observed("model")

@@ -1,0 +1,253 @@
+"""What a model answered: outputs of any form as columns, and which output a map explains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from attnviz.data.samples import Batch, called
+from attnviz.errors import InputError
+
+Target: TypeAlias = Literal["label", "predicted"] | int | Callable[[Any], Tensor]
+"""Which output a map explains: that of the image's label, the largest, the one of this index, or
+a function from the model's outputs to one number per image `(b,)`."""
+
+Task = Literal["binary", "classes", "several labels", "regression", "segmentation", "embedding"]
+
+_FIELDS = ("logits", "out", "pooler_output", "image_embeds", "last_hidden_state")
+
+
+def tensor_of(outputs: Any) -> Tensor:
+    """The tensor that answers, out of what a model returned.
+
+    Args:
+        outputs: A tensor, a mapping or an object with one of the fields `logits`, `out`,
+            `pooler_output`, `image_embeds`, `last_hidden_state`, or a sequence whose first tensor
+            is taken.
+
+    Raises:
+        InputError: There is none.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    by_name = outputs.get if isinstance(outputs, Mapping) else partial(getattr, outputs)
+    for field in _FIELDS:
+        found = by_name(field, None)
+        if isinstance(found, Tensor):
+            return found
+    if isinstance(outputs, Sequence):
+        for found in outputs:
+            if isinstance(found, Tensor):
+                return found
+    raise InputError(
+        f"evaluate: expected outputs with a tensor (b,), (b, n) or (b, n, h, w), or a field among "
+        f"{', '.join(_FIELDS)}; got {type(outputs).__name__}. Give target=<function of the outputs>"
+    )
+
+
+def task_of(outputs: Tensor, batch: Batch) -> Task:
+    """What kind of question a model answers, from its outputs and the labels of a batch.
+
+    Raises:
+        InputError: Outputs of another rank, or labels that do not fit them.
+    """
+    labels = [sample.label for sample in batch.samples if sample.label is not None]
+    if outputs.shape[0] != len(batch) or outputs.ndim not in (1, 2, 3, 4):
+        raise InputError(
+            f"evaluate: expected outputs for {len(batch)} images, (b,), (b, n) or (b, n, h, w), "
+            f"got {tuple(outputs.shape)}"
+        )
+    if outputs.ndim == 4:
+        return "segmentation"
+    if outputs.ndim == 3 or not labels:
+        return "binary" if outputs.ndim < 3 and outputs[0].numel() == 1 else "embedding"
+    single = outputs.ndim == 1 or outputs.shape[1] == 1
+    first = labels[0]
+    if isinstance(first, Tensor) and first.ndim:
+        if single or len(first) != outputs.shape[1]:
+            raise InputError(
+                f"evaluate: labels of {len(first)} classes and outputs {tuple(outputs.shape)}"
+            )
+        return "several labels"
+    if single:
+        return "binary" if _is_whole(first) and float(first) in (0.0, 1.0) else "regression"
+    return "classes" if _is_whole(first) else "regression"
+
+
+def _is_whole(label: int | float | Tensor) -> bool:
+    if isinstance(label, Tensor):
+        return not label.dtype.is_floating_point
+    return isinstance(label, int | bool | np.integer)
+
+
+class Answers(nn.Module):
+    """A model read as `(b, n)` scores, one column per output that a map can explain.
+
+    Args:
+        model: Any module.
+        target: Which output a map explains.
+        task: What the model answers.
+    """
+
+    def __init__(self, model: nn.Module, target: Target, task: Task) -> None:
+        super().__init__()
+        self.model, self.target, self.task = model, target, task
+
+    def forward(self, images: Tensor) -> Float[Tensor, "b n"]:
+        """`(b, n)`; for a function as target, or an embedding, `(b, 1)`."""
+        return self.scores(self.model(images))
+
+    def scores(self, outputs: Any) -> Float[Tensor, "b n"]:
+        """The same from outputs that are at hand.
+
+        A segmentation scores each class by the mean of its logit over the pixels where it is the
+        largest (over all pixels where it is nowhere); an embedding by its Euclidean norm.
+        """
+        if callable(self.target):
+            found = self.target(outputs)
+            if not isinstance(found, Tensor) or found.ndim != 1:
+                shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise InputError(
+                    f"target: expected a function to one number per image (b,), got {shape}"
+                )
+            return found[:, None]
+        tensor = tensor_of(outputs)
+        if self.task == "segmentation":
+            return _class_scores(tensor)
+        if self.task == "embedding":
+            length: Tensor = tensor.flatten(1).norm(dim=1, keepdim=True)
+            return length
+        return tensor[:, None] if tensor.ndim == 1 else tensor
+
+    def chosen(self, scores: Float[Tensor, "b n"], batch: Batch) -> list[int] | None:
+        """Which column each image's map explains; None where there is one column only.
+
+        Raises:
+            InputError: `target="label"` and an image without a label, or an index out of range.
+        """
+        n = scores.shape[1]
+        if n == 1 or callable(self.target):
+            return None
+        if isinstance(self.target, int):
+            if not 0 <= self.target < n:
+                raise InputError(f"target: expected an output from 0 to {n - 1}, got {self.target}")
+            return [self.target] * len(batch)
+        largest: list[int] = scores.argmax(1).tolist()
+        if self.target == "predicted" or self.task in ("embedding", "regression"):
+            return largest
+        return [
+            _label(sample.label, best, n, called(sample, index))
+            for index, sample, best in zip(batch.indices, batch.samples, largest, strict=True)
+        ]
+
+
+def _class_scores(logits: Float[Tensor, "b n h w"]) -> Float[Tensor, "b n"]:
+    if logits.shape[1] == 1:
+        here = (logits > 0).to(logits)
+    else:
+        here = F.one_hot(logits.argmax(1), logits.shape[1]).movedim(-1, 1).to(logits)
+    area = here.sum((2, 3))
+    inside = (logits * here).sum((2, 3)) / area.clamp(min=1)
+    return torch.where(area > 0, inside, logits.mean((2, 3)))
+
+
+def _label(label: int | float | Tensor | None, best: int, n: int, name: str) -> int:
+    if label is None:
+        raise InputError(
+            f"{name}: target='label' and no label; give labels, or target='predicted' or an index"
+        )
+    if isinstance(label, Tensor) and label.ndim:
+        present = label.nonzero().flatten().tolist()
+        return best if best in present or not present else int(present[0])
+    if not 0 <= int(label) < n:
+        raise InputError(f"{name}: expected a label from 0 to {n - 1}, got {label}")
+    return int(label)
+
+
+def columns_of(outputs: Any, batch: Batch, task: Task) -> dict[str, np.ndarray]:
+    """What the table of samples says of the answers, one row per image.
+
+    Returns:
+        `label`, `prediction`, `correct`, `probability` (of the positive answer, or of the label's
+        class, or of the predicted one where there is no label), `confidence` (of the prediction),
+        `loss`; only those that the task has.
+    """
+    if task == "embedding":
+        return {}
+    tensor = tensor_of(outputs).detach().float().cpu()
+    labels = [sample.label for sample in batch.samples]
+    if task == "segmentation":
+        tensor = _class_scores(tensor)
+    if task in ("binary", "segmentation") and tensor[0].numel() == 1:
+        return _binary(tensor.flatten(), labels)
+    if task == "several labels":
+        return _several(tensor, labels)
+    if task == "regression":
+        value = tensor.reshape(len(tensor), -1)[:, 0]
+        truth = _numbers(labels)
+        return {"label": truth, "prediction": value.numpy(), "loss": (value.numpy() - truth) ** 2}
+    return _classes(tensor, labels, counted=task == "classes")
+
+
+def _numbers(labels: Sequence[Any]) -> np.ndarray:
+    return np.array([np.nan if label is None else float(label) for label in labels])
+
+
+def _binary(logits: Tensor, labels: Sequence[Any]) -> dict[str, np.ndarray]:
+    probability = logits.sigmoid().numpy()
+    prediction = (logits > 0).long().numpy()
+    truth = _numbers(labels)
+    known = np.isfinite(truth)
+    goal = torch.from_numpy(np.where(known, truth, 0)).to(logits)
+    loss = F.binary_cross_entropy_with_logits(logits, goal, reduction="none").numpy()
+    return {
+        "label": truth,
+        "logit": logits.numpy(),
+        "prediction": prediction,
+        "correct": np.where(known, prediction == truth, np.nan),
+        "probability": probability,
+        "confidence": np.maximum(probability, 1 - probability),
+        "loss": np.where(known, loss, np.nan),
+    }
+
+
+def _classes(logits: Tensor, labels: Sequence[Any], *, counted: bool) -> dict[str, np.ndarray]:
+    shares = logits.softmax(1)
+    prediction = logits.argmax(1)
+    truth = _numbers(labels)
+    known = np.isfinite(truth) if counted else np.zeros(len(truth), dtype=bool)
+    goal = torch.where(torch.from_numpy(known), torch.from_numpy(np.nan_to_num(truth)).long(),
+                       prediction)  # fmt: skip
+    of_goal = shares.gather(1, goal[:, None])[:, 0].numpy()
+    loss = F.cross_entropy(logits, goal, reduction="none").numpy()
+    return {
+        "label": truth,
+        "prediction": prediction.numpy(),
+        "correct": np.where(known, prediction.numpy() == truth, np.nan),
+        "probability": of_goal,
+        "confidence": shares.amax(1).numpy(),
+        "loss": np.where(known, loss, np.nan),
+    }
+
+
+def _several(logits: Tensor, labels: Sequence[Any]) -> dict[str, np.ndarray]:
+    missing = torch.full((logits.shape[1],), torch.nan)
+    truth = torch.stack([missing if label is None else label.float() for label in labels])
+    prediction = logits > 0
+    known = truth.isfinite().all(1).numpy()
+    exact = (prediction == (truth > 0.5)).all(1).numpy()
+    loss = F.binary_cross_entropy_with_logits(logits, truth.nan_to_num(), reduction="none").mean(1)
+    best = logits.argmax(1)
+    return {
+        "prediction": best.numpy(),
+        "correct": np.where(known, exact, np.nan),
+        "confidence": logits.sigmoid().amax(1).numpy(),
+        "loss": np.where(known, loss.numpy(), np.nan),
+    }

@@ -1,0 +1,203 @@
+"""One batch through the model: answers, maps, attributions, and the scores of each map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attnviz.attribution import attribute
+from attnviz.capture import watch
+from attnviz.data.samples import Batch, Sample
+from attnviz.errors import InputError
+from attnviz.evaluation.answers import Answers, Task, columns_of
+from attnviz.maps import DrawnMaps, maps_of, resized
+from attnviz.metrics import localization
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is computed of every batch.
+
+    Attributes:
+        task: What the model answers.
+        watch: Options of `watch` that keep just what the maps need.
+        maps: Keys of constructions, or None for the primary ones.
+        attributions: Name of the map → arguments of `attribute`.
+        metrics: Keys of localisation metrics.
+        thresholds: Map → metric → τ, from the calibration split.
+        batch: Images per forward.
+        device: Where the model is.
+    """
+
+    task: Task
+    watch: Mapping[str, Any]
+    maps: tuple[str, ...] | None
+    attributions: Mapping[str, Mapping[str, Any]]
+    metrics: tuple[str, ...]
+    thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    batch: int = 32
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What a batch gave.
+
+    Attributes:
+        columns: Column → `(b,)`; scores are named `"<map>/<metric>"`.
+        maps: Map → `(b, h, w)` on its own grid, on the CPU.
+        drawn: The attention's maps with their layers, and why others are missing.
+    """
+
+    columns: dict[str, np.ndarray]
+    maps: dict[str, Tensor]
+    drawn: DrawnMaps
+
+
+def measured(answers: Answers, batch: Batch, plan: Plan) -> Measured:
+    """Run a batch through the model once, draw its maps and score them.
+
+    Attributions take the forward and backward passes that their method needs beside that.
+    """
+    batch = batch.to(plan.device)
+    outputs, scores, drawn = watched(answers, batch, plan)
+    maps = {name: one.cpu() for name, one in drawn.items()}
+    chosen = answers.chosen(scores, batch) if plan.attributions else None
+    for name, options in plan.attributions.items():
+        maps[name] = attribute(
+            answers, batch.images, target=chosen, size="own", **own_layer(answers, options)
+        ).cpu()
+    columns = columns_of(outputs, batch, plan.task)
+    for name, one in maps.items():
+        found = scored(one, batch, plan.metrics, plan.thresholds.get(name))
+        columns |= {f"{name}/{key}": column for key, column in found.items()}
+    return Measured(columns, maps, drawn)
+
+
+def watched(answers: Answers, batch: Batch, plan: Plan) -> tuple[Any, Tensor, DrawnMaps]:
+    """Outputs, scores and attention maps of one forward pass."""
+    needs_graph = bool(plan.watch.get("keep_graph"))
+    with (
+        torch.set_grad_enabled(needs_graph),
+        watch(answers.model, empty=True, **plan.watch) as seen,
+    ):
+        outputs = answers.model(batch.images)
+    scores = answers.scores(outputs)
+    explained: dict[str, Any] = {}
+    if needs_graph:
+        explained = {"outputs": scores, "target": answers.chosen(scores, batch)}
+    return outputs, scores.detach(), maps_of(seen, plan.maps, **explained)
+
+
+def own_layer(answers: Answers, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an attribution, a layer's name being the model's own."""
+    layer = options.get("layer")
+    if not isinstance(layer, str):
+        return dict(options)
+    try:
+        module: nn.Module = answers.model.get_submodule(layer)
+    except AttributeError:
+        return dict(options)  # `attribute` names what is wrong
+    return {**options, "layer": module}
+
+
+def scored(
+    maps: Tensor, batch: Batch, metrics: Sequence[str], threshold: Mapping[str, float] | None
+) -> dict[str, np.ndarray]:
+    """The localisation scores of maps at the size of their masks.
+
+    Maps are made larger bilinearly. Metrics that need a threshold are left out without one. Ignored
+    pixels are taken out of map and mask before anything is counted.
+    """
+    keys = usable(metrics, threshold)
+    h, w = batch.masks.shape[-2:]
+    large = resized(maps, (int(h), int(w)), "bilinear")
+    if batch.ignore is None:
+        scores = localization(large, batch.masks, keys, threshold=dict(threshold or {}))
+        return {key: one.numpy() for key, one in scores.items()}
+    by_image = [
+        _without(large[i], batch.masks[i], batch.ignore[i], keys, threshold)
+        for i in range(len(batch))
+    ]
+    return {key: np.array([one[key] for one in by_image]) for key in keys}
+
+
+def usable(metrics: Sequence[str], threshold: Mapping[str, float] | None) -> list[str]:
+    """The metrics that can be computed with these thresholds."""
+    from attnviz.metrics import METRICS
+
+    return [key for key in metrics if not METRICS[key].thresholded or key in (threshold or {})]
+
+
+def _without(
+    one: Tensor,
+    mask: Tensor,
+    ignore: Tensor,
+    keys: Sequence[str],
+    threshold: Mapping[str, float] | None,
+) -> dict[str, float]:
+    """Scores of the pixels that count; a metric of boxes has none where pixels are missing."""
+    if not bool(ignore.any()):
+        scores = localization(one[None], mask[None], keys, threshold=dict(threshold or {}))
+        return {key: float(score) for key, score in scores.items()}
+    kept = ~ignore
+    by_pixel = [key for key in keys if "box" not in key]
+    scores = localization(
+        one[kept][None, None], mask[kept][None, None], by_pixel, threshold=dict(threshold or {})
+    )
+    return {key: float(scores[key]) if key in scores else float("nan") for key in keys}
+
+
+def last_convolution(model: nn.Module, images: Tensor) -> str:
+    """The dotted name of the last convolution that runs and still has more than one place.
+
+    Raises:
+        InputError: There is none.
+    """
+    found: list[str] = []
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4 and output[0, 0].numel() > 1:
+                found.append(name)
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(note(name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    try:
+        with torch.no_grad():
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        raise InputError(
+            "evaluate: the model has neither attention nor gates with a map, and no convolution "
+            "for Grad-CAM; name an attribution, such as attributions=['integrated_gradients']"
+        )
+    return found[-1]
+
+
+def sample_columns(samples: Sequence[Sample]) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+    """What is known of the images beside the model: numbers, and columns of text."""
+    boxes = np.zeros((len(samples), 4), dtype=np.int64)
+    for row, sample in enumerate(samples):
+        if sample.boxes is not None and len(sample.boxes):
+            boxes[row] = [*sample.boxes[:, :2].amin(0), *sample.boxes[:, 2:].amax(0)]
+        elif sample.mask is not None and bool(sample.mask.any()):
+            y, x = sample.mask.nonzero().unbind(1)
+            boxes[row] = [int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1]
+    numbers = {key: boxes[:, n] for n, key in enumerate(("x0", "y0", "x1", "y1"))}
+    text = {"name": [s.name for s in samples], "group": [s.group or "" for s in samples]}
+    for key in {key for sample in samples for key in sample.extra}:
+        text[key] = [str(sample.extra.get(key, "")) for sample in samples]
+    return numbers, text

@@ -1,0 +1,365 @@
+"""An evaluation's result: scores per image, their summary, and what can be asked of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from attnviz.comparison.summary import summarised
+from attnviz.data.samples import Samples
+from attnviz.errors import AttnvizError, InputError, unknown_name
+from attnviz.evaluation.answers import Answers
+from attnviz.evaluation.measuring import Plan
+from attnviz.evaluation.pieces import Pieces
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PRIMARY = "energy_pointing_game"
+"""The metric that ranks, declared before anything is measured."""
+
+_PRINTED = ("energy_pointing_game", "max_iou", "pointing_game", "pixel_auroc")
+_DEMAND = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?[0-9.]+(?:e[-+]?[0-9]+)?)\s*")
+
+
+class CheckFailed(AttnvizError, AssertionError):
+    """A map scored worse than was demanded of it."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation:
+    """Scores of every map of one model on one data set.
+
+    Attributes:
+        variant: The model's name in tables.
+        seed: Of its training, None where not known.
+        thing: What the masks show.
+        classes: Names of the classes, by index.
+        samples: One row per image: what is known of it, what the model answered, and a column
+            `"<map>/<metric>"` for every score; NaN where an image cannot be scored.
+        summary: Map → metric → `mean`, `low`, `high`, `valid`, `n` and its reference levels.
+        primary: The map that speaks for the model.
+        layers: Map → the dotted name of its layer.
+        about: Map → how it was drawn.
+        left_out: Map → why there is none, and what helps.
+        thresholds: Map → metric → τ from the calibration split.
+        calibrated_on: Images of the calibration split; 0 without one.
+        findings: The doctor's findings, None where it did not examine the model.
+        knockout: What each head and gate is worth, None where that was not computed.
+        pieces: Where the raw maps are.
+        parts: Which pieces there are.
+    """
+
+    variant: str
+    seed: int | None
+    thing: str
+    classes: tuple[str, ...]
+    samples: pd.DataFrame
+    summary: dict[str, dict[str, dict[str, Any]]]
+    primary: str
+    layers: Mapping[str, str]
+    about: Mapping[str, str]
+    left_out: Mapping[str, str]
+    thresholds: Mapping[str, Mapping[str, float]]
+    calibrated_on: int
+    pieces: Pieces
+    parts: Sequence[range]
+    findings: Any = None
+    knockout: Any = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        pieces: Pieces,
+        parts: Sequence[range],
+        plan: Plan,
+        *,
+        variant: str,
+        seed: int | None,
+        thing: str,
+        classes: tuple[str, ...],
+        levels: Callable[[str, tuple[int, int]], dict[str, dict[str, float]]],
+        layers: Mapping[str, Any],
+        calibrated_on: int,
+    ) -> Evaluation:
+        """The result of what the pieces hold."""
+        names = pieces.names(parts)
+        columns = {
+            name.removeprefix("column/"): pieces.joined(name, parts)
+            for name in names
+            if name.startswith("column/")
+        }
+        samples = _table(columns, pieces.text(parts))
+        held = [name.removeprefix("maps/") for name in names if name.startswith("maps/")]
+        order = list(layers["layers"])
+        maps = sorted(held, key=lambda name: order.index(name) if name in order else len(order))
+        summary = {}
+        for name in maps:
+            grid = next(pieces.walk(f"maps/{name}", parts)).shape[-2:]
+            level = levels(name, (int(grid[0]), int(grid[1])))
+            summary[name] = _summary(samples, name, level)
+        first = layers["primary"] if layers["primary"] in maps else maps[0] if maps else ""
+        return cls(
+            variant=variant,
+            seed=seed,
+            thing=thing,
+            classes=classes,
+            samples=samples,
+            summary=summary,
+            primary=first,
+            layers=layers["layers"],
+            about=layers["about"],
+            left_out=layers["left_out"],
+            thresholds=plan.thresholds,
+            calibrated_on=calibrated_on,
+            pieces=pieces,
+            parts=parts,
+        )
+
+    @property
+    def maps(self) -> list[str]:
+        """The maps that were scored: the primary one, one of each kind, those of earlier layers."""
+        main = set(self.main_maps)
+        return sorted(self.summary, key=lambda name: (name != self.primary, name not in main))
+
+    @property
+    def main_maps(self) -> list[str]:
+        """One map of each kind: of several layers with the same construction the last one's."""
+        return [
+            name
+            for name in self.summary
+            if not any(name.startswith(f"{other}.") for other in self.summary if other != name)
+        ]
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images that the model answered correctly; NaN without labels."""
+        if "correct" not in self.samples:
+            return float("nan")
+        return float(self.samples["correct"].mean())
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per map and metric: mean, interval, chance, the mask redrawn, counts."""
+        rows = [
+            {"map": name, "metric": key, **numbers, "threshold": self.tau(name, key)}
+            for name in self.maps
+            for key, numbers in self.summary[name].items()
+        ]
+        return pd.DataFrame(rows)
+
+    def tau(self, name: str, metric: str) -> float:
+        """The threshold of a map's metric; NaN where it has none."""
+        return self.thresholds.get(name, {}).get(metric, float("nan"))
+
+    def raw(self, name: str) -> np.ndarray:
+        """A map of all images on its own grid, `(n, h, w)`.
+
+        Raises:
+            InputError: There is no such map.
+        """
+        if name not in self.summary:
+            raise unknown_name("map", name, self.summary)
+        return self.pieces.joined(f"maps/{name}", self.parts)
+
+    def by(self, column: str, metric: str = PRIMARY, map: str | None = None) -> pd.DataFrame:
+        """A score for each value of a column of the samples, such as `"class"` or `"group"`.
+
+        Args:
+            column: A column of `samples`; `"class"` is the label, by its name where it has one.
+            metric: Which score.
+            map: Of which map; None takes the primary one.
+
+        Returns:
+            One row per value: `mean`, `low`, `high`, `valid`, `n`.
+
+        Raises:
+            InputError: An unknown column, map or metric.
+        """
+        scores = self._scores(map or self.primary, metric)
+        keys = self._values(column)
+        rows = []
+        for value in sorted(set(keys.dropna()), key=str):
+            here = (keys == value).to_numpy()
+            rows.append({column: value, **self._summed(metric, scores[here], here)})
+        return pd.DataFrame(rows)
+
+    def worst(self, n: int = 10, metric: str = PRIMARY, map: str | None = None) -> pd.DataFrame:
+        """The `n` images with the worst score of a map, the worst first."""
+        from attnviz.metrics import METRICS
+
+        name = f"{map or self.primary}/{metric}"
+        self._scores(map or self.primary, metric)
+        rising = metric not in METRICS or METRICS[metric].better == "higher"
+        known = ("name", "group", "label", "prediction", "correct", "confidence")
+        shown = [column for column in known if column in self.samples]
+        ordered = self.samples.sort_values(name, ascending=rising, kind="stable")
+        return ordered[[*shown, name]].dropna(subset=[name]).head(n)
+
+    def check(self, map: str | None = None, /, **demands: str) -> Evaluation:
+        """Demand scores of a map, such as `check(energy_pointing_game=">= .3")`.
+
+        Args:
+            map: Which map; None takes the primary one.
+            **demands: Metric → `">= x"`, `"> x"`, `"<= x"` or `"< x"`, of the mean.
+
+        Returns:
+            This evaluation, where all is well.
+
+        Raises:
+            CheckFailed: A mean is on the wrong side; the message has its interval.
+            InputError: An unknown metric, a demand that cannot be read, or nothing to score.
+        """
+        name = map or self.primary
+        failed = []
+        for metric, demand in demands.items():
+            self._scores(name, metric)
+            numbers = self.summary[name][metric]
+            if not _holds(numbers["mean"], demand, metric):
+                failed.append(f"{metric} {_spoken(numbers)}, demanded {demand.strip()}")
+        if failed:
+            raise CheckFailed(f"{self.variant}, map {name}: {'; '.join(failed)}")
+        return self
+
+    def figure(self, metric: str = PRIMARY, *, dark: bool = False) -> Figure:
+        """The maps' scores as dots with their intervals, beside chance."""
+        from attnviz.figures import dot_plot
+
+        rows = self.table[self.table["metric"] == metric].rename(columns={"map": "variant"})
+        return dot_plot(rows, label=f"{metric}, {self.variant}", dark=dark)
+
+    def to_latex(self, metrics: Sequence[str] | None = None) -> str:
+        """The table as LaTeX (booktabs): a row per map, a column per metric with its interval."""
+        from attnviz.comparison.text import latex
+
+        keys = [key for key in metrics or _PRINTED if any(key in s for s in self.summary.values())]
+        head = " & ".join(["map", *(latex(key) for key in keys)])
+        lines = [
+            " & ".join([latex(name), *(_cell(self.summary[name].get(key)) for key in keys)])
+            for name in self.maps
+        ]
+        body = " \\\\\n".join([head, *lines])
+        first, rest = body.split("\n", 1) if "\n" in body else (body, "")
+        return (
+            f"\\begin{{tabular}}{{l{'r' * len(keys)}}}\n\\toprule\n{first}\n\\midrule\n"
+            f"{rest} \\\\\n\\bottomrule\n\\end{{tabular}}\n"
+        )
+
+    def examined(
+        self,
+        answers: Answers,
+        samples: Samples,
+        *,
+        faithfulness: int,
+        knockout: int,
+        findings: bool,
+    ) -> Evaluation:
+        """With what takes further passes of the model on a few images."""
+        from attnviz.evaluation.examining import examination
+
+        return replace(self, **examination(self, answers, samples, faithfulness=faithfulness,
+                                           knockout=knockout, findings=findings))  # fmt: skip
+
+    def save(
+        self, path: Any, model: Any = None, *, settings: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Write a run folder, which the dashboard, `compare` and the command line read.
+
+        Args:
+            path: The run's folder; its name is the run's id.
+            model: The model, whose weights are kept; None keeps none.
+            settings: What else to note.
+
+        Raises:
+            RunError: A run is already there, or it cannot be written.
+        """
+        from attnviz.evaluation.saving import saved
+
+        return saved(self, path, model, settings)
+
+    def __repr__(self) -> str:
+        return f"Evaluation({self.variant!r}, {len(self.samples)} images, maps {self.maps})"
+
+    def __str__(self) -> str:
+        from attnviz.evaluation.printing import printed
+
+        return printed(self, _PRINTED)
+
+    def _scores(self, name: str, metric: str) -> np.ndarray:
+        if name not in self.summary:
+            raise unknown_name("map", name, self.summary)
+        if metric not in self.summary[name]:
+            raise unknown_name(f"metric of {name}", metric, self.summary[name])
+        column: np.ndarray = self.samples[f"{name}/{metric}"].to_numpy()
+        return column
+
+    def _values(self, column: str) -> pd.Series[Any]:
+        if column == "class":
+            if "label" not in self.samples:
+                raise InputError("by: the images have no labels")
+            labels = self.samples["label"]
+            return labels.map(lambda k: self.class_name(k) if k == k else None)  # NaN is no class
+        if column not in self.samples:
+            raise unknown_name("column", column, ["class", *self.samples.columns])
+        values: pd.Series[Any] = self.samples[column]
+        return values
+
+    def class_name(self, label: float) -> str:
+        """A class by its name, or by its number where it has none."""
+        index = int(label)
+        return self.classes[index] if index < len(self.classes) else str(index)
+
+    def _summed(self, metric: str, scores: np.ndarray, here: np.ndarray) -> dict[str, Any]:
+        return summarised(metric, scores)
+
+
+def _table(columns: Mapping[str, np.ndarray], text: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    count = len(next(iter(columns.values())))
+    known = {key: list(values) for key, values in text.items() if any(values)}
+    whole = {"index": np.arange(count), **known}
+    for key, column in columns.items():
+        if key in ("x0", "y0", "x1", "y1", "prediction"):
+            column = column.astype(np.int64)
+        whole[key] = column
+    return pd.DataFrame(whole)
+
+
+def _summary(
+    samples: pd.DataFrame, name: str, levels: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, Any]]:
+    keys = [c.removeprefix(f"{name}/") for c in samples.columns if c.startswith(f"{name}/")]
+    return {
+        key: summarised(key, samples[f"{name}/{key}"].to_numpy(), levels.get(key)) for key in keys
+    }
+
+
+def _holds(mean: float | None, demand: str, metric: str) -> bool:
+    parts = _DEMAND.fullmatch(demand)
+    if parts is None:
+        raise InputError(f"check: {metric}: expected a demand such as '>= .3', got {demand!r}")
+    if mean is None:
+        raise InputError(f"check: {metric}: no image can be scored")
+    limit = float(parts[2])
+    sides = {">=": mean >= limit, ">": mean > limit, "<=": mean <= limit, "<": mean < limit}
+    return sides[parts[1]]
+
+
+def _spoken(numbers: Mapping[str, Any]) -> str:
+    low, high = numbers.get("low"), numbers.get("high")
+    span = f" [95 % CI {low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
+    return f"{numbers['mean']:.3f}{span} on {numbers['valid']} of {numbers['n']} images"
+
+
+def _cell(numbers: Mapping[str, Any] | None) -> str:
+    if numbers is None or numbers["mean"] is None:
+        return "--"
+    low, high = numbers.get("low"), numbers.get("high")
+    span = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
+    return f"{numbers['mean']:.3f}{span}"

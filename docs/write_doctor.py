@@ -1,0 +1,91 @@
+"""Write docs/doctor/ from the rules, and from the twins of the tests as code examples.
+
+    python docs/write_doctor.py
+
+A page says what each rule declares above its function; the code is the source of a faulty program
+and of its mended twin, on which the tests hold the rule.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from attnviz.diagnosis import RULES, Rule  # noqa: E402
+from tests.diagnosis.twins import TWINS, Twin  # noqa: E402
+
+_HEAD = """# The doctor
+
+`av.diagnose(model, images, masks)` and `attnviz doctor RUN | FACTORY` find faults in a model's attention and gates. The rules examine what the model does: they run it at another size and in another batch, perturb one image patch, replace attention weights and gates, and compare. They do not read source code.
+
+```python
+import torch
+import attnviz as av
+
+images = torch.randn(8, 3, 96, 96).clamp(-1, 1)
+findings = av.diagnose(av.build_model("mha_reshape"), images)
+print(findings)  # severity, module, evidence, meaning, remedy
+print(findings.headline)  # one line
+findings.as_dicts()  # JSON data
+```
+
+- **error**: a fault whatever the weights are. `attnviz doctor` exits with 1.
+- **warning**: a fault unless it is meant.
+- **note**: to know before a map is read.
+
+What random weights show by nature is not judged in untrained models, and is a note where that is not known. `python benchmarks/doctor.py` examines correct models and faulty layers, and measures the cost. Your own rule: [CONTRIBUTING.md](../../CONTRIBUTING.md), "A doctor rule".
+
+| finding | severity | what it is |
+| --- | --- | --- |
+"""
+
+
+def index() -> str:
+    """`README.md`: all findings."""
+    rows = [f"| [{one.code}]({one.code}.md) | {one.severity} | {one.summary} |" for one in _rules()]
+    return _HEAD + "\n".join(rows) + "\n"
+
+
+def page(rule: Rule) -> str:
+    """The page of one finding."""
+    parts = [
+        f"# {rule.code}",
+        f"{rule.summary} Severity: **{rule.severity}** unless the page says otherwise.",
+        "## What it says",
+        re.sub(r"{(\w+)[^}]*}", r"*\1*", rule.meaning[0].upper() + rule.meaning[1:]) + ".",
+    ]
+    if rule.evidence:
+        rows = [f"| `{name}` | {meaning} |" for name, meaning in rule.evidence.items()]
+        parts.append("\n".join(["| evidence | meaning |", "| --- | --- |", *rows]))
+    parts += ["## As a heatmap", rule.appearance, "## Why it happens", rule.cause]
+    parts += ["## The fix", rule.remedy[0].upper() + rule.remedy[1:] + "."]
+    parts += _code(next(twin for twin in TWINS.values() if twin.code == rule.code))
+    parts += ["## How it is found", rule.method]
+    return "\n\n".join(parts) + "\n"
+
+
+def _code(twin: Twin) -> list[str]:
+    faulty, mended = twin.source(mended=False), twin.source(mended=True)
+    return ["Faulty:", f"```python\n{faulty}\n```", "Mended:", f"```python\n{mended}\n```"]
+
+
+def _rules() -> list[Rule]:
+    return [one for one in RULES.values() if one.page]
+
+
+def pages() -> dict[str, str]:
+    """Every page by its path relative to the repository's root."""
+    written = {"docs/doctor/README.md": index()}
+    return written | {one.page: page(one) for one in _rules()}
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        (ROOT / path).write_text(text)
+    for path in (ROOT / "docs/doctor").glob("*.md"):
+        if f"docs/doctor/{path.name}" not in pages():
+            path.unlink()

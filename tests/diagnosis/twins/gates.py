@@ -1,0 +1,137 @@
+"""Gates with faults, each beside its mended twin."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tests.diagnosis.twins.twin import C, Twin, layer_twin
+
+
+class ChannelGate(nn.Module):
+    """Squeeze and excitation, each step a method that a fault replaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze, self.excite = nn.Linear(C, 6), nn.Linear(6, C)
+        with torch.no_grad():
+            self.excite.weight.mul_(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.gate(self.excite(self.squeeze(self.pool(x)).relu()))
+        return x * scale[:, :, None, None]
+
+    def pool(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+    def gate(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+
+class OverBatch(ChannelGate):
+    """A softmax over the images of the batch."""
+
+    def gate(self, logits: Tensor) -> Tensor:
+        return logits.softmax(0)
+
+
+class OverChannels(ChannelGate):
+    """A softmax over the channels."""
+
+    def gate(self, logits: Tensor) -> Tensor:
+        return logits.softmax(1)
+
+
+class Amplifying(ChannelGate):
+    """A gate from 0 to 2."""
+
+    def gate(self, logits: Tensor) -> Tensor:
+        return 1 + logits.tanh()
+
+
+class ZeroGate(ChannelGate):
+    """A gate whose last layer is zero: ½ for everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.zeros_(self.excite.weight)
+        nn.init.zeros_(self.excite.bias)
+
+
+class Closed(ChannelGate):
+    """A bias far below zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.excite.bias.data -= 12
+
+
+class Open(ChannelGate):
+    """A bias far above zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.excite.bias.data += 12
+
+
+class Blind(ChannelGate):
+    """A gate whose input is a constant."""
+
+    def pool(self, x: Tensor) -> Tensor:
+        return torch.ones_like(x[:, :, 0, 0])
+
+
+class NotReturned(ChannelGate):
+    """A gate that is computed and multiplied, and the features go on without it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.gate(self.excite(self.squeeze(self.pool(x)).relu()))
+        x * scale[:, :, None, None]
+        return x
+
+
+class CBAM(nn.Module):
+    """A channel gate, then a spatial gate."""
+
+    def __init__(self, no_spatial: bool = False) -> None:
+        super().__init__()
+        self.no_spatial = no_spatial
+        self.channel = ChannelGate()
+        self.conv = nn.Conv2d(2, 1, 7, padding=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.channel(x)
+        if self.no_spatial:
+            return x
+        pooled = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
+        return x * self.conv(pooled).sigmoid()
+
+
+class HalfCBAM(CBAM):
+    """The spatial gate is off by default."""
+
+    def __init__(self, no_spatial: bool = True) -> None:
+        super().__init__(no_spatial)
+
+
+GATES: dict[str, Twin] = {
+    "softmax over the batch as gate": layer_twin(
+        "gate-over-batch", "error", OverBatch, ChannelGate, "gate"
+    ),
+    "softmax as channel gate": layer_twin(
+        "softmax-gate", "warning", OverChannels, ChannelGate, "gate"
+    ),
+    "gate above 1": layer_twin("unbounded-gate", "note", Amplifying, ChannelGate, "gate"),
+    "gate of zeros": layer_twin(
+        "gate-constant", "warning", ZeroGate, ChannelGate, "__init__", trained=True
+    ),
+    "gate closed": layer_twin(
+        "gate-closed", "warning", Closed, ChannelGate, "__init__", trained=True
+    ),
+    "gate open": layer_twin("gate-open", "warning", Open, ChannelGate, "__init__", trained=True),
+    "gate without input": layer_twin(
+        "gate-blind", "warning", Blind, ChannelGate, "pool", trained=True
+    ),
+    "gate not returned": layer_twin("no-effect", "error", NotReturned, ChannelGate),
+    "spatial half off": layer_twin("nothing-spatial", "warning", HalfCBAM, CBAM, "__init__"),
+}

@@ -1,0 +1,350 @@
+"""`evaluate` gives what its parts give one by one, for any model, and says what it cannot do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+import attnviz as av
+from attnviz.data.samples import Sample
+from attnviz.errors import InputError, RunError
+from attnviz.evaluation import CheckFailed, evaluate
+from attnviz.testing import assert_looks_at
+from tests.evaluation.made import Attending, Listed, Patches
+
+
+def test_scores_are_those_of_watch_map_and_metric_by_hand() -> None:
+    model, data = Attending().eval(), Patches(10)
+    result = evaluate(model, data, batch=10, findings=False)
+    images = torch.stack([data[i].image for i in range(10)])
+    masks = torch.stack([data[i].mask for i in range(10)])
+    with torch.no_grad(), av.watch(model) as seen:
+        model(images)
+    record = next(iter(seen.values()))
+    by_hand = av.localization(av.received(record, size=(32, 32)), masks)
+    for key in ("energy_pointing_game", "pointing_game", "pixel_auroc", "oracle_iou"):
+        np.testing.assert_allclose(result.samples[f"received/{key}"], by_hand[key], atol=1e-4)
+    np.testing.assert_allclose(result.raw("received"), av.received(record), atol=1e-7)
+    assert result.primary == "received"
+
+
+def test_images_come_in_their_order_whatever_the_batch() -> None:
+    model, data = Attending(), Patches(11)
+    one, other = (evaluate(model, data, batch=b, findings=False) for b in (1, 4))
+    assert one.samples["name"].tolist() == [f"{i}.png" for i in range(11)]
+    assert one.samples["group"].tolist() == [f"g{i % 3}" for i in range(11)]
+    column = "received/energy_pointing_game"
+    np.testing.assert_allclose(one.samples[column], other.samples[column], atol=1e-6)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = nn.Sequential(Attending(), nn.Dropout()).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.get_rng_state()
+    evaluate(model, Patches(3))
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_vision_transformer_of_others_gives_class_row_and_rollout() -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.models.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=3
+    )
+    result = evaluate(model, Patches(6, classes=3), attributions=["saliency"], findings=False)
+    assert result.primary == "class_row"
+    assert {"class_row", "rollout", "class_row.blocks.0.attn", "saliency"} == set(result.maps)
+    assert result.raw("rollout").shape == (6, 4, 4)
+
+
+def test_a_model_without_attention_is_given_grad_cam_at_its_last_convolution() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 8, 3, stride=2), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2),
+    )  # fmt: skip
+    result = evaluate(model, Patches(4, classes=2), findings=False)
+    assert result.maps == ["layer_gradcam"]
+    assert result.layers["layer_gradcam"] == "2"
+    with pytest.raises(InputError, match="neither attention nor gates"):
+        evaluate(nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)), Patches(4, classes=2))
+
+
+def test_thresholds_come_from_the_calibration_split_alone() -> None:
+    model, data, other = Attending(), Patches(6), Patches(9, seed=5)
+    result = evaluate(model, data, calibration=other, findings=False)
+    images = torch.stack([other[i].image for i in range(9)])
+    masks = torch.stack([other[i].mask for i in range(9)])
+    with torch.no_grad(), av.watch(model.eval()) as seen:
+        model(images)
+    maps = av.received(next(iter(seen.values())), size=(32, 32))
+    tau = av.calibrate_threshold(maps, masks, "iou")
+    assert result.thresholds["received"]["max_iou"] == pytest.approx(tau, abs=1e-5)
+    assert "max_iou" not in evaluate(model, data, findings=False).summary["received"]
+    assert "calibration=" in str(evaluate(model, data, findings=False))
+
+
+class Interrupted(Patches):
+    """A data set that is interrupted when a certain image is read the first time."""
+
+    def __getitem__(self, index: int) -> Sample:
+        if index == 7 and 7 not in self.read:
+            self.read.append(7)
+            raise KeyboardInterrupt
+        return super().__getitem__(index)
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import attnviz.evaluation.evaluation as module
+
+    monkeypatch.setattr(module, "PIECE", 3)
+    model = Attending()
+    whole = evaluate(model, Patches(12), save=tmp_path / "whole", findings=False)
+    monkeypatch.setattr("attnviz.evaluation.saving.kept", lambda *_: whole_digest(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, Interrupted(12), save=tmp_path / "halted", findings=False)
+    assert av.open_run(tmp_path / "halted").state == "stopped"
+    data = Patches(12)
+    again = evaluate(model, data, save=tmp_path / "halted", findings=False)
+    # the first image is looked at to plan; then only the pieces that are missing are computed
+    assert data.read[2:8] == [6, 7, 8, 9, 10, 11]
+    pd.testing.assert_frame_equal(again.samples, whole.samples)
+    run = av.open_run(tmp_path / "halted")
+    assert run.state == "complete"
+    assert run.verify() == []
+    assert not (tmp_path / "halted" / "pieces").exists() or not list(
+        (tmp_path / "halted" / "pieces").iterdir()
+    )
+
+
+def whole_digest(root: Path) -> str | None:
+    return av.open_run(root / "whole").dataset
+
+
+def test_another_evaluation_s_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Attending()
+    evaluate(model, Patches(4), save=tmp_path / "a", findings=False)
+    with pytest.raises(RunError, match="complete run"):
+        evaluate(model, Patches(4), save=tmp_path / "a", findings=False)
+    monkeypatch.setattr("attnviz.evaluation.saving.kept", lambda *_: None)
+    few = ["iou_at_area"]
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, Interrupted(9), save=tmp_path / "b", findings=False, metrics=few)
+    with pytest.raises(RunError, match="begun with another evaluation"):
+        evaluate(model, Patches(9), save=tmp_path / "b", findings=False)
+
+
+def test_processes_compute_the_same_to_the_last_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import attnviz.evaluation.evaluation as module
+
+    monkeypatch.setattr(module, "PIECE", 4)
+    model, data = Attending(), Patches(8)
+    alone = evaluate(model, data, findings=False)
+    spread = evaluate(model, data, findings=False, workers=2)
+    pd.testing.assert_frame_equal(alone.samples, spread.samples, check_exact=True)
+
+
+class Answer(nn.Module):
+    """A convolution whose output is shaped by a function."""
+
+    def __init__(self, shape: Any, classes: int = 3) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.conv, self.shape = nn.Conv2d(3, classes, 3, padding=1), shape
+
+    def forward(self, x: Tensor) -> Any:
+        return self.shape(self.conv(x))
+
+
+def with_labels(labels: list[Any]) -> Listed:
+    made = Patches(len(labels))
+    samples = [made[i] for i in range(len(labels))]
+    return Listed(
+        [Sample(s.image, s.mask, None, None, y) for s, y in zip(samples, labels, strict=True)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "labels", "columns"),
+    [
+        (lambda y: y.mean((1, 2, 3)), 1, [0, 1, 1], {"probability", "correct"}),
+        (lambda y: y.mean((2, 3)), 3, [0, 2, 1], {"probability", "confidence", "correct"}),
+        (lambda y: {"logits": y.mean((2, 3))}, 3, [0, 2, 1], {"probability", "correct"}),
+        (lambda y: (y.mean((2, 3)), None), 3, [0, 2, 1], {"probability", "correct"}),
+        (
+            lambda y: y.mean((2, 3)), 3,
+            [torch.tensor([1, 0, 1]), torch.tensor([0, 0, 1]), torch.tensor([0, 0, 0])],
+            {"confidence", "correct"},
+        ),
+        (lambda y: y.mean((1, 2, 3)), 1, [0.5, 2.5, 1.25], {"prediction", "loss"}),
+        (lambda y: {"out": y}, 3, [0, 2, 1], {"probability"}),
+        (lambda y: y.mean((2, 3)), 3, [None] * 3, set()),
+    ],
+    ids=["binary", "classes", "logits", "tuple", "several", "regression", "segments", "embedding"],
+)  # fmt: skip
+def test_outputs_of_every_form_are_read(
+    shape: Any, classes: int, labels: list[Any], columns: set[str]
+) -> None:
+    result = evaluate(Answer(shape, classes), with_labels(labels), findings=False)
+    assert columns <= set(result.samples)
+    assert result.maps == ["layer_gradcam"]
+
+
+def test_targets_choose_what_an_attribution_explains() -> None:
+    model = Answer(lambda y: y.mean((2, 3)))
+    data = with_labels([0, 2, 1])
+    images = torch.stack([data[i].image for i in range(3)])
+    logits = model(images)
+    targets = {"label": [0, 2, 1], "predicted": logits.argmax(1), 1: 1}
+    for target, index in targets.items():
+        result = evaluate(model, data, attributions=["saliency"], target=target, findings=False)  # type: ignore[arg-type]  # a union of literals
+        right = av.attribute(model, images, method="saliency", target=index)
+        np.testing.assert_allclose(result.raw("saliency"), right.numpy(), atol=1e-6)
+    own = evaluate(model, data, attributions=["saliency"], target=lambda y: y.square().sum(1),
+                   findings=False)  # fmt: skip
+    assert own.raw("saliency").shape == (3, 32, 32)
+
+
+def test_a_model_s_mistakes_are_counted() -> None:
+    model = Answer(lambda y: y.mean((2, 3)))
+    data = with_labels([0, 2, 1])
+    predicted = model(torch.stack([data[i].image for i in range(3)])).argmax(1)
+    result = evaluate(model, data, findings=False, classes=["cat", "dog", "owl"])
+    right = predicted == torch.tensor([0, 2, 1])
+    assert result.accuracy == pytest.approx(float(right.double().mean()))
+    assert set(result.by("class")["class"]) == {"cat", "dog", "owl"}
+
+
+def sample(**changes: Any) -> Sample:
+    made = Patches(1)[0]
+    return Sample(
+        **{"image": made.image, "mask": made.mask, "label": 0, "name": "a.png", **changes}
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": torch.full((3, 32, 32), torch.nan)}, "item 1 .a.png.: the image holds NaN"),
+        ({"image": torch.zeros(3, 32, 32).byte()}, r"expected an image .* torch\.uint8"),
+        ({"mask": torch.zeros(20, 32, dtype=torch.bool)}, "same transform"),
+        ({"mask": torch.zeros(32, 32)}, "booleans"),
+        ({"boxes": torch.tensor([[0, 0, 40, 8]])}, r"item 1 \(a.png\): expected boxes .* inside"),
+        ({"boxes": torch.tensor([[8, 0, 8, 8]])}, "inside the 32 × 32 image"),
+        ({"ignore": torch.zeros(8, 8, dtype=torch.bool)}, "ignored pixels of the mask's size"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named_by_item_and_file(
+    changes: dict[str, Any], message: str, unchecked: None
+) -> None:
+    data = Listed([sample(), sample(**changes)])
+    with pytest.raises(InputError, match=message):
+        evaluate(Attending(), data, findings=False)
+
+
+def test_labels_outside_the_classes_are_named() -> None:
+    data = with_labels([0, 7])
+    with pytest.raises(InputError, match=r"item 1: expected a label from 0 to 2, got 7"):
+        evaluate(Answer(lambda y: y.mean((2, 3))), data, findings=False)
+
+
+def test_unknown_names_are_refused_before_the_work() -> None:
+    data = Patches(3)
+    for options, message in (
+        ({"maps": ["recieved"]}, "did you mean 'received'"),
+        ({"metrics": ["energy"]}, "unknown metric"),
+        ({"attributions": ["salience"]}, "did you mean 'saliency'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate(Attending(), data, **options)  # type: ignore[arg-type]  # one of them each
+    assert set(data.read) <= {0}
+
+
+def test_ignored_pixels_count_neither_way() -> None:
+    made = Patches(1)[0]
+    assert made.mask is not None
+    ignore = torch.zeros(32, 32, dtype=torch.bool)
+    ignore[made.mask.nonzero()[:, 0].min() + 4 :] = True  # the lower half of the patch
+    model = Attending()
+    result = evaluate(
+        model, Listed([Sample(made.image, made.mask, ignore=ignore, label=0)]), findings=False
+    )
+    large = torch.nn.functional.interpolate(
+        torch.from_numpy(result.raw("received"))[None], size=(32, 32), mode="bilinear"
+    )[0, 0]
+    inside = large[made.mask & ~ignore].sum() / large[~ignore].sum()
+    score = result.samples["received/energy_pointing_game"][0]
+    assert score == pytest.approx(float(inside), abs=1e-5)
+
+
+def test_images_of_different_sizes_are_scored_at_their_own() -> None:
+    small, large = Patches(2), Patches(2, side=48)
+    data = Listed([small[0], large[0], small[1], large[1]])
+    model = Attending()
+    mixed = evaluate(model, data, findings=False)
+    alone = evaluate(model, small, findings=False)
+    key = "received/energy_pointing_game"
+    np.testing.assert_allclose(mixed.samples[key][[0, 2]], alone.samples[key], atol=1e-6)
+    assert mixed.samples[key].notna().all()
+
+
+def test_an_image_without_a_mask_has_no_score_and_no_zero() -> None:
+    made = Patches(2)
+    data = Listed([made[0], Sample(made[1].image, None, label=1)])
+    result = evaluate(Attending(), data, findings=False)
+    scores = result.samples["received/energy_pointing_game"]
+    assert scores.notna().tolist() == [True, False]
+    assert result.summary["received"]["energy_pointing_game"]["valid"] == 1
+
+
+def test_a_run_is_complete_readable_and_ranked(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        evaluate(
+            Attending(2), Patches(12, classes=2), save=tmp_path / f"own-{seed}", variant="own",
+            seed=seed, thing="lesion", classes=["no", "yes"], rows=2, knockout=2, faithfulness=2,
+        )  # fmt: skip
+    run = av.open_run(tmp_path / "own-0")
+    assert run.verify() == []
+    assert run.summary["thing"] == "lesion"
+    assert run.summary["map"] == "received"
+    assert run.rows("received").shape[0] == 2
+    assert run.test_set().images().shape == (12, 32, 32, 3)
+    assert "received/deletion_auc" in run.samples()
+    assert av.compare(tmp_path).variants == ["own"]
+
+
+def test_a_check_fails_with_the_interval_in_its_message() -> None:
+    result = evaluate(Attending(), Patches(8), findings=False)
+    assert result.check(energy_pointing_game="> 0") is result
+    with pytest.raises(CheckFailed, match=r"\[95 % CI .* on 8 of 8 images, demanded >= \.9"):
+        result.check(energy_pointing_game=">= .9")
+    with pytest.raises(InputError, match=r"such as '>= \.3'"):
+        result.check(energy_pointing_game="big")
+    with pytest.raises(AssertionError):
+        assert_looks_at(Attending(), Patches(8), energy_pointing_game=">= .9")
+    with pytest.raises(InputError, match="expected a demand"):
+        assert_looks_at(Attending(), Patches(8))
+
+
+def test_the_table_latex_and_figure_show_every_map() -> None:
+    result = evaluate(Attending(), Patches(8), findings=False)
+    assert {"map", "metric", "mean", "low", "high", "chance", "valid", "n"} <= set(result.table)
+    assert "received" in result.to_latex()
+    assert result.figure().axes
+    assert len(result.worst(3)) == 3
+    assert "received" in str(result)
