@@ -8,8 +8,8 @@
     uv run python benchmarks/faults.py command --runs runs [--kills 20] [--longest 30] -- COMMAND …
 
 `kills` ends a writer with SIGKILL at random moments, `steps` in each of its system calls in turn;
-`work` does the same as `kills` to a small network that is trained, measured and attributed by the
-lab and the command line, and asks that what is finished afterwards is, to the last bit, what it
+`work` does the same as `kills` to a small network that is trained, measured and attributed by
+`experiments` and the command line: what is finished afterwards must be, to the last bit, what it
 would have been undisturbed. `damage` spoils files of a finished run; `surroundings` fills the
 disk, forbids to write, writes twice and turns the clock back. `command` kills any command that
 writes runs (such as `python -m experiments sweep …`, which resumes) with all its processes, again

@@ -134,7 +134,7 @@ def time_table(args: argparse.Namespace) -> None:
 
 
 def published_losses(settings: Settings) -> tuple[list[float], float]:
-    """The test loss after each epoch of the published loop, on the lab's images and patches.
+    """The test loss after each epoch of the published loop, on our images and patches.
 
     Returns:
         The losses, and the seconds that the training steps took.

@@ -1,4 +1,4 @@
-"""The reading room: `attnviz dashboard RUNS`, or `streamlit run dashboard/app.py -- RUNS`.
+"""The dashboard: `attnviz dashboard RUNS`, or `streamlit run dashboard/app.py -- RUNS`.
 
 The pages are files, so that each has an address and can be tested by itself. The links on the left
 carry what was chosen (runs, metric, image) from page to page; Streamlit's own menu would drop it.

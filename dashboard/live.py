@@ -1,6 +1,6 @@
-"""A run's model, asked live: a patch where the reader puts it, heads switched off, gates held open.
+"""Live forward passes of a run's model: an injected patch, heads removed, gates held open.
 
-The only room of the dashboard that needs torch; pages import it when they are opened. A model is
+The only module of the dashboard that needs torch; pages import it when they are opened. A model is
 rebuilt from its name and settings, never from anything a run could point at.
 """
 

@@ -191,7 +191,7 @@ def _pictures(root: str, digest: str, where: tuple[int, ...]) -> Pictures:
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def dataset_info(root: str, digest: str) -> Mapping[str, Any]:
-    """What the lab wrote beside the test images."""
+    """The metadata of a data set: source, split, patch, photographs."""
     return dict(open_dataset(root, digest).info)
 
 

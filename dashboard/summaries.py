@@ -1,7 +1,7 @@
-"""A run's summary, cleaned: what a stranger, or a later lab, wrote where a number was expected.
+"""Clean a run's summary: drop values of the wrong type, whatever version or program wrote them.
 
-Pages, and the comparison, take a summary at its word. So it is cleaned once, when runs are listed:
-what has the wrong type is left out, as if it had not been written.
+Pages and the comparison read summaries without checks of their own, so each is cleaned once, when
+runs are listed: a value of the wrong type counts as missing.
 """
 
 from __future__ import annotations

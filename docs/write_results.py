@@ -237,7 +237,8 @@ def measured_on(runs: Sequence[Run]) -> str:
     one = runs[0]
     chosen, machine = one.settings, one.environment
     return (
-        f"{len(runs)} runs on {machine['device']}, {chosen['threads'] or machine['threads']} "
+        f"{_photographs(one)} {len(runs)} runs on {machine['device']}, "
+        f"{chosen['threads'] or machine['threads']} "
         f"thread each; "
         f"{chosen['train_images']} training images of "
         f"{chosen['data']}, {chosen['test_images']} test images, {chosen['side']} × "
@@ -248,6 +249,17 @@ def measured_on(runs: Sequence[Run]) -> str:
         "head or gate that matters most is taken away: a head zeroed or made uniform, a gate "
         f"opened; {chosen['faithful']} test images. *The doctor* lists its errors and warnings, "
         "and for how many seeds."
+    )
+
+
+def _photographs(run: Run) -> str:
+    """How many test photographs the intervals rest on."""
+    samples = run.samples()
+    if "group" in samples:
+        return f"Tested on crops of {samples['group'].nunique()} photographs."
+    return (
+        "**Tested on crops of two photographs, which the intervals take for independent images: "
+        "they are too narrow for other photographs, and no ranking here holds beyond these two.**"
     )
 
 

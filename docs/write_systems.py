@@ -84,8 +84,8 @@ _HEAD = """\
 Every system of the tutorials behind this project, and what one would try today, by the name that
 `attnviz.build_model` knows it by: what its text says, what its code does, and what was measured.
 Where text and code differ both are there. *Energy* is the share of the map that lies on the patch,
-with its 95 % interval over the images; *pointing* how often the map's highest place does; *doctor*
-what `attnviz.diagnose` found in the trained model, errors in bold.
+*pointing* how often the map's maximum does; *doctor* what `attnviz.diagnose` found in the trained
+model, errors in bold. {photographs}
 
 {measured}
 
@@ -97,7 +97,7 @@ _COLUMNS = "| name | its text | its code | doctor | map | accuracy | energy | po
 def page(runs: Iterable[Run]) -> str:
     """The whole page."""
     found = {run.variant: run for run in runs}
-    parts = [_HEAD.format(measured=_measured(found))]
+    parts = [_HEAD.format(measured=_measured(found), photographs=_photographs(found["mha"]))]
     for title, systems in GROUPS.items():
         rows = [_row(name, system, found[name]) for name, system in systems.items()]
         rule = "| " + " | ".join(["---"] * (_COLUMNS.count("|") - 1)) + " |"
@@ -111,7 +111,7 @@ def _row(name: str, system: System, run: Run) -> str:
     cells = (
         f"`{name}`", system.text, system.code, _doctor(run), run.summary["map"].replace("_", " "),
         f"{run.summary['accuracy']:.3f}",
-        f"{energy['mean']:.3f} [{energy['low']:.3f}, {energy['high']:.3f}]",
+        f"{energy['mean']:.3f}",
         f"{pointing['mean']:.3f}",
     )  # fmt: skip
     return "| " + " | ".join(cells) + " |"
@@ -125,6 +125,16 @@ def _doctor(run: Run) -> str:
     }
     errors = {one["code"] for one in run.summary["findings"] if one["severity"] == "error"}
     return ", ".join(f"**{link}**" if c in errors else link for c, link in codes.items()) or "–"
+
+
+def _photographs(run: Run) -> str:
+    """On how many photographs and trainings the numbers rest."""
+    samples = run.samples()
+    count = str(samples["group"].nunique()) if "group" in samples else "two"  # the old data's
+    return (
+        f"**One training each, tested on crops of {count} photographs**: the numbers describe "
+        "these trainings, which another seed or other photographs may turn round, and rank nothing."
+    )
 
 
 def _measured(found: dict[str, Run]) -> str:

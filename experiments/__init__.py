@@ -1,1 +1,1 @@
-"""The lab: train models on a question whose answer is known, and measure where they look."""
+"""Train reference models on injected patches, whose place is known, and measure their maps."""

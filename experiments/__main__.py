@@ -40,11 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from experiments.quickstart import SETTINGS
+
     parser = Parser(prog="python -m experiments", description=__doc__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    quick = commands.add_parser("quickstart", help="train the six variants and say which one looks")
+    quick = commands.add_parser(
+        "quickstart", help="train six variants once each and show where their maps lie"
+    )
     quick.set_defaults(command=_quickstart)
-    add_arguments(quick, leave_out=("variant",))
+    add_arguments(quick, leave_out=("variant",), defaults=SETTINGS)
     one = commands.add_parser("train", help="train and measure one variant")
     one.set_defaults(command=_train)
     one.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
@@ -105,9 +109,9 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
 
 
 def _quickstart(args: argparse.Namespace) -> int:
-    from experiments.quickstart import VARIANTS, show
+    from experiments.quickstart import SETTINGS, VARIANTS, show
 
-    plan = grid(Settings(**chosen(args)), {"variant": VARIANTS})
+    plan = grid(Settings(**{**SETTINGS, **chosen(args)}), {"variant": VARIANTS})
     if not _all_run(plan, args):
         return 1
     print(show(args.runs, [settings.run_id for settings in plan]))

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import Any
 
 from attnviz.errors import InputError, unknown_name
@@ -147,13 +148,19 @@ class Settings:
         return cls(**{name: value for name, value in content.items() if name != "model"})
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, leave_out: tuple[str, ...] = ()) -> None:
-    """Every setting as a flag, with its meaning and default."""
+def add_arguments(
+    parser: argparse.ArgumentParser,
+    *,
+    leave_out: tuple[str, ...] = (),
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Every setting as a flag, with its meaning and its default, the command's own where given."""
     group = parser.add_argument_group("settings")
     for entry in fields(Settings):
         if entry.name in leave_out:
             continue
-        shown = "" if entry.default is None else f" (default: {entry.default})"
+        default = defaults.get(entry.name, entry.default)
+        shown = "" if default is None else f" (default: {default})"
         options: dict[str, Any] = {
             "help": entry.metadata["help"] + shown,
             "default": argparse.SUPPRESS,

@@ -65,13 +65,13 @@ def device_of(settings: Settings) -> torch.device:
 
 
 def pays_in_bf16(device: torch.device) -> bool:
-    """Whether convolutions are quicker in bfloat16: on GPUs, and on CPUs with AMX."""
+    """Whether convolutions are quicker in bfloat16: on GPUs, and on CPUs that multiply it."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     capabilities: dict[str, bool] = getattr(
         torch.cpu, "get_capabilities", dict
     )()  # torch 2.9 has none
-    return bool(capabilities.get("amx_bf16", False))
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 class Loader:

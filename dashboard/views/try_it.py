@@ -53,8 +53,8 @@ def main() -> None:
         return
     if _WEIGHTS not in run.files:
         said = f"`{run.id}` keeps no weights, so its model cannot be asked."
-        if not question(run):  # not trained by the lab
-            st.info(f"{said} This page rebuilds the lab's own models from a run's weights.")
+        if not question(run):  # not trained by `experiments`
+            st.info(f"{said} This page rebuilds attnviz's reference models from a run's weights.")
             return
         st.warning(f"{said} Train it again:")
         notices.command(f"uv run python -m experiments train --variant {run.variant}")

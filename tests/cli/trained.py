@@ -1,4 +1,4 @@
-"""Runs of tiny reference models with their test images, as the lab would leave them."""
+"""Runs of tiny reference models with their test images, as `experiments` writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run folders as the lab would leave them, made in a second: photographs, patches, maps, curves.
+"""Run folders like those of `experiments`, made in a second: photographs, patches, maps, curves.
 
 The numbers are invented, the relations between them are not: every score is computed from the map
 that is stored beside it.

@@ -1,4 +1,4 @@
-"""The lab's command line, across the process boundary where that matters."""
+"""The command line of `experiments`, across the process boundary where that matters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the lab keeps of a model's attention, and what it leaves out where it would be too much."""
+"""What a run keeps of a model's attention, and what it leaves out where it would be too much."""
 
 from __future__ import annotations
 
