@@ -14,10 +14,11 @@ from attnviz.errors import InputError
 from attnviz.model_state import frozen
 from attnviz.places import motion
 from attnviz.places.assignment import Tokens, assign, tokens
+from attnviz.places.layout import Layout
 from attnviz.places.motion import Amplitude, Images, Motion, Motions
-from attnviz.places.places import Layout, Places, RecordPlaces, Role
 from attnviz.places.probe import Probe, random_state, set_random_state
 from attnviz.places.roles import Side, roles
+from attnviz.token_places import Places, RecordPlaces, Role
 
 MOST_PASSES = 15
 """Forward passes that one call may take."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from attnviz.places.assignment import Tokens
 from attnviz.places.motion import Motions
-from attnviz.places.places import Role
 from attnviz.places.probe import Probe
+from attnviz.token_places import Role
 
 Side = tuple[str, int]
 

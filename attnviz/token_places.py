@@ -6,7 +6,7 @@ words, learned queries, padding and sampling points are no places and have the c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -203,75 +203,6 @@ class RecordPlaces:
     def from_dict(cls, values: Mapping[str, Any]) -> RecordPlaces:
         """Places from what `to_dict` returned."""
         return cls(*(Places.from_dict(values[side]) for side in ("queries", "keys")))
-
-
-class Layout(Mapping[str, RecordPlaces]):
-    """Which token is which place, for every attention record of a model.
-
-    Attributes:
-        passes: How many forward passes it took.
-    """
-
-    def __init__(self, places: Mapping[str, RecordPlaces], passes: int = 0) -> None:
-        self._places = dict(places)
-        self.passes = passes
-
-    def __getitem__(self, name: str) -> RecordPlaces:
-        found = self._places.get(name)
-        if found is None:
-            known = ", ".join(list(self._places)[:12]) or "nothing"
-            raise UnknownRecordError(f"no places of {name!r} in this layout; it knows {known}")
-        return found
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain lists, numbers and strings, for JSON."""
-        places = {name: one.to_dict() for name, one in self._places.items()}
-        return {"passes": self.passes, "places": places}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Layout:
-        """A layout from what `to_dict` returned."""
-        places = {name: RecordPlaces.from_dict(v) for name, v in values["places"].items()}
-        return cls(places, int(values["passes"]))
-
-    def __repr__(self) -> str:
-        if not self._places:
-            return "Layout: no attention"
-        head = ("name", "how", "queries", "keys", "error")
-        rows = [head, *(_row(name, one) for name, one in self._places.items())]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = [
-            "  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        lines.insert(1, "─" * max(map(len, lines)))
-        unknown = sum(not one.keys.known for one in self._places.values())
-        lines.append(
-            f"{len(self._places)} records, {unknown} with unknown keys, "
-            f"{self.passes} forward passes"
-        )
-        return "\n".join(lines)
-
-
-class UnknownRecordError(InputError, KeyError):
-    """A layout was asked for a record that it does not know."""
-
-    __str__ = Exception.__str__
-
-
-def _row(name: str, one: RecordPlaces) -> tuple[str, ...]:
-    how: str = one.keys.status
-    if one.queries.status != how:
-        how = f"{one.queries.status}, {how}"
-    errors = [side.error for side in (one.queries, one.keys) if side.error == side.error]
-    error = f"{max(errors):.2f} cells" if errors else "–"
-    return name, how, str(one.queries), str(one.keys), error
 
 
 def _plural(role: str, count: int) -> str:
