@@ -1,7 +1,7 @@
-"""Grids of runs: every setting as an axis, and what of it a variant can have.
+"""Grids of runs: an axis is a setting with several values.
 
-An axis is a setting with several values. A variant without attention has no placement, and such: it
-runs without, once, and the grid notes that.
+A value that a variant does not support, such as the placement of an attention it lacks, is dropped:
+the variant runs once without it, and the grid notes that.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Grid(Sequence[Settings]):
         return tuple(n for n in names if len({getattr(one, n) for one in self.runs}) > 1)
 
     def label(self, settings: Settings) -> tuple[str, ...]:
-        """What tells a run from all but its other seeds: the variant, then a value per axis."""
+        """The variant and a value per axis: what all seeds of one configuration share."""
         return settings.variant, *(shown(getattr(settings, name)) for name in self.axes)
 
 
@@ -70,14 +70,14 @@ def joined(grids: Iterable[Grid]) -> Grid:
 
 
 def grid(base: Settings, axes: Mapping[str, Sequence[Any]]) -> Grid:
-    """Every combination of the axes' values that can be; later axes turn fastest.
+    """Every valid combination of the axes' values; later axes vary fastest.
 
     Args:
         base: Everything else.
         axes: Setting → its values.
 
     Raises:
-        InputError: A variant or shape that does not exist, or no combination can be.
+        InputError: A variant or shape that does not exist, or no combination is valid.
     """
     from attnviz.models import variants
     from attnviz.patches import SHAPES
@@ -124,7 +124,7 @@ def add_axes(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_axes(args: argparse.Namespace) -> dict[str, list[Any]]:
-    """The values of each setting that was given; variants turn slowest, seeds fastest."""
+    """The values of each setting that was given; variants vary slowest, seeds fastest."""
     names = [entry.name for entry in fields(Settings) if entry.name not in ("variant", "seed")]
     given = vars(args)
     return {
@@ -135,10 +135,10 @@ def chosen_axes(args: argparse.Namespace) -> dict[str, list[Any]]:
 
 
 def _possible(settings: Settings) -> tuple[Settings, str]:
-    """The settings, without what the variant cannot have, and a note on that.
+    """The settings, without those that the variant does not support, and a note on that.
 
     Raises:
-        InputError: They cannot be in any way.
+        InputError: The variant supports them in no way.
     """
     try:
         _tried(settings)

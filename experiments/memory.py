@@ -1,4 +1,4 @@
-"""What a training costs in memory, on a GPU or on a CPU."""
+"""Peak memory of a training, on a GPU or a CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PROCESS = Path("/proc/self")
 
 
 def restart_peak(device: torch.device) -> None:
-    """Forget what this process needed before, so that runs of one worker do not share a peak."""
+    """Reset the peak, so that runs of one worker process do not share it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:

@@ -1,8 +1,7 @@
-"""The questions that readers of the tutorials asked, each as a base of settings and axes of a grid.
+"""Named experiments: each a base of settings and axes of a grid.
 
-Does attention win where the thing is not compact? Where it is thin, faint or scattered? Where two
-things must be seen together? Where the attention sits early or deep? A preset answers one of them
-once for each variant and seed; what is given on the command line goes before what it says.
+They vary the patch (compact, thin, faint, scattered), the task (two patches that must be compared)
+and the place of the attention layer. Settings from the command line override those of a preset.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class Preset:
 
     Attributes:
         name: What `--preset` takes.
-        help: What is asked, in one line.
+        help: The question in one line.
         base: Settings that differ from the defaults.
         axes: Setting → values, all combinations of which are run.
     """
@@ -35,10 +34,10 @@ class Preset:
 
 
 ATTENDING = ("mha", "mha_conv1d", "pointwise", "cbam")
-"""Those that `placement` moves: two between places with heads, one without, one gate."""
+"""Variants that `placement` moves: two multi-head attentions, one without heads, one gate."""
 
 LONG: Mapping[str, Any] = {"epochs": 30, "patience": 30}
-"""Neither of two things helps alone: the loss stays flat for some epochs before it falls."""
+"""For two patches, of which neither alone tells the label: the loss falls late."""
 
 PRESETS = {
     preset.name: preset

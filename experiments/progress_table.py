@@ -28,7 +28,7 @@ _ENDED = ("done", "failed", "stopped")
 
 @dataclass(frozen=True)
 class Standing:
-    """Where one run stands.
+    """The state of one run.
 
     Attributes:
         state: `"waiting"`, `"running"`, `"done"`, `"failed"` or `"stopped"`.
@@ -133,7 +133,7 @@ class ProgressTable:
         return [self._standing(settings) for settings in self.plan]
 
     def _standing(self, settings: Settings) -> Standing:
-        """What is known of a run; one that has ended is read once."""
+        """The state of a run; one that has ended is read once."""
         key = settings.run_id
         if key not in self._kept:
             outcome = self._known.get(key)
@@ -145,7 +145,7 @@ class ProgressTable:
 
 
 def standing(settings: Settings, root: Path, outcome: Outcome | None) -> Standing:
-    """Where a run stands, from its outcome if it has one, and from its folder."""
+    """The state of a run, from its outcome if it has one, and from its folder."""
     state = "" if outcome is None else outcome.state.replace("reused", "done")
     try:
         run = open_run(root / settings.run_id)

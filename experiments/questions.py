@@ -1,9 +1,9 @@
-"""What is asked of an image, and where its answer lies.
+"""Binary tasks on images with injected patches: images, masks, boxes and labels.
 
 - `patch`: is there one? Half of the images have one.
 - `both`: there are always two patches, each a square or a ring; are both kinds there? A linear head
   on the global mean of local features cannot tell: it gives `square + ring` the mean of what it
-  gives `square + square` and `ring + ring`. Something must look at both places.
+  gives `square + square` and `ring + ring`. The model must combine both places.
 - `larger`: there are a large and a small patch, one as bright as the other is dark; is the larger
   one the bright one? The mask is the larger patch alone.
 
@@ -31,11 +31,11 @@ _PATCH_SEEDS = {"train": 1, "val": 2, "test": 3}
 
 
 class Asked(NamedTuple):
-    """Images with their patches, where to look, and the right answers.
+    """Images with their patches, the masks of what must be found, and the labels.
 
     Attributes:
         images: `(b, 3, h, w)` in [−1, 1].
-        masks: `(b, h, w)`, what has to be looked at.
+        masks: `(b, h, w)`, the patch or patches that decide the label.
         boxes: `(b, 4)`, half-open, around the mask; zeros where it is empty.
         labels: `(b,)` float, 0 or 1.
     """
@@ -47,7 +47,7 @@ class Asked(NamedTuple):
 
 
 def patch_seed(settings: Settings, split: str) -> int:
-    """The seed of a split's patches; no two splits share one, unless they do as published."""
+    """The seed of a split's patches; splits share one only with `places="batch"`, as published."""
     if settings.places == "batch":
         return settings.data_seed
     own = settings.seed + 1 if split == "train" else 0
@@ -62,15 +62,15 @@ def ask(
     seed: int,
     order: Tensor | None = None,
 ) -> Asked:
-    """Turn clean images into the question.
+    """Inject the patches of the task into clean images.
 
     Args:
-        pixels: `(b, 3, h, w)` uint8, on the device that the answer is wanted on.
+        pixels: `(b, 3, h, w)` uint8, on the device of the result.
         indices: `(b,)`, each image's number in its split.
-        settings: Which question, and what patches look like.
+        settings: The task, and the shape of the patches.
         seed: From `patch_seed`.
-        order: `(b,)`, each image's place in a batch, or in its split; it draws the patches' places
-            where the settings say so. The answers follow `indices` all the same.
+        order: `(b,)`, each image's place in a batch, or in its split; it seeds the patches' places
+            with `places="batch"`. Labels follow `indices` in any case.
     """
     images = as_input(pixels)
     places = indices
@@ -141,7 +141,7 @@ def _two(images: Tensor, indices: Tensor, settings: Settings, seed: int, shape: 
 
 
 def _coin(indices: Tensor, seed: int, salt: int) -> Tensor:
-    """A fair coin for each image, thrown by where a patch of its own would lie."""
+    """A fair coin for each image, drawn from the place that a patch of its own would take."""
     two_places = torch.zeros(len(indices), 1, 2, 1, device=indices.device)
     thrown = inject_patch(two_places, size=1, seed=seed * 31 + salt, indices=indices)
     return thrown.masks[:, 0, 0]

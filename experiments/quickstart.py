@@ -28,9 +28,9 @@ _SHOWN = 4
 
 
 def table(runs: Sequence[Run]) -> str:
-    """One row per run: what it answered, and where its map looked."""
+    """One row per run: accuracy and loss, scores of its primary map, seconds of training."""
     head = (
-        "variant", "map", "accuracy", "loss", "energy [95 % CI]", "pointing", "IoU",
+        "variant", "map", "accuracy", "loss", "energy (photographs)", "pointing", "IoU",
         "chance", "mask redrawn", "train s",
     )  # fmt: skip
     first, *others = columns(head, [_row(run) for run in runs]).splitlines()
@@ -42,19 +42,28 @@ def _row(run: Run) -> tuple[Any, ...]:
     name = run.summary["map"]
     scores = run.summary["metrics"][name]
     energy = scores["energy_pointing_game"]
-    ends = energy["low"], energy["high"]
     return (
         run.variant,
         name,
         run.summary["accuracy"],
         run.summary["loss"],
-        None if None in ends else f"{energy['mean']:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]",
+        None if energy["mean"] is None else f"{energy['mean']:.3f}{_photographs(run, name)}",
         scores["pointing_game"]["mean"],
         scores.get("max_iou", {}).get("mean"),
         energy["chance"],
         energy["redrawn"],
         f"{run.summary['seconds']:.0f}",
     )
+
+
+def _photographs(run: Run, name: str) -> str:
+    """The lowest and the highest mean energy of a test photograph, if photographs are named."""
+    column = f"{name}/energy_pointing_game"
+    samples = run.samples()
+    if "group" not in samples:
+        return ""
+    means = samples.groupby("group")[column].mean().dropna()
+    return f" ({means.min():.3f} to {means.max():.3f})"
 
 
 def picture(runs: Sequence[Run], root: Path) -> Path:

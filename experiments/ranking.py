@@ -1,4 +1,4 @@
-"""What a sweep found: one ranking per question, with intervals over seeds and images."""
+"""The result of a sweep: one comparison per question, over seeds, photographs and images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def rankings(plan: Grid, root: Path, outcomes: Sequence[Outcome]) -> dict[str, C
     Args:
         plan: The runs.
         root: Where they are.
-        outcomes: What became of them, in the plan's order.
+        outcomes: Of the runs, in the plan's order.
 
     Returns:
         Question, as `questions` names it, → a comparison with a row per variant and setting.
@@ -51,8 +51,8 @@ def _scored(groups: Iterable[Sequence[Run]]) -> list[str]:
 def questions(plan: Sequence[Settings]) -> dict[str, dict[str, list[Settings]]]:
     """Question → variant, with whatever else tells it apart within that question → its seeds.
 
-    A question is called as its preset, such as `"ring"`, with the other settings that make it
-    another question than the plan's others; `""` where one question is asked throughout.
+    A question has the name of its preset, such as `"ring"`, with the other settings that tell it
+    from the plan's other questions; `""` where there is only one.
     """
     asking = [name for name in Grid(tuple(plan)).axes if asks(name)]
     sizes = [name for name in asking if name not in ASKING]

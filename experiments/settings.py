@@ -1,4 +1,4 @@
-"""All that it takes to do a training again: one frozen dataclass that also is the command line."""
+"""Settings of a training: one frozen dataclass, which also defines the command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from attnviz.errors import InputError, unknown_name
 
 INCIDENTAL = frozenset({"device", "threads"})
-"""Settings that change neither the question nor the answer, and so not a run's name."""
+"""Settings that do not change the result, and so not the name of a run."""
 
 SIZED = frozenset({"linear_tokens_channels"})
 """Models whose weights fit images of one size only."""
@@ -132,7 +132,7 @@ class Settings:
 
     @property
     def run_id(self) -> str:
-        """A name that says variant and seed, and tells apart everything that matters."""
+        """The run's name: variant, seed, and a digest of every setting that changes the result."""
         content = {k: v for k, v in self.as_dict().items() if k not in INCIDENTAL}
         content |= {"photos": _PHOTOS} if self.data == "photos" else {}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -180,7 +180,7 @@ def chosen(args: argparse.Namespace, only: Collection[str] | None = None) -> dic
 
 
 def type_of(entry: dataclasses.Field[Any]) -> type:
-    """What turns a word of the command line into a setting's value."""
+    """The type that parses a setting's value from the command line."""
     return {"int": int, "int | None": int, "float": float}.get(str(entry.type), str)
 
 

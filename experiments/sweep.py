@@ -1,8 +1,8 @@
-"""Many runs: a grid of settings, on all cores or many machines, each run on its own.
+"""Train a grid of settings on all cores or many machines, one process per run.
 
-Work is handed out through the interface of `concurrent.futures`, so that processes on this machine
-and a Dask cluster are the same to everything here. What a run has done lies in its folder: a sweep
-that was interrupted is continued by the same command, and progress is read from there too.
+Runs are submitted through the interface of `concurrent.futures`, which processes and Dask clusters
+share. The state of a run lies in its folder: the same command resumes an interrupted sweep, and
+progress is read from the folders.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run_all(
     Args:
         plan: What to run.
         root: The folder of runs; every worker must see it under the same path.
-        workers: Who does it; by default one process per core, or one per GPU.
+        workers: The executor; by default one process per core, or one per GPU.
 
     Returns:
         One outcome each, in the plan's order.
@@ -68,7 +68,7 @@ def run_all(
 def collect(
     executor: Executor, plan: Sequence[Settings], root: Path, table: ProgressTable
 ) -> dict[str, Outcome]:
-    """Hand runs to an executor and wait, showing how they get on; outcomes by run id.
+    """Submit runs to an executor and wait, showing progress; outcomes by run id.
 
     A run is "lost" where its worker process died and took the executor with it.
     """

@@ -1,4 +1,4 @@
-"""Any folder of images: one's own photographs as the ground for the patches."""
+"""Images from any folder, such as one's own photographs."""
 
 from __future__ import annotations
 
