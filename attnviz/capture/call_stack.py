@@ -1,7 +1,7 @@
-"""Who runs an op: the module of the watched model, and the line in its source.
+"""The module that runs an op, and the source line: read from the Python stack.
 
-Read off the Python stack when something was found, instead of from hooks: hooks would switch fast
-paths off and travel along with a deepcopy.
+Forward hooks would tell the module as well, but they switch torch's fast paths off and are copied
+along with the model.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ import jaxtyping
 import torch
 from torch import Tensor, nn
 
+from attnviz.capture.frame_locals import read
+
 _TORCH, _HERE, _SHAPES = (
     f"{Path(str(file)).parent}{os.sep}"  # torchvision lies beside torch, and is no part of it
     for file in (torch.__file__, __file__, jaxtyping.__file__)  # which checks shapes at run time
 )
 _PASSED = (_TORCH, _HERE, _SHAPES, "<")
 _CALL = nn.Module._call_impl.__code__
-_OURS, _OF_TORCH, _PASS, _METHOD = 1, 2, 4, 8
+_OURS, _OF_TORCH, _PASS, _METHOD, _ENTRY = 1, 2, 4, 8, 16
 _KINDS: dict[int, tuple[CodeType, int]] = {}
 _MOST_KINDS = 4096
-_SNAPSHOTS = sys.version_info < (3, 13)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +57,108 @@ class Call(NamedTuple):
     shapes: tuple[tuple[int, ...], ...]
 
 
-def place(names: dict[int, str]) -> Place | None:
-    """Where the running op belongs in a model, or None if another model runs it."""
-    line: tuple[str, int] | None = None
-    torch_line: tuple[str, int] | None = None
-    for frame in _frames():
-        code, kind = frame.f_code, _kind(frame.f_code)
-        if not kind & _PASS:
-            line = line or (code.co_filename, frame.f_lineno)
-        elif torch_line is None and kind & _OF_TORCH:
-            torch_line = (code.co_filename, frame.f_lineno)
-        module = _module(frame, names) if kind & _METHOD else None
-        if module is not None:
-            line = line or _caller(frame) or torch_line or ("?", 0)
-            return Place(names[id(module)], module, f"{_base(line[0])}:{line[1]}", line[0])
-    return None
+class CallStack:
+    """The modules of one model, and which of them are running in this thread.
+
+    Attributes:
+        model: The model.
+        modules: Each module by its dotted name; `""` is the model itself.
+        names: Each module's name, by the module's identity.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.modules = named(model)
+        self.names = {id(module): name for name, module in self.modules.items()}
+
+    def place(self) -> Place | None:
+        """The module and source line that run the current op; None if another model runs it."""
+        line: tuple[str, int] | None = None
+        torch_line: tuple[str, int] | None = None
+        for frame in _frames():
+            code, kind = frame.f_code, _kind(frame.f_code)
+            if not kind & _PASS:
+                line = line or (code.co_filename, frame.f_lineno)
+            elif torch_line is None and kind & _OF_TORCH:
+                torch_line = (code.co_filename, frame.f_lineno)
+            module = self._module(frame) if kind & _METHOD else None
+            if module is not None:
+                line = line or _caller(frame) or torch_line or ("?", 0)
+                name = self.names[id(module)]
+                return Place(name, module, f"{_base(line[0])}:{line[1]}", line[0])
+        return None
+
+    def calls(self, *, ends: bool = False) -> list[Call]:
+        """The running modules, innermost first.
+
+        Args:
+            ends: Read the argument shapes of the outermost module only.
+        """
+        found: list[Call] = []
+        others: list[FrameType] = []
+        outermost: FrameType | None = None
+        for frame in _frames():
+            if frame.f_code is _CALL:
+                module = read(frame, "self")
+                name = self.names.get(id(module))
+                if name is not None:
+                    found.append(Call(name, module, () if ends else _given(frame)))
+                    outermost = frame
+                    others.clear()
+            elif _kind(frame.f_code) & _METHOD:
+                others.append(frame)
+        if ends and outermost is not None:
+            found[-1] = found[-1]._replace(shapes=_given(outermost))
+        for frame in reversed(others):  # a forward or another method that was called by itself
+            outer = self._module(frame)
+            if outer is not None:
+                if not found or found[-1].module is not outer:
+                    found.append(Call(self.names[id(outer)], outer, _shapes(frame)))
+                break
+        return found
+
+    def running(self) -> frozenset[str]:
+        """The names of the running modules."""
+        return frozenset(call.name for call in self.calls())
+
+    def call(self) -> object:
+        """An object that identifies the running call of the whole model; None within a part of it.
+
+        It is the mapping of the call's keyword arguments: each call has its own, mostly empty.
+        """
+        found: object = None
+        for frame in _frames():
+            if frame.f_code is _CALL and self.names.get(id(read(frame, "self"))) == "":
+                found = read(frame, "kwargs")
+        return found
+
+    def _module(self, frame: FrameType) -> nn.Module | None:
+        owner = read(frame, "self")
+        return owner if isinstance(owner, nn.Module) and id(owner) in self.names else None
+
+
+def named(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules by the dotted names they had before `torch.compile` wrapped any of them.
+
+    Otherwise as `named_modules`, and several times faster, because every watch needs it.
+    """
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+
+    def visit(module: nn.Module, name: str) -> None:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        found.setdefault(name, module)
+        for child, inner in module._modules.items():
+            if inner is not None:
+                own = name if child == "_orig_mod" else f"{name}.{child}" if name else child
+                if child == "_orig_mod":
+                    found[own] = inner
+                visit(inner, own)
+
+    visit(model, "")
+    return found
 
 
 @lru_cache
@@ -78,51 +166,22 @@ def _base(path: str) -> str:
     return Path(path).name
 
 
-def calls(names: dict[int, str], *, ends: bool = False) -> list[Call]:
-    """The model's modules that are running, innermost first.
-
-    Args:
-        names: The model's modules by identity.
-        ends: Whether the shapes of the outermost one's arguments are all that is needed.
-    """
-    found: list[Call] = []
-    others: list[FrameType] = []
-    outermost: FrameType | None = None
-    for frame in _frames():
-        if frame.f_code is _CALL:
-            module = _local(frame, "self")
-            name = names.get(id(module))
-            if name is not None:
-                found.append(Call(name, module, () if ends else _given(frame)))
-                outermost = frame
-                others.clear()
-        elif _kind(frame.f_code) & _METHOD:
-            others.append(frame)
-    if ends and outermost is not None:
-        found[-1] = found[-1]._replace(shapes=_given(outermost))
-    for frame in reversed(others):  # a forward or another method that was called by itself
-        outer = _module(frame, names)
-        if outer is not None:
-            if not found or found[-1].module is not outer:
-                found.append(Call(names[id(outer)], outer, _shapes(frame)))
-            break
-    return found
-
-
-def call(names: dict[int, str]) -> object:
-    """What stands for the running call of the model as a whole; None if only a part was called.
-
-    The mapping of its keyword arguments: each call has one of its own, usually an empty one.
-    """
-    found: object = None
-    for frame in _frames():
-        if frame.f_code is _CALL and names.get(id(_local(frame, "self"))) == "":
-            found = _local(frame, "kwargs")
-    return found
-
-
 def _frames() -> Iterator[FrameType]:
+    """The running functions, innermost first, without those that belong to the capture.
+
+    Within the handling of an op they begin where the op was called, so that a rule from outside
+    this package, and torch's parts of a composite op, are left out.
+    """
     frame: FrameType | None = sys._getframe(1)
+    inner: FrameType | None = frame
+    entered = False
+    while inner is not None:
+        kind = _kind(inner.f_code)
+        if kind & _ENTRY:
+            frame, entered = inner, True
+        elif entered and not kind & (_OURS | _OF_TORCH):
+            break
+        inner = inner.f_back
     while frame is not None:
         if not _kind(frame.f_code) & _OURS:
             yield frame
@@ -140,29 +199,12 @@ def _kind(code: CodeType) -> int:
         | _OF_TORCH * path.startswith(_TORCH)
         | _PASS * path.startswith(_PASSED)
         | _METHOD * (code.co_argcount > 0 and code.co_varnames[0] == "self")
+        | _ENTRY * (code.co_name == "__torch_dispatch__" and path.startswith(_HERE))
     )
     if len(_KINDS) > _MOST_KINDS:
         _KINDS.clear()
     _KINDS[id(code)] = code, kind
     return kind
-
-
-def _local(frame: FrameType, name: str) -> Any:
-    """A local variable of a running function.
-
-    Before Python 3.13, reading it leaves the frame with a second reference to each of its locals;
-    tensors that the function goes on to overwrite would live until it returns.
-    """
-    local = frame.f_locals
-    value = local.get(name)
-    if _SNAPSHOTS:
-        local.clear()  # a dict, as long as it is a snapshot
-    return value
-
-
-def _module(frame: FrameType, names: dict[int, str]) -> nn.Module | None:
-    owner = _local(frame, "self")
-    return owner if isinstance(owner, nn.Module) and id(owner) in names else None
 
 
 def _caller(frame: FrameType) -> tuple[str, int] | None:
@@ -178,8 +220,8 @@ def _caller(frame: FrameType) -> tuple[str, int] | None:
 def _given(frame: FrameType) -> tuple[tuple[int, ...], ...]:
     """The shapes of the tensors that a module was called with."""
     shapes: list[tuple[int, ...]] = []
-    _collect(_local(frame, "args"), shapes, 2)
-    _collect(_local(frame, "kwargs"), shapes, 2)
+    _collect(read(frame, "args"), shapes, 2)
+    _collect(read(frame, "kwargs"), shapes, 2)
     return tuple(shapes)
 
 
@@ -190,7 +232,7 @@ def _shapes(frame: FrameType) -> tuple[tuple[int, ...], ...]:
     count += bool(code.co_flags & 0x04) + bool(code.co_flags & 0x08)
     shapes: list[tuple[int, ...]] = []
     for name in code.co_varnames[1:count]:
-        _collect(_local(frame, name), shapes, 2)
+        _collect(read(frame, name), shapes, 2)
     return tuple(shapes)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,28 +19,23 @@ from attnviz.capture.provenance import storage_key
 from attnviz.capture.record import Leaf, Record, changed
 from attnviz.errors import InputError
 
-if TYPE_CHECKING:
-    from attnviz.capture.trail import Trail
-
 _CHUNK = 1 << 19  # weights computed at once where only a reduction is kept; they stay in the cache
 _TENSORS = ("weights", "scale", "query", "key", "features")
 
 
-class Keeper:
+class Collector:
     """Puts records into a capture.
 
     Attributes:
         options: What the watch was asked to keep.
         seen: The capture.
         aliased: By storage, which fields of which records share it with the model.
-        trail: In a stream's first batch, who asks which functions the records come from.
     """
 
     def __init__(self, options: Options, seen: Capture) -> None:
         self.options = options
         self.seen = seen
         self.aliased: dict[int, list[tuple[int, str]]] = {}
-        self.trail: Trail | None = None
         self._rollouts = [r for r in options.reduce.values() if isinstance(r, reductions.Rollout)]
         self._first = 0
 
@@ -49,13 +44,13 @@ class Keeper:
         """Whether something is followed through the layers of a forward pass."""
         return bool(self._rollouts)
 
-    def minds(self, tensor: Any) -> bool:
-        """Whether it matters that the model writes into a tensor."""
-        if not self.aliased and self.trail is None:
+    def shares(self, tensor: Any) -> bool:
+        """Whether a record shares its values with a tensor that the model is about to change."""
+        if not self.aliased or not isinstance(tensor, Tensor):
             return False
-        if not isinstance(tensor, Tensor) or tensor.is_sparse or tensor.is_nested:
+        if tensor.is_sparse or tensor.is_nested:
             return False
-        return self.trail is not None or storage_key(tensor) in self.aliased
+        return storage_key(tensor) in self.aliased
 
     def begin(self) -> None:
         """A forward pass begins."""
@@ -65,7 +60,6 @@ class Keeper:
 
     def keep(self, record: Record, number: int | None = None) -> None:
         """Reduce a record and put it in, or in the place of another one."""
-        self._note(record if number is None else None)
         values = record.weights if record.kind == "attention" else record.scale
         record = changed(record, shape=() if values is None else tuple(values.shape))
         if record.weights is not None and self.options.heads is not None:
@@ -99,20 +93,16 @@ class Keeper:
 
     def preserve(self, tensor: Tensor) -> None:
         """Copy what was kept of a tensor, now that the model is about to write into it."""
-        if self.trail is not None:
-            self.trail.written(tensor)
         for number, field in self.aliased.pop(storage_key(tensor), []):
             record = self.seen._records[number]
             kept = getattr(record, field)
             if kept is not None:
-                self._note(None)
                 self.seen._set(number, changed(record, **{field: kept.clone()}))
 
     def by_chunks(
         self, record: Record, fused: Fused, logsumexp: Tensor | None
     ) -> dict[str, Tensor] | None:
         """A fused kernel's weights, reduced a few queries at a time; None if needed whole."""
-        self._note(None)
         asked, ways = self.options.reduce, reductions.BY_CHUNKS
         if not asked or self.options.heads is not None or not set(asked.values()) <= set(ways):
             return None
@@ -160,11 +150,6 @@ class Keeper:
                 if value is not None and value.shape == reduced[name].shape:
                     kept = {key: v for key, v in earlier.reduced.items() if key != name}
                     self.seen._set(number, changed(earlier, reduced=kept))
-
-    def _note(self, record: Record | None) -> None:
-        """Tell a trail of a record; of None for one that has to be followed op by op."""
-        if self.trail is not None:
-            self.trail.kept(record)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         if self.options.to is None and self.options.dtype is None:

@@ -1,4 +1,4 @@
-"""What to say when a watch ends and saw nothing."""
+"""The errors of a watch that ends and has seen nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from attnviz.capture.capture import Capture
-from attnviz.capture.dispatch import Watcher
+from attnviz.capture.session import Session
 from attnviz.errors import InputError, NothingSeenError
 
 _LOOKED = (
@@ -19,65 +19,70 @@ _LOOKED = (
 _TELLING = ("attn", "attention", "gate", "excite", "cbam", "attend")
 
 
-def check(watcher: Watcher, seen: Capture) -> None:
+def check(session: Session, seen: Capture) -> None:
     """Raise if nothing was seen, or an edit met nothing.
 
     Raises:
         NothingSeenError: With what was looked for, what came nearest, and what to do.
         InputError: An edit's name that means none of the modules that were seen.
     """
-    options = watcher.options
+    options = session.options
     for pattern in options.edit:
-        if pattern not in watcher.recorder.edited:
-            raise InputError(_unmet(pattern, seen, watcher))
+        if pattern not in session.recorder.edited:
+            raise InputError(_unmet(pattern, seen, session))
     if len(seen):
         return
-    name = type(watcher.model).__name__
-    if not watcher.ops:
+    name = type(session.model).__name__
+    if not session.ops:
         raise NothingSeenError(
             f"watch: no op of {name} ran in this thread within the block; "
-            f"expected a forward pass inside `with watch(model)`{_elsewhere(watcher.model)}"
+            f"expected a forward pass inside `with watch(model)`{_elsewhere(session.model)}"
         )
-    if watcher.recorder.passed_over:
+    if session.recorder.passed_over:
         raise NothingSeenError(
             f"watch: where={options.where!r} chose none of what {name} computed: "
-            f"{_listed(watcher.recorder.passed_over)}{_near(options.where, watcher)}"
+            f"{_listed(session.recorder.passed_over)}{_near(options.where, session)}"
+        )
+    if session.foreign:
+        raise NothingSeenError(
+            f"watch: {name} ran on tensors whose values cannot be read: "
+            f"{_listed(session.foreign)}; watch it on plain tensors, or pass empty=True"
         )
     raise NothingSeenError(
         f"watch: {name} ran, and none of its ops was attention or a gate; "
-        f"looked for {_LOOKED}. {_candidates(watcher, seen)}"
+        f"looked for {_LOOKED}. {_candidates(session, seen)}"
     )
 
 
-def _unmet(pattern: str, seen: Capture, watcher: Watcher) -> str:
+def _unmet(pattern: str, seen: Capture, session: Session) -> str:
     near = difflib.get_close_matches(pattern, list(seen), n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return (
-        f"edit: {pattern!r} met nothing that {type(watcher.model).__name__} computed: {hint}"
+        f"edit: {pattern!r} met nothing that {type(session.model).__name__} computed: {hint}"
         f"seen were {_listed(seen)}"
     )
 
 
-def _near(where: object, watcher: Watcher) -> str:
+def _near(where: object, session: Session) -> str:
     if not isinstance(where, str):
         return ""
-    near = difflib.get_close_matches(where, watcher.recorder.passed_over, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(where, session.recorder.passed_over, n=1, cutoff=0.4)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _candidates(watcher: Watcher, seen: Capture) -> str:
+def _candidates(session: Session, seen: Capture) -> str:
     if seen.unused:
         near = _listed(f"{record.name} ({record.op}, {record.source})" for record in seen.unused)
         return f"nearest: {near}: computed and never multiplied with data"
-    listening = [
+    named = [
         f"{name} ({type(module).__name__})"
-        for name, module in watcher.modules.items()
+        for name, module in session.stack.modules.items()
         if any(word in type(module).__name__.lower() for word in _TELLING)
     ]
-    if listening:
+    if named:
         return (
-            f"nearest by name: {_listed(listening)}. If one of them attends, it ran outside this "
-            f"thread, was not reached, or does so in another way{_elsewhere(watcher.model)}"
+            f"nearest by name: {_listed(named)}. If one of them attends, it ran outside this "
+            f"thread, was not reached, or does so in another way{_elsewhere(session.model)}"
         )
     return (
         "nothing in it is named like attention either: for a plain CNN use "

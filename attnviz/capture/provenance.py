@@ -1,4 +1,4 @@
-"""What is known about a tensor, kept with its storage and forgotten with it.
+"""Tags of tensors: what made them, kept by storage for as long as the storage lives.
 
 A view shares its tensor's storage, so a tag follows every reshape and permute at no cost; an axis
 is found again in a view by its size and stride. The table holds weak references: a storage's
@@ -34,7 +34,6 @@ class Scores:
         scale: What the product has been multiplied by since, and its factors before it.
         width: The length of the contracted axis, d_k.
         shape: The product's shape.
-        running: The names of the modules that ran, noted in a stream's first batch.
     """
 
     query: Tensor | None
@@ -42,16 +41,15 @@ class Scores:
     scale: float
     width: int
     shape: tuple[int, ...]
-    running: frozenset[str] | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Squash:
-    """One run of a softmax or of a gate's function, whatever becomes of its result.
+    """One run of a softmax or of a gate's function.
 
     Attributes:
         op: Its name, such as `"softmax"` or `"sigmoid"`.
-        place: Who ran it, and where in the source.
+        place: The module and source line that ran it.
         shape: The result's shape.
         scores: The q · k it was computed from, if it was.
         factor: What these were multiplied by in between; NaN if by a tensor.
@@ -59,7 +57,6 @@ class Squash:
         outer: Whether its input was a sum or product of broadcast tensors, as in BAM.
         used: Whether its result met data in a product.
         numbers: The records made of it, by storage offset: a softmax may be used in parts.
-        running: The names of the modules that ran, noted in a stream's first batch.
     """
 
     op: str
@@ -71,12 +68,6 @@ class Squash:
     outer: bool = False
     used: bool = False
     numbers: dict[int, int] = field(default_factory=dict)
-    running: frozenset[str] | None = None
-
-    @property
-    def scores_running(self) -> frozenset[str] | None:
-        """The modules that ran when the logits were computed, where that was noted."""
-        return None if self.scores is None else self.scores.running
 
     @property
     def logit_scale(self) -> float | None:
@@ -195,6 +186,17 @@ class Tags:
         """Data was written into what held a parameter: it is data now, unless that was training."""
         if not self._fixed.get(storage_key(tensor), (None, False))[1]:
             self.drop(tensor)
+
+    def carry(self, tag: Tag, source: Tensor, out: Tensor, **changes: Any) -> None:
+        """Give `out` the tag of `source`: it holds the same axes, aligned at the last one."""
+        if tag.kind == "parameter":
+            self.put(out, tag)
+            return
+        axis = tag.find(source)
+        if axis is not None:
+            moved = axis + out.dim() - source.dim()
+            axis = moved if moved >= 0 and out.shape[moved] == source.shape[axis] else None
+        self.put(out, tag.on(out, axis, **changes))
 
     def drop(self, tensor: Tensor) -> None:
         """Forget what a storage held."""

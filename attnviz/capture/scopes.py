@@ -1,120 +1,74 @@
-"""Who attends or gates, and on which grids: read off the running modules, and remembered.
+"""The module and the grids of each attention and gate: read from the running modules.
 
-In a stream the first batch of a size tells all of it; the batches after it find it by the place and
-the number of times that the place was met.
+In a stream the first batch of a size shows them; for later batches they are looked up by the place
+and the number of times that it ran.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from attnviz.capture.call_stack import Call, Place
+from attnviz.capture.call_stack import Call, CallStack, Place
 from attnviz.capture.grids import Geometry, geometry
-from attnviz.capture.provenance import Squash
-from attnviz.capture.record import Record, Windows, changed
-
-if TYPE_CHECKING:
-    from attnviz.capture.dispatch import Watcher
+from attnviz.capture.record import Grid, Record, Windows, changed
+from attnviz.capture.windows import Cuts
 
 
-class Look(NamedTuple):
-    """Who attends or gates, and on which grids."""
+class Scope(NamedTuple):
+    """The module that attends or gates, its dotted name, and the grids of its tokens."""
 
     name: str
     module: nn.Module
     shape: Geometry
 
 
-@dataclass(slots=True)
-class Plan:
-    """What a stream's first batch of some size showed.
+class Scopes:
+    """Modules and grids of one watch.
 
     Attributes:
-        known: Looks, and what else was found, by the place and how often it was met.
-        reached: The modules within which something chosen was computed.
-        scopes: The outermost of them, once all are known.
+        maps: Sizes of the feature maps that were convolved in this forward pass.
     """
 
-    known: dict[Any, Any] = field(default_factory=dict)
-    reached: set[str] = field(default_factory=set)
-    scopes: list[nn.Module] = field(default_factory=list)
-
-
-class Looks:
-    """Places and grids of one watch.
-
-    Attributes:
-        plan: In a stream, what is known of batches of the current size.
-        learning: Whether that is being found out by the current batch.
-    """
-
-    def __init__(self, watcher: Watcher) -> None:
-        self.watcher = watcher
-        self.plan: Plan | None = None
-        self.learning = False
-        self._plans: dict[torch.Size, Plan] = {}
-        self._changing: set[torch.Size] = set()
+    def __init__(self, stack: CallStack, windows: Cuts) -> None:
+        self.maps: set[Grid] = set()
+        self._stack, self._windows = stack, windows
+        self._sizes: dict[torch.Size, dict[Any, Any]] = {}
+        self._known: dict[Any, Any] | None = None
         self._batch: int | None = None
         self._counts: Counter[Any] = Counter()
-        self._innermost = ""
 
-    def begin(self, batch: torch.Size) -> list[nn.Module] | None:
-        """A stream's next batch: within which modules to look; None if it has to be learned."""
+    def begin(self, batch: torch.Size) -> bool:
+        """Begin a stream's next batch; whether it is the first of its size."""
         self._batch, size = batch[0], batch[1:]
-        if size in self._changing:
-            self.plan, self.learning = None, False
-            return None
-        self.learning = size not in self._plans
-        self.plan = self._plans.setdefault(size, Plan())
-        return None if self.learning else self.plan.scopes
+        first = size not in self._sizes
+        self._known = self._sizes.setdefault(size, {})
+        return first
 
-    def mistrust(self, batch: torch.Size) -> None:
-        """What a model does with batches of this size depends on more than their size."""
-        self._changing.add(batch[1:])
+    def at(self, where: Place, queries: int, keys: int, width: int | None = None) -> Scope:
+        """The scope of the current op, or of the function that made its operand.
 
-    def learned(self) -> None:
-        """The places and grids of batches of this size are those of the pass just seen."""
-        assert self.plan is not None  # a batch has begun
-        names = self.plan.reached
-        self.plan.scopes = [
-            self.watcher.modules[name]
-            for name in sorted(names)
-            if not any(name != other and _within(name, other) for other in names)
-        ]
+        Args:
+            where: The place of either.
+            queries: How many queries there are.
+            keys: How many keys; 0 for a gate.
+            width: The width of queries and keys, where it is known.
+        """
 
-    def at(
-        self,
-        where: Place,
-        queries: int,
-        keys: int,
-        squash: Squash | None = None,
-        width: int | None = None,
-    ) -> Look:
-        """Who runs the current op, or ran the function it is about."""
-        key = (where.name, where.source, queries, keys)
-        if self.plan is not None and not self.learning:
-            known: Look | None = self.plan.known.get(self._counted(key))
-            if known is not None:
-                return known._replace(shape=self._of_batch(known.shape))
-        calls = self.watcher.calls(ends=not keys)
-        name, module = self._named(where, calls)
-        maps = self.watcher.maps
-        look = Look(name, module, geometry(calls, queries, keys, maps=maps, width=width))
-        if self.plan is not None and self.learning:
-            self._innermost = _common(calls, squash)
-            self.plan.known[self._counted(key)] = look
-        return look
+        def find() -> Scope:
+            calls = self._stack.calls(ends=not keys)
+            name, module = self._named(where, calls)
+            return Scope(name, module, geometry(calls, queries, keys, maps=self.maps, width=width))
 
-    def chosen(self) -> None:
-        """What was looked at last is to be kept: remember where it was computed."""
-        if self.plan is not None and self.learning:
-            self.plan.reached.add(self._innermost)
+        scope: Scope = self._once((where.name, where.source, queries, keys), find)
+        if self._batch is None or scope.shape.images is None:
+            return scope
+        return scope._replace(shape=replace(scope.shape, images=self._batch))
 
     def windowed(self, record: Record, sizes: Sequence[int], images: int | None) -> Record:
         """The record with its windows, where as many were cut as its weights have."""
@@ -122,8 +76,7 @@ class Looks:
         if images is None or b == images or q > k or (k - q > 1 and q > 1):
             return record
         key = ("windows", record.name, record.source, b // images, q, k)
-        cuts = self.watcher.windows
-        windows: Windows | None = self._once(key, lambda: cuts.around(b, k))
+        windows: Windows | None = self._once(key, lambda: self._windows.around(b, k))
         if windows is None or b != images * windows.count:
             return record
         prefix = k - windows.size[0] * windows.size[1]
@@ -132,55 +85,34 @@ class Looks:
             record, windows=windows, query_grid=query, key_grid=windows.size, prefix=prefix
         )
 
-    def cut(self, look: Look, where: Place, total: int, k: int) -> bool:
+    def cut(self, scope: Scope, where: Place, total: int, k: int) -> bool:
         """Whether an operand's leading axis is exactly the windows of all images."""
-        images = look.shape.images
+        images = scope.shape.images
         if not images or total == images:
             return False
-        key = ("cut", look.name, where.source, total // images, k)
-        return bool(self._once(key, lambda: self.watcher.windows.find(total, k) is not None))
+        key = ("cut", scope.name, where.source, total // images, k)
+        return bool(self._once(key, lambda: self._windows.find(total, k) is not None))
 
     def finish(self) -> None:
         """A forward pass has ended."""
         self._counts.clear()
-        self.watcher.maps.clear()
+        self.maps.clear()
 
-    def _once(self, key: tuple[Any, ...], find: Any) -> Any:
-        if self.plan is None:
+    def _once(self, key: tuple[Any, ...], find: Callable[[], Any]) -> Any:
+        """What `find` returns; in a stream, what it returned for another batch of this size."""
+        if self._known is None:
             return find()
-        counted = self._counted(key)
-        if self.learning:
-            self.plan.known[counted] = find()
-        return self.plan.known.get(counted)
-
-    def _counted(self, key: tuple[Any, ...]) -> tuple[Any, ...]:
         self._counts[key] += 1
-        return (*key, self._counts[key])
-
-    def _of_batch(self, shape: Geometry) -> Geometry:
-        if shape.images is None or self._batch is None:
-            return shape
-        return replace(shape, images=self._batch)
+        counted = (*key, self._counts[key])
+        if counted not in self._known:
+            self._known[counted] = find()
+        return self._known[counted]
 
     def _named(self, where: Place, calls: list[Call]) -> tuple[str, nn.Module]:
-        """The module that attends: an activation's own module lends its parent's name."""
+        """The module that attends; for a softmax that is a module of its own, the one around it."""
         module = where.module
         plain = not module._modules and not module._parameters
         if not plain or not where.name or (calls and calls[0].module is module):
             return where.name, module
         parent = where.name.rpartition(".")[0]
-        return parent, self.watcher.modules[parent]
-
-
-def _within(name: str, other: str) -> bool:
-    """Whether a module lies inside another one, by their dotted names."""
-    return not other or name.startswith(f"{other}.")
-
-
-def _common(calls: list[Call], squash: Squash | None) -> str:
-    """The innermost module that ran from the logits to the product."""
-    running = [call.name for call in calls]
-    for earlier in [] if squash is None else [squash.running, squash.scores_running]:
-        if earlier is not None:
-            running = [name for name in running if name in earlier]
-    return running[0] if running else ""
+        return parent, self._stack.modules[parent]

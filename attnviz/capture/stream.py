@@ -1,27 +1,25 @@
 """`stream`: a whole data set through a watched model, in the memory of one batch.
 
-The first batch is watched op by op, and the first of each other size of image. It tells in which
-modules attention and gates are computed; from then on only these are watched, and everything else
-runs as if nobody looked. Where all that is kept is the very result of a softmax or of a gate's
-function, batches of the same shape are looked at there alone.
+Every batch is watched op by op. The first batch of each size of image shows the modules and grids
+of attention and gates, which are looked up for the batches after it.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attnviz.capture.capture import Capture
+from attnviz.capture.compiler import uncompiled
 from attnviz.capture.dispatch import Watcher
 from attnviz.capture.nothing_seen import check
 from attnviz.capture.options import Choice
-from attnviz.capture.trail import Trail
-from attnviz.capture.watch import eager, read_options
+from attnviz.capture.session import Session
+from attnviz.capture.watch import check_model, read_options
 from attnviz.errors import InputError
 from attnviz.progress import tracked
 
@@ -45,10 +43,6 @@ def stream(
     The model runs under `torch.no_grad()`, in the mode it is in. Its outputs are in `seen.output`,
     and the loader's own item, labels and all, in `seen.batch`.
 
-    Where weights and gates are what a softmax or a gate's function returned, a model in eval mode
-    that takes another path than on the first batch is noticed: it runs on that batch once more, and
-    is watched op by op from then on. Elsewhere it is expected to attend in the same modules.
-
     Args:
         model: Any module.
         loader: Batches of images, or tuples or mappings that hold them first.
@@ -68,102 +62,48 @@ def stream(
 
     Raises:
         NothingSeenError: The first batch of a size showed neither attention nor gates.
-        InputError: A batch without a tensor.
+        InputError: A model that is no module, or a batch without a tensor.
     """
+    check_model("stream", model)
     options = read_options(where, heads, to, dtype, reduce, edit, False, features, False)
     shown = sys.stderr.isatty() if progress is None else progress
     target = torch.device(device) if device is not None else _device(model)
-    watcher = Watcher(model, options, Capture())
-    trails: dict[torch.Size, Trail] = {}
+    session = Session(model, options, Capture())
+    watcher = Watcher(session)
     torch.clear_autocast_cache()
     try:
         for batch in tracked(loader, label="watch", unit="batches", shown=shown):
             images = _images(batch).to(target)
-            with eager(), torch.no_grad():
-                seen = _followed(watcher, trails, images)
-                if seen is None:
-                    seen = _met(watcher, trails, images)
+            seen = _watched(watcher, session, images)
             seen.batch = batch
-            watcher.recorder.keeper.seen = Capture()
+            session.collector.seen = Capture()
             yield images, seen
             del images, seen, batch  # the next batch needs the memory
     finally:
         watcher.close()
 
 
-def _followed(
-    watcher: Watcher, trails: Mapping[torch.Size, Trail], images: Tensor
-) -> Capture | None:
-    """What is seen if the model does what it did before; None if not, or if that is not known."""
-    trail = trails.get(images.shape)
-    if trail is None or not trail.whole or not _is_repeatable(watcher):
-        return None
-    watcher.recorder.keeper.seen = seen = Capture()
-    with trail.followed(watcher.recorder.keeper):
-        seen.output = watcher.model(images)
-    if trail.whole:
-        return seen
-    watcher.recorder.looks.mistrust(images.shape)
-    return None
-
-
-def _met(watcher: Watcher, trails: dict[torch.Size, Trail], images: Tensor) -> Capture:
-    """What is seen by following the ops: of the whole model, or where something is known to be."""
-    watcher.recorder.keeper.seen = seen = Capture()
-    looks = watcher.recorder.looks
-    scopes = looks.begin(images.shape)
-    lays = images.shape not in trails and _is_repeatable(watcher)
-    trail = trails.setdefault(images.shape, Trail(watcher.names)) if lays else None
-    with (
-        nullcontext() if trail is None else trail.laid(watcher.recorder.keeper),
-        _watched(watcher, scopes),
-    ):
-        seen.output = watcher.model(images)
-        watcher.finish()
-    if looks.learning:
-        check(watcher, seen)
-        looks.learned()
-        watcher.trusted = True
+def _watched(watcher: Watcher, session: Session, images: Tensor) -> Capture:
+    """What is seen of one batch."""
+    session.collector.seen = seen = Capture()
+    first = session.scopes.begin(images.shape)
+    with uncompiled():
+        try:
+            seen.output = _run(watcher, session, images)
+        finally:
+            watcher.__exit__()  # again: an interrupt may have kept the first one from it
+    if first:
+        check(session, seen)
+        session.recorder.trusted = True
     return seen
 
 
-def _is_repeatable(watcher: Watcher) -> bool:
-    """Whether a batch may run twice, and records hold nothing but weights and gates."""
-    options = watcher.options
-    return not (
-        options.edit or options.features or options.operands
-        or any(module.training for module in watcher.modules.values())
-    )  # fmt: skip
-
-
-@contextmanager
-def _watched(watcher: Watcher, scopes: Sequence[nn.Module] | None) -> Iterator[None]:
-    """Watch the whole model, or only while some of its modules run."""
-    if scopes is None:
-        with watcher:
-            yield
-        return
-    own: list[tuple[nn.Module, Any]] = []  # other libraries put a forward of theirs there, too
-    try:
-        for module in scopes:
-            own.append((module, module.__dict__.get("forward")))
-            module.__dict__["forward"] = _entered(watcher, module.forward)
-        yield
-    finally:
-        for module, forward in own:
-            module.__dict__["forward"] = forward
-            if forward is None:
-                del module.__dict__["forward"]
-
-
-def _entered(watcher: Watcher, forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A module's forward, watched. No hook: hooks switch fast paths off."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with nullcontext() if watcher.on else watcher:  # a module may run within itself
-            return forward(*args, **kwargs)
-
-    return run
+@torch.no_grad()
+def _run(watcher: Watcher, session: Session, images: Tensor) -> Any:
+    with watcher:
+        out = session.model(images)
+        session.finish()
+    return out
 
 
 def _device(model: nn.Module) -> torch.device:

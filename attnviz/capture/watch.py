@@ -1,25 +1,23 @@
-"""`watch`: look into any model while it runs, without changing it."""
+"""`watch`: the attention and the gates of a model, while it runs."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from attnviz.capture.capture import Capture
+from attnviz.capture.compiler import uncompiled
 from attnviz.capture.dispatch import Watcher
 from attnviz.capture.edits import read_edits
 from attnviz.capture.nothing_seen import check
-from attnviz.capture.op_mode import hide_from_compiler
 from attnviz.capture.options import Choice, Options
 from attnviz.capture.reductions import read_reductions
+from attnviz.capture.session import Session
 from attnviz.errors import InputError
-
-_COMPILERS = ("torch._dynamo", "torch.nn.attention.flex_attention")
 
 
 @contextmanager
@@ -37,11 +35,13 @@ def watch(
     operands: bool = False,
     empty: bool = False,
 ) -> Iterator[Capture]:
-    """See every attention map and every gate that a model computes within the block.
+    """Record every attention map and every gate that a model computes within the block.
 
-    The model is not changed: no hook is registered, its output keeps every bit, and whatever was
-    switched on is off again when the block ends, however it ends. Only this thread's forward
-    passes are seen, and only this model's.
+    The model is not changed: no hook is registered, and whatever was switched on is off again when
+    the block ends, however it ends. Outputs and gradients are bit-identical with gradients enabled
+    and under `torch.no_grad()`. Under `torch.inference_mode()` they agree to 1e-6: on some
+    processors torch computes a linear layer of a non-contiguous input differently while any
+    dispatch mode is on. Only this thread's forward passes are seen, and only this model's.
 
     Args:
         model: Any module, in the mode it is in.
@@ -67,23 +67,41 @@ def watch(
 
     Raises:
         NothingSeenError: The block ended, and nothing was seen.
-        InputError: An unknown reduction or edit, an edit that met nothing, or `reduce` together
-            with `keep_graph`.
+        InputError: A model that is no module, an unknown reduction or edit, an edit that met
+            nothing, or `reduce` together with `keep_graph`.
         UnsupportedError: An edit of something that holds no weights.
     """
+    check_model("watch", model)
     options = read_options(where, heads, to, dtype, reduce, edit, keep_graph, features, operands)
     seen = Capture()
-    watcher = Watcher(model, options, seen)
+    session = Session(model, options, seen)
+    watcher = Watcher(session)
     torch.clear_autocast_cache()  # a cast that is made anew is seen to come from a parameter
-    with eager():
+    with uncompiled():
         try:
-            with watcher:
-                yield seen
-            watcher.finish()
+            try:
+                with watcher:
+                    yield seen
+                session.finish()
+            finally:
+                watcher.close()
         finally:
-            watcher.close()
+            watcher.close()  # again: an interrupt may have kept the first one from it
     if not empty:
-        check(watcher, seen)
+        check(session, seen)
+
+
+def check_model(function: str, model: object) -> None:
+    """Check that a model is a module.
+
+    Raises:
+        InputError: It is not.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"{function}: expected a model (torch.nn.Module), got {type(model).__name__}; "
+            "wrap a function in a module whose forward calls it"
+        )
 
 
 def read_options(
@@ -117,12 +135,3 @@ def read_options(
         features,
         operands,
     )
-
-
-def eager() -> AbstractContextManager[Any]:
-    """Compiled code runs as it was written while it is watched; modes cannot see into it."""
-    if not any(name in sys.modules for name in _COMPILERS):
-        return nullcontext()  # nothing is compiled, or will be
-    hide_from_compiler()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance

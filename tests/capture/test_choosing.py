@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attnviz.capture import Capture, watch
 from attnviz.errors import InputError, NothingSeenError
@@ -130,6 +132,21 @@ def test_a_plain_network_raises_with_what_was_looked_for_and_the_remedy() -> Non
     message = str(caught.value)
     for part in ("Sequential ran", "looked for softmax weights", "attnviz.attribute"):
         assert part in message
+
+
+@pytest.mark.parametrize("kind", ["meta", "FakeTensor"])
+def test_tensors_without_values_hold_nothing_to_see(kind: str) -> None:
+    around: Any = FakeTensorMode() if kind == "FakeTensor" else torch.device("meta")
+    with around:
+        model, x = nets.around(nets.Attention(nets.fused)), torch.randn(2, 3, 16, 24)
+        with torch.no_grad(), watch(model, empty=True) as seen:
+            assert model(x).shape == (2, 2)
+        assert not len(seen)
+        with (
+            pytest.raises(NothingSeenError, match=f"whose values cannot be read: {kind}; watch it"),
+            watch(model),
+        ):
+            model(x)
 
 
 def test_nothing_seen_names_the_nearest_candidates() -> None:

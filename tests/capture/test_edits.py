@@ -224,6 +224,8 @@ def test_weights_that_are_used_twice_are_one_call() -> None:
 
 def test_dropout_within_a_kernel_is_not_undone_either(monkeypatch: pytest.MonkeyPatch) -> None:
     real = fused_kernels.arguments  # no kernel of a CPU drops weights out
-    monkeypatch.setattr(kernels, "arguments", lambda *given: {**real(*given), "dropout_p": 0.5})
+    monkeypatch.setattr(
+        fused_kernels, "arguments", lambda *given: {**real(*given), "dropout_p": 0.5}
+    )
     with pytest.raises(UnsupportedError, match=r"edit of 'attn': dropout follows .*model.eval"):
         logits(nets.around(nets.Attention(nets.fused)), "uniform")

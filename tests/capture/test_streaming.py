@@ -68,18 +68,6 @@ def test_every_batch_is_as_if_it_were_watched_alone(name: str) -> None:
     assert count == 6
 
 
-def test_the_first_batch_tells_where_to_look() -> None:
-    model = nets.around(Both())
-    stem = model.get_submodule("stem")
-    depth: list[int] = []
-    stem.register_forward_hook(
-        lambda *_: depth.append(op_mode.watches())  # type: ignore[func-returns-value]
-    )
-    for _ in stream(model, [nets.images()] * 3, reduce="received"):
-        pass
-    assert depth == [1, 0, 0]  # the stem holds nothing to see
-
-
 def test_fast_paths_stay_fast() -> None:
     encoder = nn.TransformerEncoder(layer(), 2, enable_nested_tensor=False).eval()
     with torch.no_grad():
@@ -151,7 +139,7 @@ def test_everything_is_back_when_a_stream_is_left_early() -> None:
     leave()
     gc.collect()
     assert all("forward" not in vars(module) for module in model.modules())
-    assert op_mode.watches() == 0
+    assert op_mode.modes() == []
 
     class Late(nn.Module):
         calls = 0
@@ -166,7 +154,7 @@ def test_everything_is_back_when_a_stream_is_left_early() -> None:
     with pytest.raises(KeyboardInterrupt):
         list(stream(model, [nets.images()] * 5, reduce=None))
     assert all("forward" not in vars(module) for module in model.modules())
-    assert op_mode.watches() == 0
+    assert op_mode.modes() == []
 
 
 def test_a_model_without_attention_says_so_at_the_first_batch() -> None:
@@ -231,3 +219,38 @@ def test_images_of_another_size_are_learned_anew() -> None:
             assert one.windows is not None
             assert other.windows is not None
             assert torch.equal(one.windows.cells, other.windows.cells)
+
+
+class Either(nn.Module):
+    """One of two attentions, both or none, by what the batch holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nets.Attention(), nets.Attention()
+        self.calls = 0
+        self.path: tuple[str, ...] = ("one",)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        for name in self.path:
+            x = self.get_submodule(name)(x)
+        return x
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_model_that_takes_another_path_is_seen_on_it_and_never_runs_twice(
+    training: bool,
+) -> None:
+    model = nets.around(Either()).train(training)
+    inner = model.get_submodule("attn")
+    assert isinstance(inner, Either)
+    paths: list[tuple[str, ...]] = [("one",), ("other",), ("one", "other"), (), ("one", "one")]
+    inner.path = paths[0]
+    names = []
+    for i, (_, seen) in enumerate(stream(model, [nets.images()] * 5, reduce=None)):
+        names.append(list(seen))
+        inner.path = paths[min(i + 1, 4)]
+    assert names == [
+        ["attn.one"], ["attn.other"], ["attn.one", "attn.other"], [], ["attn.one#0", "attn.one#1"],
+    ]  # fmt: skip
+    assert inner.calls == 5

@@ -34,15 +34,6 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 }
 
 
-@pytest.fixture(params=["key", "mode"], autouse=True)
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How a watch is called: as this torch allows, and as any torch does."""
-    if request.param == "mode":
-        monkeypatch.setattr(interception, "_key_is_ours", lambda: False)
-    way: str = request.param
-    return way
-
-
 class SelfAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -85,6 +76,7 @@ def of(model: nn.Module) -> list[object]:
 def test_outputs_are_bit_identical_and_everything_is_as_it_was(
     name: str, training: bool, context: str
 ) -> None:
+    """Under `inference_mode` to 1e-6: on some processors torch itself computes other bits then."""
     model, x = MODELS[name]()
     model.train(training)
     if context == "double":
@@ -106,7 +98,10 @@ def test_outputs_are_bit_identical_and_everything_is_as_it_was(
         torch.manual_seed(0)
         assert state() == before
         assert of(model) == known
-    assert torch.equal(plain, again)
+    if context == "inference":
+        torch.testing.assert_close(again, plain, rtol=1e-6, atol=1e-6)
+    else:
+        assert torch.equal(plain, again)
     assert plain.dtype == again.dtype
     assert plain.requires_grad == again.requires_grad
     for record in seen.attention.values():
@@ -422,18 +417,6 @@ def test_what_a_parameter_of_its_own_class_computes_is_no_attention() -> None:
     assert not len(seen)
 
 
-def test_views_are_left_to_torch_where_it_allows(way: str) -> None:
-    names: list[str] = []
-    known = torch._C._parse_dispatch_key("Fake")  # type: ignore[attr-defined]  # no stub upstream
-    above = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.Python)
-    with op_mode.interceptor(lambda f, a, k: (names.append(str(f)), f(*a, **k))[1],
-                                  plain=True):  # fmt: skip
-        torch.ones(2, 3).view(6).sum()
-    expected = ["aten.ones.default", "aten.sum.default"]
-    assert [name for name in names if "view" not in name] == expected
-    assert (names == expected) == (way == "key" and above.has(known))
-
-
 def test_an_interrupt_at_any_line_leaves_no_watch_on() -> None:
     """Ctrl-C may come between any two lines; here it comes at every seventh of ours."""
     model, x = MODELS["plain"]()
@@ -452,7 +435,7 @@ def test_an_interrupt_at_any_line_leaves_no_watch_on() -> None:
                     sys.settrace(tracer)
         except KeyboardInterrupt:
             stopped = True
-        assert op_mode.watches() == 0
+        assert op_mode.modes() == []
         assert state() == before
     assert number > 700
 

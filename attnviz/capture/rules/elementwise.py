@@ -3,44 +3,84 @@
 from __future__ import annotations
 
 from math import isclose, nan
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from attnviz.capture.provenance import Tag
-from attnviz.capture.rules.activations import normalised, squashed
-from attnviz.capture.rules.copies import carry, outer
-
-if TYPE_CHECKING:
-    from attnviz.capture.dispatch import Watcher
-
-aten = torch.ops.aten
+from attnviz.capture.registry import rule
+from attnviz.capture.rules.copies import WEIGHTS, first_tagged
+from attnviz.capture.session import Session
 
 _OWN = ("gate", "softmax", "scores", "parameter", "weighted")
 
 
-def multiply(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+@rule("aten.mul.Tensor", "aten.mul_.Tensor")
+def multiply(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """A number scales; a gate meets features; a mask or dropout meets weights."""
     x, y = args[0], args[1]
     if not isinstance(y, Tensor) or not isinstance(x, Tensor) or not x.dim() or not y.dim():
-        return scale(watcher, func, args, kwargs)
-    tags = watcher.tags.get(x), watcher.tags.get(y)
+        return scale(session, func, args, kwargs)
+    tags = session.tags.get(x), session.tags.get(y)
     if tags == (None, None):
         out = func(*args, **kwargs)
-        outer(watcher, args, out)
+        _outer(session, args, out)
         return out
     for side, tag in enumerate(tags):
         if tag is not None and tag.kind in ("gate", "softmax"):
-            spans = _spans(watcher, args[side], args[1 - side], tag, tags[1 - side])
+            spans = _spans(session, args[side], args[1 - side], tag, tags[1 - side])
             if spans is not None:
-                return _gated(watcher, func, args, kwargs, side, tag, spans)
+                return _gated(session, func, args, kwargs, side, tag, spans)
     out = func(*args, **kwargs)
-    _kept(watcher, args, tags, out)
+    _kept(session, args, tags, out)
     return out
 
 
-def _kept(watcher: Watcher, args: Any, tags: tuple[Tag | None, Tag | None], out: Tensor) -> None:
+@rule(
+    "aten.add.Tensor", "aten.add_.Tensor", "aten.sub.Tensor", "aten.sub_.Tensor",
+    "aten.add.Scalar", "aten.sub.Scalar",
+)  # fmt: skip
+def add(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
+    """Logits keep their name under a bias or mask, weights and gates under a number."""
+    tag, source, rest = first_tagged(session, args)
+    out = func(*args, **kwargs)
+    if not isinstance(out, Tensor) or out.dim() < 1:
+        return out
+    if tag is None:
+        _outer(session, args, out)
+    elif tag.kind == "parameter" or tag.kind == "clip":
+        session.tags.carry(tag, source, out)
+    elif tag.kind == "scores":
+        alike = rest is not None and not session.is_parameter(rest) and rest.shape == out.shape
+        session.tags.carry(tag, source, out, mixed=tag.mixed or alike)
+    elif tag.kind in WEIGHTS and source.shape == out.shape:
+        if rest is None or rest.dim() == 0 or _weighs(session, rest):
+            session.tags.carry(tag, source, out)
+    elif tag.kind == "gate" and rest is not None and _weighs(session, rest):
+        session.tags.carry(tag, source, out)
+    return out
+
+
+def _weighs(session: Session, x: Tensor) -> bool:
+    tag = session.tags.get(x)
+    return tag is not None and tag.kind in ("softmax", "gate", "parameter")
+
+
+def _outer(session: Session, args: Any, out: Tensor) -> None:
+    """Tag what two broadcast tensors were combined to: each spans axes that the other lacks."""
+    if len(args) < 2 or not isinstance(args[1], Tensor) or not isinstance(args[0], Tensor):
+        return
+    x, y = args[0], args[1]
+    if out.dim() < 4 or x.dim() != out.dim() or y.dim() != out.dim():
+        return
+    if x.shape == out.shape and 0 not in x.stride():
+        return
+    if y.shape == out.shape and 0 not in y.stride():
+        return
+    session.tags.put(out, Tag("outer"))
+
+
+def _kept(session: Session, args: Any, tags: tuple[Tag | None, Tag | None], out: Tensor) -> None:
     """Weights times a mask, a bias or dropout are still these weights."""
     for side, tag in enumerate(tags):
         if tag is None or tag.kind not in ("softmax", "scores", "gate", "parameter"):
@@ -48,7 +88,7 @@ def _kept(watcher: Watcher, args: Any, tags: tuple[Tag | None, Tag | None], out:
         other, known = args[1 - side], tags[1 - side]
         if tag.kind == "parameter":
             if known is not None and known.kind == "parameter":
-                watcher.tags.put(out, tag)
+                session.tags.put(out, tag)
             continue
         if out.shape != args[side].shape:
             continue
@@ -56,25 +96,25 @@ def _kept(watcher: Watcher, args: Any, tags: tuple[Tag | None, Tag | None], out:
             if tag.squash is not None:
                 tag.squash.used = True
             if known is not None and known.kind in ("gate", "parameter"):
-                carry(watcher, tag, args[side], out)
+                session.tags.carry(tag, args[side], out)
             return
         if known is not None and known.kind == "dropout":
             raw = args[side] if tag.raw is None else tag.raw
-            carry(watcher, tag, args[side], out, raw=raw)
-        elif watcher.is_parameter(other) or other.shape != out.shape:
-            carry(watcher, tag, args[side], out, factor=nan)
+            session.tags.carry(tag, args[side], out, raw=raw)
+        elif session.is_parameter(other) or other.shape != out.shape:
+            session.tags.carry(tag, args[side], out, factor=nan)
         else:
-            carry(watcher, tag, args[side], out)
+            session.tags.carry(tag, args[side], out)
         return
 
 
 def _spans(
-    watcher: Watcher, gate: Tensor, other: Tensor, tag: Tag, known: Tag | None
+    session: Session, gate: Tensor, other: Tensor, tag: Tag, known: Tag | None
 ) -> list[int] | None:
     """The axes along which a gate is repeated over a larger tensor of data, None if it is not."""
     if known is not None and known.kind in _OWN:
         return None
-    if other.dim() < 3 or gate.dim() > other.dim() or watcher.is_parameter(other):
+    if other.dim() < 3 or gate.dim() > other.dim() or session.is_parameter(other):
         return None
     axes = repeated(gate, other)
     if axes:
@@ -95,40 +135,46 @@ def repeated(gate: Tensor, other: Tensor) -> list[int]:
 
 
 def _gated(
-    watcher: Watcher, func: Any, args: Any, kwargs: Any, side: int, tag: Tag, spans: list[int]
+    session: Session, func: Any, args: Any, kwargs: Any, side: int, tag: Tag, spans: list[int]
 ) -> Any:
     gate, other = args[side], args[1 - side]
-    written = func is aten.mul_.Tensor and watcher.options.features
+    written = str(func) == "aten.mul_.Tensor" and session.options.features
     kept = other.clone() if written else other
-    replaced, weighted = watcher.recorder.gate(tag, gate, kept, spans)
+    replaced, weighted = session.gates.gate(tag, gate, kept, spans)
     if replaced is not None:
         args = (replaced, other) if side == 0 else (other, replaced)
     out = func(*args, **kwargs)
     if replaced is not None:
-        watcher.recorder.guard(out)
+        session.recorder.guard(out)
     if weighted is not None:
-        watcher.tags.put(out, weighted.on(out, None))
+        session.tags.put(out, weighted.on(out, None))
     return out
 
 
-def scale(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+@rule("aten.mul.Scalar", "aten.mul_.Scalar")
+def scale(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """Remember by which number queries, logits or weights were multiplied."""
+    return _scaled(session, func, args, kwargs, inverse=False)
+
+
+def _scaled(session: Session, func: Any, args: Any, kwargs: Any, *, inverse: bool) -> Any:
     x, by = args[0], args[1]
-    tag = watcher.tags.get(x) if isinstance(x, Tensor) else None
+    tag = session.tags.get(x) if isinstance(x, Tensor) else None
     out = func(*args, **kwargs)
     if not isinstance(x, Tensor) or not x.dim():
         return out
-    number = _number(by)
-    factor = (1 / number if number else nan) if func in _DIVISIONS else number
+    factor = _number(by)
+    if inverse:
+        factor = 1 / factor if factor else nan
     if tag is None:
         if out.dim() > 1 and factor == factor:
-            watcher.tags.put(out, Tag("factor", factor=factor, extra=out is not x))
+            session.tags.put(out, Tag("factor", factor=factor, extra=out is not x))
     elif tag.kind == "clip" and isclose(factor, 1 / 6, rel_tol=1e-3):
-        squashed(watcher, out, "hardsigmoid", tag)
+        session.gate(out, "hardsigmoid", tag)
     elif tag.kind == "factor":
-        watcher.tags.put(out, Tag("factor", factor=tag.factor * factor, extra=out is not x))
+        session.tags.put(out, Tag("factor", factor=tag.factor * factor, extra=out is not x))
     elif tag.kind == "dropout" or tag.kind in ("softmax", "gate", "scores", "parameter", "clip"):
-        carry(watcher, tag, x, out, factor=tag.factor * factor)
+        session.tags.carry(tag, x, out, factor=tag.factor * factor)
     return out
 
 
@@ -138,70 +184,59 @@ def _number(by: Any) -> float:
     return float(by) if by.device.type == "cpu" and by.numel() == 1 else nan
 
 
-def divide(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+@rule("aten.div.Tensor", "aten.div_.Tensor", "aten.div.Scalar", "aten.div_.Scalar")
+def divide(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """A number scales; weights divided by their own sum are still weights."""
     x, y = args[0], args[1]
     if not isinstance(y, Tensor) or not isinstance(x, Tensor) or not x.dim() or not y.dim():
-        return scale(watcher, func, args, kwargs)
-    tag, total = watcher.tags.get(x), watcher.tags.get(y)
+        return _scaled(session, func, args, kwargs, inverse=True)
+    tag, total = session.tags.get(x), session.tags.get(y)
     out = func(*args, **kwargs)
     if tag is None:
         return out
     if tag.kind == "exp" and total is not None and total.kind == "total":
         axis = total.extra
         if axis is not None and axis < out.dim():
-            normalised(watcher, out, axis, tag.extra)
+            session.softmax(out, axis, tag.extra)
     elif tag.kind in ("softmax", "scores", "parameter") and out.shape == x.shape:
         known = total is not None and total.kind == "parameter"
         if tag.kind != "parameter" or known:
-            carry(watcher, tag, x, out)
+            session.tags.carry(tag, x, out)
     return out
 
 
-def reduce(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+@rule("aten.sum.dim_IntList")
+def reduce(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """A sum over the weighted axis makes pooled attention; one over exponentials a softmax."""
     out = func(*args, **kwargs)
     x = args[0]
-    tag = watcher.tags.get(x)
+    tag = session.tags.get(x)
     if tag is None or tag.kind not in ("weighted", "exp"):
         return out
     dims = args[1] if len(args) > 1 and args[1] else range(x.dim())
     axes = {d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)}
     if tag.kind == "exp":
         if len(axes) == 1 and out.dim() == x.dim():
-            watcher.tags.put(out, Tag("total", extra=next(iter(axes))))
+            session.tags.put(out, Tag("total", extra=next(iter(axes))))
     elif x.shape == tag.shape:
-        watcher.recorder.pooled(tag, axes)
+        session.gates.pooled(tag, axes)
     return out
 
 
-def mask(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+@rule("aten.bernoulli_.float")
+def mask(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """Remember a dropout mask."""
     out = func(*args, **kwargs)
-    watcher.tags.put(out, Tag("dropout", tuple(out.shape), out.stride()))
+    session.tags.put(out, Tag("dropout", tuple(out.shape), out.stride()))
     return out
 
 
-def dropout(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+@rule("aten.native_dropout.default", "aten._fused_dropout.default")
+def dropout(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """Dropout as one op."""
     out = func(*args, **kwargs)
-    tag = watcher.tags.get(args[0])
+    tag = session.tags.get(args[0])
     if tag is not None and tag.kind in ("softmax", "gate"):
         raw = args[0] if tag.raw is None else tag.raw
-        carry(watcher, tag, args[0], out[0], raw=raw)
+        session.tags.carry(tag, args[0], out[0], raw=raw)
     return out
-
-
-_DIVISIONS = (aten.div.Tensor, aten.div_.Tensor, aten.div.Scalar, aten.div_.Scalar)
-
-RULES: dict[Any, Any] = {
-    aten.mul.Tensor: multiply,
-    aten.mul_.Tensor: multiply,
-    aten.mul.Scalar: scale,
-    aten.mul_.Scalar: scale,
-    **dict.fromkeys(_DIVISIONS, divide),
-    aten.sum.dim_IntList: reduce,
-    aten.bernoulli_.float: mask,
-    aten.native_dropout.default: dropout,
-    aten._fused_dropout.default: dropout,
-}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,14 +11,19 @@ from torch.nn import functional as F
 
 from attnviz.capture.fused_weights import Fused, grouped
 from attnviz.capture.op_mode import apart, as_called
-
-if TYPE_CHECKING:
-    from attnviz.capture.dispatch import Watcher
-
-aten = torch.ops.aten
+from attnviz.capture.registry import rule
+from attnviz.capture.session import Session
 
 
-def attention(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+@rule(
+    "aten._scaled_dot_product_flash_attention_for_cpu.default",
+    "aten._scaled_dot_product_flash_attention.default",
+    "aten._scaled_dot_product_efficient_attention.default",
+    "aten._scaled_dot_product_cudnn_attention.default",
+    "aten._scaled_dot_product_fused_attention_overrideable.default",
+    "aten._scaled_dot_product_attention_math_for_mps.default", nested=True,
+)  # fmt: skip
+def attention(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """`scaled_dot_product_attention`: let the kernel run, and read its arguments."""
     out = func(*args, **kwargs)
     given = arguments(func, args, kwargs)
@@ -34,36 +39,38 @@ def attention(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
         float(given.get("dropout_p") or 0.0),
     )
     more = out[1] if func._schema.returns[1].name in ("logsumexp", "log_sumexp") else None
-    replaced = watcher.recorder.fused(fused, out[0], more)
+    replaced = session.attention.fused(fused, out[0], more)
     if replaced is None:
         return out
-    watcher.recorder.guard(replaced)
+    session.recorder.guard(replaced)
     return (replaced, *out[1:])
 
 
-def multihead(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+@rule("aten._native_multi_head_attention.default", nested=True)
+def multihead(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """The fast path of `nn.MultiheadAttention`, projections included."""
-    out = _run(watcher, func, args, kwargs)
+    out = as_called(func, args, kwargs)  # it calls ops that autocast casts
     given = arguments(func, args, kwargs)
     if given["query"].is_nested:
-        watcher.recorder.unreadable("fast path", _NESTED)
+        session.attention.unreadable("fast path", _NESTED)
         return out
     fused = _projected(given, given["query"], given["key"], given["value"], given["num_head"])
 
     def finished(mixed: Tensor, rows: Any) -> Tensor:
         return F.linear(mixed, given["proj_weight"], given["proj_bias"])
 
-    replaced = watcher.recorder.projected(fused, out[0], finished)
+    replaced = session.attention.projected(fused, out[0], finished)
     return out if replaced is None else (replaced, *out[1:])
 
 
-def encoder_layer(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+@rule("aten._transformer_encoder_layer_fwd.default", nested=True)
+def encoder_layer(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """The fast path of `nn.TransformerEncoderLayer`, norms and feed-forward included."""
-    out: Tensor = _run(watcher, func, args, kwargs)
+    out: Tensor = as_called(func, args, kwargs)
     given = arguments(func, args, kwargs)
     src: Tensor = given["src"]
     if src.is_nested:
-        watcher.recorder.unreadable("fast path", _NESTED)
+        session.attention.unreadable("fast path", _NESTED)
         return out
     first, eps, width = given["norm_first"], given["eps"], (given["embed_dim"],)
 
@@ -83,7 +90,7 @@ def encoder_layer(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
         y = y + F.linear(z, given["ffn_weight_2"], given["ffn_bias_2"])
         return y if first else norm(y, 2)
 
-    replaced = watcher.recorder.projected(fused, out, finished)
+    replaced = session.attention.projected(fused, out, finished)
     return out if replaced is None else replaced
 
 
@@ -107,13 +114,14 @@ def _mask(given: dict[str, Any]) -> Tensor | None:
     return allowed[:, None, None, :] if given.get("mask_type") == 1 else allowed
 
 
-def flexible(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+@rule("flex_attention")
+def flexible(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """`flex_attention`: its own unfused mathematics say what its weights are."""
     out = func(*args, **kwargs)
     flex = import_module("torch._higher_order_ops.flex_attention")
     inner: Any = getattr(flex, "_math_attention_inner", None)
     if inner is None:
-        watcher.recorder.unreadable("flex_attention", "this torch keeps its scores to itself")
+        session.attention.unreadable("flex_attention", "this torch keeps its scores to itself")
         return out
     query, key, value = args[:3]
     _, scores = inner(query, grouped(key, query.shape[1]), grouped(value, query.shape[1]),
@@ -121,10 +129,10 @@ def flexible(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
     weights = torch.softmax(scores, -1).nan_to_num(0.0)
     scale = args[5] if len(args) > 5 else kwargs.get("scale")
     fused = Fused(query, key, value, scale=query.shape[-1] ** -0.5 if scale is None else scale)
-    replaced = watcher.recorder.fused(fused, out[0], None, weights)
+    replaced = session.attention.fused(fused, out[0], None, weights)
     if replaced is None:
         return out
-    watcher.recorder.guard(replaced)
+    session.recorder.guard(replaced)
     return (replaced, *out[1:])
 
 
@@ -137,23 +145,4 @@ def arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     return given
 
 
-def _run(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
-    # these kernels call ops that autocast would have cast
-    return as_called(func, args, kwargs) if watcher.masked else func(*args, **kwargs)
-
-
 _NESTED = "nested tensors: build the encoder with enable_nested_tensor=False to see their weights"
-_KERNELS = (
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention",
-    "_scaled_dot_product_fused_attention_overrideable",
-    "_scaled_dot_product_attention_math_for_mps",
-)
-
-RULES: dict[Any, Any] = {
-    **{getattr(aten, name).default: attention for name in _KERNELS if hasattr(aten, name)},
-    aten._native_multi_head_attention.default: multihead,
-    aten._transformer_encoder_layer_fwd.default: encoder_layer,
-}

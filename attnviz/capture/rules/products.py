@@ -2,64 +2,62 @@
 
 from __future__ import annotations
 
-from math import nan
-from typing import TYPE_CHECKING, Any
+from math import nan, prod
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from attnviz.capture.provenance import Scores, Tag
-
-if TYPE_CHECKING:
-    from attnviz.capture.dispatch import Watcher
-
-aten = torch.ops.aten
+from attnviz.capture.registry import rule
+from attnviz.capture.session import Session
 
 
-def bmm(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+@rule("aten.bmm.default", "aten.mm.default")
+def bmm(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """`(n, i, j) @ (n, j, k)`, and `(i, j) @ (j, k)`."""
-    return _product(watcher, func, args, kwargs, 0, 1)
+    return _product(session, func, args, kwargs, 0, 1)
 
 
-def baddbmm(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+@rule("aten.baddbmm.default", "aten.addmm.default")
+def baddbmm(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """`β · input + α · (n, i, j) @ (n, j, k)`, and the same with two axes."""
-    return _product(watcher, func, args, kwargs, 1, 2)
+    return _product(session, func, args, kwargs, 1, 2)
 
 
-def _product(watcher: Watcher, func: Any, args: Any, kwargs: Any, i: int, j: int) -> Any:
+def _product(session: Session, func: Any, args: Any, kwargs: Any, i: int, j: int) -> Any:
     left, right = args[i], args[j]
-    tags = watcher.tags.get(left), watcher.tags.get(right)
+    tags = session.tags.get(left), session.tags.get(right)
     if left.dim() == 2 and tags == (None, None):
         # a linear layer, as a rule: its weight was made or exchanged since the watch began
-        watcher.know_parameters()
-        tags = watcher.tags.get(left), watcher.tags.get(right)
+        session.know_parameters()
+        tags = session.tags.get(left), session.tags.get(right)
     parameters = _fixed(tags[0]), _fixed(tags[1])
     if any(parameters):
         out = func(*args, **kwargs)
-        _mixed(watcher, left, right, parameters, out)
-        if left.dim() == 3 and len(left) > 1 and watcher.tags.get(out) is None:
+        _mixed(session, left, right, parameters, out)
+        if left.dim() == 3 and len(left) > 1 and session.tags.get(out) is None:
             # learned queries meet keys; or experts their input, which no softmax over keys follows
-            _scored(watcher, left, right, (None, None), out, nan, mixed=True)
+            _scored(session, left, right, (None, None), out, nan, mixed=True)
         return out
     side = _weights(left, right, tags)
     if side is None:
         out = func(*args, **kwargs)
-        _scored(watcher, left, right, tags, out, float(kwargs.get("alpha", 1.0)))
+        _scored(session, left, right, tags, out, float(kwargs.get("alpha", 1.0)))
         return out
     operand, tag, known = (left, right)[side], tags[side], tags[1 - side]
     assert tag is not None  # or it would be no weights
     query, key = operand.dim() - 2 + side, operand.dim() - 1 - side
     if tag.kind == "scores":
-        replaced = watcher.recorder.linear(tag, operand, query, key)
+        replaced = session.attention.linear(tag, operand, query, key)
     else:
-        replaced = watcher.recorder.attention(tag, operand, query, key, known)
+        replaced = session.attention.product(tag, operand, query, key, known)
     if replaced is not None:
         number = (i, j)[side]
         args = (*args[:number], replaced, *args[number + 1 :])
     out = func(*args, **kwargs)
-    watcher.tags.put(out, Tag("context"))
+    session.tags.put(out, Tag("context"))
     if replaced is not None:
-        watcher.recorder.guard(out)
+        session.recorder.guard(out)
     return out
 
 
@@ -92,11 +90,11 @@ def _weights(left: Tensor, right: Tensor, tags: tuple[Tag | None, Tag | None]) -
 
 
 def _mixed(
-    watcher: Watcher, left: Tensor, right: Tensor, parameters: tuple[bool, bool], out: Tensor
+    session: Session, left: Tensor, right: Tensor, parameters: tuple[bool, bool], out: Tensor
 ) -> None:
     """A linear layer over the heads keeps the softmax's axis, and makes new heads."""
     x, contracted = (right, right.dim() - 2) if parameters[0] else (left, left.dim() - 1)
-    tag = watcher.tags.get(x)
+    tag = session.tags.get(x)
     if tag is None or tag.kind not in ("softmax", "scores"):
         return
     size, stride = x.shape[contracted], x.stride(contracted)
@@ -107,10 +105,10 @@ def _mixed(
     made = out.shape[-2] if parameters[0] else out.shape[-1]
     order = [-1, *rest] if parameters[0] else [*rest, -1]
     shape = tuple(made if a < 0 else tag.shape[a] for a in order)
-    if torch.Size(shape).numel() == out.numel() and out.is_contiguous():
+    if prod(shape) == out.numel() and out.is_contiguous():
         axis = None if tag.axis is None else order.index(tag.axis)
         stride_ = _strides(shape)
-        watcher.tags.put(out, Tag(tag.kind, shape, stride_, axis, tag.squash, tag.scores,
+        session.tags.put(out, Tag(tag.kind, shape, stride_, axis, tag.squash, tag.scores,
                                   tag.factor, None, True))  # fmt: skip
 
 
@@ -123,7 +121,7 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _scored(
-    watcher: Watcher,
+    session: Session,
     left: Tensor,
     right: Tensor,
     tags: tuple[Tag | None, Tag | None],
@@ -138,22 +136,13 @@ def _scored(
         if tag is not None and tag.kind == "factor":
             whole = operand.numel() * operand.element_size() == operand.untyped_storage().nbytes()
             scale *= tag.factor if whole or tag.extra else nan
-    keep = watcher.options.operands
+    keep = session.options.operands
     scores = Scores(
         left if keep else None,
         right.transpose(-2, -1) if keep else None,
         scale,
         left.shape[-1],
         tuple(out.shape),
-        watcher.running(),
     )
     made = Tag("scores", tuple(out.shape), out.stride(), None, None, scores, mixed=mixed)
-    watcher.tags.put(out, made)
-
-
-RULES: dict[Any, Any] = {
-    aten.bmm.default: bmm,
-    aten.baddbmm.default: baddbmm,
-    aten.mm.default: bmm,
-    aten.addmm.default: baddbmm,
-}
+    session.tags.put(out, made)

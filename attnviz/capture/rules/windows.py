@@ -1,132 +1,37 @@
-"""Windows: where the tokens of windowed attention lie on the image.
-
-A model cuts windows by a copy from `(b, rows, columns, h, w, c)`, six axes in another order than
-they lie in memory. Their strides say, exactly, which place goes where; a roll or a padding just
-before it is remembered with the tensor. No architecture needs to be known.
-"""
+"""Rules for what happens to a feature map before it is cut into windows: a roll, a padding."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from attnviz.capture.grids import MOST_PREFIX
 from attnviz.capture.provenance import Tag
-from attnviz.capture.record import Grid, Windows
-
-if TYPE_CHECKING:
-    from attnviz.capture.dispatch import Watcher
-
-aten = torch.ops.aten
-_KEPT = 8
+from attnviz.capture.registry import rule
+from attnviz.capture.session import Session
+from attnviz.capture.windows import Move
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
-    """What was done to a feature map before it was cut: a roll, then a padding, or reversed.
-
-    Attributes:
-        shift: By how much it was rolled, rows and columns; as `torch.roll` counts.
-        grid: Its size before it was padded, None if it was not.
-        rolled_first: Whether the roll came before the padding.
-    """
-
-    shift: Grid = (0, 0)
-    grid: Grid | None = None
-    rolled_first: bool = False
-
-
-class Cuts:
-    """The last few cuts into windows, by what attention over them looks like."""
-
-    def __init__(self) -> None:
-        self._cuts: dict[tuple[int, int], Windows] = {}
-        self._known: dict[Any, Windows] = {}
-
-    def find(self, batch: int, tokens: int) -> Windows | None:
-        """The latest cut into so many windows, all images together, of so many tokens."""
-        return self._cuts.get((batch, tokens))
-
-    def around(self, batch: int, tokens: int) -> Windows | None:
-        """The same, where class or register tokens may have joined each window's own."""
-        sizes = range(tokens, max(0, tokens - MOST_PREFIX - 1), -1)
-        return next((found for n in sizes if (found := self.find(batch, n))), None)
-
-    def cut(self, source: Tensor, out: Tensor, tag: Tag | None) -> None:
-        """Remember a copy whose axes are (b, rows, columns, h, w, c)."""
-        b, rows, columns, h, w, _ = source.shape
-        if not out.is_contiguous() or source.stride() == out.stride() or 0 in source.stride():
-            return
-        move = tag.extra if tag is not None and tag.kind == "moved" else Move()
-        known = (source.shape[1:], source.stride()[1:], move)
-        windows = self._known.get(known)
-        if windows is None:
-            windows = _windows(source, move)
-            if windows is None:
-                return
-            self._known[known] = windows
-        key = (b * rows * columns, h * w)
-        self._cuts.pop(key, None)
-        self._cuts[key] = windows
-        if len(self._cuts) > _KEPT:
-            del self._cuts[next(iter(self._cuts))]
-
-
-def _windows(source: Tensor, move: Move) -> Windows | None:
-    sizes, steps = source.shape[1:5], source.stride()[1:5]
-    rows, columns, h, w = sizes
-    height, width = rows * h, columns * w
-    unit = min((step for step, n in zip(steps, sizes, strict=True) if n > 1), default=1)
-    axes = [torch.arange(n) * (step // unit) for n, step in zip(sizes, steps, strict=True)]
-    cells = (
-        axes[0][:, None, None, None]
-        + axes[1][None, :, None, None]
-        + axes[2][None, None, :, None]
-        + axes[3][None, None, None, :]
-    ).reshape(rows * columns, h * w)
-    if int(cells.max()) != height * width - 1 or cells.unique().numel() != height * width:
-        return None
-    cells, grid = _undo(cells, (height, width), move)
-    shift = (-move.shift[0], -move.shift[1])
-    return Windows(rows * columns, (h, w), grid, cells, shift)
-
-
-def _undo(cells: Tensor, padded: Grid, move: Move) -> tuple[Tensor, Grid]:
-    """Places on the image before it was rolled and padded; −1 for what was padded."""
-    y, x = cells // padded[1], cells % padded[1]
-    h, w = move.grid or padded
-    if move.rolled_first:
-        outside = (y >= h) | (x >= w)
-        y, x = (y - move.shift[0]) % h, (x - move.shift[1]) % w
-    else:
-        y, x = (y - move.shift[0]) % padded[0], (x - move.shift[1]) % padded[1]
-        outside = (y >= h) | (x >= w)
-    return (y * w + x).masked_fill(outside, -1), (h, w)
-
-
-def roll(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+@rule("aten.roll.default")
+def roll(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """Remember by how much a feature map `(b, h, w, c)` was rolled."""
     out = func(*args, **kwargs)
     shifts, dims = args[1], args[2] if len(args) > 2 else ()
     x = args[0]
     if x.dim() == 4 and sorted(d % 4 for d in dims) in ([1, 2], [2, 3]):
-        tag = watcher.tags.get(x)
+        tag = session.tags.get(x)
         before = tag.extra if tag is not None and tag.kind == "moved" else Move()
         by = dict(zip((d % 4 for d in dims), shifts, strict=True))
         shift = (int(by[min(by)]), int(by[max(by)]))
         move = Move(shift, before.grid, before.grid is None)
-        watcher.tags.put(out, Tag("moved", extra=move))
+        session.tags.put(out, Tag("moved", extra=move))
     return out
 
 
-def pad(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
+@rule("aten.constant_pad_nd.default")
+def pad(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """Remember the size of a feature map that is padded below and to the right."""
     out = func(*args, **kwargs)
     x, by = args[0], list(args[1])
-    tag = watcher.tags.get(x)
+    tag = session.tags.get(x)
     if x.dim() == 4 and len(by) >= 4 and not any(by[::2]):
         if len(by) == 6 and not by[1]:
             grid = (x.shape[1], x.shape[2])
@@ -135,8 +40,5 @@ def pad(watcher: Watcher, func: Any, args: Any, kwargs: Any) -> Any:
         else:
             return out
         before = tag.extra if tag is not None and tag.kind == "moved" else Move()
-        watcher.tags.put(out, Tag("moved", extra=Move(before.shift, grid, before.shift != (0, 0))))
+        session.tags.put(out, Tag("moved", extra=Move(before.shift, grid, before.shift != (0, 0))))
     return out
-
-
-RULES: dict[Any, Any] = {aten.roll.default: roll, aten.constant_pad_nd.default: pad}

@@ -1,0 +1,266 @@
+"""Records of attention: softmax weights that meet values, fused kernels, bare q · k products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnviz.capture import fused_weights as fusion
+from attnviz.capture.attention_layout import Layout, head_count, layout
+from attnviz.capture.call_stack import Place
+from attnviz.capture.fused_weights import Fused
+from attnviz.capture.grids import Geometry, token_counts
+from attnviz.capture.op_mode import apart
+from attnviz.capture.provenance import Scores, Squash, Tag
+from attnviz.capture.record import Record, changed
+from attnviz.capture.recorder import Recorder, before_dropout
+from attnviz.capture.scopes import Scope
+
+_UNNORMALISED = "q · kᵀ reaches the values without a softmax"
+
+
+class AttentionRecords:
+    """Makes the records of attention. Each method is called by the rule of an op.
+
+    Methods that return a tensor return what an edit puts in the place of the model's own, or None.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._scopes, self._collector = recorder.scopes, recorder.collector
+
+    @apart
+    def product(
+        self, tag: Tag, operand: Tensor, query: int, key: int, known: Tag | None
+    ) -> Tensor | None:
+        """A softmax's result is contracted with values.
+
+        Args:
+            tag: The tag of the softmax's result.
+            operand: The factor of the product that holds it.
+            query: The operand's axis of queries.
+            key: The operand's axis of keys, the one that is contracted.
+            known: The tag of the values, if they have one.
+        """
+        squash = tag.squash
+        if squash is None:
+            return None
+        squash.used = True
+        met_context = known is not None and known.kind == "context" and squash.scores is None
+        if met_context and tag.find(operand) == key:
+            return None  # linear attention's queries, softmaxed over channels, meet their context
+        queries, keys = operand.shape[query], operand.shape[key]
+        width = None if squash.scores is None else squash.scores.width
+        scope = self._scopes.at(squash.place, queries, keys, width)
+        if not self._recorder.chosen("attention", scope, squash.place):
+            return None
+        total = operand.numel() // max(1, queries * keys)
+        whole = self._scopes.cut(scope, squash.place, total, keys)
+        images = scope.shape.images
+        read = layout(operand, query, key, tag, scope.module, images, whole=whole)
+        with self._collector.graph():
+            raw = before_dropout(tag, operand)
+            weights = read.present(raw)
+        found = squash.scores
+        plain = tag.kind == "softmax"
+        record = Record(
+            scope.name, "attention", weights, None, _axis_word(tag, operand, query, key, read),
+            weights.shape[1], op=squash.op, how=_how(found, queries) if plain else "unnormalised",
+            softmax=plain, note="" if plain else _UNNORMALISED, double_softmax=squash.twice,
+            factor=tag.factor, mixed=tag.mixed, dropout=tag.raw is not None,
+            logit_scale=squash.logit_scale,
+            d_k=None if found is None else found.width,
+            query=None if found is None else _operand(found.query, weights, -2),
+            key=None if found is None else _operand(found.key, weights, -1),
+            leaf=self._collector.leaf(raw, read.present),
+        )  # fmt: skip
+        record = self._recorder.placed(record, squash.place, scope, weights)
+        return self._recorder.apply(record, squash, operand, read.restore)
+
+    @apart
+    def fused(
+        self,
+        fused: Fused,
+        output: Tensor,
+        logsumexp: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor | None:
+        """A fused kernel has run.
+
+        Args:
+            fused: Its arguments.
+            output: Its output.
+            logsumexp: Its row sums, where it returned them.
+            weights: Its weights, where they are known already.
+
+        Returns:
+            The tensor to put in the output's place, if edited.
+        """
+        found = self._ran(fused)
+        if found is None:
+            return None
+        place, scope = found
+        given, split = output, fusion.splitting(fused, scope.shape.images, head_count(scope.module))
+        fused, output = fusion.split_operands(fused, split), split(output)
+        logsumexp = None if logsumexp is None else split(logsumexp)
+        record = Record(
+            place.name, "attention", None, None, "k", fused.query.shape[-3], how="fused",
+            exact=False, op="scaled_dot_product_attention", dropout=fused.dropout > 0,
+            leaf=self._collector.leaf(given, lambda slope: fusion.slope(fused, split(slope))),
+        )  # fmt: skip
+        record = self._recorder.placed(self._with_operands(record, fused), place, scope, None)
+        edit = self._recorder.edit_of(record, place)
+        if not self._recorder.trusted:
+            record = changed(record, check=fusion.discrepancy(fused, output, weights))
+        if edit is None and weights is None:
+            reduced = self._collector.by_chunks(record, fused, logsumexp)
+            if reduced is not None:
+                shape = (*fused.query.shape[:-1], fused.key.shape[-2])
+                record = self._scopes.windowed(record, shape, scope.shape.images)
+                self._collector.store(changed(record, shape=shape), reduced)
+                return None
+        weights = self._recomputed(fused, logsumexp) if weights is None else weights
+        record = self._scopes.windowed(record, weights.shape, scope.shape.images)
+        record = self._recorder.keep(changed(record, weights=weights), edit)
+        if edit is None or record.weights is None:
+            return None
+        return fusion.applied(fused, record.weights, output).view_as(given)
+
+    @apart
+    def projected(
+        self, fused: Fused, output: Tensor, finished: Callable[[Tensor, Any], Tensor]
+    ) -> Tensor | None:
+        """A kernel has run that projects its operands and its output as well.
+
+        Args:
+            fused: The projected operands.
+            output: The kernel's output.
+            finished: Called with A V of some rows and these rows; returns the kernel's output.
+        """
+        found = self._ran(fused)
+        if found is None:
+            return None
+        place, scope = found
+        weights = fusion.weights(fused)
+
+        def out(weights: Tensor, rows: Any) -> Tensor:
+            mixed = weights[..., rows, :].to(fused.value.dtype) @ fused.value
+            return finished(mixed.transpose(1, 2).flatten(2), rows)
+
+        rows = fusion.some_rows(weights.shape[-2])
+        own = output[:, rows]
+        off = (out(weights, rows) - own).abs().max() / own.abs().max().clamp_min(1e-30)
+        record = Record(
+            place.name, "attention", weights, None, "k", weights.shape[1], how="fused",
+            exact=False, check=float(off), op="fast path",
+        )  # fmt: skip
+        record = self._recorder.placed(self._with_operands(record, fused), place, scope, weights)
+        edit = self._recorder.edit_of(record, place)
+        record = self._recorder.keep(record, edit)
+        if edit is None or record.weights is None:
+            return None
+        return torch.empty_like(output).copy_(out(record.weights, slice(None)))
+
+    @apart
+    def unreadable(self, op: str, note: str) -> None:
+        """A kernel has attended, and its weights cannot be computed."""
+        place = self._recorder.stack.place()
+        if place is None:
+            return
+        scope = Scope(place.name, place.module, Geometry())
+        if self._recorder.chosen("attention", scope, place):
+            record = Record(place.name, "attention", axis="k", how="fused", exact=False, op=op,
+                            note=note)  # fmt: skip
+            self._recorder.without_weights(record, place, scope)
+
+    @apart
+    def linear(self, tag: Tag, operand: Tensor, query: int, key: int) -> Tensor | None:
+        """A product of data with data is contracted with data again, without a softmax between."""
+        scores, place = tag.scores, self._recorder.stack.place()
+        if scores is None or place is None or operand.dim() < 2:
+            return None
+        rows, columns = operand.shape[query], operand.shape[key]
+        tokens = set().union(*token_counts(self._recorder.stack.calls()))
+        if scores.width in tokens or rows in tokens:
+            plain = {rows, columns} <= tokens
+        else:
+            plain = scores.width < min(rows, columns)
+        scope = self._scopes.at(place, rows, columns, scores.width)
+        if not self._recorder.chosen("attention", scope, place):
+            return None
+        if not plain:
+            record = Record(place.name, "attention", how="linear", op="product", softmax=False,
+                            note="q (kᵀ v): no weights exist")  # fmt: skip
+            self._recorder.without_weights(record, place, scope)
+            return None
+        read = layout(operand, query, key, tag, scope.module, scope.shape.images)
+        with self._collector.graph():
+            weights = read.present(operand)
+        factor = scores.scale * tag.factor
+        record = Record(
+            place.name, "attention", weights, None, None, weights.shape[1], how="unnormalised",
+            op="product", softmax=False, logit_scale=None if factor != factor else factor,
+            d_k=scores.width, leaf=self._collector.leaf(operand, read.present),
+            note=_UNNORMALISED,
+        )  # fmt: skip
+        squash = Squash("product", place, tuple(operand.shape))
+        record = self._recorder.placed(record, place, scope, weights)
+        return self._recorder.apply(record, squash, operand, read.restore)
+
+    def _ran(self, fused: Fused) -> tuple[Place, Scope] | None:
+        """Place and scope of a kernel, if the watched model ran it and it was chosen."""
+        place = self._recorder.stack.place()
+        if place is None:
+            return None
+        q, width = fused.query.shape[-2:]
+        scope = self._scopes.at(place, q, fused.key.shape[-2], width)
+        scope = scope._replace(name=place.name, module=place.module)
+        return (place, scope) if self._recorder.chosen("attention", scope, place) else None
+
+    def _with_operands(self, record: Record, fused: Fused) -> Record:
+        keep = self._recorder.options.operands
+        return changed(
+            record, logit_scale=fused.scale, d_k=fused.query.shape[-1],
+            query=fused.query if keep else None, key=fused.key if keep else None,
+        )  # fmt: skip
+
+    def _recomputed(self, fused: Fused, logsumexp: Tensor | None) -> Tensor:
+        if logsumexp is not None and not self._recorder.options.keep_graph:
+            weights = fusion.from_sums(fused, logsumexp)
+            if weights is not None:
+                return weights
+        with self._collector.graph():
+            return fusion.weights(fused)
+
+
+def _how(scores: Scores | None, queries: int) -> str:
+    if scores is not None:
+        return "qk"
+    return "pooled" if queries == 1 else "direct"
+
+
+def _axis_word(tag: Tag, operand: Tensor, query: int, key: int, read: Layout) -> str | None:
+    """Which of b, heads, q, k sums to one."""
+    axis = tag.find(operand)
+    if axis == key or (axis is None and operand.shape[key] == 1):
+        return "k"
+    if axis == query:
+        return "q"
+    if tag.axis is None:
+        return None
+    size = tag.shape[tag.axis]
+    if read.heads is not None and read.leading[read.heads] == size:
+        return "heads"
+    return "b" if size in read.leading else None
+
+
+def _operand(tensor: Tensor | None, weights: Tensor, axis: int) -> Tensor | None:
+    """Queries or keys `(n, tokens, d)` as `(b, heads, tokens, d)`, where that fits."""
+    if tensor is None or tensor.shape[-2] != weights.shape[axis]:
+        return None
+    b, heads = weights.shape[:2]
+    lead = tensor.shape[:-2].numel()
+    return tensor.reshape(b, heads, *tensor.shape[-2:]) if lead == b * heads else None

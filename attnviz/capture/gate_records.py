@@ -1,0 +1,162 @@
+"""Records of gates, and of softmax weights that are multiplied onto values and summed."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from attnviz.capture.gate_layout import Pooling, arrange, pooling
+from attnviz.capture.grids import Geometry, geometry
+from attnviz.capture.op_mode import apart
+from attnviz.capture.provenance import Squash, Tag
+from attnviz.capture.record import Record, changed
+from attnviz.capture.recorder import Recorder, Restore, before_dropout
+from attnviz.capture.scopes import Scope
+
+Weighing = tuple[Tag, Tensor, Tensor, list[int]]
+
+
+class GateRecords:
+    """Makes the records of gates. Each method is called by the rule of an op."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._scopes, self._collector = recorder.scopes, recorder.collector
+        self._weighed: dict[int, Weighing] = {}
+        self._summed: set[int] = set()
+
+    @apart
+    def gate(
+        self, tag: Tag, gate: Tensor, other: Tensor, repeated: list[int]
+    ) -> tuple[Tensor | None, Tag | None]:
+        """A gate is multiplied onto features.
+
+        Args:
+            tag: The gate's tag.
+            gate: The gate.
+            other: The features.
+            repeated: The axes of the features along which the gate is repeated.
+
+        Returns:
+            The tensor to put in the gate's place, if edited; and a tag for the product, if a sum
+            over it would make this pooled attention.
+        """
+        squash = tag.squash
+        if squash is None:
+            return None, None
+        squash.used = True
+        pool, size = _pooling(tag, gate, other, repeated)
+        scope = self._scopes.at(squash.place, 1, size if pool is not None else 0)
+        if pool is None and tag.axis is not None and repeated:
+            return self._branch(tag, squash, gate, other, scope), None
+        attends = pool is not None and len(repeated) == 1
+        if not self._recorder.chosen("attention" if attends else "gate", scope, squash.place):
+            return None, None
+        number = len(self._recorder.seen)
+        if pool is not None and gate.storage_offset() not in squash.numbers:
+            self._weighed[number] = (tag, gate, other, repeated)
+        if attends and pool is not None:
+            record = self._recorder.placed(
+                self._pooled_record(tag, squash, gate, pool, scope.name), squash.place, scope, None
+            )
+            replaced = self._recorder.apply(record, squash, gate, pool.restore)
+        else:
+            record, restore = self._gate_record(tag, squash, gate, other, repeated, scope)
+            replaced = self._recorder.apply(record, squash, gate, restore)
+        weighted = None if pool is None else Tag("weighted", extra=(number, pool.keys))
+        return replaced, weighted
+
+    @apart
+    def pooled(self, tag: Tag, axes: set[int]) -> None:
+        """Softmax weights times values are summed over some axes: attention, over its own axes."""
+        number, keys = tag.extra
+        if not set(keys) <= axes or number not in self._weighed:
+            return
+        self._summed.add(number)
+        record = self._recorder.seen._records[number]
+        old, gate, other, repeated = self._weighed[number]
+        pool, _ = _pooling(old, gate, other, repeated)
+        if record.kind == "attention" or record.axis == "branch" or pool is None:
+            return
+        weights = pool.present(gate)
+        shape = geometry(self._recorder.stack.calls(), 1, weights.shape[-1])
+        self._collector.keep(changed(
+            record, kind="attention", weights=weights, scale=None, axis="k", how="pooled",
+            heads=weights.shape[1], key_grid=shape.key, prefix=shape.prefix, features=None,
+        ), number)  # fmt: skip
+
+    @apart
+    def finish(self) -> None:
+        """Finish one forward pass: softmax weights that were never summed are gates."""
+        for number in set(self._weighed) - self._summed:
+            record = self._recorder.seen._records[number]
+            if record.kind == "attention":
+                self._not_pooled(number, record)
+        self._weighed.clear()
+        self._summed.clear()
+
+    def _not_pooled(self, number: int, record: Record) -> None:
+        tag, gate, other, repeated = self._weighed[number]
+        shape = Geometry(record.images, record.image)
+        scope = Scope(record.name, self._recorder.stack.model, shape)
+        assert tag.squash is not None
+        made, _ = self._gate_record(tag, tag.squash, gate, other, repeated, scope)
+        self._collector.keep(changed(made, module=record.module, edited=record.edited), number)
+
+    def _gate_record(
+        self,
+        tag: Tag,
+        squash: Squash,
+        gate: Tensor,
+        other: Tensor,
+        repeated: list[int],
+        scope: Scope,
+    ) -> tuple[Record, Restore]:
+        read = arrange(gate, other, repeated, scope.shape.image)
+        with self._collector.graph():
+            scale = read.present(gate)
+        features = read.arrange(other) if self._recorder.options.features else None
+        record = Record(
+            scope.name, "gate", None, scale, read.axis, how="gate", op=squash.op,
+            softmax=tag.kind == "softmax", factor=tag.factor, features=features,
+            leaf=self._collector.leaf(gate, read.gather),
+        )  # fmt: skip
+        return self._recorder.placed(record, squash.place, scope, None), read.restore
+
+    def _pooled_record(
+        self, tag: Tag, squash: Squash, gate: Tensor, pool: Pooling, name: str
+    ) -> Record:
+        with self._collector.graph():
+            weights = pool.present(before_dropout(tag, gate))
+        return Record(
+            name, "attention", weights, None, "k", weights.shape[1], how="pooled", op=squash.op,
+            factor=tag.factor, mixed=tag.mixed, dropout=tag.raw is not None,
+            leaf=self._collector.leaf(gate, pool.present),
+        )  # fmt: skip
+
+    def _branch(
+        self, tag: Tag, squash: Squash, gate: Tensor, other: Tensor, scope: Scope
+    ) -> Tensor | None:
+        """One branch's part of a softmax over branches: one record for all of them."""
+        if not self._recorder.chosen("gate", scope, squash.place):
+            return None
+        whole = gate.as_strided(tag.shape, tag.stride, 0)
+        record = Record(
+            scope.name, "gate", None, whole, "branch", how="gate", op="softmax", factor=tag.factor,
+            features=other if self._recorder.options.features else None,
+        )  # fmt: skip
+
+        def restore(values: Tensor, like: Tensor) -> Tensor:
+            return values.contiguous().as_strided(like.shape, like.stride(), like.storage_offset())
+
+        record = self._recorder.placed(record, squash.place, scope, None)
+        return self._recorder.apply(record, squash, gate, restore, once=True)
+
+
+def _pooling(
+    tag: Tag, gate: Tensor, other: Tensor, repeated: list[int]
+) -> tuple[Pooling | None, int]:
+    """How softmax weights are summed, if they are, and how many there are in a row."""
+    if tag.kind != "softmax" or tag.axis is None:
+        return None, 0
+    size = tag.shape[tag.axis]
+    return pooling(gate, other, repeated, tag.find(gate), size), size
