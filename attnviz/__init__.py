@@ -30,7 +30,8 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "maps_of",
     ),
     "attribution": ("attribute",),
-    "metrics": ("localization", "agreement", "baselines", "calibrate_threshold"),
+    "metrics": ("localization", "agreement", "baselines", "calibrate_threshold", "metric"),
+    "definitions": ("MetricDefinition",),
     "faithfulness": ("knockout", "randomisation", "faithfulness_scores"),
     "comparison": ("compare",),
     "diagnosis": ("diagnose",),
@@ -38,6 +39,9 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "runs": ("save_run", "open_run", "list_runs"),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
+
+_PACKAGES = ("data", "testing")
+"""Packages that are reached by name: `attnviz.data.mask_folder`."""
 
 __all__ = sorted(_HOME)
 
@@ -47,6 +51,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("attnviz")
+    if name in _PACKAGES:
+        return import_module(f"attnviz.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'attnviz' has no attribute {name!r}")
     value = getattr(import_module(f"attnviz.{_HOME[name]}"), name)

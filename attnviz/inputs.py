@@ -16,10 +16,10 @@ from torch import Tensor
 from attnviz.errors import InputError
 from attnviz.shapes import Images, Maps
 
-AnyMaps: TypeAlias = Float[Tensor, "b h w"] | Float[np.ndarray, "b h w"]
-"""One raw map per image, as a tensor or an array, float16 to float64."""
+AnyMaps: TypeAlias = Float[Tensor, "b *places"] | Float[np.ndarray, "b *places"]
+"""One raw map per image or volume, as a tensor or an array, float16 to float64."""
 
-AnyMasks: TypeAlias = Bool[Tensor, "b h w"] | Bool[np.ndarray, "b h w"]
+AnyMasks: TypeAlias = Bool[Tensor, "b *places"] | Bool[np.ndarray, "b *places"]
 """Where the object is, as a tensor or an array."""
 
 
@@ -114,8 +114,8 @@ def maps_with_masks(maps: Any, masks: Any) -> tuple[Tensor, Tensor]:
     """Maps and masks of one shape as tensors on one device.
 
     Args:
-        maps: One raw map per image, `(b, h, w)`, floating point.
-        masks: Where the object is, `(b, h, w)`, bool.
+        maps: One raw map per image, `(b, *places)` with two place axes or more, floating point.
+        masks: Where the object is, `(b, *places)`, bool.
 
     Returns:
         Both as detached tensors, sharing memory with the caller's wherever that is possible.
@@ -132,16 +132,17 @@ def maps_with_masks(maps: Any, masks: Any) -> tuple[Tensor, Tensor]:
         raise InputError(
             f"masks: expected bool, got {labels.dtype}; say which values count, as in masks > 0"
         )
-    if values.ndim != 3:
+    if values.ndim < 3:  # (h, w) may be one map without a batch axis: never guessed
         raise InputError(
-            f"maps: expected (b, h, w), got {tuple(values.shape)}; a single map is maps[None]"
+            f"maps: expected (b, h, w) or more place axes, got {tuple(values.shape)}; a single map "
+            "is maps[None], places without a grid are maps[:, None]"
         )
     if values.shape != labels.shape:
         raise InputError(
             f"masks: expected the shape of the maps, {tuple(values.shape)}, "
             f"got {tuple(labels.shape)}; {_remedy(values, labels)}"
         )
-    if values.shape[1] * values.shape[2] == 0:
+    if 0 in values.shape[1:]:
         raise InputError(f"maps: expected at least one place, got {tuple(values.shape)}")
     if values.device != labels.device:
         raise InputError(
@@ -153,9 +154,9 @@ def maps_with_masks(maps: Any, masks: Any) -> tuple[Tensor, Tensor]:
 
 def _remedy(values: Tensor, labels: Tensor) -> str:
     """How masks of another shape than the maps' may be made to fit."""
-    if labels.ndim == 4 and labels.shape[1] == 1:
+    if labels.ndim == values.ndim + 1 and labels.shape[1] == 1:
         return "take the channel axis away with masks[:, 0]"
-    if labels.ndim == 3 and len(labels) == len(values):
+    if labels.ndim == values.ndim and len(labels) == len(values):
         return "resize the maps to the masks first, with size= or attnviz.maps.resized"
     return "one mask per map"
 

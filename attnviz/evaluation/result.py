@@ -13,6 +13,7 @@ import pandas as pd
 
 from attnviz.comparison.summary import summarised
 from attnviz.data.samples import Samples
+from attnviz.definitions import is_lower_better
 from attnviz.errors import AttnvizError, InputError, unknown_name
 from attnviz.evaluation.answers import Answers
 from attnviz.evaluation.measuring import Plan
@@ -193,14 +194,13 @@ class Evaluation:
 
     def worst(self, n: int = 10, metric: str = PRIMARY, map: str | None = None) -> pd.DataFrame:
         """The `n` images with the worst score of a map, the worst first."""
-        from attnviz.metrics import METRICS
-
         name = f"{map or self.primary}/{metric}"
         self._scores(map or self.primary, metric)
-        rising = metric not in METRICS or METRICS[metric].better == "higher"
         known = ("name", "group", "label", "prediction", "correct", "confidence")
         shown = [column for column in known if column in self.samples]
-        ordered = self.samples.sort_values(name, ascending=rising, kind="stable")
+        ordered = self.samples.sort_values(
+            name, ascending=not is_lower_better(metric), kind="stable"
+        )
         return ordered[[*shown, name]].dropna(subset=[name]).head(n)
 
     def check(self, map: str | None = None, /, **demands: str) -> Evaluation:

@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnviz.definitions import DEFINITIONS
 from attnviz.errors import InputError
 from attnviz.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.batching import Batch, score
-from attnviz.metrics.overlap import FLAT, check_threshold
+from attnviz.metrics.options import check_threshold
+from attnviz.metrics.overlap import FLAT
+from attnviz.metrics.registry import check_axes, metric
 from attnviz.metrics.row_kernels import at_least
 from attnviz.shapes import Scores
 
@@ -22,6 +25,12 @@ V2 = (0.3, 0.5, 0.7)
 """The overlaps over which MaxBoxAccV2 averages."""
 
 
+@metric(
+    DEFINITIONS["max_box_acc"],
+    batched=lambda batch, options: box_hits_of(batch, threshold=options.tau("max_box_acc")),
+    blocked=FLAT,
+    planar=True,
+)
 def max_box_acc(
     maps: AnyMaps, masks: AnyMasks, *, threshold: int | float, overlap: float = 0.5
 ) -> Scores:
@@ -37,7 +46,7 @@ def max_box_acc(
 
     Args:
         maps: Raw maps, (b, h, w).
-        masks: Where the thing to be found is, (b, h, w).
+        masks: Where the object is, (b, h, w).
         threshold: τ in [0, 1].
         overlap: The IoU from which a box counts as found.
 
@@ -47,6 +56,7 @@ def max_box_acc(
     Raises:
         InputError: Wrong shapes, dtypes or devices, or a number outside [0, 1].
     """
+    check_axes(["max_box_acc"], maps)
     check_threshold(threshold)
     if not 0 < overlap <= 1:
         raise InputError(f"overlap: expected an IoU in (0, 1], got {overlap}")
@@ -58,12 +68,20 @@ def max_box_acc(
     )
 
 
+@metric(
+    DEFINITIONS["max_box_acc_v2"],
+    batched=lambda batch, options: box_hits_of(
+        batch, threshold=options.tau("max_box_acc_v2"), levels=V2
+    ),
+    blocked=FLAT,
+    planar=True,
+)
 def max_box_acc_v2(maps: AnyMaps, masks: AnyMasks, *, threshold: int | float) -> Scores:
     """`max_box_acc` averaged over the overlaps .3, .5 and .7.
 
     Args:
         maps: Raw maps, (b, h, w).
-        masks: Where the thing to be found is, (b, h, w).
+        masks: Where the object is, (b, h, w).
         threshold: τ in [0, 1].
 
     Returns:
@@ -72,6 +90,7 @@ def max_box_acc_v2(maps: AnyMaps, masks: AnyMasks, *, threshold: int | float) ->
     Raises:
         InputError: Wrong shapes, dtypes or devices, or τ outside [0, 1].
     """
+    check_axes(["max_box_acc_v2"], maps)
     check_threshold(threshold)
     return score(
         maps,
@@ -91,9 +110,8 @@ def box_hits_of(
 
 
 def _box_fit(batch: Batch, threshold: int | float) -> Tensor:
-    shape = (-1, batch.height, batch.width)
-    chosen = at_least(batch.scaled, threshold).view(shape).cpu().numpy()
-    fit = _best_fit(largest_boxes(chosen), batch.labels.view(shape).cpu().numpy())
+    chosen = at_least(batch.scaled, threshold).view(-1, *batch.places).cpu().numpy()
+    fit = _best_fit(largest_boxes(chosen), batch.masks.cpu().numpy())
     return torch.from_numpy(fit).to(batch.values.device)
 
 

@@ -8,12 +8,13 @@ import numpy as np
 from torch import Tensor
 
 from attnviz.errors import unknown_name
+from attnviz.metrics.options import Options
 from attnviz.metrics.reasons import Reason
-from attnviz.metrics.registry import METRICS, Options
+from attnviz.metrics.registry import METRICS
 
 
 class ScoreTable(dict[str, Tensor]):
-    """Scores by metric, each (b,) float64, that know why they are NaN.
+    """Scores by metric, each (b,) float64, with the reasons of every NaN.
 
     A plain dict in every other respect.
 
@@ -40,7 +41,7 @@ class ScoreTable(dict[str, Tensor]):
         """
         if key not in self:
             raise unknown_name("metric", key, self)
-        return in_words(self.flags, self.options.blocked(METRICS[key]))
+        return in_words(self.flags, METRICS[key].blocked_under(self.options))
 
     def summary(self) -> dict[str, dict[str, float | int]]:
         """By metric the mean over the images that have a score, how many have, and of how many."""
@@ -65,7 +66,7 @@ class ScoreTable(dict[str, Tensor]):
         return [
             f"{int((self.flags & int(reason) != 0).sum())} × {reason.words}"
             for reason in Reason
-            if any(reason in self.options.blocked(METRICS[key]) for key in self)
+            if any(reason in METRICS[key].blocked_under(self.options) for key in self)
             and bool((self.flags & int(reason)).any())
         ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -269,7 +270,8 @@ def test_expanded_and_sliced_inputs_score_as_their_copies() -> None:
 def test_many_maps_are_scored_in_pieces_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
     maps, masks = made.noise(20, 6, 6), made.noise(20, 6, 6, seed=1) > 0.5
     whole = everything(maps, masks)
-    monkeypatch.setattr("attnviz.metrics.localization.VALUES_OF_MANY", 100)
+    module = sys.modules["attnviz.metrics.localization"]  # its function has the same name
+    monkeypatch.setattr(module, "VALUES_OF_MANY", 100)
     monkeypatch.setattr("attnviz.metrics.row_kernels._NEAR", 36)
     monkeypatch.setattr("attnviz.metrics.row_kernels._NEARER", 72)
     sizes = [len(batch.values) for batch in m.batching.batches(maps, masks, at_once=100)]
@@ -305,7 +307,7 @@ def test_without_a_threshold_the_metrics_that_need_one_are_left_out() -> None:
         ({"k": 0}, r"k: expected an int from 1, or a float share in \(0, 1\], got 0"),
         ({"k": 1.5}, r"k: expected an int from 1, or a float share in \(0, 1\], got 1.5"),
         ({"k": 17}, r"k: expected at most the 16 places of a map, got 17"),
-        ({"tolerance": -1}, r"tolerance: expected a distance of at least 0, got -1"),
+        ({"tolerance": -1}, r"tolerance: expected a distance in pixels of at least 0, got -1"),
         ({"sign": "both"}, r"unknown sign 'both'"),
     ],
 )
@@ -319,7 +321,11 @@ def test_an_option_out_of_range_is_refused(call: dict[str, Any], message: str) -
 @pytest.mark.parametrize(
     ("maps", "masks", "message"),
     [
-        (torch.rand(4, 4), torch.ones(4, 4) > 0, r"maps: expected \(b, h, w\), got \(4, 4\)"),
+        (
+            torch.rand(4, 4),
+            torch.ones(4, 4) > 0,
+            r"maps: expected \(b, h, w\) or more place axes, got \(4, 4\)",
+        ),
         (torch.ones(1, 4, 4).int(), torch.ones(1, 4, 4) > 0, r"maps: expected floating point, got"),
         (torch.rand(1, 4, 4), torch.ones(1, 4, 4), r"masks: expected bool, got torch.float32; say"),
         (torch.rand(1, 4, 4), torch.ones(1, 4, 5) > 0, r"masks: expected the shape of the maps"),
