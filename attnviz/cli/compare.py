@@ -1,4 +1,4 @@
-"""`attnviz compare RUNS …`: rank runs, with intervals and paired tests."""
+"""`attnviz compare RUNS …`: rank runs, with intervals and tests over seeds, groups and images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=whole(2),
         default=10_000,
         metavar="N",
-        help="of the bootstrap (default: %(default)s)",
+        help="studies drawn to adjust for the number of pairs (default: %(default)s)",
     )
     parser.add_argument(
         "--confidence",
@@ -38,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="of the intervals (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=seed, default=0, help="of the bootstrap (default: %(default)s)"
+        "--seed", type=seed, default=0, help="of these studies (default: %(default)s)"
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print everything as JSON")

@@ -137,10 +137,14 @@ def summaries_of(
     grid: tuple[int, int],
     metrics: Sequence[str] | None = None,
     threshold: Mapping[str, float] | None = None,
+    group: Any = None,
 ) -> dict[str, dict[str, Any]]:
     """Mean, interval and counts of each column; of localisation the reference levels too."""
     levels = _levels(dataset, grid, _metrics(metrics, threshold), threshold)
-    return {key: summarised(key, column, levels.get(key)) for key, column in columns.items()}
+    return {
+        key: summarised(key, column, levels.get(key), group=group)
+        for key, column in columns.items()
+    }
 
 
 def _metrics(metrics: Sequence[str] | None, threshold: Mapping[str, float] | None) -> list[str]:

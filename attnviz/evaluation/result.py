@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from attnviz.comparison.from_runs import grouping_of
 from attnviz.comparison.summary import summarised
 from attnviz.data.samples import Samples
 from attnviz.definitions import is_lower_better
@@ -317,7 +318,7 @@ class Evaluation:
         return self.classes[index] if index < len(self.classes) else str(index)
 
     def _summed(self, metric: str, scores: np.ndarray, here: np.ndarray) -> dict[str, Any]:
-        return summarised(metric, scores)
+        return summarised(metric, scores, group=grouping_of(self.samples[here]))
 
 
 def _table(columns: Mapping[str, np.ndarray], text: Mapping[str, Sequence[str]]) -> pd.DataFrame:
@@ -335,8 +336,10 @@ def _summary(
     samples: pd.DataFrame, name: str, levels: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, Any]]:
     keys = [c.removeprefix(f"{name}/") for c in samples.columns if c.startswith(f"{name}/")]
+    group = grouping_of(samples)
     return {
-        key: summarised(key, samples[f"{name}/{key}"].to_numpy(), levels.get(key)) for key in keys
+        key: summarised(key, samples[f"{name}/{key}"].to_numpy(), levels.get(key), group=group)
+        for key in keys
     }
 
 

@@ -63,37 +63,28 @@ class Knockout:
             what was cut spoke for the target.
         plain: `(b,)` outputs without a cut.
         confidence: The level of the intervals.
-        resamples: Bootstrap resamples of the images behind them.
-        seed: Of the resamples.
     """
 
     cuts: tuple[Cut, ...]
     effects: Float[Tensor, "cuts b"]
     plain: Scores
     confidence: float = 0.95
-    resamples: int = 10_000
-    seed: int = 0
 
     @property
     def table(self) -> pd.DataFrame:
         """One row per cut: mean effect, its interval over the images, and the mean size.
 
-        The interval is bootstrapped over the images and speaks of these weights alone, not of
+        The interval, mean ± t·SE, is over the images and speaks of these weights alone, not of
         another training of the same model.
         """
         import pandas as pd
 
-        from attnviz.comparison.resampling import half_width, image_draws
+        from attnviz.comparison.intervals import half_width
+        from attnviz.comparison.variance import sampled
 
         effects = self.effects.double().cpu().numpy()
-        rng = np.random.default_rng(self.seed)
-        means, draws = image_draws(effects, resamples=self.resamples, rng=rng)
-        half = np.array(
-            [
-                half_width(one[None], draw, self.confidence)
-                for one, draw in zip(effects, draws.T, strict=True)
-            ]
-        )
+        means = effects.mean(1)
+        half = np.array([half_width(sampled(one[None]), self.confidence) for one in effects])
         table = pd.DataFrame([vars(cut) for cut in self.cuts])
         table["head"] = table["head"].astype("Int64")
         return table.assign(
@@ -129,8 +120,6 @@ def knockout(
     output: Output = "logit",
     rows: int = ROWS,
     confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
 ) -> Knockout:
     """How the output changes when a head is made uniform or zero, or a gate is opened.
 
@@ -145,8 +134,6 @@ def knockout(
         output: `"logit"` or `"probability"`.
         rows: Images in one forward.
         confidence: Level of the intervals.
-        resamples: Bootstrap resamples of the images.
-        seed: Of the resamples.
 
     Returns:
         Effects per cut and image; its repr is a table with intervals, `.table` a DataFrame.
@@ -172,7 +159,7 @@ def knockout(
                 f"{' or '.join(_FOR_HEADS)}, gates {' or '.join(_FOR_GATES)}"
             )
         effects = torch.stack([_asked_with(asked, cut, images) - plain for cut in cuts])
-    return Knockout(tuple(cuts), effects.float(), plain.float(), confidence, resamples, seed)
+    return Knockout(tuple(cuts), effects.float(), plain.float(), confidence)
 
 
 def _cuts(record: Record, ways: Sequence[str]) -> Iterator[Cut]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -43,23 +45,44 @@ class ScoreTable(dict[str, Tensor]):
             raise unknown_name("metric", key, self)
         return in_words(self.flags, METRICS[key].blocked_under(self.options))
 
-    def summary(self) -> dict[str, dict[str, float | int]]:
-        """By metric the mean over the images that have a score, how many have, and of how many."""
-        return {
-            key: {
-                "mean": float(scores.nanmean()),
-                "valid": int((~scores.isnan()).sum()),
-                "n": len(scores),
-            }
+    def summary(
+        self, *, group: Any = None, confidence: float = 0.95
+    ) -> dict[str, dict[str, float | int]]:
+        """By metric the mean over the images that have a score, and its interval.
+
+        The interval is of these images' population, for this one training (docs/intervals.md).
+
+        Args:
+            group: Each image's group (photograph, patient, video), (b,): images of one group are no
+                independent ones. Each its own if None.
+            confidence: The interval's level.
+
+        Returns:
+            Metric → `mean`, `low`, `high` (NaN where there is none), `valid` (images that have a
+            score) and `n` (all).
+
+        Raises:
+            InputError: There is not one group for each image.
+        """
+        from attnviz.comparison.summary import summarised
+
+        rows = {
+            key: summarised(key, scores.cpu().numpy(), group=group, confidence=confidence)
             for key, scores in self.items()
+        }
+        return {
+            key: {name: math.nan if one is None else one for name, one in row.items()}
+            for key, row in rows.items()
         }
 
     def __repr__(self) -> str:
-        head = f"{'metric':<24} {'mean':>8}  scored"
+        head = f"{'metric':<24} {'mean':>8} {'95 % interval':>17}  scored"
         lines = [head, "─" * len(head)]
         for key, row in self.summary().items():
             tau = f"  τ {self.thresholds[key]:.4g}" if key in self.thresholds else ""
-            lines.append(f"{key:<24} {row['mean']:8.4f}  {row['valid']} of {row['n']}{tau}")
+            ends = f"{row['low']:7.4f} to {row['high']:.4f}" if row["low"] == row["low"] else "–"
+            counted = f"{row['valid']} of {row['n']}"
+            lines.append(f"{key:<24} {row['mean']:8.4f} {ends:>17}  {counted}{tau}")
         return "\n".join([*lines, *self._missing()])
 
     def _missing(self) -> list[str]:

@@ -359,11 +359,33 @@ def test_a_table_prints_means_and_why_images_are_missing() -> None:
     assert table.summary()["max_iou"]["valid"] == 2
     assert table.thresholds == {"max_iou": 0.25}
     lines = repr(table).splitlines()
-    assert lines[0].split() == ["metric", "mean", "scored"]
+    assert lines[0].split() == ["metric", "mean", "95", "%", "interval", "scored"]
     assert lines[3].endswith("2 of 4  τ 0.25")
     assert lines[4:] == ["1 × the mask is empty", "1 × the map holds NaN"]
     with pytest.raises(InputError, match="unknown metric 'iou'"):
         table.why("iou")
+
+
+def test_a_summary_has_an_interval_that_groups_widen() -> None:
+    maps, masks = made.noise(40, 8, 8), made.boxes(40, 8, 3)
+    table = localization(maps, masks, ["energy_pointing_game", "pointing_game"])
+    plain = table.summary()["energy_pointing_game"]
+    assert list(plain) == ["mean", "low", "high", "valid", "n"]
+    assert plain["low"] < plain["mean"] < plain["high"]
+    scores = table["energy_pointing_game"]
+    order = scores.argsort().argsort() // 10  # alike within each of four groups
+    grouped = table.summary(group=order)["energy_pointing_game"]
+    assert grouped["mean"] == plain["mean"]
+    assert grouped["high"] - grouped["low"] > 2 * (plain["high"] - plain["low"])
+    assert 0 <= table.summary()["pointing_game"]["low"] < 1
+    with pytest.raises(InputError, match="summary: expected a group for each of 40 images, got 3"):
+        table.summary(group=["a", "b", "c"])
+
+
+def test_a_summary_of_one_image_has_no_interval() -> None:
+    row = localization(made.noise(1, 8, 8), made.boxes(1, 8, 3)).summary()["energy_pointing_game"]
+    assert math.isnan(row["low"])
+    assert math.isnan(row["high"])
 
 
 def test_reasons_add_up() -> None:
