@@ -6,6 +6,7 @@ expected, what came, and the nearest remedy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +22,10 @@ AnyMaps: TypeAlias = Float[Tensor, "b *places"] | Float[np.ndarray, "b *places"]
 
 AnyMasks: TypeAlias = Bool[Tensor, "b *places"] | Bool[np.ndarray, "b *places"]
 """Where the object is, as a tensor or an array."""
+
+AnyBoxes: TypeAlias = Sequence[Tensor | np.ndarray | None]
+"""Annotated boxes of each image, `(k, 4)` whole pixels `[x0, y0, x1, y1)`; None for an image
+without annotation."""
 
 
 def as_tensor(array: Any, what: str) -> Tensor:
@@ -150,6 +155,53 @@ def maps_with_masks(maps: Any, masks: Any) -> tuple[Tensor, Tensor]:
             "move one with .to(device)"
         )
     return values, labels
+
+
+def boxes_of_masks(masks: Tensor, boxes: AnyBoxes) -> tuple[np.ndarray | None, ...]:
+    """Annotated boxes as arrays, one entry per mask.
+
+    Args:
+        masks: `(b, h, w)`.
+        boxes: `(k, 4)` half-open boxes of each image in the masks' pixels, or None for an image.
+
+    Raises:
+        InputError: Another number of entries, another shape, a box outside the image, or no box
+            for a mask that is not empty.
+    """
+    if masks.ndim != 3:
+        raise InputError(f"boxes: expected masks (b, h, w) beside boxes, got {tuple(masks.shape)}")
+    if len(boxes) != len(masks):
+        raise InputError(
+            f"boxes: expected one entry per mask, {len(masks)}, got {len(boxes)}; None stands for "
+            "an image without annotated boxes"
+        )
+    return tuple(
+        None if one is None else _checked_boxes(mask, one, i)
+        for i, (mask, one) in enumerate(zip(masks, boxes, strict=True))
+    )
+
+
+def _checked_boxes(mask: Tensor, boxes: Tensor | np.ndarray, i: int) -> np.ndarray:
+    array = as_tensor(boxes, f"boxes[{i}]").cpu().numpy()
+    if array.ndim != 2 or array.shape[1] != 4 or array.dtype.kind not in "iu":
+        raise InputError(
+            f"boxes[{i}]: expected (k, 4) whole pixels [x0, y0, x1, y1), got {array.dtype} "
+            f"{array.shape}"
+        )
+    (h, w), whole = mask.shape, array.astype(np.int64)
+    low, high = whole[:, :2], whole[:, 2:]
+    wrong = (low < 0).any(1) | (high > (w, h)).any(1) | (high <= low).any(1)
+    if wrong.any():
+        raise InputError(
+            f"boxes[{i}]: expected boxes [x0, y0, x1, y1) inside the mask of {h} x {w} pixels, got "
+            f"{whole[wrong][0].tolist()}"
+        )
+    if not len(whole) and bool(mask.any()):
+        raise InputError(
+            f"boxes[{i}]: expected a box for a mask that is not empty; None takes the boxes of its "
+            "components"
+        )
+    return whole
 
 
 def _remedy(values: Tensor, labels: Tensor) -> str:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from attnviz.inputs import AnyMaps, AnyMasks, maps_with_masks
+from attnviz.inputs import AnyBoxes, AnyMaps, AnyMasks, boxes_of_masks, maps_with_masks
 from attnviz.metrics.reasons import Reason
 from attnviz.metrics.row_kernels import (
     above,
@@ -45,11 +46,13 @@ class Batch:
         values: The maps, (b, D), float32 or float64.
         labels: The masks, (b, D), bool.
         places: The sizes of a map's place axes, such as (h, w) or (d, h, w).
+        boxes: Annotated boxes per image, None where the mask's components are taken.
     """
 
     values: Tensor
     labels: Tensor
     places: tuple[int, ...]
+    boxes: tuple[np.ndarray | None, ...] = ()
     _kept: dict[Hashable, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, name: Hashable, make: Callable[[], Tensor]) -> Tensor:
@@ -173,13 +176,20 @@ _HOLDS: dict[Reason, Callable[[Batch], Tensor]] = {
 }
 
 
-def batches(maps: AnyMaps, masks: AnyMasks, *, at_once: int = _VALUES_OF_ONE) -> Iterator[Batch]:
+def batches(
+    maps: AnyMaps,
+    masks: AnyMasks,
+    *,
+    at_once: int = _VALUES_OF_ONE,
+    boxes: AnyBoxes | None = None,
+) -> Iterator[Batch]:
     """Check maps and masks and cut them into batches of bounded size, in order.
 
     Args:
         maps: One raw map per image, (b, *places), float16 to float64; a tensor or an array.
         masks: Where the object is, (b, *places), bool, on the same device.
         at_once: How many values a batch holds on a CPU, at least one map.
+        boxes: Annotated boxes, one entry per image, or None.
 
     Yields:
         Batches that never share memory with what a metric writes.
@@ -188,6 +198,7 @@ def batches(maps: AnyMaps, masks: AnyMasks, *, at_once: int = _VALUES_OF_ONE) ->
         InputError: Wrong shape, dtype or device; maps of no places.
     """
     values, labels = maps_with_masks(maps, masks)
+    annotated = () if boxes is None else boxes_of_masks(labels, boxes)
     places = tuple(values.shape[1:])
     pixels = prod(places)
     budget = _VALUES_ON_GPU if values.is_cuda else at_once
@@ -197,7 +208,8 @@ def batches(maps: AnyMaps, masks: AnyMasks, *, at_once: int = _VALUES_OF_ONE) ->
         rows = values[part].reshape(-1, pixels).contiguous()
         if rows.dtype not in (torch.float32, torch.float64):
             rows = rows.float()
-        yield Batch(rows, labels[part].reshape(-1, pixels).contiguous(), places)
+        marks = labels[part].reshape(-1, pixels).contiguous()
+        yield Batch(rows, marks, places, annotated[part])
 
 
 def score(
@@ -207,6 +219,7 @@ def score(
     *,
     blocked: Reason,
     at_once: int = _VALUES_OF_ONE,
+    boxes: AnyBoxes | None = None,
 ) -> Tensor:
     """One score per image, NaN where a flag says that there can be none.
 
@@ -217,11 +230,12 @@ def score(
         blocked: The reasons for which the metric has no score, except those for which `compute`
             gives NaN by itself.
         at_once: As in `batches`.
+        boxes: As in `batches`.
 
     Returns:
         Scores, (b,) float64, on the device of the maps.
     """
-    pieces = batches(maps, masks, at_once=at_once)
+    pieces = batches(maps, masks, at_once=at_once, boxes=boxes)
     return joined([hide(compute(batch), batch, blocked) for batch in pieces], torch.float64)
 
 

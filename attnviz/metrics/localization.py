@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attnviz.errors import unknown_name
-from attnviz.inputs import AnyMaps, AnyMasks
+from attnviz.inputs import AnyBoxes, AnyMaps, AnyMasks
 from attnviz.metrics.batching import VALUES_OF_MANY, batches, hide, joined
 from attnviz.metrics.options import TOP, Options, Sign, Threshold, checked_options
 from attnviz.metrics.reasons import Reason
@@ -34,6 +34,7 @@ def localization(
     k: int | float = TOP,
     tolerance: int | float = 0,
     sign: Sign = "positive",
+    boxes: AnyBoxes | None = None,
 ) -> ScoreTable:
     """Scores of each map against its mask, by several metrics in one pass, one per image.
 
@@ -48,6 +49,7 @@ def localization(
         k: For `topk_intersection`: an `int` count or a `float` share of the places.
         tolerance: For `pointing_game`: how far from the mask a maximum still counts, in pixels.
         sign: For the energy metrics: "positive", "abs" or "signed".
+        boxes: For the box metrics: annotated boxes of each image, as in `max_box_acc`.
 
     Returns:
         A dict of key → (b,) float64 scores, on the device of the maps. NaN where an image cannot
@@ -68,18 +70,23 @@ def localization(
     keys = chosen_metrics(metrics, options)
     if metrics is DEFAULT:
         keys = of_any_axes(keys, maps)
-    return compute_scores(maps, masks, keys, options)
+    return compute_scores(maps, masks, keys, options, boxes=boxes)
 
 
 def compute_scores(
-    maps: AnyMaps, masks: AnyMasks, keys: Iterable[str], options: Options
+    maps: AnyMaps,
+    masks: AnyMasks,
+    keys: Iterable[str],
+    options: Options,
+    *,
+    boxes: AnyBoxes | None = None,
 ) -> ScoreTable:
     """The scores of checked metrics under checked options."""
     parts: dict[str, list[Tensor]] = {key: [] for key in keys}
     check_axes([*parts], maps)
     flags: list[Tensor] = []
     order = sorted((METRICS[key] for key in parts), key=lambda metric: not metric.sorts)
-    for batch in batches(maps, masks, at_once=VALUES_OF_MANY):
+    for batch in batches(maps, masks, at_once=VALUES_OF_MANY, boxes=boxes):
         flags.append(batch.flags)
         for metric in order:
             scores = metric.compute(batch, options)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attnviz.errors import InputError, unknown_name
-from attnviz.inputs import AnyMaps, AnyMasks
+from attnviz.inputs import AnyBoxes, AnyMaps, AnyMasks
 from attnviz.metrics.batching import Batch, batches
 from attnviz.metrics.options import Options
 from attnviz.metrics.overlap import FLAT
@@ -32,7 +32,12 @@ _SLACK = 1e-9  # more than sums of a million IoU round by
 
 
 def calibrate_threshold(
-    maps: AnyMaps, masks: AnyMasks, metric: str = "iou", *, grid: int = 100
+    maps: AnyMaps,
+    masks: AnyMasks,
+    metric: str = "iou",
+    *,
+    grid: int = 100,
+    boxes: AnyBoxes | None = None,
 ) -> float:
     """The τ that maximises a metric's mean over these images: to be used on others.
 
@@ -49,6 +54,7 @@ def calibrate_threshold(
         metric: A metric that needs a threshold: "iou" (the same as "max_iou"), "max_box_acc",
             "max_box_acc_v2", or one from outside the package.
         grid: The number of thresholds tried for all but IoU.
+        boxes: For the box metrics: annotated boxes of each image, as in `max_box_acc`.
 
     Returns:
         τ in [0, 1], for maps min-max scaled to [0, 1].
@@ -56,11 +62,16 @@ def calibrate_threshold(
     Raises:
         InputError: Wrong shapes, dtypes or devices, an unknown metric, or no image to score.
     """
-    return calibrate_all(maps, masks, (metric,), grid=grid)[metric]
+    return calibrate_all(maps, masks, (metric,), grid=grid, boxes=boxes)[metric]
 
 
 def calibrate_all(
-    maps: AnyMaps, masks: AnyMasks, metrics: Sequence[str], *, grid: int = 100
+    maps: AnyMaps,
+    masks: AnyMasks,
+    metrics: Sequence[str],
+    *,
+    grid: int = 100,
+    boxes: AnyBoxes | None = None,
 ) -> dict[str, float]:
     """`calibrate_threshold` for several metrics, which share what they can."""
     for metric in metrics:
@@ -76,15 +87,19 @@ def calibrate_all(
         found |= dict.fromkeys(by_value, _best_iou_threshold(maps, masks))
     by_grid = [metric for metric in metrics if metric not in _BY_VALUE]
     if by_grid:
-        found |= _best_of_grid(maps, masks, by_grid, grid)
+        found |= _best_of_grid(maps, masks, by_grid, grid, boxes)
     return found
 
 
 def _best_of_grid(
-    maps: AnyMaps, masks: AnyMasks, metrics: Sequence[str], grid: int
+    maps: AnyMaps,
+    masks: AnyMasks,
+    metrics: Sequence[str],
+    grid: int,
+    boxes: AnyBoxes | None,
 ) -> dict[str, float]:
     totals = {metric: np.zeros(grid) for metric in metrics}
-    for batch in _scorable(maps, masks):
+    for batch in _scorable(maps, masks, boxes):
         for step in range(grid):
             options = Options(threshold=step / grid)
             for metric, total in totals.items():
@@ -127,19 +142,20 @@ def _between(low: float, high: float) -> float:
     return middle if low < middle <= high else high
 
 
-def _scorable(maps: AnyMaps, masks: AnyMasks) -> Iterator[Batch]:
+def _scorable(maps: AnyMaps, masks: AnyMasks, boxes: AnyBoxes | None = None) -> Iterator[Batch]:
     """Batches of the images that have an IoU at every threshold, at least one."""
     flags = Reason(0)
     found = False
-    for batch in batches(maps, masks):
+    for batch in batches(maps, masks, boxes=boxes):
         fit = (batch.flags & int(FLAT)) == 0
         for flag in set(batch.flags[~fit].tolist()):
             flags |= Reason(flag) & FLAT
         values, labels = batch.values[fit], batch.labels[fit]
+        annotated = tuple(batch.boxes[i] for i in fit.nonzero()[:, 0].tolist() if batch.boxes)
         for part in range(0, len(values), _ROWS):
             found = True
             rows = slice(part, part + _ROWS)
-            yield Batch(values[rows], labels[rows], batch.places)
+            yield Batch(values[rows], labels[rows], batch.places, annotated[rows])
     if not found:
         why = f": {flags.words}" if flags else ""
         raise InputError(
