@@ -21,7 +21,7 @@ def _homes() -> dict[str, str]:
 
 _HOMES = _homes()
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(name for name, home in _HOMES.items() if home != __name__)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,14 @@
 """The public names of attnviz: one line each, for type checkers and for the import itself."""
 
+from attnviz import data as data
+from attnviz import testing as testing
 from attnviz.attribution import attribute as attribute
 from attnviz.capture import Capture as Capture
 from attnviz.capture import Record as Record
 from attnviz.capture import stream as stream
 from attnviz.capture import watch as watch
 from attnviz.comparison import compare as compare
+from attnviz.definitions import MetricDefinition as MetricDefinition
 from attnviz.diagnosis import diagnose as diagnose
 from attnviz.errors import AttnvizError as AttnvizError
 from attnviz.errors import InputError as InputError
@@ -33,8 +36,12 @@ from attnviz.metrics import agreement as agreement
 from attnviz.metrics import baselines as baselines
 from attnviz.metrics import calibrate_threshold as calibrate_threshold
 from attnviz.metrics import localization as localization
+from attnviz.metrics import metric as metric
 from attnviz.models import build_model as build_model
 from attnviz.patches import inject_patch as inject_patch
+from attnviz.places import Layout as Layout
+from attnviz.places import Places as Places
+from attnviz.places import locate as locate
 from attnviz.runs import list_runs as list_runs
 from attnviz.runs import open_run as open_run
 from attnviz.runs import save_run as save_run

@@ -387,9 +387,15 @@ _BUILT_IN = (
 
 _DEFINED: dict[str, MetricDefinition] = {one.key: one for one in _BUILT_IN}
 _OWN = frozenset(_DEFINED)
+_ADDED: set[str] = set()  # by `define`, not out of a run folder
 
 DEFINITIONS: Mapping[str, MetricDefinition] = MappingProxyType(_DEFINED)
 """Every defined metric by key: those of this package, then those that were added."""
+
+
+def built_in(*families: Family) -> tuple[str, ...]:
+    """The keys of this package's own metrics of some families, in their order."""
+    return tuple(one.key for one in _BUILT_IN if one.family in families)
 
 
 def define(definition: MetricDefinition) -> MetricDefinition:
@@ -403,6 +409,7 @@ def define(definition: MetricDefinition) -> MetricDefinition:
             f"metric {definition.key}: the package has a metric of that key; choose another"
         )
     _DEFINED[definition.key] = definition
+    _ADDED.add(definition.key)
     return definition
 
 
@@ -411,7 +418,7 @@ def added() -> dict[str, dict[str, Any]]:
     return {
         key: {name: value for name, value in asdict(one).items() if value not in _ENDLESS}
         for key, one in _DEFINED.items()
-        if key not in _OWN
+        if key in _ADDED
     }
 
 

@@ -33,6 +33,10 @@ class RunError(AttnvizError, OSError):
     """A run folder is missing, broken, newer than this version, or cannot be written."""
 
 
+class CompletenessWarning(UserWarning):
+    """Attributions do not add up to the change of the output; the message gives the error."""
+
+
 def unknown_name(what: str, name: str, known: Iterable[str]) -> InputError:
     """An error for a name that does not exist, with the nearest one that does.
 

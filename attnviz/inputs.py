@@ -6,6 +6,7 @@ expected, what came, and the nearest remedy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,11 +17,15 @@ from torch import Tensor
 from attnviz.errors import InputError
 from attnviz.shapes import Images, Maps
 
-AnyMaps: TypeAlias = Float[Tensor, "b h w"] | Float[np.ndarray, "b h w"]
-"""One raw map per image, as a tensor or an array, float16 to float64."""
+AnyMaps: TypeAlias = Float[Tensor, "b *places"] | Float[np.ndarray, "b *places"]
+"""One raw map per image or volume, as a tensor or an array, float16 to float64."""
 
-AnyMasks: TypeAlias = Bool[Tensor, "b h w"] | Bool[np.ndarray, "b h w"]
+AnyMasks: TypeAlias = Bool[Tensor, "b *places"] | Bool[np.ndarray, "b *places"]
 """Where the object is, as a tensor or an array."""
+
+AnyBoxes: TypeAlias = Sequence[Tensor | np.ndarray | None]
+"""Annotated boxes of each image, `(k, 4)` whole pixels `[x0, y0, x1, y1)`; None for an image
+without annotation."""
 
 
 def as_tensor(array: Any, what: str) -> Tensor:
@@ -114,8 +119,8 @@ def maps_with_masks(maps: Any, masks: Any) -> tuple[Tensor, Tensor]:
     """Maps and masks of one shape as tensors on one device.
 
     Args:
-        maps: One raw map per image, `(b, h, w)`, floating point.
-        masks: Where the object is, `(b, h, w)`, bool.
+        maps: One raw map per image, `(b, *places)` with two place axes or more, floating point.
+        masks: Where the object is, `(b, *places)`, bool.
 
     Returns:
         Both as detached tensors, sharing memory with the caller's wherever that is possible.
@@ -132,16 +137,17 @@ def maps_with_masks(maps: Any, masks: Any) -> tuple[Tensor, Tensor]:
         raise InputError(
             f"masks: expected bool, got {labels.dtype}; say which values count, as in masks > 0"
         )
-    if values.ndim != 3:
+    if values.ndim < 3:  # (h, w) may be one map without a batch axis: never guessed
         raise InputError(
-            f"maps: expected (b, h, w), got {tuple(values.shape)}; a single map is maps[None]"
+            f"maps: expected (b, h, w) or more place axes, got {tuple(values.shape)}; a single map "
+            "is maps[None], places without a grid are maps[:, None]"
         )
     if values.shape != labels.shape:
         raise InputError(
             f"masks: expected the shape of the maps, {tuple(values.shape)}, "
             f"got {tuple(labels.shape)}; {_remedy(values, labels)}"
         )
-    if values.shape[1] * values.shape[2] == 0:
+    if 0 in values.shape[1:]:
         raise InputError(f"maps: expected at least one place, got {tuple(values.shape)}")
     if values.device != labels.device:
         raise InputError(
@@ -151,11 +157,58 @@ def maps_with_masks(maps: Any, masks: Any) -> tuple[Tensor, Tensor]:
     return values, labels
 
 
+def boxes_of_masks(masks: Tensor, boxes: AnyBoxes) -> tuple[np.ndarray | None, ...]:
+    """Annotated boxes as arrays, one entry per mask.
+
+    Args:
+        masks: `(b, h, w)`.
+        boxes: `(k, 4)` half-open boxes of each image in the masks' pixels, or None for an image.
+
+    Raises:
+        InputError: Another number of entries, another shape, a box outside the image, or no box
+            for a mask that is not empty.
+    """
+    if masks.ndim != 3:
+        raise InputError(f"boxes: expected masks (b, h, w) beside boxes, got {tuple(masks.shape)}")
+    if len(boxes) != len(masks):
+        raise InputError(
+            f"boxes: expected one entry per mask, {len(masks)}, got {len(boxes)}; None stands for "
+            "an image without annotated boxes"
+        )
+    return tuple(
+        None if one is None else _checked_boxes(mask, one, i)
+        for i, (mask, one) in enumerate(zip(masks, boxes, strict=True))
+    )
+
+
+def _checked_boxes(mask: Tensor, boxes: Tensor | np.ndarray, i: int) -> np.ndarray:
+    array = as_tensor(boxes, f"boxes[{i}]").cpu().numpy()
+    if array.ndim != 2 or array.shape[1] != 4 or array.dtype.kind not in "iu":
+        raise InputError(
+            f"boxes[{i}]: expected (k, 4) whole pixels [x0, y0, x1, y1), got {array.dtype} "
+            f"{array.shape}"
+        )
+    (h, w), whole = mask.shape, array.astype(np.int64)
+    low, high = whole[:, :2], whole[:, 2:]
+    wrong = (low < 0).any(1) | (high > (w, h)).any(1) | (high <= low).any(1)
+    if wrong.any():
+        raise InputError(
+            f"boxes[{i}]: expected boxes [x0, y0, x1, y1) inside the mask of {h} x {w} pixels, got "
+            f"{whole[wrong][0].tolist()}"
+        )
+    if not len(whole) and bool(mask.any()):
+        raise InputError(
+            f"boxes[{i}]: expected a box for a mask that is not empty; None takes the boxes of its "
+            "components"
+        )
+    return whole
+
+
 def _remedy(values: Tensor, labels: Tensor) -> str:
     """How masks of another shape than the maps' may be made to fit."""
-    if labels.ndim == 4 and labels.shape[1] == 1:
+    if labels.ndim == values.ndim + 1 and labels.shape[1] == 1:
         return "take the channel axis away with masks[:, 0]"
-    if labels.ndim == 3 and len(labels) == len(values):
+    if labels.ndim == values.ndim and len(labels) == len(values):
         return "resize the maps to the masks first, with size= or attnviz.maps.resized"
     return "one mask per map"
 

@@ -52,46 +52,6 @@ def styled(chart: Any, ink: Ink) -> Any:
     )
 
 
-def dot_plot(table: pd.DataFrame, by_seed: pd.DataFrame, metric: str, *, ink: Ink) -> Any:
-    """Means with intervals, a tick per seed, chance and the mask redrawn; sorted as the table is.
-
-    Args:
-        table: One metric's rows of `Comparison.table`, in the order to be shown.
-        by_seed: The same metric's rows of `Comparison.by_seed`.
-        metric: The metric's key.
-        ink: The theme's colours.
-    """
-    order = list(table["variant"])
-    furthest = by_seed.groupby("variant")["mean"].max()
-    rows = table.assign(
-        label=[f"{v:.3f}" if np.isfinite(v) else "cannot be scored" for v in table["mean"]],
-        at=np.fmax(np.fmax(table["high"], table["mean"]), table["variant"].map(furthest)),
-    )
-    levels = levels_of(table)
-    scale = alt.Scale(domain=list(extent(table, by_seed)), nice=False, zero=False)
-    axis = alt.Axis(tickCount=8)
-    x = alt.X("mean:Q", title=metric_title(metric), scale=scale, axis=axis)
-    y = alt.Y("variant:N", sort=order, title=None, axis=alt.Axis(ticks=False, domain=False))
-    tip = ["variant", *(alt.Tooltip(f"{c}:Q", format=".3f") for c in ("mean", "low", "high"))]
-    base = alt.Chart(rows).encode(y=y)
-    interval = base.mark_rule(strokeWidth=3, color=ink.mark, opacity=0.55).encode(
-        x=alt.X("low:Q", scale=scale, title=metric_title(metric), axis=axis), x2="high:Q"
-    )
-    seeds = (
-        alt.Chart(by_seed)
-        .mark_tick(thickness=2, size=14, color=ink.text, opacity=0.75)
-        .encode(y=y, x=x, tooltip=["variant", "seed:N", alt.Tooltip("mean:Q", format=".3f")])
-    )
-    dots = base.mark_point(filled=True, size=130, color=ink.mark, opacity=1)
-    dots = dots.encode(x=x, tooltip=tip)
-    words = base.mark_text(align="left", dx=10, fontSize=13, color=ink.text).encode(
-        x=alt.X("at:Q", scale=scale, title=metric_title(metric), axis=axis), text="label:N"
-    )
-    ticks = [seeds] if len(by_seed) else []  # an empty layer is a picture without a name
-    chart = alt.layer(*_level_marks(levels, scale, ink), interval, *ticks, words, dots)
-    return styled(chart.properties(height=_ROW * len(order) + _AXIS, width="container"), ink)
-
-
 def extent(table: pd.DataFrame, by_seed: pd.DataFrame) -> tuple[float, float]:
     """Where the axis of a dot plot begins and ends: zero or below, with room for the numbers."""
     means = [*table["mean"].dropna(), *by_seed["mean"].dropna()]
@@ -122,18 +82,6 @@ def levels_of(table: pd.DataFrame) -> pd.DataFrame:
 def level_colours(ink: Ink) -> dict[str, str]:
     """The colour of each level that has a line."""
     return dict(zip(SHOWN_LEVELS, (ink.chance, ink.redrawn), strict=True))
-
-
-def _level_marks(levels: pd.DataFrame, scale: Any, ink: Ink) -> list[Any]:
-    colours = alt.Color(
-        "level:N",
-        scale=alt.Scale(domain=list(SHOWN_LEVELS), range=list(level_colours(ink).values())),
-        legend=None,
-    )
-    base = alt.Chart(levels).encode(x=alt.X("value:Q", scale=scale), color=colours)
-    lines = base.mark_rule(strokeDash=[5, 4], strokeWidth=2)
-    words = base.mark_text(y=-8, fontSize=13, align="center").encode(text="text:N")
-    return [lines, words]
 
 
 def dot_plot_in_words(table: pd.DataFrame, metric: str) -> str:
@@ -284,7 +232,7 @@ def intervals(
     tint: str | None = None,
     decimals: int = 3,
 ) -> Any:
-    """Dots with intervals, their numbers beside them, and a line at zero: paired differences.
+    """Dots with intervals, their numbers beside them, and a line at zero: differences.
 
     Args:
         data: Columns `row`, `mean`, `low`, `high`, and `tint` where given.

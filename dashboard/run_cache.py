@@ -212,6 +212,6 @@ def comparison(groups: Mapping[str, Sequence[Any]], metric: str) -> Comparison:
     return _comparison(key, metric, {name: list(runs) for name, runs in groups.items()})
 
 
-@st.cache_resource(max_entries=32, show_spinner="Drawing 10,000 resamples …")
+@st.cache_resource(max_entries=32, show_spinner="Comparing the variants …")
 def _comparison(key: tuple[Any, ...], metric: str, _groups: dict[str, list[Any]]) -> Comparison:
     return compare(_groups, primary=metric, metrics=[metric])

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from attnviz.comparison.from_runs import map_names
-from attnviz.comparison.resampling import mean_of_valid
+from attnviz.comparison.variance import mean_of_valid
 from attnviz.definitions import is_lower_better
 
 PAGE_SIZE = 48

@@ -16,23 +16,24 @@ from pathlib import Path
 import attnviz
 import attnviz.metrics as metrics
 from attnviz.maps import CONSTRUCTIONS, Construction
-from attnviz.metrics import METRICS
+from attnviz.metrics import DEFAULT, METRICS
 
 HERE = Path(__file__).parent
 _HEAD = """\
 # Metrics
 
-Each takes raw maps `(b, h, w)` and boolean masks `(b, h, w)` and gives one score per image. The
-conventions are the same everywhere: nothing is normalised behind your back; an image that cannot
-be scored is NaN, and `localization(…).why(key)` says why; ties score what a fair draw among them
-would; a score never depends on the other images of the batch. Beside every score stand reference
-levels from `attnviz.baselines`. Thresholds come from the validation
-split (`calibrate_threshold`); the best per image is called an oracle.
+Each takes raw maps and boolean masks, `(b, h, w)`, `(b, d, h, w)` or of more place axes, and gives
+one score per image. The conventions are the same everywhere: nothing is normalised unless the
+definition says so; an image that cannot be scored is NaN, and `localization(…).why(key)` says why;
+ties score their expectation under fair tie-breaking; a score never depends on the other images of
+the batch. Reference levels come from `attnviz.baselines`, thresholds from the validation split
+(`calibrate_threshold`); the best per image is called an oracle. *Bound* is the best score that any
+map can reach.
 
 This page is written by `docs/write_reference.py` from the docstrings.
 
-| key | name | range | better | source |
-| --- | --- | --- | --- | --- |
+| key | name | range | better | chance | bound | source |
+| --- | --- | --- | --- | --- | --- | --- |
 """
 
 
@@ -80,13 +81,12 @@ def peers() -> str:
 def metrics_page() -> str:
     """Every metric: name, range, source, and what its docstring says."""
     rows = [
-        f"| [`{m.key}`](#{m.key}) | {m.title} | {m.limits} | {m.better} | {m.source} |".replace(
-            "|G|", "\\|G\\|"
-        )
-        for m in METRICS.values()
+        f"| [`{m.key}`](#{m.key}) | {m.title} | {m.limits} | {m.better} | {m.chance or '–'} | "
+        f"{m.bound_in_words} | {m.source} |".replace("|G|", "\\|G\\|")
+        for m in (METRICS[key].definition for key in DEFAULT)
     ]
     parts = [_HEAD + "\n".join(rows), peers()]
-    for key in [*METRICS, "localization", "agreement", "baselines", "calibrate_threshold"]:
+    for key in [*DEFAULT, "localization", "agreement", "baselines", "calibrate_threshold"]:
         parts.append(f"## {key}\n\n```text\n{inspect.getdoc(getattr(metrics, key))}\n```")
     return "\n\n".join(parts) + "\n"
 

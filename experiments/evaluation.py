@@ -79,14 +79,18 @@ def measure_run(
         )
         thresholds[name] = taus
         metrics[name] = {
-            key: summarised(key, score.numpy(), levels[key]) for key, score in scores.items()
+            key: summarised(key, score.numpy(), levels[key], group=table.get("group"))
+            for key, score in scores.items()
         }
         table |= {f"{name}/{key}": score.numpy() for key, score in scores.items()}
     table |= _agreements(seen)
     numbers = chosen_images(seen.masks, settings.faithful)
     asked = test.batch(numbers).images
     for name, answered in faithful_columns(trained.model, asked, seen.maps, numbers).items():
-        metrics[name] |= {key: summarised(key, column) for key, column in answered.items()}
+        metrics[name] |= {
+            key: summarised(key, column, group=table.get("group"))
+            for key, column in answered.items()
+        }
         table |= {f"{name}/{key}": column for key, column in answered.items()}
     held = ROWS_BYTES // max(1, seen.whole)
     _write(writer, seen, table)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from attnviz.baseline_images import blank_like
+from attnviz.baseline_images import black_and_white, blank_like
 from attnviz.errors import InputError
 
 
@@ -65,3 +65,42 @@ def test_a_number_or_images_stand_for_themselves():
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(InputError, match="unknown baseline 'blurred': did you mean 'blur'"):
         blank_like(images(), "blurred")
+
+
+def normalised(b=2):
+    """Photographs of 6 × 10 pixels, normalised as for ImageNet."""
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    pixels = torch.rand(b, 3, 6, 10, generator=torch.Generator().manual_seed(0))
+    return pixels, (pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1), mean, std
+
+
+@pytest.mark.parametrize(("name", "pixel"), [("black", 0.0), ("white", 1.0)])
+def test_every_channel_has_its_own_black_and_white(name, pixel):
+    _, images, mean, std = normalised()
+    value_range = black_and_white(mean=mean.tolist(), std=std.tolist())
+    blank = blank_like(images, name, value_range=value_range)
+    back = blank * std.view(3, 1, 1) + mean.view(3, 1, 1)
+    torch.testing.assert_close(back, torch.full_like(images, pixel), atol=1e-6, rtol=0)
+
+
+def test_one_number_speaks_for_all_channels():
+    assert black_and_white(mean=0.5, std=0.5) == ((-1.0,), (1.0,))
+    assert black_and_white(mean=(0.5, 0.0), std=0.5) == ((-1.0, 0.0), (1.0, 2.0))
+    images = torch.rand(1, 3, 4, 5)
+    levels = (0, (1.0, 2.0, 3.0))
+    assert blank_like(images, "black", value_range=levels).eq(0).all()
+    assert blank_like(images, "white", value_range=levels).amax((0, 2, 3)).tolist() == [1, 2, 3]
+
+
+def test_ranges_that_do_not_fit_are_refused():
+    _, images, mean, _std = normalised()
+    with pytest.raises(InputError, match=r"as one number or 3 \(one per channel\), got 2"):
+        blank_like(images, "black", value_range=((0.0, 0.0), (1.0, 1.0)))
+    with pytest.raises(InputError, match=r"images within -1 to 1, got .*black_and_white\(mean=, s"):
+        blank_like(images, "black")
+    half = ((mean * 0).tolist(), (mean * 0 + 0.5).tolist())
+    with pytest.raises(InputError, match=r"within \(0, 0, 0\) to \(0.5, 0.5, 0.5\)"):
+        blank_like(images, "white", value_range=half)
+    for wrong in ({"mean": 0.5, "std": 0.0}, {"mean": (0.5, 0.5), "std": (0.1, 0.1, 0.1)}):
+        with pytest.raises(InputError, match="as many positive standard deviations as means"):
+            black_and_white(**wrong)

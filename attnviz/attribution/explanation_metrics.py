@@ -1,4 +1,8 @@
-"""Captum's own measures of an explanation, batched and seeded as everything here."""
+"""Infidelity and sensitivity of a map (Yeh et al. 2019), batched and seeded.
+
+Sensitivity is Captum's. Infidelity is the same number as `captum.metrics.infidelity` without
+normalisation; with it, Captum's fitted scale may be negative, and ours may not.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +34,9 @@ def infidelity(
 ) -> Scores:
     """How badly a map predicts what noise on the image does to the output; lower is better.
 
-    `E[(I · a − (f(x) − f(x − I)))²]` over Gaussian noise `I` (Yeh et al. 2019, definition 2.1), by
-    `captum.metrics.infidelity`. A map's value is spread evenly over the channels of its place.
+    `E[(β·I·a − (f(x) − f(x − I)))²]` over Gaussian noise `I` (Yeh et al. 2019, definition 2.1). A
+    map's value is spread evenly over the channels of its place. `β ≥ 0` is the scale that fits
+    best: a map that points the wrong way scores as an empty one.
 
     Args:
         model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs.
@@ -40,8 +45,9 @@ def infidelity(
         target: Which output; needed for `n > 1`.
         noise: Standard deviation of the noise, in the images' unit.
         samples: Draws per image.
-        normalize: Scale each map so that it fits best first, since maps have no common unit.
-        memory: Bytes that the draws of one image may hold at once.
+        normalize: Scale each map so that it fits best first, since maps have no common unit;
+            otherwise `β = 1`.
+        memory: Bytes that the graphs of one forward's rows may keep.
         seed: Start of the noise, the same for each image.
 
     Returns:
@@ -50,39 +56,44 @@ def infidelity(
     Raises:
         InputError: Maps that do not fit the images, or as `attribute`.
     """
-    from captum.metrics import infidelity as captums
-
     maps = maps_of_images(images, maps)
-
-    def disturb(x: Tensor) -> tuple[Tensor, Tensor]:
-        # Row by row: one large draw is not the same numbers as several small ones.
-        disturbance = noise * torch.stack([torch.randn_like(row) for row in x])
-        return disturbance, x - disturbance
-
     with frozen(model):
         images = images.detach().clone()
-        explained, index = (
-            ExplainedModel(model, len(images), target),
-            indices_per_image(target, images),
-        )
+        explained = ExplainedModel(model, len(images), target)
+        index = indices_per_image(target, images)
         spread = (maps.to(images) / images.shape[1])[:, None].expand_as(images)
-        most = memory // bytes_per_image(model, images[:1]) if len(images) else 1
+        rows = max(1, memory // bytes_per_image(model, images[:1])) if len(images) else 1
         scores = []
         for i in range(len(images)):
-            with seeded(seed, images.device), without_notices():
-                scores.append(
-                    captums(
-                        explained,
-                        disturb,
-                        images[i : i + 1],
-                        spread[i : i + 1],
-                        target=index[i : i + 1],
-                        n_perturb_samples=samples,
-                        max_examples_per_batch=min(samples, max(1, most)),
-                        normalize=normalize,
-                    )
-                )
-    return torch.cat([images.new_zeros(0), *scores]).float()
+            with seeded(seed, images.device):
+                noises = noise * torch.stack([torch.randn_like(images[i]) for _ in range(samples)])
+            predicted = (noises * spread[i]).flatten(1).sum(1).double()
+            drops = _drops(explained, images[i], noises, index[i], rows)
+            scale = _fitted_scale(predicted, drops) if normalize else 1.0
+            scores.append((scale * predicted - drops).square().mean())
+    return torch.stack(scores).float() if scores else images.new_zeros(0).float()
+
+
+def _drops(model: nn.Module, image: Tensor, noises: Tensor, index: Tensor, rows: int) -> Tensor:
+    """`f(x) − f(x − I)` for each noise, `(samples,)` float64, `rows` in one forward."""
+    versions = torch.cat([image[None], image - noises])
+    outputs = [
+        model(versions[start : start + rows])[:, int(index)].double()
+        for start in range(0, len(versions), rows)
+    ]
+    whole = torch.cat(outputs)
+    return whole[0] - whole[1:]
+
+
+def _fitted_scale(predicted: Tensor, drops: Tensor) -> Tensor:
+    """The scale of at least 0 that fits predictions to drops best by least squares.
+
+    Not below 0: a negative scale would turn a map into its opposite, and score both the same.
+    """
+    power = predicted.square().sum()
+    if not bool(power > 0):
+        return power  # 0, or NaN for a map that is not finite
+    return ((predicted * drops).sum() / power).clamp(min=0)
 
 
 def sensitivity(
@@ -105,7 +116,7 @@ def sensitivity(
         radius: Largest change of a pixel, in the images' unit.
         samples: Draws per image.
         seed: Start of the changes, the same for each image; the method's own draws start here too.
-        **how: What `attribute` is asked with: `method`, `layer`, `target`, `sign`, …
+        **how: Arguments of `attribute`: `method`, `layer`, `target`, `sign`, …
 
     Returns:
         `(b,)`, 0 or more; for a map that is zero everywhere Captum gives the change itself.
@@ -138,7 +149,7 @@ def sensitivity(
 
 
 def _of_image(how: dict[str, Any], i: int, b: int) -> dict[str, Any]:
-    """What `attribute` is asked with for the i-th of `b` images: of what is one each, its own."""
+    """Arguments of `attribute` for the i-th of `b` images, with its own where there is one each."""
     method = how.get("method", "layer_gradcam")
     shared = (named(method) if isinstance(method, str) else described(method)).distribution
     each = ("feature_mask",) if shared else ("feature_mask", "baseline")

@@ -1,4 +1,4 @@
-"""Which layer a layer method explains: by name, by module, or the one that cannot be mistaken."""
+"""The layer that a layer method explains: by name, by module, or the only last convolution."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The methods by name: which Captum class each is, and what it needs to be asked for a map.
+"""Attribution methods by name: the Captum class of each and the arguments it takes.
 
-A method is data, not a class: what differs between them is which arguments they take, and how an
-image's work can be cut into pieces that fit into memory.
+A method is data, not a class: methods differ in their arguments, and in how the work of an image
+can be cut into pieces that fit into memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from attnviz.attribution.activations import check_guidable, check_rescalable
 from attnviz.errors import InputError, UnsupportedError, unknown_name
+from attnviz.shapes import Images
 
 RESERVED = frozenset(
     {
@@ -31,26 +33,27 @@ RESERVED = frozenset(
         "kwargs",
     }
 )
-"""Captum's arguments that attnviz answers for."""
+"""Captum's arguments that attnviz sets itself."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a Captum method is asked for a map.
+    """A Captum method and its arguments.
 
     Attributes:
-        name: What `attribute(method=)` takes.
+        name: The value of `attribute(method=)`.
         captum: The class in `captum.attr`; empty for an object of the user's own.
-        summary: What a place's value means, in one line.
-        channels: How channels become one number where the caller does not say.
+        summary: The meaning of a place's value, in one line.
+        channels: Default reduction of channels to one number.
         layer: Whether it explains a layer's places.
-        gradient: Whether the images themselves have to ask for a gradient.
-        copies: Rows of a forward that one image needs at once, or the option that says so.
+        gradient: Whether the images must require a gradient.
+        copies: Rows of a forward that one image needs at once, or the option that gives them.
         split: Captum's argument that cuts an image's rows into pieces.
-        alone: One image at a time, all from the same seed: what is drawn for an image must not
+        alone: One image at a time, each from the same seed: random numbers of an image must not
             depend on the images around it.
         superpixels: Whether it removes regions.
-        distribution: Whether a tensor of baselines is what every image draws from, not one each.
+        distribution: Whether a tensor of baselines is a distribution that every image samples.
+        complete: Whether the attributions of an image should add up to `f(x) − f(baseline)`.
         defaults: Options where they differ from Captum's, or Captum has none.
     """
 
@@ -65,10 +68,11 @@ class Method:
     alone: bool = False
     superpixels: bool = False
     distribution: bool = False
+    complete: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-CATALOGUE: dict[str, Method] = {
+METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method(
@@ -77,7 +81,12 @@ CATALOGUE: dict[str, Method] = {
             "gradient of the output (Simonyan 2013; signed, where Captum takes it absolute)",
             defaults={"abs": False},
         ),
-        Method("input_x_gradient", "InputXGradient", "input times its gradient (Shrikumar 2016)"),
+        Method(
+            "input_x_gradient",
+            "InputXGradient",
+            "input times its gradient (Shrikumar 2016)",
+            complete=True,
+        ),
         Method(
             "integrated_gradients",
             "IntegratedGradients",
@@ -85,6 +94,7 @@ CATALOGUE: dict[str, Method] = {
             gradient=False,
             copies="n_steps",
             split="internal_batch_size",
+            complete=True,
             defaults={"n_steps": 50},
         ),
         Method(
@@ -95,6 +105,7 @@ CATALOGUE: dict[str, Method] = {
             copies="n_samples",
             alone=True,
             distribution=True,
+            complete=True,
             defaults={"n_samples": 16},
         ),
         Method(
@@ -103,6 +114,7 @@ CATALOGUE: dict[str, Method] = {
             "change of activations against a baseline, rescale rule; products of two activations "
             "(attention, gates) pass as plain gradients (Shrikumar 2017)",
             copies=2,
+            complete=True,
         ),
         Method(
             "guided_backprop",
@@ -152,18 +164,15 @@ CATALOGUE: dict[str, Method] = {
     )
 }
 
-_UNGUIDED: set[type[nn.Module]] = {
-    nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ReLU6, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU,
-    nn.Mish, nn.Hardswish, nn.Softplus,
-}  # fmt: skip
-_HOOKING = {"deep_lift", "guided_backprop", "guided_gradcam", "layer_gradcam"}
+_HOOKING = ("DeepLift", "Guided", "Deconvolution", "Layer", "GradCam")
 _DISTRIBUTION = ("GradientShap", "DeepLiftShap")
+_COMPLETE = ("IntegratedGradients", "InputXGradient", "DeepLift", *_DISTRIBUTION)
 _RANDOM = ("NoiseTunnel", "Lime", "LimeBase", "KernelShap", "ShapleyValueSampling", *_DISTRIBUTION)
 
 
 def methods() -> dict[str, str]:
-    """Each method's name and what it says, in one line."""
-    return {name: method.summary for name, method in CATALOGUE.items()}
+    """Each method's name and the meaning of its values, in one line."""
+    return {name: method.summary for name, method in METHODS.items()}
 
 
 def named(name: str) -> Method:
@@ -172,24 +181,18 @@ def named(name: str) -> Method:
     Raises:
         InputError: There is none.
     """
-    if name not in CATALOGUE:
-        raise unknown_name("attribution method", name, CATALOGUE)
-    return CATALOGUE[name]
+    if name not in METHODS:
+        raise unknown_name("attribution method", name, METHODS)
+    return METHODS[name]
 
 
 def built(method: Method, model: nn.Module, layer: nn.Module | None) -> Any:
     """The Captum object for a model.
 
     Raises:
-        UnsupportedError: A guided method on a model whose activations it would not guide, or one
-            that sets hooks on a compiled or scripted model; or Captum is not installed.
+        UnsupportedError: Captum is not installed.
     """
-    attr = _captum(method.name)
-    if method.name in _HOOKING:
-        _need_hooks(method, model)
-    if method.name.startswith("guided"):
-        _need_guidable(method, model)
-    make = getattr(attr, method.captum)
+    make = captum_class(method)
     explainer = make(model, layer) if method.layer else make(model)
     if method.name == "kernel_shap":
         from attnviz.attribution.regions import LeastSquares
@@ -198,17 +201,46 @@ def built(method: Method, model: nn.Module, layer: nn.Module | None) -> Any:
     return explainer
 
 
-def _captum(name: str) -> Any:
+def check_model(method: Method, explainer: type, model: nn.Module, images: Images) -> None:
+    """Refuse a model for which the method would give another method's map.
+
+    Args:
+        method: The method, for messages.
+        explainer: Captum's class.
+        model: The model that Captum sets hooks on.
+        images: `(b, c, h, w)`; the first is used.
+
+    Raises:
+        UnsupportedError: A compiled or scripted model where the method sets hooks; activations
+            that DeepLIFT, guided backpropagation or deconvolution would pass plain gradients.
+    """
+    name = explainer.__name__
+    if any(part in name for part in _HOOKING):
+        _check_hookable(method, model)
+    if not len(images):
+        return
+    if "DeepLift" in name:
+        check_rescalable(method.name, model, images[:1])
+    elif "Guided" in name or "Deconvolution" in name:
+        check_guidable(method.name, model, images[:1])
+
+
+def captum_class(method: Method) -> Any:
+    """The method's class in `captum.attr`.
+
+    Raises:
+        UnsupportedError: Captum is not installed.
+    """
     try:
         import captum.attr
     except ImportError as error:
         raise UnsupportedError(
-            f"{name}: expected captum to be installed; pip install captum"
+            f"{method.name}: expected captum to be installed; pip install captum"
         ) from error
-    return captum.attr
+    return getattr(captum.attr, method.captum)
 
 
-def _need_hooks(method: Method, model: nn.Module) -> None:
+def _check_hookable(method: Method, model: nn.Module) -> None:
     """Compiled and scripted modules run without the hooks that Captum sets, some silently."""
     for module in model.modules():
         compiled = type(module).__name__ == "OptimizedModule"
@@ -220,28 +252,15 @@ def _need_hooks(method: Method, model: nn.Module) -> None:
             )
 
 
-def _need_guidable(method: Method, model: nn.Module) -> None:
-    """Captum guides `nn.ReLU` and nothing else; what is left out would look like a guided map."""
-    kinds = {type(module) for module in model.modules()}
-    unguided = sorted(kind.__name__ for kind in kinds & _UNGUIDED)
-    if unguided or nn.ReLU not in kinds:
-        what = f"it also has {', '.join(unguided)}" if unguided else "it has no nn.ReLU"
-        raise UnsupportedError(
-            f"{method.name}: expected a model whose activations all are nn.ReLU modules, since "
-            f"those are all that Captum guides; {what}, and the map would be plain gradient: "
-            "use method='saliency'"
-        )
-
-
 def described(explainer: Any) -> Method:
-    """What can be told of a Captum object that somebody else made.
+    """The method that a Captum object of the user's own is.
 
     Raises:
         InputError: It has no `attribute`.
     """
     if isinstance(explainer, type) or not callable(getattr(explainer, "attribute", None)):
         raise InputError(
-            f"method: expected a name ({', '.join(CATALOGUE)}) or an object with .attribute, such "
+            f"method: expected a name ({', '.join(METHODS)}) or an object with .attribute, such "
             f"as captum.attr.Saliency(model), got {explainer!r}"
         )
     name = type(explainer).__name__
@@ -254,8 +273,9 @@ def described(explainer: Any) -> Method:
         "",
         split=splits[0] if splits else None,
         copies="n_steps" if "n_steps" in takes else 1,
-        alone=foreign or name.endswith(_RANDOM),  # who knows what it draws
+        alone=foreign or name.endswith(_RANDOM),  # another object may draw at random
         distribution=name.endswith(_DISTRIBUTION),
+        complete=name in _COMPLETE and bool(getattr(explainer, "multiplies_by_inputs", True)),
         defaults={"n_steps": takes["n_steps"].default} if "n_steps" in takes else {},
     )
 
@@ -264,7 +284,7 @@ def checked_options(method: Method, explainer: Any, options: Mapping[str, Any]) 
     """The options, with the method's defaults below them.
 
     Raises:
-        InputError: An option that the method does not have, or that attnviz answers for.
+        InputError: An option that the method does not have, or that attnviz sets itself.
     """
     takes = inspect.signature(explainer.attribute).parameters
     known = set(takes) - RESERVED | ({"segments", "compactness"} if method.superpixels else set())

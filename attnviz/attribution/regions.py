@@ -1,4 +1,4 @@
-"""Regions to remove at once, and the straight line through what their removal did."""
+"""Superpixels to remove at once, and the regression of KernelSHAP over their removal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def superpixels(
         `(b, 1, h, w)` int64 on the images' device: region numbers from 0 without gaps.
 
     Raises:
-        InputError: Fewer than two segments asked for.
+        InputError: Fewer than two segments.
     """
     if segments < 2:
         raise InputError(f"superpixels: expected segments of at least 2, got {segments}")

@@ -31,7 +31,7 @@ COMMANDS = {
     "watch": "print what a model's attention looks like on some images",
     "attribute": "map what a model looks at with a Captum method",
     "measure": "score maps against masks",
-    "compare": "rank runs, with intervals and paired tests",
+    "compare": "rank runs, with intervals and tests over seeds and images",
     "doctor": "say what is wrong with a model's attention, and what to do",
     "report": "write one self-contained HTML page about some runs",
     "dashboard": "browse runs in a browser",
@@ -144,7 +144,7 @@ def _sentence(line: str) -> str:
 
 
 def _say(program: str, message: str) -> int:
-    from attnviz.cli.tables import printable
+    from attnviz.text import printable
 
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):  # it is full, or closed

@@ -13,6 +13,7 @@ import numpy as np
 
 from attnviz.attribution import attribute, methods
 from attnviz.cli.argument_types import whole, word
+from attnviz.cli.json_output import as_json
 from attnviz.cli.pairs import pairs, value
 from attnviz.cli.scoring import (
     add_runs,
@@ -28,10 +29,11 @@ from attnviz.cli.scoring import (
     summaries_of,
     with_columns,
 )
-from attnviz.cli.tables import as_json, table
+from attnviz.comparison.from_runs import grouping_of
 from attnviz.errors import InputError
 from attnviz.executors import spread
 from attnviz.runs import Run, amend_run, open_run
+from attnviz.text import table
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +116,8 @@ def _attributed(
     )  # fmt: skip
     maps = np.concatenate([maps for maps, _ in drawn])
     columns = in_order([(p, scores) for p, (_, scores) in zip(parts, drawn, strict=True)])
-    summaries = summaries_of(columns, dataset, (maps.shape[-2], maps.shape[-1]))
+    grid = (maps.shape[-2], maps.shape[-1])
+    summaries = summaries_of(columns, dataset, grid, group=grouping_of(found.samples()))
     samples = with_columns(found.samples(), name, columns, anew=True)
     about = {key: value for key, value in options.items() if key != "seed"} | {"seed": args.seed}
     with amend_run(found.path) as writer:

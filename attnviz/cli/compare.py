@@ -1,13 +1,14 @@
-"""`attnviz compare RUNS …`: rank runs, with intervals and paired tests."""
+"""`attnviz compare RUNS …`: rank runs, with intervals and tests over seeds, groups and images."""
 
 from __future__ import annotations
 
 import argparse
 
 from attnviz.cli.argument_types import file, seed, whole, word
-from attnviz.cli.tables import as_json, printable
+from attnviz.cli.json_output import as_json
 from attnviz.comparison import Comparison, compare
 from attnviz.comparison.inputs import open_runs
+from attnviz.text import printable
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=whole(2),
         default=10_000,
         metavar="N",
-        help="of the bootstrap (default: %(default)s)",
+        help="studies drawn to adjust for the number of pairs (default: %(default)s)",
     )
     parser.add_argument(
         "--confidence",
@@ -38,7 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="of the intervals (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=seed, default=0, help="of the bootstrap (default: %(default)s)"
+        "--seed", type=seed, default=0, help="of these studies (default: %(default)s)"
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print everything as JSON")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from attnviz.attribution import methods
 from attnviz.cli.argument_types import whole, word
+from attnviz.cli.json_output import as_json
 from attnviz.cli.scoring import (
     add_runs,
     as_images,
@@ -29,7 +30,7 @@ from attnviz.cli.scoring import (
     summaries_of,
     with_columns,
 )
-from attnviz.cli.tables import as_json
+from attnviz.comparison.from_runs import grouping_of
 from attnviz.comparison.text import records
 from attnviz.errors import InputError, unknown_name
 from attnviz.executors import spread
@@ -161,7 +162,12 @@ def _measured(found: Run, args: argparse.Namespace, executor: Executor | None) -
         samples = with_columns(samples, name, columns)
         metrics, grid = args.metrics, found.entry(f"maps/{name}").shape or ()
         summaries[name] = summaries_of(
-            columns, bench.dataset, (grid[-2], grid[-1]), metrics, bench.threshold(name)
+            columns,
+            bench.dataset,
+            (grid[-2], grid[-1]),
+            metrics,
+            bench.threshold(name),
+            group=grouping_of(samples),
         )
     cuts = _knocked(bench, executor) if args.knockout else None
     rows = [] if cuts is None else records(cuts.table)
@@ -248,7 +254,7 @@ def _knocked(bench: Bench, executor: Executor | None) -> Knockout:
 
 def _cut(path: Path, args: argparse.Namespace) -> Knockout:
     bench = Bench(path, args)
-    return knockout(bench.model, bench.images(bench.asked), seed=args.seed)
+    return knockout(bench.model, bench.images(bench.asked))
 
 
 def _column(scores: Tensor) -> np.ndarray:

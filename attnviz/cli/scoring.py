@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from attnviz.cli.argument_types import seed
 from attnviz.cli.devices import add_device
-from attnviz.cli.tables import table
 from attnviz.comparison.from_runs import none_complete
 from attnviz.comparison.summary import summarised
 from attnviz.definitions import SHOWN_LEVELS
@@ -30,6 +29,7 @@ from attnviz.metrics import METRICS, baselines, localization
 from attnviz.models import rebuild_model
 from attnviz.models.pixels import as_input
 from attnviz.runs import Dataset, Run, list_runs
+from attnviz.text import table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -137,10 +137,14 @@ def summaries_of(
     grid: tuple[int, int],
     metrics: Sequence[str] | None = None,
     threshold: Mapping[str, float] | None = None,
+    group: Any = None,
 ) -> dict[str, dict[str, Any]]:
     """Mean, interval and counts of each column; of localisation the reference levels too."""
     levels = _levels(dataset, grid, _metrics(metrics, threshold), threshold)
-    return {key: summarised(key, column, levels.get(key)) for key, column in columns.items()}
+    return {
+        key: summarised(key, column, levels.get(key), group=group)
+        for key, column in columns.items()
+    }
 
 
 def _metrics(metrics: Sequence[str] | None, threshold: Mapping[str, float] | None) -> list[str]:

@@ -1,14 +1,16 @@
-"""Which variant looks at the patch most, how sure is that, and may the two be compared at all.
+"""Compare variants: which looks at the patch most, how sure is that, may they be compared at all.
 
 The unit of replication of an architecture is the training seed: a thousand images of one test set
-are not a thousand trainings. Every interval and test here takes seeds and images as two crossed
-sources of chance, on the same images for all variants, so that differences are paired.
+are not a thousand trainings. Crops of one photograph are not independent images either. Interval,
+p and "clear" come from one model of seeds × groups × images (docs/intervals.md).
 
-    inputs      what people have → one `Group` of (seeds, images) scores per variant
+    inputs      tables or runs → one `Group` of (seeds, images) scores per variant
     tables      … from dicts and arrays
-    recorded    … from run folders, if they may be compared at all
-    resampling  the hierarchical bootstrap, the sign-flip test, Holm
-    ranking     groups → `Comparison`: means, intervals, pairs, tests
+    from_runs   … from run folders, if they may be compared at all
+    variance    variance and degrees of freedom of a mean over seeds, groups and images
+    pairs       differences of all pairs, p, the adjustment for all of them
+    intervals   bounded confidence intervals; trainings of two kinds
+    ranking     groups → `Comparison`
     comparison  the result as a sentence, a table, LaTeX, a figure
 """
 
@@ -36,13 +38,17 @@ def compare(
     seed: int = 0,
     baselines: Mapping[str, Any] | None = None,
     map_name: str | None = None,
+    groups: Any = None,
 ) -> Comparison:
-    """Rank variants by one metric, with intervals and paired tests that know about seeds.
+    """Rank variants by one metric, with intervals and tests over seeds, groups and images.
 
-    A mean is the mean over seeds of each seed's mean over images. Its interval is the mean ± t·SE,
-    the standard error that of a bootstrap which draws seeds, then images (see
-    `attnviz.comparison.resampling`). A difference of two variants is taken image by image and seed
-    by seed. Nobody wins whose paired interval to any other variant touches zero.
+    A mean is the mean over seeds of each seed's mean over images. Its variance has a part by seeds
+    and one by groups of images (photographs, patients, videos), each image being its own group
+    unless told; the interval is Student's t with Satterthwaite's degrees of freedom, bounded for
+    scores between 0 and 1. A difference is paired over images, and over seeds only where seeds of
+    the same name score alike. Intervals of differences, their adjusted p and "clear" say the same
+    thing, adjusted for all pairs. A winner is clear of all others, each with three seeds or more.
+    docs/intervals.md has the formulas and measured coverage.
 
     Args:
         tables_or_runs: One of
@@ -58,13 +64,17 @@ def compare(
             Numpy arrays and torch tensors are both welcome. NaN is "cannot be scored".
         primary: The metric that ranks, declared beforehand.
         metrics: The metrics to report; all that every variant has, unless given.
-        resamples: How many times the bootstrap draws.
+        resamples: How many studies without a difference are drawn, from the fitted variances, to
+            adjust for the number of pairs; 5,000 at least.
         confidence: The level of the intervals, between 0 and 1.
-        seed: Of the bootstrap; the same seed gives the same numbers.
+        seed: Of these studies; the same seed gives the same numbers.
         baselines: For tables: the levels to stand beside the scores, `{metric: {"chance": …,
             "redrawn": …}}` or `{"chance": {metric: …}, …}`; values are numbers or one
             number per image. Runs bring their own.
         map_name: For runs: which map's scores to take; each run's primary map unless given.
+        groups: Each image's group (photograph, patient, video), one label per image; None, NaN
+            and "" stand for a group of its own. Tables may bring it under the key `group`; runs do
+            in the column `group` of their samples.
 
     Returns:
         The comparison; printing it gives a ranking.
@@ -85,9 +95,14 @@ def compare(
         raise InputError(f"compare: expected at least 2 resamples, got {resamples}")
     if not 0 < confidence < 1:
         raise InputError(f"compare: expected a confidence between 0 and 1, got {confidence}")
-    groups, notes = read_groups(
-        tables_or_runs, primary=primary, metrics=metrics, baselines=baselines, map_name=map_name
+    found, notes = read_groups(
+        tables_or_runs,
+        primary=primary,
+        metrics=metrics,
+        baselines=baselines,
+        map_name=map_name,
+        groups=groups,
     )
     return rank(
-        groups, primary=primary, resamples=resamples, confidence=confidence, seed=seed, notes=notes
+        found, primary=primary, resamples=resamples, confidence=confidence, seed=seed, notes=notes
     )

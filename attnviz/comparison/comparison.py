@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from attnviz.comparison.pairs import FEWEST
 from attnviz.comparison.text import (
     WELL_KNOWN,
     aligned,
@@ -47,22 +48,24 @@ class Comparison:
         primary: The metric that ranks.
         table: A row per metric and variant, in order of rank: variant, metric, mean, low, high,
             valid and n (scores that are numbers, and all: seeds × images), seeds, the reference
-            levels (`attnviz.definitions.LEVELS`), accuracy, p and p_holm (against the first in
-            rank; NaN for itself, and wherever there are fewer than two seeds), rank (equal means
-            share one).
+            levels (`attnviz.definitions.LEVELS`), accuracy, p, p_adjusted and p_holm (against the
+            first in rank; NaN for itself), rank (equal means share one).
         differences: A row per metric and pair, the higher in rank first: metric, variant, other,
-            difference (in the metric's own unit), low, high, clear (the interval leaves out 0),
-            images, dropped (images that one of the two could not score in any seed), seeds (those
-            that both have scores of), p,
-            p_holm (over all pairs and metrics: the leader is picked by looking, so every pair is
-            a test).
+            difference (in the metric's own unit), low, high (adjusted for all pairs), clear
+            (p_adjusted is at most 1 − confidence: the interval leaves out 0, and both have three
+            seeds or more), images, dropped (images that one of the two could not score in any
+            seed), seeds (of the one that has fewer), p, p_adjusted (over all pairs of the primary
+            metric; over all pairs of all others together), p_holm (p_adjusted under its former
+            name). Below three seeds both p are NaN, and the interval is of images more than of
+            trainings.
         by_seed: A row per metric, variant and seed: mean over images.
         split: A row per metric and variant: mean over images classified rightly and wrongly, and
             how many scores of each; empty where correctness is not known.
         notes: What a reader must know beside the numbers.
         images: How many images.
+        groups: How many groups (photographs, patients, videos) they come in; 0 if not known.
         confidence: The level of the intervals.
-        resamples: How many bootstrap draws they rest on.
+        resamples: How many studies the adjustment for all pairs is drawn from.
     """
 
     primary: str
@@ -72,6 +75,7 @@ class Comparison:
     split: pd.DataFrame
     notes: tuple[str, ...]
     images: int
+    groups: int
     confidence: float
     resamples: int
 
@@ -91,7 +95,7 @@ class Comparison:
 
     @property
     def winner(self) -> str | None:
-        """The first in rank, if its paired interval to every other lies on its side of zero."""
+        """The first in rank, if it is clear of every other; None below three seeds of any."""
         leader = self.variants[0]
         pairs = self._pairs_of(leader)
         return leader if len(pairs) and bool(self._ahead(pairs).all()) else None
@@ -110,22 +114,45 @@ class Comparison:
         )
         if pairs.empty:
             return f"{first.variant}: {self._score(first)}{levels}; nothing to compare it with."
+        if rows["seeds"].min() < FEWEST:
+            return self._described(rows, levels)
         if self.winner is not None:
             gap = pairs.iloc[0]
             verb = "looks at the patch most" if is_localization(self.primary) else "ranks first"
             return (
                 f"{first.variant} {verb}: {self._score(first)}{levels}; "
                 f"{with_sign(gap.difference, fineness(gap))} over {gap.other}, "
-                f"paired CI {interval(gap, signed=True)}."
+                f"{self._gap_interval(gap)}."
             )
         gap = pairs[~self._ahead(pairs)].iloc[0]
         other = rows[rows["variant"] == gap.other].iloc[0]
         how = "rank the other way round on what both share" if gap.clear else "cannot be told apart"
         return (
             f"no clear winner: {first.variant}, {self._score(first)}, and {other.variant}, "
-            f"{number(other['mean'], fineness(first))}, {how}: paired difference "
-            f"{with_sign(gap.difference, fineness(gap))}, CI {interval(gap, signed=True)}{levels}."
+            f"{number(other['mean'], fineness(first))}, {how}: difference "
+            f"{with_sign(gap.difference, fineness(gap))}, {self._gap_interval(gap)}{levels}."
         )
+
+    def _described(self, rows: pd.DataFrame, levels: str) -> str:
+        """The means of few trainings, and that they are no ranking of architectures."""
+        few, many = int(rows["seeds"].min()), int(rows["seeds"].max())
+        trainings = {1: "one training", 2: "two trainings"}
+        if few == many:
+            begin = f"{trainings[few]} each"
+        else:
+            short = rows[rows["seeds"] < FEWEST]["variant"]
+            begin = f"fewer than three trainings of {_listed(short)}"
+        means = [f"{row['variant']} {number(row['mean'])}" for _, row in rows.iterrows()]
+        return (
+            f"{begin}: {short_title(self.primary)} {_listed(means)}{levels}, in an order which "
+            "another training may turn round."
+        )
+
+    def _gap_interval(self, gap: Any) -> str:
+        """A difference's interval, with what it is adjusted for."""
+        pairs = int((self.differences["metric"] == self.primary).sum())
+        adjusted = f" over all {pairs} pairs" if pairs > 1 else ""
+        return f"{percent(self.confidence)} CI{adjusted} {interval(gap, signed=True)}"
 
     def to_markdown(self, metrics: Sequence[str] | None = None) -> str:
         """The ranking as a GitHub table: each metric with its interval, the best in bold.
@@ -172,6 +199,7 @@ class Comparison:
             "sentence": self.sentence,
             "winner": self.winner,
             "images": self.images,
+            "groups": self.groups,
             "confidence": self.confidence,
             "resamples": self.resamples,
             "notes": list(self.notes),
@@ -208,15 +236,16 @@ class Comparison:
     def __repr__(self) -> str:
         rows = self.of(self.primary)
         others = self._shown()[1:]
-        header = ["", "variant", "mean", f"{percent(self.confidence)} CI", "over next, paired"]
+        header = ["", "variant", "mean", f"{percent(self.confidence)} CI", "over next"]
         header += [*map(metric_title, others), *self._accuracy, "valid"]
         lines = [header, *(self._line(row, rows, others) for _, row in rows.iterrows())]
         lines += self._level_lines(rows, others, len(header))
         seeds = sorted(set(rows["seeds"]))
+        grouped = f" of {self.groups} groups" if self.groups else ""
         title = (
-            f"{metric_title(self.primary)} on {self.images} images, "
+            f"{metric_title(self.primary)} on {self.images} images{grouped}, "
             f"{' to '.join(str(n) for n in dict.fromkeys([seeds[0], seeds[-1]]))} "
-            f"seed{'s' if seeds[-1] > 1 else ''}, {self.resamples:,} resamples"
+            f"seed{'s' if seeds[-1] > 1 else ''}"
         )
         text = [title, "", *aligned(lines), "", self.sentence, *(f"({n})" for n in self.notes)]
         return "\n".join(text)
@@ -229,9 +258,9 @@ class Comparison:
         return found[(found["metric"] == self.primary) & (found["variant"] == variant)]
 
     def _ahead(self, pairs: pd.DataFrame) -> pd.Series:
-        """Which pairs leave no doubt that the first is the better one.
+        """Which pairs are clear, with the first the better one.
 
-        Pairs stand on the seeds and images that both have, ranks on all: they may disagree.
+        A pair rests on the images that both could score, the rank on all: they may disagree.
         """
         better = -1 if is_lower_better(self.primary) else 1
         return pairs["clear"].astype(bool) & (better * pairs["difference"] > 0)
@@ -242,9 +271,8 @@ class Comparison:
         return ["accuracy"] if self.table["accuracy"].notna().any() else []
 
     def _score(self, row: Any) -> str:
-        name = short_title(self.primary)
         mean = number(row["mean"], fineness(row))
-        return f"{name} {mean} ({percent(self.confidence)} CI {interval(row)})"
+        return f"{short_title(self.primary)} {mean} ({percent(self.confidence)} CI {interval(row)})"
 
     def _line(self, row: Any, rows: pd.DataFrame, others: Sequence[str]) -> list[str]:
         pairs = self._pairs_of(row["variant"])
@@ -295,3 +323,9 @@ class Comparison:
                 line.append(f"{bold(mean) if best else mean} [{interval(mine)}]")
             cells.append([*line, *(number(row[name]) for name in self._accuracy)])
         return cells
+
+
+def _listed(names: Iterable[str], most: int = 6) -> str:
+    """Names in a row, the first few of many."""
+    found = list(names)
+    return ", ".join(found[:most]) + (", …" if len(found) > most else "")

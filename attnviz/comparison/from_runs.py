@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from attnviz.comparison.groups import Group
+from attnviz.comparison.groups import GROUP, Group, labelled
 from attnviz.definitions import LEVELS
 from attnviz.errors import InputError, unknown_name
 from attnviz.runs import ABSENT, differing, in_words
@@ -95,12 +95,14 @@ def _group(
 ) -> Group:
     """One variant's runs: the rows with a patch, the columns of one map."""
     scores, correct, levels = [], [], []
+    grouping: tuple[Any, ...] | None = None
     for name, run in runs.items():
         frame = frames[name]
         chosen = map_of(run, frame, map_name)
         marked = frame[patched(frame)]
         scores.append(_columns(marked, f"{chosen}/"))
         correct.append(marked["correct"].to_numpy(dtype=np.float64))
+        grouping = grouping or grouping_of(marked)
         levels.append((run.summary.get("metrics") or {}).get(chosen) or {})
     shared = [metric for metric in scores[0] if all(metric in one for one in scores)]
     return Group(
@@ -110,7 +112,13 @@ def _group(
         np.stack(correct),
         tuple(_accuracy(run, frames[name]) for name, run in runs.items()),
         {metric: _mean_levels([one.get(metric) or {} for one in levels]) for metric in shared},
+        grouping,
     )
+
+
+def grouping_of(frame: Any) -> tuple[Any, ...] | None:
+    """The group of each sample, None where the table names none."""
+    return labelled(frame[GROUP].to_numpy(), "compare") if GROUP in frame else None
 
 
 def _columns(frame: Any, prefix: str) -> dict[str, np.ndarray]:
@@ -203,6 +211,13 @@ def _replicates(variant: str, runs: Mapping[str, Any]) -> None:
 def _same_rows(frames: Mapping[str, Any]) -> None:
     """Refuse runs whose samples list other images, labels or boxes."""
     first, against = next(iter(frames.items()))
+    grouped = {name: grouping_of(frame) for name, frame in frames.items()}
+    known = {name: labels for name, labels in grouped.items() if labels is not None}
+    if len(set(known.values())) > 1:
+        raise InputError(
+            f"compare: cannot rank runs whose samples name other groups: {', '.join(known)} differ "
+            f"in the column {GROUP!r}"
+        )
     for name, frame in frames.items():
         for column in _NEEDED[:-1]:
             if not np.array_equal(against[column].to_numpy(), frame[column].to_numpy()):

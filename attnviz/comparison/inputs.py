@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from attnviz.comparison.from_runs import run_groups
-from attnviz.comparison.groups import Group, array
-from attnviz.comparison.resampling import mean_of_valid
+from attnviz.comparison.groups import GROUP, Group, array, labelled
 from attnviz.comparison.tables import is_list, table_group
+from attnviz.comparison.variance import mean_of_valid
 from attnviz.definitions import DEFINITIONS, LEVELS, level_key
 from attnviz.errors import InputError, unknown_name
 
@@ -24,6 +24,7 @@ def read_groups(
     metrics: Sequence[str] | None,
     baselines: Mapping[str, Any] | None,
     map_name: str | None,
+    groups: Any = None,
 ) -> tuple[list[Group], list[str]]:
     """Whatever `compare` was given, as groups on the same images, and notes on what was left out.
 
@@ -31,25 +32,43 @@ def read_groups(
         InputError: It is no table and no run, one variant's table without its name, lacks a
             metric, or is not comparable.
     """
-    if isinstance(source, Mapping) and source and {*source} <= {*DEFINITIONS, "correct"}:
+    if isinstance(source, Mapping) and source and {*source} <= {*DEFINITIONS, "correct", GROUP}:
         raise InputError(
             f"compare: expected {{variant: scores}}, got one table of {', '.join(source)}; give it "
             "a name: {'name': scores}"
         )
     if not isinstance(source, Mapping):
-        groups, notes = run_groups(by_variant(open_runs(source)), map_name)
+        found, notes = run_groups(by_variant(open_runs(source)), map_name)
     elif any(_is_run(entry) for entry in source.values()):
         opened = {str(name): open_runs(entry) for name, entry in source.items()}
-        groups, notes = run_groups(opened, map_name)
+        found, notes = run_groups(opened, map_name)
     else:
-        groups = [table_group(str(name), entry, primary) for name, entry in source.items()]
+        found = [table_group(str(name), entry, primary) for name, entry in source.items()]
         notes = []
-    if not groups:
+    if not found:
         raise InputError("compare: expected at least one variant, got none")
-    _same_images(groups)
-    chosen = _choose(groups, primary, metrics)
-    groups = [_narrowed(group, chosen, _levels(baselines)) for group in groups]
-    return groups, notes
+    _same_images(found)
+    grouping = _same_grouping(found, groups)
+    chosen = _choose(found, primary, metrics)
+    levels = _levels(baselines)
+    return [_narrowed(group, chosen, levels, grouping) for group in found], notes
+
+
+def _same_grouping(groups: Sequence[Group], given: Any) -> tuple[Any, ...] | None:
+    """The images' groups: those given, or those that the variants bring, if they agree."""
+    images = groups[0].images
+    named = labelled(given, "compare")
+    if named is not None and len(named) != images:
+        raise InputError(f"compare: expected a group for each of {images} images, got {len(named)}")
+    if given is not None:
+        return named
+    brought = {group.variant: group.grouping for group in groups if group.grouping is not None}
+    if len(set(brought.values())) > 1:
+        raise InputError(
+            f"compare: expected the same groups of images for all variants, got others for "
+            f"{' and '.join(brought)}"
+        )
+    return next(iter(brought.values()), None)
 
 
 def _same_images(groups: Sequence[Group]) -> None:
@@ -79,12 +98,17 @@ def _choose(groups: Sequence[Group], primary: str, metrics: Sequence[str] | None
     return wanted
 
 
-def _narrowed(group: Group, chosen: list[str], given: dict[str, dict[str, float]]) -> Group:
-    """The group with the chosen metrics only, and the levels known for them."""
+def _narrowed(
+    group: Group,
+    chosen: list[str],
+    given: dict[str, dict[str, float]],
+    grouping: tuple[Any, ...] | None,
+) -> Group:
+    """The variant with the chosen metrics only, their levels, and the images' groups."""
     levels = {name: {**group.levels.get(name, {}), **given.get(name, {})} for name in chosen}
     values = {name: group.values[name] for name in chosen}
     accuracy = group.accuracy or (float("nan"),) * len(group.seeds)
-    return Group(group.variant, group.seeds, values, group.correct, accuracy, levels)
+    return Group(group.variant, group.seeds, values, group.correct, accuracy, levels, grouping)
 
 
 def _levels(baselines: Mapping[str, Any] | None) -> dict[str, dict[str, float]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import combinations
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,24 +11,26 @@ import pandas as pd
 
 from attnviz.comparison.comparison import Comparison
 from attnviz.comparison.groups import Group
-from attnviz.comparison.resampling import (
-    half_width,
-    holm,
-    image_draws,
-    mean_of_valid,
-    seed_weights,
-    sign_flip,
-    smallest_p,
-)
-from attnviz.definitions import LEVELS, is_lower_better, limits_of, metric_title
+from attnviz.comparison.intervals import Interval, gap_intervals, interval
+from attnviz.comparison.kinds import Kinds
+from attnviz.comparison.pairs import FEWEST, Adjusted, Pairs, adjusted, all_pairs
+from attnviz.comparison.text import number
+from attnviz.comparison.variance import mean_of_valid, sampled
+from attnviz.definitions import LEVELS, is_lower_better, metric_title
+
+FEW_GROUPS = 4
+"""Groups of images below which a note says that there are few."""
+
+LEAST_RESAMPLES = 5000
+"""Studies drawn at least: of fewer, the adjustment would be as much of chance as of the scores."""
 
 _TABLE = [
     *("variant", "metric", "mean", "low", "high", "valid", "n", "seeds"),
-    *(*LEVELS, "accuracy", "p", "p_holm", "rank"),
+    *(*LEVELS, "accuracy", "p", "p_adjusted", "p_holm", "rank"),
 ]
 _DIFFERENCES = [
     *("metric", "variant", "other", "difference", "low", "high", "clear"),
-    *("images", "dropped", "seeds", "p", "p_holm"),
+    *("images", "dropped", "seeds", "p", "p_adjusted", "p_holm"),
 ]
 _SPLIT = ["metric", "variant", "right", "wrong", "n_right", "n_wrong"]
 
@@ -43,34 +45,22 @@ def rank(
     notes: Sequence[str] = (),
 ) -> Comparison:
     """Compare groups measured on the same images; see `attnviz.compare`."""
-    rng = np.random.default_rng(seed)
-    ordered = {metric: _ordered(groups, metric) for metric in groups[0].values}
-    cells = [(metric, group) for metric, ranked in ordered.items() for group in ranked]
-    pairs = [
-        (metric, one, other)
-        for metric, ranked in ordered.items()
-        for one, other in combinations(ranked, 2)
-    ]
-    blocks = [group.values[metric] for metric, group in cells]
-    blocks += [_paired(one, other, metric) for metric, one, other in pairs]
-    widths = _half_widths(blocks, resamples=resamples, confidence=confidence, rng=rng)
-    gaps = pd.DataFrame(
-        [
-            _gap(*pair, block, width, rng)
-            for pair, block, width in zip(
-                pairs, blocks[len(cells) :], widths[len(cells) :], strict=True
-            )
-        ],
-        columns=_DIFFERENCES,
-    )
-    gaps["p_holm"] = holm(gaps["p"].to_numpy(dtype=np.float64))
-    table = pd.DataFrame(
-        [
-            _row(metric, group, width, gaps, ordered[metric])
-            for (metric, group), width in zip(cells, widths[: len(cells)], strict=True)
-        ],
-        columns=_TABLE,
-    )
+    metrics, resamples = list(groups[0].values), max(resamples, LEAST_RESAMPLES)
+    beside = max(len(metrics) - 1, 1)
+    found = {
+        metric: _ranked(
+            groups,
+            metric,
+            tests=1 if metric == primary else beside,
+            resamples=resamples,
+            confidence=confidence,
+            seed=seed,
+        )
+        for metric in metrics
+    }
+    gaps = pd.DataFrame([row for one in found.values() for row in one.gaps], columns=_DIFFERENCES)
+    table = pd.DataFrame([row for one in found.values() for row in one.rows], columns=_TABLE)
+    cells = [(metric, group) for metric, one in found.items() for group in one.groups]
     return Comparison(
         primary=primary,
         table=table,
@@ -80,16 +70,63 @@ def rank(
             [_right_and_wrong(metric, group) for metric, group in cells if _has_split(group)],
             columns=_SPLIT,
         ),
-        notes=(*_notes(groups, table, gaps, primary), *notes),
+        notes=(*_notes(groups, table, found[primary]), *notes),
         images=groups[0].images,
+        groups=len(set(groups[0].grouping or ())),
         confidence=confidence,
         resamples=resamples,
     )
 
 
-def _mean(scores: np.ndarray) -> float:
-    """The mean over seeds of each seed's mean over the images that it could score."""
-    return float(mean_of_valid(mean_of_valid(scores)))
+@dataclass(frozen=True, eq=False)
+class _Ranked:
+    """One metric's variants, best first.
+
+    Attributes:
+        groups: The variants.
+        rows: Of the table, one per variant.
+        gaps: Of the differences, one per pair.
+        intervals: One per variant.
+        paired: Whether seeds are paired.
+    """
+
+    groups: list[Group]
+    rows: list[dict[str, Any]]
+    gaps: list[dict[str, Any]]
+    intervals: list[Interval]
+    paired: bool
+
+
+def _ranked(
+    groups: Sequence[Group],
+    metric: str,
+    *,
+    tests: int,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> _Ranked:
+    """Means, intervals and pairs of one metric."""
+    ordered = _ordered(groups, metric)
+    clusters = ordered[0].clusters
+    scores = [group.values[metric] for group in ordered]
+    samples = [sampled(rows, clusters) for rows in scores]
+    intervals = [
+        interval(metric, rows, groups=clusters, confidence=confidence, sample=sample)
+        for rows, sample in zip(scores, samples, strict=True)
+    ]
+    pairs = all_pairs(scores, [group.seeds for group in ordered], clusters, samples)
+    tested = adjusted(pairs, level=1 - confidence, tests=tests, resamples=resamples, seed=seed)
+    low, high = gap_intervals(metric, scores, samples, pairs, tested)
+    gaps = [
+        _gap(metric, ordered, pairs, tested, k, float(low[k]), float(high[k]), 1 - confidence)
+        for k in range(len(pairs.one))
+    ]
+    rows = [
+        _row(metric, group, found, gaps, ordered)
+        for group, found in zip(ordered, intervals, strict=True)
+    ]
+    return _Ranked(ordered, rows, gaps, intervals, pairs.paired)
 
 
 def _ordered(groups: Sequence[Group], metric: str) -> list[Group]:
@@ -98,90 +135,67 @@ def _ordered(groups: Sequence[Group], metric: str) -> list[Group]:
 
 
 def _badness(group: Group, metric: str) -> float:
-    mean = _mean(group.values[metric])
+    mean = float(mean_of_valid(mean_of_valid(group.values[metric])))
     if not np.isfinite(mean):
         return float("inf")
     return mean if is_lower_better(metric) else -mean
 
 
-def _paired(one: Group, other: Group, metric: str) -> np.ndarray:
-    """Differences per seed and image: over the seeds both have, else seed by seed in order."""
-    a, b = one.values[metric], other.values[metric]
-    common = [label for label in one.seeds if label in other.seeds]
-    if not common:
-        shorter = min(len(a), len(b))
-        return np.asarray(a[:shorter] - b[:shorter])
-    mine = [one.seeds.index(label) for label in common]
-    theirs = [other.seeds.index(label) for label in common]
-    return np.asarray(a[mine] - b[theirs])
-
-
-def _half_widths(
-    blocks: Sequence[np.ndarray], *, resamples: int, confidence: float, rng: np.random.Generator
-) -> list[float]:
-    """Half the interval of each block's mean, all of them under the same resamples."""
-    blocks = [block[np.isfinite(block).any(axis=1)] for block in blocks]
-    centres, draws = image_draws(np.concatenate(blocks), resamples=resamples, rng=rng)
-    sizes = [len(block) for block in blocks]
-    weights = {k: seed_weights(k, resamples=resamples, rng=rng) for k in sorted({*sizes} - {0})}
-    widths, start = [], 0
-    for block, k in zip(blocks, sizes, strict=True):
-        mine = slice(start, start + k)
-        boot = ((draws[:, mine] + centres[mine]) * weights[k]).sum(1) if k else np.empty(0)
-        widths.append(half_width(block, boot, confidence))
-        start += k
-    return widths
-
-
 def _gap(
     metric: str,
-    one: Group,
-    other: Group,
-    block: np.ndarray,
-    width: float,
-    rng: np.random.Generator,
+    ordered: Sequence[Group],
+    pairs: Pairs,
+    tested: Adjusted,
+    k: int,
+    low: float,
+    high: float,
+    level: float,
 ) -> dict[str, Any]:
     """One pair on one metric: the row of `differences`."""
-    gap, valid = _mean(block), np.isfinite(block).any(axis=0)
-    seeds = mean_of_valid(block)
+    enough = pairs.seeds[k] >= FEWEST
+    p = float(pairs.p[k]) if enough else float("nan")
+    p_adjusted = float(tested.p[k]) if enough else float("nan")
     return {
         "metric": metric,
-        "variant": one.variant,
-        "other": other.variant,
-        "difference": gap,
-        "low": gap - width,
-        "high": gap + width,
-        "clear": abs(gap) > width,
-        "images": int(valid.sum()),
-        "dropped": int((~valid).sum()),
-        "seeds": int(np.isfinite(seeds).sum()),
-        "p": sign_flip(seeds, rng=rng),
+        "variant": ordered[pairs.one[k]].variant,
+        "other": ordered[pairs.other[k]].variant,
+        "difference": float(pairs.difference[k]),
+        "low": low,
+        "high": high,
+        "clear": bool(p_adjusted <= level),
+        "images": int(pairs.images[k]),
+        "dropped": ordered[0].images - int(pairs.images[k]),
+        "seeds": int(pairs.seeds[k]),
+        "p": p,
+        "p_adjusted": p_adjusted,
+        "p_holm": p_adjusted,
     }
 
 
 def _row(
-    metric: str, group: Group, width: float, gaps: pd.DataFrame, ranked: Sequence[Group]
+    metric: str,
+    group: Group,
+    found: Interval,
+    gaps: Sequence[Mapping[str, Any]],
+    ordered: Sequence[Group],
 ) -> dict[str, Any]:
     """One variant on one metric: the row of `table`."""
-    scores, mean = group.values[metric], _mean(group.values[metric])
-    lead = gaps[(gaps["metric"] == metric) & (gaps["variant"] == ranked[0].variant)]
-    against = lead[lead["other"] == group.variant]
-    better = sum(_badness(other, metric) < _badness(group, metric) for other in ranked)
-    nan = float("nan")
-    least, most = limits_of(metric)
+    scores, nan = group.values[metric], float("nan")
+    lead = {gap["other"]: gap for gap in gaps if gap["variant"] == ordered[0].variant}
+    against = lead.get(group.variant, {})
+    better = sum(_badness(other, metric) < _badness(group, metric) for other in ordered)
     return {
         "variant": group.variant,
         "metric": metric,
-        "mean": mean,
-        "low": max(mean - width, min(mean, least)),
-        "high": min(mean + width, max(mean, most)),
+        "mean": found.mean,
+        "low": found.low,
+        "high": found.high,
         "valid": int(np.isfinite(scores).sum()),
         "n": scores.size,
         "seeds": len(group.seeds),
         **{level: group.levels.get(metric, {}).get(level, nan) for level in LEVELS},
         "accuracy": float(mean_of_valid(np.asarray(group.accuracy))),
-        "p": float(against["p"].iloc[0]) if len(against) else nan,
-        "p_holm": float(against["p_holm"].iloc[0]) if len(against) else nan,
+        **{name: against.get(name, nan) for name in ("p", "p_adjusted", "p_holm")},
         "rank": 1 + better,
     }
 
@@ -209,44 +223,61 @@ def _right_and_wrong(metric: str, group: Group) -> dict[str, Any]:
     }
 
 
-def _notes(
-    groups: Sequence[Group], table: pd.DataFrame, gaps: pd.DataFrame, primary: str
-) -> Iterable[str]:
-    """What the numbers alone do not say: seeds, tests, images that were left out."""
-    alone = [group.variant for group in groups if len(group.seeds) == 1]
-    if len(alone) == len(groups):
-        yield "one seed each: the intervals speak of these images alone, not of another training"
-    elif alone:
+def _notes(groups: Sequence[Group], table: pd.DataFrame, primary: _Ranked) -> Iterable[str]:
+    """What the numbers alone do not say: seeds, groups, kinds of trainings, missing scores."""
+    yield from _few_seeds(groups)
+    yield from _few_groups(groups[0])
+    for group, found in zip(primary.groups, primary.intervals, strict=True):
+        if found.kinds is not None:
+            yield _two_kinds(group.variant, found.kinds)
+    fewest = min(len(group.seeds) for group in groups)
+    if fewest >= FEWEST:
+        share = 100 * (1 - 0.05 ** (1 / fewest))
         yield (
-            f"one seed for {', '.join(alone)}: the interval speaks of these images alone, "
-            "not of another training"
+            f"the intervals take trainings to spread like a bell; {fewest} that did not fail leave "
+            f"open that up to {share:.0f} % of others do"
         )
-    tested = gaps[(gaps["metric"] == primary) & np.isfinite(gaps["p"].astype(float))]
-    for seeds in sorted(set(tested["seeds"])):
-        yield (
-            f"{seeds} paired seeds: the smallest two-sided p that the sign-flip test can reach "
-            f"is {smallest_p(seeds):.4g}"
-        )
-    if any(not set(a.seeds) & set(b.seeds) for a, b in combinations(groups, 2)):
-        yield "variants without a seed in common are paired seed by seed in order"
-    yield from _few_in_common(groups, gaps, primary)
+    if primary.paired:
+        yield "seeds are paired: seeds of the same name score alike in all variants"
     yield from _unscored(table)
 
 
-def _few_in_common(groups: Sequence[Group], gaps: pd.DataFrame, primary: str) -> Iterable[str]:
-    """One note on the differences that stand on a single seed of several."""
-    several = {group.variant for group in groups if len(group.seeds) > 1}
-    alone = gaps[(gaps["metric"] == primary) & (gaps["seeds"] == 1)]
-    told = [
-        f"{one} and {other}"
-        for one, other in zip(alone["variant"], alone["other"], strict=True)
-        if {one, other} <= several
-    ]
-    if told:
+def _few_seeds(groups: Sequence[Group]) -> Iterable[str]:
+    """One note on variants of one seed, one on those of two."""
+    for count, word in ((1, "one seed"), (2, "two seeds")):
+        few = [group.variant for group in groups if len(group.seeds) == count]
+        who = "each" if len(few) == len(groups) else f"for {', '.join(few)}"
+        if few and count == 1:
+            what = "intervals speak" if who == "each" else "interval speaks"
+            yield f"{word} {who}: the {what} of these images alone, not of another training"
+        elif few:
+            yield f"{word} {who}: no difference is tested below {FEWEST} seeds"
+
+
+def _few_groups(group: Group) -> Iterable[str]:
+    """One note where images come in fewer than `FEW_GROUPS` groups."""
+    names = list(dict.fromkeys(map(str, group.grouping or ())))
+    if len(names) == 1:
         yield (
-            f"one seed in common: {', '.join(told)}: the paired interval speaks of these images "
-            "alone, not of another training"
+            f"all images are of one group ({names[0]}): the intervals speak of it alone, "
+            "not of another"
         )
+    elif 0 < len(names) < FEW_GROUPS:
+        yield (
+            f"{len(names)} groups of images ({', '.join(names)}): expected at least {FEW_GROUPS} "
+            "for an interval that says much of other groups"
+        )
+
+
+def _two_kinds(variant: str, kinds: Kinds) -> str:
+    low, high = (
+        f"{len(one)} near {number(float(np.mean(one)))}" for one in (kinds.low, kinds.high)
+    )
+    seeds = ", ".join(number(value) for value in (*kinds.low, *kinds.high))
+    return (
+        f"{variant}: trainings of two kinds, {low} and {high} (seeds: {seeds}); its mean is of "
+        "neither, its interval is wide for that"
+    )
 
 
 def _unscored(table: pd.DataFrame) -> Iterable[str]:

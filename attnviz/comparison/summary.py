@@ -8,30 +8,41 @@ from typing import Any
 
 import numpy as np
 
-from attnviz.comparison.resampling import half_width, image_draws
-from attnviz.definitions import limits_of
-
-RESAMPLES = 10_000
+from attnviz.comparison.groups import clusters, labelled
+from attnviz.comparison.intervals import interval
+from attnviz.errors import InputError
 
 
 def summarised(
-    metric: str, scores: np.ndarray, levels: Mapping[str, float] | None = None
+    metric: str,
+    scores: np.ndarray,
+    levels: Mapping[str, float] | None = None,
+    *,
+    group: Any = None,
+    confidence: float = 0.95,
 ) -> dict[str, Any]:
-    """Mean and 95 % interval over the images, with how many counted, beside the reference levels.
+    """Mean and interval over the images, with how many counted, beside the reference levels.
 
     Args:
         metric: Its key; an interval ends where the metric's range does.
         scores: One per image, `(n,)`, NaN where it cannot be scored.
         levels: What stands beside it, such as `{"chance": …, "redrawn": …}`.
+        group: Each image's group (photograph, patient, video), `(n,)`; each its own if None.
+        confidence: The interval's level.
 
     Returns:
         `mean`, `low`, `high`, `valid`, `n` and the levels; None for what is not finite.
+
+    Raises:
+        InputError: There is not one group for each image.
     """
     column = np.asarray(scores, dtype=np.float64)[None]
-    centres, draws = image_draws(column, resamples=RESAMPLES, rng=np.random.default_rng(0))
-    mean, half = float(centres[0]), half_width(column, draws[:, 0], 0.95)
-    least, most = limits_of(metric)
-    low, high = max(mean - half, least), min(mean + half, most)
-    numbers = {"mean": mean, "low": low, "high": high, **(levels or {})}
+    labels = labelled(group, "summary")
+    if labels is not None and len(labels) != column.shape[1]:
+        raise InputError(
+            f"summary: expected a group for each of {column.shape[1]} images, got {len(labels)}"
+        )
+    found = interval(metric, column, groups=clusters(labels), confidence=confidence)
+    numbers = {"mean": found.mean, "low": found.low, "high": found.high, **(levels or {})}
     counts = {"valid": int(np.isfinite(column).sum()), "n": column.shape[1]}
     return {k: v if math.isfinite(v) else None for k, v in numbers.items()} | counts

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from attnviz.comparison.groups import Group, array
-from attnviz.comparison.resampling import mean_of_valid
+from attnviz.comparison.groups import GROUP, Group, array, labelled
+from attnviz.comparison.variance import mean_of_valid
 from attnviz.errors import InputError
 
 
@@ -23,8 +23,11 @@ def table_group(variant: str, entry: Any, primary: str) -> Group:
     entry = [_dict(one) for one in entry] if is_list(entry) and len(entry) else [_dict(entry)]
     if not all(isinstance(one, Mapping) for one in entry):
         entry = [{primary: entry[0] if len(entry) == 1 else entry}]
+    grouping = _grouping(variant, entry)
     values: dict[str, np.ndarray] = {}
     for name in entry[0]:
+        if name == GROUP:
+            continue
         odd = [i for i, scores in enumerate(entry) if name not in scores]
         if odd:
             raise InputError(
@@ -38,7 +41,15 @@ def table_group(variant: str, entry: Any, primary: str) -> Group:
     if not values:
         raise InputError(f"compare: {variant}: expected scores, got a table without any")
     seeds = tuple(range(len(next(iter(values.values())))))
-    return Group(variant, seeds, values, correct, accuracy)
+    return Group(variant, seeds, values, correct, accuracy, grouping=grouping)
+
+
+def _grouping(variant: str, entry: Sequence[Any]) -> tuple[Any, ...] | None:
+    """The groups of the images, which all seeds must have alike."""
+    found = [labelled(one.get(GROUP), f"compare: {variant}") for one in entry]
+    if len(set(found)) > 1:
+        raise InputError(f"compare: {variant}: expected the same groups for every seed")
+    return found[0]
 
 
 def _dict(table: Any) -> Any:

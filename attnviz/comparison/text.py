@@ -55,6 +55,13 @@ def percent(confidence: float) -> str:
     return f"{100 * confidence:g} %"
 
 
+def begun(sentence: str, variants: Iterable[str]) -> str:
+    """A sentence with a capital, unless it begins with a variant's name, which stays as it is."""
+    if any(sentence.startswith(name) for name in variants):
+        return sentence
+    return sentence[:1].upper() + sentence[1:]
+
+
 def closed(text: str) -> str:
     """A sentence with its full stop."""
     return text if text.endswith(".") else f"{text}."

@@ -136,6 +136,14 @@ def _stacked(part: Sequence[tuple[int, Sample]]) -> Batch:
     )
 
 
+def class_names(data: Any) -> tuple[str, ...]:
+    """The names of a data set's classes by index, where it has an attribute `classes` of them."""
+    found = getattr(data, "classes", ())
+    if not isinstance(found, list | tuple) or not all(isinstance(name, str) for name in found):
+        return ()
+    return tuple(found)
+
+
 def displayed(sample: Sample) -> UInt8[Tensor, "H W 3"]:
     """The image as people see it.
 

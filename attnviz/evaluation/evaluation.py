@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from attnviz.attribution import methods
 from attnviz.capture import watch
-from attnviz.data.samples import Sample, Samples, batches
+from attnviz.data.samples import Sample, Samples, batches, class_names
 from attnviz.data.sources import samples_of
 from attnviz.errors import InputError, unknown_name
 from attnviz.evaluation.answers import Answers, Target, task_of, tensor_of
@@ -76,7 +76,7 @@ def evaluate(
     metrics: Sequence[str] | None = None,
     target: Target = "label",
     classes: Sequence[str] | None = None,
-    thing: str = "object",
+    thing: str | None = None,
     faithfulness: int = 0,
     knockout: int = 0,
     findings: bool = True,
@@ -108,8 +108,8 @@ def evaluate(
             `attnviz.attribute`.
         metrics: Localisation metrics; None takes all that can be computed.
         target: What attributions and gradient-weighted maps explain.
-        classes: The names of the classes, by index.
-        thing: What the masks show, in one word.
+        classes: The names of the classes, by index; None takes the data set's own.
+        thing: What the masks show, in one word; None takes the data set's own, or "object".
         faithfulness: How many images with a mask deletion, insertion, ROAD, average drop and
             increase are computed on; 0 leaves them out.
         knockout: How many images each head and gate is knocked out on; 0 leaves it out.
@@ -135,6 +135,8 @@ def evaluate(
     samples = samples_of(data)
     if not len(samples):
         raise InputError("evaluate: expected at least one image, got none")
+    classes = classes or class_names(samples)
+    thing = thing or str(getattr(samples, "thing", "object"))
     held = None if calibration is None else samples_of(calibration)
     from attnviz.evaluation.saving import finished, opened
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnviz.comparison.from_runs import grouping_of
 from attnviz.comparison.summary import summarised
 from attnviz.data.samples import Batch, Samples, batches
 from attnviz.errors import NothingSeenError
@@ -75,7 +76,9 @@ def _faithful(result: Evaluation, answers: Answers, parts: list[Batch]) -> dict[
                 table.loc[list(part.indices), column] = _array(scores)
         for key in METRICS:
             if f"{name}/{key}" in table:
-                summary[name][key] = summarised(key, table[f"{name}/{key}"].to_numpy())
+                summary[name][key] = summarised(
+                    key, table[f"{name}/{key}"].to_numpy(), group=grouping_of(table)
+                )
     return {"samples": table, "summary": summary}
 
 

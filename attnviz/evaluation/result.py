@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from attnviz.comparison.from_runs import grouping_of
 from attnviz.comparison.summary import summarised
 from attnviz.data.samples import Samples
+from attnviz.definitions import is_lower_better
 from attnviz.errors import AttnvizError, InputError, unknown_name
 from attnviz.evaluation.answers import Answers
 from attnviz.evaluation.measuring import Plan
@@ -193,14 +195,13 @@ class Evaluation:
 
     def worst(self, n: int = 10, metric: str = PRIMARY, map: str | None = None) -> pd.DataFrame:
         """The `n` images with the worst score of a map, the worst first."""
-        from attnviz.metrics import METRICS
-
         name = f"{map or self.primary}/{metric}"
         self._scores(map or self.primary, metric)
-        rising = metric not in METRICS or METRICS[metric].better == "higher"
         known = ("name", "group", "label", "prediction", "correct", "confidence")
         shown = [column for column in known if column in self.samples]
-        ordered = self.samples.sort_values(name, ascending=rising, kind="stable")
+        ordered = self.samples.sort_values(
+            name, ascending=not is_lower_better(metric), kind="stable"
+        )
         return ordered[[*shown, name]].dropna(subset=[name]).head(n)
 
     def check(self, map: str | None = None, /, **demands: str) -> Evaluation:
@@ -317,7 +318,7 @@ class Evaluation:
         return self.classes[index] if index < len(self.classes) else str(index)
 
     def _summed(self, metric: str, scores: np.ndarray, here: np.ndarray) -> dict[str, Any]:
-        return summarised(metric, scores)
+        return summarised(metric, scores, group=grouping_of(self.samples[here]))
 
 
 def _table(columns: Mapping[str, np.ndarray], text: Mapping[str, Sequence[str]]) -> pd.DataFrame:
@@ -335,8 +336,10 @@ def _summary(
     samples: pd.DataFrame, name: str, levels: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, Any]]:
     keys = [c.removeprefix(f"{name}/") for c in samples.columns if c.startswith(f"{name}/")]
+    group = grouping_of(samples)
     return {
-        key: summarised(key, samples[f"{name}/{key}"].to_numpy(), levels.get(key)) for key in keys
+        key: summarised(key, samples[f"{name}/{key}"].to_numpy(), levels.get(key), group=group)
+        for key in keys
     }
 
 

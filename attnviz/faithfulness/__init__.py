@@ -1,14 +1,14 @@
-"""Does the map matter to the model?
+"""Faithfulness: whether a map shows what matters to the model.
 
-* Take away what a map points at, and see: `deletion_auc`, `insertion_auc` (and `removal_curve`,
-  what they are the area of), ROAD (`road_morf`, `road_lerf`, `road_combined`), `avg_drop`,
-  `increase_in_confidence`; `faithfulness_scores` gives them by name, `infidelity` and
-  `sensitivity` are Captum's.
-* Take away what the map was made of: `knockout` of each head and gate.
-* Take away what the model has learned: `randomisation`.
+* Removal of places in the map's order: `deletion_auc`, `insertion_auc` (areas under
+  `removal_curve`), ROAD (`road_morf`, `road_lerf`, `road_combined`), `avg_drop`,
+  `increase_in_confidence`; `faithfulness_scores` computes them by name. `infidelity` and
+  `sensitivity` perturb the image with noise.
+* Removal of what the map is made of: `knockout` of each head and gate.
+* Removal of what the model has learned: `randomisation`.
 
-All give one number per image, ask the model in evaluation mode and without gradients, and leave it
-as it was. A baseline is always said, and an image's score does not depend on the others.
+All give one number per image, run the model in evaluation mode without gradients, and leave it as
+it was. The baseline is an argument, and an image's score does not depend on the other images.
 """
 
 from attnviz.attribution import infidelity, sensitivity

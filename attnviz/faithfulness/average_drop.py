@@ -1,17 +1,19 @@
-"""What a model makes of the part of an image that a map lets through."""
+"""Average drop and increase: the confidence on an image masked by its map."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from attnviz.baseline_images import Blank, blank_like
+from attnviz.baseline_images import Blank, ValueRange, blank_like
+from attnviz.faithfulness.arguments import documented
 from attnviz.faithfulness.confidence import ROWS, Output, confidence_of, fitting
 from attnviz.inputs import AnyMaps, maps_of_images
 from attnviz.shapes import Images, Scores
 from attnviz.targets import Target
 
 
+@documented()
 def avg_drop(
     model: nn.Module,
     images: Images,
@@ -19,7 +21,7 @@ def avg_drop(
     *,
     target: Target = None,
     baseline: Blank = "black",
-    value_range: tuple[int | float, int | float] = (-1.0, 1.0),
+    value_range: ValueRange = (-1.0, 1.0),
     output: Output = "probability",
     rows: int = ROWS,
 ) -> Scores:
@@ -27,16 +29,6 @@ def avg_drop(
 
     `max(0, y − o) / y`, with `y` the confidence on the image and `o` on `m·x + (1 − m)·baseline`,
     `m` the map scaled from its minimum to its maximum to 0 … 1 (Chattopadhay et al. 2018).
-
-    Args:
-        model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs.
-        images: `(b, c, h, w)`.
-        maps: `(b, h, w)` at the images' size, tensor or numpy.
-        target: Which output; needed for `n > 1`.
-        baseline: What stands where the map shows nothing, see `attnviz.baseline_images.BLANKS`.
-        value_range: What black and white are.
-        output: `"probability"` or `"logit"`.
-        rows: Images in one forward.
 
     Returns:
         `(b,)`, 0 to 1 for probabilities, per image: the paper's value is their mean in percent.
@@ -49,6 +41,7 @@ def avg_drop(
     return ((whole - kept).clamp(min=0) / whole).masked_fill(~(whole > 0), torch.nan).float()
 
 
+@documented()
 def increase_in_confidence(
     model: nn.Module,
     images: Images,
@@ -56,23 +49,13 @@ def increase_in_confidence(
     *,
     target: Target = None,
     baseline: Blank = "black",
-    value_range: tuple[int | float, int | float] = (-1.0, 1.0),
+    value_range: ValueRange = (-1.0, 1.0),
     output: Output = "probability",
     rows: int = ROWS,
 ) -> Scores:
     """Whether the model is surer when only what the map shows is kept; higher ↑.
 
     `1[o > y]`, with `y` and `o` as in `avg_drop` (Chattopadhay et al. 2018).
-
-    Args:
-        model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs.
-        images: `(b, c, h, w)`.
-        maps: `(b, h, w)` at the images' size, tensor or numpy.
-        target: Which output; needed for `n > 1`.
-        baseline: What stands where the map shows nothing, see `attnviz.baseline_images.BLANKS`.
-        value_range: What black and white are.
-        output: `"probability"` or `"logit"`.
-        rows: Images in one forward.
 
     Returns:
         `(b,)`, 0 or 1 per image: the paper's value is their mean in percent. NaN for a map that is
@@ -91,7 +74,7 @@ def _confidences(
     maps: AnyMaps,
     target: Target,
     baseline: Blank,
-    value_range: tuple[int | float, int | float],
+    value_range: ValueRange,
     output: Output,
     rows: int,
 ) -> tuple[Scores, Scores]:

@@ -43,7 +43,7 @@ class Confidence:
         """`(rows,)` confidences; `which` of the `b` images each row is a version of.
 
         Probabilities in double precision: in single precision those of a confident model are 1,
-        and what makes it surer cannot be told from what does not.
+        and an increase is lost to rounding.
         """
         b = len(images) if b < 0 else b
         parts = [images.new_zeros(0)]

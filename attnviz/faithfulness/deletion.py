@@ -1,8 +1,8 @@
-"""Deletion and insertion: what happens to the confidence as places go, or come back, in order.
+"""Deletion and insertion: the confidence as places are removed, or appear, in the map's order.
 
-A faithful map loses the confidence early when its highest places go first. What a removed place
-shows instead decides much of the answer, so the baseline has a name and no default is the truth:
-against black a white patch vanishes, against white only its surroundings do.
+With a faithful map the confidence drops early when the highest places are removed first. Scores
+depend on the baseline, so it is an argument with a name: against black a white patch vanishes,
+against white only its surroundings do.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from attnviz.baseline_images import Blank, blank_like
+from attnviz.baseline_images import Blank, ValueRange, blank_like
 from attnviz.errors import InputError
+from attnviz.faithfulness.arguments import documented
 from attnviz.faithfulness.confidence import ROWS, Output, confidence_of, fitting
 from attnviz.inputs import AnyMaps, maps_of_images
 from attnviz.shapes import Images, Maps, Scores
@@ -33,6 +34,7 @@ def removal_order(maps: Maps, *, seed: int = 0) -> Int[Tensor, "b places"]:
     return shuffled[ranked].to(maps.device)
 
 
+@documented(insert="Begin with the baseline image and let the highest places appear.")
 def removal_curve(
     model: nn.Module,
     images: Images,
@@ -41,27 +43,13 @@ def removal_curve(
     insert: bool = False,
     target: Target = None,
     baseline: Blank = "black",
-    value_range: tuple[int | float, int | float] = (-1.0, 1.0),
+    value_range: ValueRange = (-1.0, 1.0),
     steps: int = 32,
     output: Output = "probability",
     rows: int = ROWS,
     seed: int = 0,
 ) -> Float[Tensor, "b points"]:
     """The confidence as the highest places are blanked, or as they appear on a blank image.
-
-    Args:
-        model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs; asked in evaluation
-            mode and left as it was.
-        images: `(b, c, h, w)`.
-        maps: `(b, h, w)` at the images' size, tensor or numpy.
-        insert: Begin with the blank image and let the highest places appear.
-        target: Which output; needed for `n > 1`.
-        baseline: What stands where a place is removed, see `attnviz.baseline_images.BLANKS`.
-        value_range: What black and white are.
-        steps: Into how many steps the places are divided.
-        output: `"probability"` (sigmoid of a single output, softmax over several) or `"logit"`.
-        rows: Images in one forward.
-        seed: Of the order among tied places.
 
     Returns:
         `(b, steps + 1)` float32: confidence at `0, 1/steps, … 1` of the places, each rounded to
@@ -104,6 +92,7 @@ def _area(curve: Float[Tensor, "b points"], images: Images) -> Scores:
     return torch.trapezoid(curve, share, dim=1)
 
 
+@documented()
 def deletion_auc(
     model: nn.Module,
     images: Images,
@@ -111,7 +100,7 @@ def deletion_auc(
     *,
     target: Target = None,
     baseline: Blank = "black",
-    value_range: tuple[int | float, int | float] = (-1.0, 1.0),
+    value_range: ValueRange = (-1.0, 1.0),
     steps: int = 32,
     output: Output = "probability",
     rows: int = ROWS,
@@ -121,18 +110,6 @@ def deletion_auc(
 
     The trapezoid of the confidence against the removed fraction, both ends included (Petsiuk et
     al. 2018, RISE, section 4.2).
-
-    Args:
-        model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs.
-        images: `(b, c, h, w)`.
-        maps: `(b, h, w)` at the images' size, tensor or numpy.
-        target: Which output; needed for `n > 1`.
-        baseline: What stands where a place is removed, see `attnviz.baseline_images.BLANKS`.
-        value_range: What black and white are.
-        steps: Into how many steps the places are divided.
-        output: `"probability"` or `"logit"`.
-        rows: Images in one forward.
-        seed: Of the order among tied places.
 
     Returns:
         `(b,)`, 0 to 1 for probabilities; NaN for a map that is not finite.
@@ -147,6 +124,10 @@ def deletion_auc(
     return _area(curve, images)
 
 
+@documented(
+    baseline="The image that places are inserted into: a name of `attnviz.baseline_images.BLANKS`, "
+    "a number, an image or images."
+)
 def insertion_auc(
     model: nn.Module,
     images: Images,
@@ -154,7 +135,7 @@ def insertion_auc(
     *,
     target: Target = None,
     baseline: Blank = "black",
-    value_range: tuple[int | float, int | float] = (-1.0, 1.0),
+    value_range: ValueRange = (-1.0, 1.0),
     steps: int = 32,
     output: Output = "probability",
     rows: int = ROWS,
@@ -164,18 +145,6 @@ def insertion_auc(
 
     The trapezoid of the confidence against the inserted fraction, both ends included (Petsiuk et
     al. 2018, RISE, section 4.2, who insert into a blurred image).
-
-    Args:
-        model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs.
-        images: `(b, c, h, w)`.
-        maps: `(b, h, w)` at the images' size, tensor or numpy.
-        target: Which output; needed for `n > 1`.
-        baseline: The image that places are inserted into, see `attnviz.baseline_images.BLANKS`.
-        value_range: What black and white are.
-        steps: Into how many steps the places are divided.
-        output: `"probability"` or `"logit"`.
-        rows: Images in one forward.
-        seed: Of the order among tied places.
 
     Returns:
         `(b,)`, 0 to 1 for probabilities; NaN for a map that is not finite.

@@ -1,8 +1,8 @@
-"""Knockout: what each head and each gate is worth, found by taking it away.
+"""Knockout: the effect of each head and each gate on the output, by replacing it.
 
-A map says where a head looks; this says whether that matters. Each head's weights are made uniform
-or zero, each gate is opened, one at a time while the model runs, and the change of the output is
-read per image. An effect of zero under a striking map is the warning that no map can give.
+A map shows where a head attends; knockout measures whether that matters. One at a time, a head's
+weights are made uniform or zero or a gate is opened while the model runs, and the change of the
+output is recorded per image. A head with a striking map can have an effect of zero.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WAYS = {
-    "uniform": "a head looks everywhere alike",
-    "zero": "a head passes nothing on",
-    "open": "a gate lets everything through (its scale is 1)",
-    "mean": "a gate lets everything through alike (its scale is its own mean)",
+    "uniform": "a head attends to all places alike",
+    "zero": "a head's output is zero",
+    "open": "a gate's scale is 1",
+    "mean": "a gate's scale is its own mean",
 }
-"""What can be done to a head or a gate."""
+"""Replacements of a head or a gate."""
 
 _FOR_HEADS, _FOR_GATES = ("uniform", "zero"), ("open", "mean")
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One thing that was taken away.
+    """One head or gate and its replacement.
 
     Attributes:
         name: The record's dotted name.
         kind: `"attention"` or `"gate"`.
-        head: Which head, None for a gate.
+        head: The head's index, None for a gate.
         way: A key of `WAYS`.
     """
 
@@ -55,45 +55,36 @@ class Cut:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Knockout:
-    """What each cut did to the output.
+    """The effect of each cut on the output.
 
     Attributes:
-        cuts: What was taken away, in the model's order.
+        cuts: Heads and gates with their replacements, in the model's order.
         effects: `(cuts, b)` output with the cut minus output without, per image: negative where
-            what was cut spoke for the target.
+            the head or gate contributed to the target.
         plain: `(b,)` outputs without a cut.
         confidence: The level of the intervals.
-        resamples: Bootstrap resamples of the images behind them.
-        seed: Of the resamples.
     """
 
     cuts: tuple[Cut, ...]
     effects: Float[Tensor, "cuts b"]
     plain: Scores
     confidence: float = 0.95
-    resamples: int = 10_000
-    seed: int = 0
 
     @property
     def table(self) -> pd.DataFrame:
         """One row per cut: mean effect, its interval over the images, and the mean size.
 
-        The interval is bootstrapped over the images and speaks of these weights alone, not of
+        The interval, mean ± t·SE, is over the images and holds for these weights alone, not for
         another training of the same model.
         """
         import pandas as pd
 
-        from attnviz.comparison.resampling import half_width, image_draws
+        from attnviz.comparison.intervals import half_width
+        from attnviz.comparison.variance import sampled
 
         effects = self.effects.double().cpu().numpy()
-        rng = np.random.default_rng(self.seed)
-        means, draws = image_draws(effects, resamples=self.resamples, rng=rng)
-        half = np.array(
-            [
-                half_width(one[None], draw, self.confidence)
-                for one, draw in zip(effects, draws.T, strict=True)
-            ]
-        )
+        means = effects.mean(1)
+        half = np.array([half_width(sampled(one[None]), self.confidence) for one in effects])
         table = pd.DataFrame([vars(cut) for cut in self.cuts])
         table["head"] = table["head"].astype("Int64")
         return table.assign(
@@ -129,14 +120,12 @@ def knockout(
     output: Output = "logit",
     rows: int = ROWS,
     confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
 ) -> Knockout:
     """How the output changes when a head is made uniform or zero, or a gate is opened.
 
     Args:
-        model: Any module that `attnviz.watch` can edit; asked in evaluation mode and left as it
-            was.
+        model: Any module that `attnviz.watch` can edit; it runs in evaluation mode and is left as
+            it was.
         images: `(b, c, h, w)`.
         target: Which output; needed for `n > 1`.
         where: Which records, as in `attnviz.watch`: a glob, a kind, or a function.
@@ -145,8 +134,6 @@ def knockout(
         output: `"logit"` or `"probability"`.
         rows: Images in one forward.
         confidence: Level of the intervals.
-        resamples: Bootstrap resamples of the images.
-        seed: Of the resamples.
 
     Returns:
         Effects per cut and image; its repr is a table with intervals, `.table` a DataFrame.
@@ -161,8 +148,8 @@ def knockout(
             raise unknown_name("way", way, WAYS)
     if not len(images):
         raise InputError("knockout: expected at least one image")
-    with confidence_of(model, target, output, rows) as asked:
-        plain = asked.of(images)
+    with confidence_of(model, target, output, rows) as confidences:
+        plain = confidences.of(images)
         with watch(model, where=where) as seen:
             model(images[:1])
         cuts = [cut for record in seen.values() for cut in _cuts(record, ways)]
@@ -171,12 +158,12 @@ def knockout(
                 f"knockout: {', '.join(ways)} fit none of {', '.join(seen)}; heads can be "
                 f"{' or '.join(_FOR_HEADS)}, gates {' or '.join(_FOR_GATES)}"
             )
-        effects = torch.stack([_asked_with(asked, cut, images) - plain for cut in cuts])
-    return Knockout(tuple(cuts), effects.float(), plain.float(), confidence, resamples, seed)
+        effects = torch.stack([_output_with(confidences, cut, images) - plain for cut in cuts])
+    return Knockout(tuple(cuts), effects.float(), plain.float(), confidence)
 
 
 def _cuts(record: Record, ways: Sequence[str]) -> Iterator[Cut]:
-    """All that can be taken away from one record."""
+    """All replacements of one record's heads or gate."""
     if record.kind == "gate":
         yield from (Cut(record.name, "gate", None, way) for way in ways if way in _FOR_GATES)
     elif record.weights is not None:
@@ -186,13 +173,13 @@ def _cuts(record: Record, ways: Sequence[str]) -> Iterator[Cut]:
                     yield Cut(record.name, "attention", head, way)
 
 
-def _asked_with(asked: Confidence, cut: Cut, images: Images) -> Scores:
+def _output_with(confidences: Confidence, cut: Cut, images: Images) -> Scores:
     """The outputs with the cut, one watch to a forward: `name#1` counts calls within a watch."""
     outputs = []
-    for start in range(0, len(images), asked.rows):
-        part = slice(start, start + asked.rows)
-        with watch(asked.model, edit={cut.name: _edit(cut)}):
-            outputs.append(asked.of(images[part], part, len(images)))
+    for start in range(0, len(images), confidences.rows):
+        part = slice(start, start + confidences.rows)
+        with watch(confidences.model, edit={cut.name: _edit(cut)}):
+            outputs.append(confidences.of(images[part], part, len(images)))
     return torch.cat(outputs)
 
 

@@ -1,8 +1,9 @@
 """The randomisation check: a map that stays the same when the weights are random explains no model.
 
-Layers are given new random weights from the top down, one after the other and for good, and the
-map is drawn again each time (Adebayo et al. 2018, *Sanity checks for saliency maps*, cascading
-randomisation). The comparison of the original with itself is left out, where others average it in.
+Layers get new random weights from the head down, one after the other and for good, and the map is
+drawn again each time (Adebayo et al. 2018, *Sanity checks for saliency maps*, cascading
+randomisation). The order is that of the data: one forward pass records when each parameter is last
+used. The comparison of the original with itself is left out, where others average it in.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from attnviz.attribution import attribute
-from attnviz.errors import InputError, unknown_name
+from attnviz.errors import InputError, UnsupportedError, unknown_name
 from attnviz.metrics import agreement
+from attnviz.model_state import frozen, seeded
 from attnviz.shapes import Images, Maps, Scores
 
 if TYPE_CHECKING:
@@ -95,7 +99,10 @@ def randomisation(
         images: `(b, c, h, w)`.
         draw: A name of `attnviz.attribution.methods()`, or a function `(model, images) -> maps`.
         layers: Dotted names in the order of randomisation, each taken with what is inside it. None
-            takes every module with parameters of its own, the last defined first.
+            takes every module with parameters of its own that the forward pass uses, the last used
+            first: the head, then the layers before it. A module that runs several times counts by
+            its last run, parameters that modules share by the first of these modules in this
+            order, and modules that are not used are left out.
         seed: Of the new weights. The same for drawing the maps, where `draw` is a name.
         **options: For `attribute`, where `draw` is a name: `target`, `layer`, `sign`, ….
 
@@ -105,6 +112,7 @@ def randomisation(
     Raises:
         InputError: A name that the model does not have, a model without parameters, options beside
             a function, maps of another shape.
+        UnsupportedError: No parameter is seen in use (compiled models); `layers=` gives the order.
 
     Example:
         >>> check = randomisation(model, images, "saliency", target=3)  # doctest: +SKIP
@@ -112,11 +120,10 @@ def randomisation(
     """
     drawn = _drawing(draw, seed, options)
     shaken = copy.deepcopy(model)
-    names = _order(shaken, layers)
+    names = _checked_names(shaken, layers) if layers is not None else _order(shaken, images)
     original = _maps(drawn, model, images)
     likeness = []
-    with torch.random.fork_rng(_devices(model)):
-        torch.manual_seed(seed)
+    with seeded(seed, *_devices(model)):
         for name in names:
             _randomise(shaken.get_submodule(name), inside=layers is not None)
             likeness.append(agreement(original, _maps(drawn, shaken, images)))
@@ -148,18 +155,59 @@ def _maps(draw: Draw, model: nn.Module, images: Images) -> Maps:
     return maps.detach()
 
 
-def _order(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
+def _checked_names(model: nn.Module, layers: Sequence[str]) -> list[str]:
     modules = dict(model.named_modules())
-    if layers is not None:
-        for name in layers:
-            if name not in modules:
-                raise unknown_name("layer", name, [known for known in modules if known])
-        names = list(layers)
-    else:
-        names = [name for name, module in modules.items() if _own(module)][::-1]
-    if not names:
+    for name in layers:
+        if name not in modules:
+            raise unknown_name("layer", name, [known for known in modules if known])
+    return list(layers)
+
+
+def _order(model: nn.Module, images: Images) -> list[str]:
+    """Modules with parameters of their own, the last used first, each parameter once."""
+    owners = {name: _own(module) for name, module in model.named_modules() if _own(module)}
+    if not owners:
         raise InputError("randomisation: the model has no parameters that could be randomised")
-    return names
+    recorder = _LastUse(model)
+    with frozen(model), recorder:
+        model(images[:1])
+    last = {name: max(map(recorder.of, own)) for name, own in reversed(owners.items())}
+    order, taken = [], set[int]()
+    for name in sorted(last, key=last.__getitem__, reverse=True):
+        new = {id(one) for one in owners[name]} - taken
+        if last[name] >= 0 and new:
+            order.append(name)
+            taken |= new
+    if not order:
+        raise UnsupportedError(
+            "randomisation: expected a forward pass that uses the model's parameters in plain "
+            "Python, and none was seen in use; give the order with layers="
+        )
+    return order
+
+
+class _LastUse(TorchDispatchMode):
+    """The number of the last operation that took each parameter, or a view of it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._used = {one.untyped_storage().data_ptr(): -1 for one in model.parameters()}
+        self._count = 0
+
+    def of(self, parameter: nn.Parameter) -> int:
+        """The number for a parameter, -1 for one that is not used."""
+        return self._used[parameter.untyped_storage().data_ptr()]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self._count += 1
+        for one in tree_leaves((args, kwargs)):
+            if isinstance(one, Tensor) and one.layout == torch.strided:
+                storage = one.untyped_storage().data_ptr()
+                if storage in self._used:
+                    self._used[storage] = self._count
+        return func(*args, **(kwargs or {}))
 
 
 def _own(module: nn.Module) -> list[nn.Parameter]:

@@ -1,7 +1,7 @@
-"""ROAD: removing places so that what is left does not give away their outline.
+"""ROAD: removal of places by imputation from their surroundings.
 
-A blanked square is itself a thing to see. ROAD fills removed places from their surroundings (noisy
-linear imputation): each becomes the weighted mean of its eight neighbours, all at once, plus a
+The outline of a blanked square is itself visible to the model. ROAD fills removed places by noisy
+linear imputation: each becomes the weighted mean of its eight neighbours, solved jointly, plus a
 little noise, so that neither its content nor its shape stays (Rong et al. 2022, section 5).
 """
 
@@ -15,6 +15,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from attnviz.errors import InputError
+from attnviz.faithfulness.arguments import documented
 from attnviz.faithfulness.confidence import ROWS, Output, confidence_of, fitting
 from attnviz.faithfulness.deletion import removal_order
 from attnviz.inputs import AnyMaps, maps_of_images
@@ -108,6 +109,7 @@ def _filled(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
     return out
 
 
+@documented()
 def road_morf(
     model: nn.Module,
     images: Images,
@@ -122,17 +124,6 @@ def road_morf(
 ) -> Scores:
     """Confidence left once the most relevant places are imputed, mean over percentiles; lower ↓.
 
-    Args:
-        model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs.
-        images: `(b, c, h, w)`.
-        maps: `(b, h, w)` at the images' size, tensor or numpy.
-        target: Which output; needed for `n > 1`.
-        percentiles: Shares of the places that are removed, in percent, between 0 and 100.
-        noise: Standard deviation of the imputation's noise, in the images' unit.
-        output: `"probability"` or `"logit"`.
-        rows: Images in one forward.
-        seed: Of the noise, and of the order among tied places.
-
     Returns:
         `(b,)`, 0 to 1 for probabilities; NaN for a map that is not finite.
 
@@ -142,6 +133,7 @@ def road_morf(
     return _road(model, images, maps, True, target, percentiles, noise, output, rows, seed)
 
 
+@documented()
 def road_lerf(
     model: nn.Module,
     images: Images,
@@ -156,17 +148,6 @@ def road_lerf(
 ) -> Scores:
     """Confidence left once the least relevant places are imputed, mean over percentiles; higher ↑.
 
-    Args:
-        model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs.
-        images: `(b, c, h, w)`.
-        maps: `(b, h, w)` at the images' size, tensor or numpy.
-        target: Which output; needed for `n > 1`.
-        percentiles: Shares of the places that are removed, in percent, between 0 and 100.
-        noise: Standard deviation of the imputation's noise, in the images' unit.
-        output: `"probability"` or `"logit"`.
-        rows: Images in one forward.
-        seed: Of the noise, and of the order among tied places.
-
     Returns:
         `(b,)`, 0 to 1 for probabilities; NaN for a map that is not finite.
 
@@ -176,6 +157,7 @@ def road_lerf(
     return _road(model, images, maps, False, target, percentiles, noise, output, rows, seed)
 
 
+@documented()
 def road_combined(
     model: nn.Module,
     images: Images,
@@ -189,17 +171,6 @@ def road_combined(
     seed: int = 0,
 ) -> Scores:
     """How much more the most relevant places matter than the least: `(LeRF − MoRF) / 2`; higher ↑.
-
-    Args:
-        model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs.
-        images: `(b, c, h, w)`.
-        maps: `(b, h, w)` at the images' size, tensor or numpy.
-        target: Which output; needed for `n > 1`.
-        percentiles: Shares of the places that are removed, in percent, between 0 and 100.
-        noise: Standard deviation of the imputation's noise, in the images' unit.
-        output: `"probability"` or `"logit"`.
-        rows: Images in one forward.
-        seed: Of the noise, and of the order among tied places.
 
     Returns:
         `(b,)`, −0.5 to 0.5 for probabilities, 0 for a map that knows nothing; NaN for a map that

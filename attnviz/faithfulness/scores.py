@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from attnviz.attribution import infidelity
-from attnviz.baseline_images import Blank
+from attnviz.baseline_images import Blank, ValueRange
 from attnviz.errors import unknown_name
+from attnviz.faithfulness.arguments import documented
 from attnviz.faithfulness.average_drop import avg_drop, increase_in_confidence
 from attnviz.faithfulness.confidence import ROWS, Output
 from attnviz.faithfulness.deletion import deletion_auc, insertion_auc
@@ -26,13 +27,20 @@ METRICS = {
     "road_combined": "(LeRF − MoRF) / 2 ↑",
     "avg_drop": "share of the confidence lost when only the map is kept ↓",
     "increase_in_confidence": "whether the confidence rises when only the map is kept ↑",
-    "infidelity": "Captum's, over Gaussian noise ↓",
+    "infidelity": "error of the map's prediction of the effect of Gaussian noise ↓",
 }
 """Each score's key, its meaning and the direction that is better."""
 
 DEFAULT = tuple(name for name in METRICS if name != "infidelity")
 
 
+@documented(
+    metrics="Keys of `METRICS`.",
+    baseline="What stands for a removed place in deletion, insertion, average drop and increase: a "
+    "name of `attnviz.baseline_images.BLANKS`, a number, an image or images. ROAD imputes.",
+    steps="Into how many steps deletion and insertion divide the places.",
+    percentiles="Shares of the places that ROAD removes, in percent, between 0 and 100.",
+)
 def faithfulness_scores(
     model: nn.Module,
     images: Images,
@@ -41,7 +49,7 @@ def faithfulness_scores(
     metrics: Sequence[str] = DEFAULT,
     target: Target = None,
     baseline: Blank = "black",
-    value_range: tuple[int | float, int | float] = (-1.0, 1.0),
+    value_range: ValueRange = (-1.0, 1.0),
     steps: int = 32,
     percentiles: Sequence[int | float] = PERCENTILES,
     output: Output = "probability",
@@ -49,22 +57,6 @@ def faithfulness_scores(
     seed: int = 0,
 ) -> dict[str, Scores]:
     """Whether the maps show what the model goes by: one score per image and metric.
-
-    Args:
-        model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs; asked in evaluation
-            mode and left as it was.
-        images: `(b, c, h, w)`.
-        maps: `(b, h, w)` at the images' size, tensor or numpy.
-        metrics: Keys of `METRICS`.
-        target: Which output; needed for `n > 1`.
-        baseline: What stands for a removed place in deletion, insertion, average drop and
-            increase, see `attnviz.baseline_images.BLANKS`. ROAD imputes and has none.
-        value_range: What black and white are.
-        steps: Of deletion and insertion.
-        percentiles: Of ROAD.
-        output: `"probability"` (sigmoid of a single output, softmax over several) or `"logit"`.
-        rows: Images in one forward.
-        seed: Of noise, and of the order among tied places.
 
     Returns:
         Each metric's `(b,)` scores; NaN where a map cannot be scored.

@@ -40,7 +40,7 @@ def dot_plot(
     order: Sequence[str] | None = None,
     dark: bool = False,
 ) -> Figure:
-    """A dot per variant with its interval, a tick per seed, chance and the mask redrawn as lines.
+    """A dot per variant, its interval, a small dot per seed, chance and the mask redrawn as lines.
 
     Args:
         rows: A table with the columns variant, mean, low, high and, where known, chance and
@@ -71,17 +71,26 @@ def dot_plot(
     for place, (_, row) in enumerate(rows.iterrows()):
         colour = palette.get(str(row["variant"]), page.ink)
         axes.plot([row["low"], row["high"]], [place, place], color=colour, lw=1.6, zorder=3)
+        axes.plot(row["mean"], place, "o", color=colour, ms=7, zorder=4)
         mine: Sequence[float] = ()
         if seeds is not None:
             mine = seeds[seeds["variant"] == row["variant"]]["mean"].to_list()
-            axes.plot(mine, [place] * len(mine), "|", color=colour, ms=9, mew=1, zorder=4)
-        axes.plot(row["mean"], place, "o", color=colour, ms=6, zorder=5)
+            axes.plot(
+                mine,
+                [place] * len(mine),
+                "o",
+                ms=3.6,
+                mfc=page.paper,
+                mec=colour,
+                mew=0.9,
+                zorder=5,
+            )
         _beside(axes, row, place, max((row["high"], *mine), key=_last), page)
     _levels(axes, rows, page)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    ticks = "; a tick per seed" if seeds is not None and len(seeds) > len(names) else ""
-    axes.set_xlabel(f"{label}, mean and {100 * confidence:g} % interval{ticks}", fontsize=8)
+    each = "; a small dot per seed" if seeds is not None and len(seeds) > len(names) else ""
+    axes.set_xlabel(f"{label}, mean and {100 * confidence:g} % interval{each}", fontsize=8)
     _plain(axes, page)
     return figure
 

@@ -1,7 +1,8 @@
-"""Metrics: what a map says about a place that is known, one score per image.
+"""Metrics of maps against masks, one score per image.
 
-Every metric takes maps (b, h, w) and masks (b, h, w) as tensors on any device or as numpy arrays,
-float16 to float64, and returns (b,) float64 scores. The conventions are the same in all of them:
+Every metric takes maps and masks of one shape, (b, h, w), (b, d, h, w) or any other number of place
+axes from two, as tensors on any device or as numpy arrays, float16 to float64, and returns (b,)
+float64 scores. The conventions are the same in all of them:
 
 - Nothing is made positive, scaled or squashed unless the docstring says so; nothing is written to.
 - What cannot be scored, such as an image with an empty mask or a map with NaN, scores NaN;
@@ -33,7 +34,7 @@ from attnviz.metrics.ranking import (
 )
 from attnviz.metrics.reasons import Reason
 from attnviz.metrics.reference_levels import baselines
-from attnviz.metrics.registry import DEFAULT, METRICS
+from attnviz.metrics.registry import DEFAULT, METRICS, metric
 from attnviz.metrics.score_table import ScoreTable
 from attnviz.metrics.thresholds import calibrate_threshold
 
@@ -59,6 +60,7 @@ __all__ = [
     "max_box_acc",
     "max_box_acc_v2",
     "max_iou",
+    "metric",
     "oracle_iou",
     "pixel_ap",
     "pixel_auroc",

@@ -1,4 +1,4 @@
-"""How alike two maps of the same image are, such as an attention map and an attribution."""
+"""Agreement of two maps of the same image, such as an attention map and an attribution."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from attnviz.errors import InputError
 from attnviz.inputs import AnyMaps, as_tensor, no_masks
 from attnviz.metrics.batching import Batch, batches, joined
-from attnviz.metrics.ranking import check_k, how_many
+from attnviz.metrics.options import check_k, count_of
 from attnviz.metrics.reasons import UNFIT, Reason
 from attnviz.metrics.row_kernels import row_sum, sort_rows
 from attnviz.metrics.sorted_curves import descending
@@ -23,12 +23,12 @@ _INDEX = 31  # bits left beside the 32 of a value
 
 
 def agreement(map_a: AnyMaps, map_b: AnyMaps, *, k: int | float = 0.1) -> dict[str, Scores]:
-    """How alike two maps of each image are: by order, by structure, and by their highest places.
+    """Agreement of two maps of each image: of order, structure, and highest places.
 
     - `spearman`: rank correlation, tied values sharing their mean rank; −1 to 1.
-    - `ssim`: scikit-image's structural similarity at its defaults (a uniform 7 × 7 window, smaller
-      for smaller maps) of the two maps, each min-max scaled to [0, 1]: the units of an attention
-      and of a gradient have nothing to do with each other; −1 to 1.
+    - `ssim`: scikit-image's structural similarity at its defaults (a uniform window of 7 places
+      along each axis, smaller for smaller maps) of the two maps, each min-max scaled to [0, 1],
+      since an attention and a gradient have no common unit; −1 to 1.
     - `topk_iou`: |A ∩ B| / |A ∪ B| of the k highest places of either; 0 to 1. Under ties the
       intersection is its expectation when both break theirs fairly and apart from each other.
 
@@ -36,7 +36,7 @@ def agreement(map_a: AnyMaps, map_b: AnyMaps, *, k: int | float = 0.1) -> dict[s
     their use on maps.
 
     Args:
-        map_a: Raw maps, (b, h, w).
+        map_a: Raw maps, (b, *places).
         map_b: As many maps of the same size, on the same device.
         k: For `topk_iou`: an `int` number of places, or a `float` share of them.
 
@@ -56,7 +56,7 @@ def agreement(map_a: AnyMaps, map_b: AnyMaps, *, k: int | float = 0.1) -> dict[s
         found = {
             "spearman": _spearman(ours, theirs),
             "ssim": _ssim(ours, theirs, ~unlike),
-            "topk_iou": _topk_iou(ours, theirs, how_many(k, ours.pixels)),
+            "topk_iou": _topk_iou(ours, theirs, count_of(k, ours.pixels)),
         }
         for name, scores in found.items():
             parts[name].append(scores.masked_fill(unlike, torch.nan))
@@ -102,9 +102,8 @@ def _ssim(ours: Batch, theirs: Batch, fit: Tensor) -> Tensor:
     from skimage import metrics as skimage_metrics
 
     similarity: Callable[..., float] = skimage_metrics.structural_similarity
-    shape = (-1, ours.height, ours.width)
-    pairs = [batch.scaled.view(shape).cpu().numpy() for batch in (ours, theirs)]
-    window = min(_WINDOW, (min(shape[1:]) - 1) // 2 * 2 + 1)
+    pairs = [batch.scaled.view(-1, *batch.places).cpu().numpy() for batch in (ours, theirs)]
+    window = min(_WINDOW, (min(ours.places) - 1) // 2 * 2 + 1)
     scores = np.full(len(fit), np.nan)
     if window >= 3:
         for i in torch.nonzero(fit).view(-1).tolist():

@@ -1,8 +1,7 @@
-"""Maps and masks in pieces, and a metric's scores from them.
+"""Maps and masks in batches of bounded size, and a metric's scores from them.
 
-A metric never sees a whole data set. It sees a `Batch` of a few rows, small enough to stay in the
-cache of a CPU, and asks it for what it needs: the rows as float64, their extrema, their sorted
-order. Whatever several metrics need is made once per batch.
+A metric computes the scores of a `Batch` of a few rows, small enough to stay in the cache of a CPU.
+The batch makes what several metrics need once: rows as float64, extrema, sorted order.
 """
 
 from __future__ import annotations
@@ -10,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from attnviz.inputs import AnyMaps, AnyMasks, maps_with_masks
+from attnviz.inputs import AnyBoxes, AnyMaps, AnyMasks, boxes_of_masks, maps_with_masks
 from attnviz.metrics.reasons import Reason
 from attnviz.metrics.row_kernels import (
     above,
@@ -28,12 +28,10 @@ from attnviz.metrics.row_kernels import (
     sort_rows,
     true_places,
 )
+from attnviz.metrics.sorted_curves import Curves, sort_curves
 
-if TYPE_CHECKING:
-    from attnviz.metrics.sorted_curves import Curves
-
-# Values per batch: 4 MiB stay near a core, as float32 for one metric, as float64 for many; who
-# makes nothing as large as the values can take more at once; a GPU wants to be kept busy.
+# Values per batch: 4 MiB stay near a core, as float32 for one metric, as float64 for many; more
+# where nothing as large as the values is made; a GPU needs large batches.
 _VALUES_OF_ONE = 1 << 20
 VALUES_OF_MANY = 1 << 19
 VALUES_IN_PASSING = 1 << 22
@@ -47,26 +45,36 @@ class Batch:
     Attributes:
         values: The maps, (b, D), float32 or float64.
         labels: The masks, (b, D), bool.
-        height: Rows of a map.
-        width: Columns of a map.
+        places: The sizes of a map's place axes, such as (h, w) or (d, h, w).
+        boxes: Annotated boxes per image, None where the mask's components are taken.
     """
 
     values: Tensor
     labels: Tensor
-    height: int
-    width: int
+    places: tuple[int, ...]
+    boxes: tuple[np.ndarray | None, ...] = ()
     _kept: dict[Hashable, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, name: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        """What was made under this name before, or what is made now. Not to be written to."""
+        """The tensor of this name, made at its first use. Not to be written to."""
         if name not in self._kept:
             self._kept[name] = make()
         return self._kept[name]
 
-    @property
+    @cached_property
     def pixels(self) -> int:
         """The number D of places in a map."""
-        return self.height * self.width
+        return prod(self.places)
+
+    @property
+    def maps(self) -> Tensor:
+        """The maps in their own shape, (b, *places)."""
+        return self.values.view(-1, *self.places)
+
+    @property
+    def masks(self) -> Tensor:
+        """The masks in their own shape, (b, *places)."""
+        return self.labels.view(-1, *self.places)
 
     @cached_property
     def area(self) -> Tensor:
@@ -113,14 +121,12 @@ class Batch:
     @cached_property
     def curves(self) -> Curves:
         """The maps' values in descending order, with their labels."""
-        from attnviz.metrics.sorted_curves import sort_curves
-
         return sort_curves(self.values, self.labels)
 
     def ascending_sizes(self, part: slice) -> Tensor:
         """Some rows' sizes |a| in ascending order, (n, D), to be written to.
 
-        From the curves where something else has sorted the maps.
+        From the curves where another metric has sorted the maps.
         """
         known = self.curves.ascending(part) if "curves" in vars(self) else None
         return sort_rows(self.values[part].abs()) if known is None else known
@@ -128,7 +134,7 @@ class Batch:
     def hits_among(self, k: Tensor) -> Tensor:
         """How many of the k highest places lie inside the mask, expected under fair ties, (b,).
 
-        Counted from the curves where something else has sorted the maps; else, on a CPU, from the
+        Counted from the curves where another metric has sorted the maps; else, on a CPU, from the
         k-th highest value, which is selected without sorting the rest.
 
         Args:
@@ -170,13 +176,20 @@ _HOLDS: dict[Reason, Callable[[Batch], Tensor]] = {
 }
 
 
-def batches(maps: AnyMaps, masks: AnyMasks, *, at_once: int = _VALUES_OF_ONE) -> Iterator[Batch]:
+def batches(
+    maps: AnyMaps,
+    masks: AnyMasks,
+    *,
+    at_once: int = _VALUES_OF_ONE,
+    boxes: AnyBoxes | None = None,
+) -> Iterator[Batch]:
     """Check maps and masks and cut them into batches of bounded size, in order.
 
     Args:
-        maps: One raw map per image, (b, h, w), float16 to float64; a tensor or an array.
-        masks: Where the thing to be found is, (b, h, w), bool, on the same device.
+        maps: One raw map per image, (b, *places), float16 to float64; a tensor or an array.
+        masks: Where the object is, (b, *places), bool, on the same device.
         at_once: How many values a batch holds on a CPU, at least one map.
+        boxes: Annotated boxes, one entry per image, or None.
 
     Yields:
         Batches that never share memory with what a metric writes.
@@ -185,16 +198,18 @@ def batches(maps: AnyMaps, masks: AnyMasks, *, at_once: int = _VALUES_OF_ONE) ->
         InputError: Wrong shape, dtype or device; maps of no places.
     """
     values, labels = maps_with_masks(maps, masks)
-    count_, height, width = values.shape
+    annotated = () if boxes is None else boxes_of_masks(labels, boxes)
+    places = tuple(values.shape[1:])
+    pixels = prod(places)
     budget = _VALUES_ON_GPU if values.is_cuda else at_once
-    step = max(1, budget // (height * width))
-    for start in range(0, count_, step):
+    step = max(1, budget // pixels)
+    for start in range(0, len(values), step):
         part = slice(start, start + step)
-        rows = values[part].reshape(-1, height * width).contiguous()
+        rows = values[part].reshape(-1, pixels).contiguous()
         if rows.dtype not in (torch.float32, torch.float64):
             rows = rows.float()
-        marks = labels[part].reshape(-1, height * width).contiguous()
-        yield Batch(rows, marks, height, width)
+        marks = labels[part].reshape(-1, pixels).contiguous()
+        yield Batch(rows, marks, places, annotated[part])
 
 
 def score(
@@ -204,21 +219,23 @@ def score(
     *,
     blocked: Reason,
     at_once: int = _VALUES_OF_ONE,
+    boxes: AnyBoxes | None = None,
 ) -> Tensor:
     """One score per image, NaN where a flag says that there can be none.
 
     Args:
-        maps: One raw map per image, (b, h, w).
-        masks: Where the thing to be found is, (b, h, w).
-        compute: The metric of a batch, (b,) float64; what it says of a blocked image is dropped.
-        blocked: The reasons for which the metric has no score, but for those for which it says
-            NaN by itself.
+        maps: One raw map per image, (b, *places).
+        masks: Where the object is, (b, *places).
+        compute: The metric of a batch, (b,) float64; its scores of blocked images are dropped.
+        blocked: The reasons for which the metric has no score, except those for which `compute`
+            gives NaN by itself.
         at_once: As in `batches`.
+        boxes: As in `batches`.
 
     Returns:
         Scores, (b,) float64, on the device of the maps.
     """
-    pieces = batches(maps, masks, at_once=at_once)
+    pieces = batches(maps, masks, at_once=at_once, boxes=boxes)
     return joined([hide(compute(batch), batch, blocked) for batch in pieces], torch.float64)
 
 

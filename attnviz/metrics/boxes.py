@@ -1,8 +1,9 @@
 """Boxes around what a thresholded map marks, and whether they fit the boxes of the mask.
 
 Boxes are half-open. Neighbours count along diagonals too (8-connectivity), as they do in the
-contours of the paper's own evaluation. The mask speaks for itself: each of its components has a
-box, and a map's box is judged by the one it fits best.
+contours of the paper's own evaluation. A map's box is judged by the annotated box that it fits
+best. Without annotated boxes each component of the mask has one; objects that touch, if only at a
+corner, are then a single component, so annotated boxes should be given where there are any.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnviz.definitions import DEFINITIONS
 from attnviz.errors import InputError
-from attnviz.inputs import AnyMaps, AnyMasks
+from attnviz.inputs import AnyBoxes, AnyMaps, AnyMasks
 from attnviz.metrics.batching import Batch, score
-from attnviz.metrics.overlap import FLAT, check_threshold
+from attnviz.metrics.options import check_threshold
+from attnviz.metrics.overlap import FLAT
+from attnviz.metrics.registry import check_axes, metric
 from attnviz.metrics.row_kernels import at_least
 from attnviz.shapes import Scores
 
@@ -22,14 +26,25 @@ V2 = (0.3, 0.5, 0.7)
 """The overlaps over which MaxBoxAccV2 averages."""
 
 
+@metric(
+    DEFINITIONS["max_box_acc"],
+    batched=lambda batch, options: box_hits_of(batch, threshold=options.tau("max_box_acc")),
+    blocked=FLAT,
+    planar=True,
+)
 def max_box_acc(
-    maps: AnyMaps, masks: AnyMasks, *, threshold: int | float, overlap: float = 0.5
+    maps: AnyMaps,
+    masks: AnyMasks,
+    *,
+    threshold: int | float,
+    overlap: float = 0.5,
+    boxes: AnyBoxes | None = None,
 ) -> Scores:
-    """Whether the box of the map's largest component fits a box of the mask: 1 or 0 per image.
+    """Whether the box of the map's largest component fits a box of an object: 1 or 0 per image.
 
     The map, min-max scaled, is cut at τ; the box of its largest component must reach an IoU of
-    `overlap` with the box of a component of the mask. The mean over a test set is MaxBoxAcc, if τ
-    is the one for all images that was best on the validation split:
+    `overlap` with an annotated box, or with the box of a component of the mask. The mean over a
+    test set is MaxBoxAcc, if τ is the one for all images that was best on the validation split:
     `calibrate_threshold(maps, masks, "max_box_acc")`.
 
     Source: J. Choe et al., "Evaluating weakly supervised object localization methods right", 2020,
@@ -37,9 +52,12 @@ def max_box_acc(
 
     Args:
         maps: Raw maps, (b, h, w).
-        masks: Where the thing to be found is, (b, h, w).
+        masks: Where the object is, (b, h, w).
         threshold: τ in [0, 1].
         overlap: The IoU from which a box counts as found.
+        boxes: Annotated boxes of the objects of each image, (k, 4) whole pixels
+            `[x0, y0, x1, y1)`; None takes the boxes of the mask's components, for all images or
+            as an entry for one.
 
     Returns:
         Scores, 0 or 1, higher is better; NaN where the map is constant or the mask empty.
@@ -47,6 +65,7 @@ def max_box_acc(
     Raises:
         InputError: Wrong shapes, dtypes or devices, or a number outside [0, 1].
     """
+    check_axes(["max_box_acc"], maps)
     check_threshold(threshold)
     if not 0 < overlap <= 1:
         raise InputError(f"overlap: expected an IoU in (0, 1], got {overlap}")
@@ -55,16 +74,28 @@ def max_box_acc(
         masks,
         lambda batch: box_hits_of(batch, threshold=threshold, levels=(overlap,)),
         blocked=FLAT,
+        boxes=boxes,
     )
 
 
-def max_box_acc_v2(maps: AnyMaps, masks: AnyMasks, *, threshold: int | float) -> Scores:
+@metric(
+    DEFINITIONS["max_box_acc_v2"],
+    batched=lambda batch, options: box_hits_of(
+        batch, threshold=options.tau("max_box_acc_v2"), levels=V2
+    ),
+    blocked=FLAT,
+    planar=True,
+)
+def max_box_acc_v2(
+    maps: AnyMaps, masks: AnyMasks, *, threshold: int | float, boxes: AnyBoxes | None = None
+) -> Scores:
     """`max_box_acc` averaged over the overlaps .3, .5 and .7.
 
     Args:
         maps: Raw maps, (b, h, w).
-        masks: Where the thing to be found is, (b, h, w).
+        masks: Where the object is, (b, h, w).
         threshold: τ in [0, 1].
+        boxes: As in `max_box_acc`.
 
     Returns:
         Scores 0, 1/3, 2/3 or 1, higher is better; NaN where the map is constant or the mask empty.
@@ -72,12 +103,14 @@ def max_box_acc_v2(maps: AnyMaps, masks: AnyMasks, *, threshold: int | float) ->
     Raises:
         InputError: Wrong shapes, dtypes or devices, or τ outside [0, 1].
     """
+    check_axes(["max_box_acc_v2"], maps)
     check_threshold(threshold)
     return score(
         maps,
         masks,
         lambda batch: box_hits_of(batch, threshold=threshold, levels=V2),
         blocked=FLAT,
+        boxes=boxes,
     )
 
 
@@ -91,9 +124,8 @@ def box_hits_of(
 
 
 def _box_fit(batch: Batch, threshold: int | float) -> Tensor:
-    shape = (-1, batch.height, batch.width)
-    chosen = at_least(batch.scaled, threshold).view(shape).cpu().numpy()
-    fit = _best_fit(largest_boxes(chosen), batch.labels.view(shape).cpu().numpy())
+    chosen = at_least(batch.scaled, threshold).view(-1, *batch.places).cpu().numpy()
+    fit = _best_fit(largest_boxes(chosen), batch.masks.cpu().numpy(), batch.boxes)
     return torch.from_numpy(fit).to(batch.values.device)
 
 
@@ -170,10 +202,17 @@ def box_iou(ours: np.ndarray, theirs: np.ndarray, *, inclusive: bool = False) ->
     return np.asarray(both / np.maximum(union, 1), dtype=np.float64)
 
 
-def _best_fit(boxes: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    owner, goals = component_boxes(masks)
+def _best_fit(
+    ours: np.ndarray, masks: np.ndarray, annotated: tuple[np.ndarray | None, ...]
+) -> np.ndarray:
+    """The IoU of each image's box with the object's box that it fits best, (b,)."""
+    given = {i: boxes for i, boxes in enumerate(annotated) if boxes is not None}
+    drawn = np.array([i not in given for i in range(len(masks))], dtype=bool)
+    owner, goals = component_boxes(masks[drawn])
+    owners = [np.flatnonzero(drawn)[owner], *(np.full(len(one), i) for i, one in given.items())]
+    owner, goals = np.concatenate(owners), np.concatenate([goals, *given.values()])
     fit = np.zeros(len(masks))
-    np.maximum.at(fit, owner, box_iou(boxes[owner], goals))
+    np.maximum.at(fit, owner, box_iou(ours[owner], goals))
     return fit
 
 

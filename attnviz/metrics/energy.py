@@ -1,24 +1,23 @@
-"""How much of a map's mass lies in the mask, and how concentrated the mass is."""
+"""Mass of a map inside the mask, and how concentrated the mass is."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attnviz.errors import unknown_name
+from attnviz.definitions import DEFINITIONS
 from attnviz.inputs import AnyMaps, AnyMasks, no_masks
 from attnviz.metrics.batching import VALUES_IN_PASSING, Batch, score
+from attnviz.metrics.options import Options, Sign, check_sign
 from attnviz.metrics.reasons import UNFIT, UNSCORABLE, Reason
+from attnviz.metrics.registry import metric
 from attnviz.metrics.row_kernels import overflow_guard, row_sum, stretches
 from attnviz.shapes import Scores
-
-Sign: TypeAlias = Literal["positive", "abs", "signed"]
-"""Which values carry mass: those above zero, all by size, or all as they are."""
 
 _SIGNED: dict[Sign, Callable[[Tensor], Tensor]] = {
     "positive": lambda values: values.clamp(min=0),
@@ -27,6 +26,19 @@ _SIGNED: dict[Sign, Callable[[Tensor], Tensor]] = {
 }
 
 
+def energy_blocked(options: Options) -> Reason:
+    """The reasons for which a share of mass has no score."""
+    none = Reason.NO_POSITIVE if options.sign == "positive" else Reason.ALL_ZERO
+    return UNSCORABLE | none
+
+
+@metric(
+    DEFINITIONS["energy_pointing_game"],
+    batched=lambda batch, options: energy_of(batch, sign=options.sign),
+    blocked=energy_blocked,
+    fair=True,
+    peak=True,
+)
 def energy_pointing_game(maps: AnyMaps, masks: AnyMasks, *, sign: Sign = "positive") -> Scores:
     """The share of the map's mass that lies inside the mask: Σ_G a⁺ / Σ a⁺.
 
@@ -35,8 +47,8 @@ def energy_pointing_game(maps: AnyMaps, masks: AnyMasks, *, sign: Sign = "positi
     Sources: H. Wang et al., Score-CAM, 2020; L. Arras et al., CLEVR-XAI, 2022.
 
     Args:
-        maps: Raw maps, (b, h, w).
-        masks: Where the thing to be found is, (b, h, w).
+        maps: Raw maps, (b, *places).
+        masks: Where the object is, (b, *places).
         sign: "positive" counts values above zero, "abs" all by their size, "signed" as they are;
             the last is not bounded.
 
@@ -49,6 +61,15 @@ def energy_pointing_game(maps: AnyMaps, masks: AnyMasks, *, sign: Sign = "positi
     return _score_mass(maps, masks, energy_of, sign)
 
 
+@metric(
+    DEFINITIONS["mass_lift"],
+    batched=lambda batch, options: lift_of(batch, sign=options.sign),
+    blocked=energy_blocked,
+    fair=True,
+    bound=lambda batch: batch.pixels / batch.area.double(),
+    weight=lambda area, pixels: 1 / area,
+    peak=True,
+)
 def mass_lift(maps: AnyMaps, masks: AnyMasks, *, sign: Sign = "positive") -> Scores:
     """The share of mass inside the mask over the share of places inside: chance is 1.
 
@@ -58,8 +79,8 @@ def mass_lift(maps: AnyMaps, masks: AnyMasks, *, sign: Sign = "positive") -> Sco
     with LRP", 2020 (μ weighted by size).
 
     Args:
-        maps: Raw maps, (b, h, w).
-        masks: Where the thing to be found is, (b, h, w).
+        maps: Raw maps, (b, *places).
+        masks: Where the object is, (b, *places).
         sign: As in `energy_pointing_game`.
 
     Returns:
@@ -83,7 +104,7 @@ def _share_inside(batch: Batch, sign: Sign) -> Tensor:
         factor = overflow_guard(batch.largest if sign == "signed" else torch.as_tensor(total))
         if bool((factor != 1).any()):
             total, inside, _ = _masses(batch.values * factor[:, None], batch.labels, sign)
-    # a finite sum has seen neither NaN nor Inf, unless the sign has cut off -Inf
+    # a finite sum holds neither NaN nor Inf, unless the sign has cut off -Inf
     fit = (abs(total) < math.inf) & (total != 0) & (lowest > -math.inf)
     with np.errstate(divide="ignore", invalid="ignore"):
         share = inside / total
@@ -95,8 +116,8 @@ def _share_inside(batch: Batch, sign: Sign) -> Tensor:
 def _masses(values: Tensor, labels: Tensor, sign: Sign) -> tuple[Any, ...]:
     """Each map's mass and what lies inside its mask of it, float64, and its minimum, (b,) each.
 
-    The mass inside an empty mask is NaN. Tensors on a GPU, arrays else: on a few numbers torch
-    takes longer to begin than to reckon.
+    The mass inside an empty mask is NaN. Tensors on a GPU, arrays otherwise: on a few numbers the
+    overhead of a torch call exceeds its work.
     """
     if values.is_cuda:
         mass = _SIGNED[sign](values)
@@ -109,8 +130,8 @@ def _masses(values: Tensor, labels: Tensor, sign: Sign) -> tuple[Any, ...]:
 
 
 def _masses_near(rows: np.ndarray, marks: np.ndarray, sign: Sign) -> tuple[np.ndarray, ...]:
-    """`_masses` of as many maps as a core's cache holds: what the first look finds stays there."""
-    # the sum first: it takes long enough for the values to arrive meanwhile
+    """`_masses` of as many maps as a core's cache holds, so that later passes find them there."""
+    # the sum first: it is slow enough to hide the loading of the values
     total, lowest = _summed(rows), np.minimum.reduce(rows, axis=1)
     if sign != "signed" and (lowest < 0).any():
         rows = np.abs(rows) if sign == "abs" else np.maximum(rows, 0)
@@ -126,7 +147,7 @@ def _summed(rows: np.ndarray) -> np.ndarray:
 def _inside(rows: np.ndarray, marks: np.ndarray) -> np.ndarray:
     """The sum inside each mask, (b,) float64; NaN where the mask is empty.
 
-    Most of a mask is usually empty, so eight places are looked at together where that comes out.
+    Masks are mostly empty, so places are tested eight at a time where D is divisible by eight.
     """
     run = 8 if rows.shape[1] % 8 == 0 else 1
     marked = marks.ravel().view(f"u{run}")
@@ -147,7 +168,7 @@ def lift_of(batch: Batch, *, sign: Sign = "positive") -> Tensor:
 
 
 def _score_mass(maps: AnyMaps, masks: AnyMasks, of: Callable[..., Tensor], sign: Sign) -> Scores:
-    energy_blocked(sign)  # is there such a sign?
+    check_sign(sign)
     return score(
         maps,
         masks,
@@ -157,15 +178,18 @@ def _score_mass(maps: AnyMaps, masks: AnyMasks, of: Callable[..., Tensor], sign:
     )
 
 
-def energy_blocked(sign: str) -> Reason:
-    """The flags under which a share of mass has no score."""
-    if sign not in get_args(Sign):
-        raise unknown_name("sign", sign, get_args(Sign))
-    return UNSCORABLE | (Reason.NO_POSITIVE if sign == "positive" else Reason.ALL_ZERO)
+_MASSLESS = UNFIT | Reason.ALL_ZERO
 
 
+@metric(
+    DEFINITIONS["sparseness"],
+    batched=lambda batch, _: sparseness_of(batch),
+    blocked=_MASSLESS,
+    fair=True,
+    bound=lambda batch: torch.full_like(batch.area, batch.pixels - 1).double() / batch.pixels,
+)
 def sparseness(maps: AnyMaps) -> Scores:
-    """How unevenly |a| is spread over the places: its Gini index.
+    """Gini index of |a| over the places: 0 where all are equal.
 
     Σ (2i − D − 1) a_(i) / (D Σ a), with a_(i) the sizes in ascending order. A constant scores 0,
     a single lit place (D−1)/D.
@@ -174,7 +198,7 @@ def sparseness(maps: AnyMaps) -> Scores:
     training", 2020.
 
     Args:
-        maps: Raw maps, (b, h, w).
+        maps: Raw maps, (b, *places).
 
     Returns:
         Scores in [0, 1), higher is sparser; NaN where the map is zero everywhere.
@@ -182,16 +206,22 @@ def sparseness(maps: AnyMaps) -> Scores:
     Raises:
         InputError: Wrong shape or dtype.
     """
-    return score(maps, no_masks(maps), sparseness_of, blocked=UNFIT | Reason.ALL_ZERO)
+    return score(maps, no_masks(maps), sparseness_of, blocked=_MASSLESS)
 
 
+@metric(
+    DEFINITIONS["complexity"],
+    batched=lambda batch, _: complexity_of(batch),
+    blocked=_MASSLESS,
+    fair=True,
+)
 def complexity(maps: AnyMaps) -> Scores:
     """The entropy of |a| / Σ|a| in nats: low where few places carry the mass.
 
     Source: U. Bhatt et al., "Evaluating and aggregating feature-based model explanations", 2020.
 
     Args:
-        maps: Raw maps, (b, h, w).
+        maps: Raw maps, (b, *places).
 
     Returns:
         Scores in [0, ln D], lower is more concentrated; NaN where the map is zero everywhere.
@@ -199,7 +229,7 @@ def complexity(maps: AnyMaps) -> Scores:
     Raises:
         InputError: Wrong shape or dtype.
     """
-    return score(maps, no_masks(maps), complexity_of, blocked=UNFIT | Reason.ALL_ZERO)
+    return score(maps, no_masks(maps), complexity_of, blocked=_MASSLESS)
 
 
 def sparseness_of(batch: Batch) -> Tensor:

@@ -14,18 +14,17 @@ from torch import Tensor
 from attnviz.errors import InputError
 from attnviz.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.batching import batches, joined
-from attnviz.metrics.energy import Sign
 from attnviz.metrics.localization import compute_scores
-from attnviz.metrics.pxap import PixelPot
-from attnviz.metrics.ranking import TOP
-from attnviz.metrics.registry import DEFAULT, Threshold, checked_options, chosen_metrics
+from attnviz.metrics.options import TOP, Sign, Threshold, checked_options
+from attnviz.metrics.pxap import PixelPool
+from attnviz.metrics.registry import DEFAULT, chosen_metrics
 from attnviz.metrics.score_table import ScoreTable
 
 
 class LocalizationMeter:
     """`localization` in pieces: exact, and mergeable across workers.
 
-    A meter can be pickled, so each worker fills its own and sends it home.
+    A meter can be pickled: each worker fills one, and `merge` joins them.
 
     Args:
         metrics: As in `localization`.
@@ -59,7 +58,7 @@ class LocalizationMeter:
     ) -> None:
         self.options = checked_options(threshold=threshold, k=k, tolerance=tolerance, sign=sign)
         self.metrics = chosen_metrics(metrics, self.options)
-        self._pot = PixelPot() if pixels else None
+        self._pool = PixelPool() if pixels else None
         self._tables: list[ScoreTable] = []
         self._indices: list[Tensor] = []
 
@@ -70,27 +69,27 @@ class LocalizationMeter:
         """Score a few more images.
 
         Args:
-            maps: Raw maps, (b, h, w).
-            masks: Where the thing to be found is, (b, h, w).
+            maps: Raw maps, (b, *places).
+            masks: Where the object is, (b, *places).
             index: The number of each image in the whole set. With it `compute` puts the images in
                 order, and an image that two workers saw (a distributed sampler fills up the last
-                batch) counts once. Give it always or never.
+                batch) counts once. Required at every update or at none.
 
         Raises:
             InputError: Wrong shapes, dtypes or devices, or an index that does not fit.
         """
         table = compute_scores(maps, masks, self.metrics, self.options)
         numbers = self._checked_index(index, len(table.flags))
-        if self._pot is not None:
+        if self._pool is not None:
             for batch in batches(maps, masks):
-                self._pot.add(batch)
+                self._pool.add(batch)
         on_cpu = {key: scores.cpu() for key, scores in table.items()}
         self._tables.append(ScoreTable(on_cpu, table.flags.cpu(), self.options))
         if numbers is not None:
             self._indices.append(numbers)
 
     def merge(self, other: LocalizationMeter) -> LocalizationMeter:
-        """Take in what another meter has seen, after what this one has.
+        """Append the scores of another meter.
 
         Args:
             other: A meter of the same metrics and options. It is left as it is.
@@ -101,8 +100,8 @@ class LocalizationMeter:
         Raises:
             InputError: The meters measure different things.
         """
-        mine = (self.metrics, self.options, self._pot is None)
-        if mine != (other.metrics, other.options, other._pot is None):
+        mine = (self.metrics, self.options, self._pool is None)
+        if mine != (other.metrics, other.options, other._pool is None):
             raise InputError(
                 "merge: expected a meter of the same metrics and options, got "
                 f"{other.metrics} under {other.options} to go with {self.metrics} under "
@@ -112,12 +111,12 @@ class LocalizationMeter:
             raise InputError("merge: expected both meters to have an index or neither")
         self._tables += other._tables
         self._indices += other._indices
-        if self._pot is not None and other._pot is not None:
-            self._pot.pour(other._pot)
+        if self._pool is not None and other._pool is not None:
+            self._pool.merge(other._pool)
         return self
 
     def compute(self) -> ScoreTable:
-        """The scores of all images seen, in order of their index, or else as they came.
+        """The scores of all images, in the order of their index or of the updates.
 
         Returns:
             As from `localization`, on the CPU.
@@ -141,9 +140,9 @@ class LocalizationMeter:
         Raises:
             InputError: The meter was not told to keep pixels.
         """
-        if self._pot is None:
+        if self._pool is None:
             raise InputError("pxap: expected a meter that keeps pixels; make it with pixels=True")
-        return self._pot.average_precision()
+        return self._pool.average_precision()
 
     def _checked_index(self, index: Iterable[int] | None, size: int) -> Tensor | None:
         if len(self) and (index is not None) != bool(self._indices):

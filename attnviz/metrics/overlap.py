@@ -1,18 +1,20 @@
-"""Where a thresholded map and the mask overlap, and the threshold that was best elsewhere.
+"""Intersection over union of the mask and the thresholded map.
 
 The threshold is applied to the map min-max scaled to [0, 1], in float64. It is never chosen on
-the images it is reported on: `calibrate_threshold` takes the validation split. The one exception
-carries it in its name, `oracle_iou`.
+the images that are reported: `calibrate_threshold` takes the validation split. The one exception
+is named for it, `oracle_iou`.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from attnviz.errors import InputError
+from attnviz.definitions import DEFINITIONS
 from attnviz.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.batching import Batch, score
+from attnviz.metrics.options import check_threshold
 from attnviz.metrics.reasons import UNSCORABLE, Reason
+from attnviz.metrics.registry import metric
 from attnviz.metrics.row_kernels import at_least, count
 from attnviz.shapes import Scores
 
@@ -20,6 +22,11 @@ FLAT = UNSCORABLE | Reason.CONSTANT
 """A constant map has no range to be scaled to, so no threshold of it."""
 
 
+@metric(
+    DEFINITIONS["iou"],
+    batched=lambda batch, options: iou_of(batch, threshold=options.tau("iou")),
+    blocked=FLAT,
+)
 def iou(maps: AnyMaps, masks: AnyMasks, *, threshold: int | float) -> Scores:
     """Intersection over union of the mask with the places where the scaled map reaches τ.
 
@@ -28,8 +35,8 @@ def iou(maps: AnyMaps, masks: AnyMasks, *, threshold: int | float) -> Scores:
     Source: P. Jaccard, 1901.
 
     Args:
-        maps: Raw maps, (b, h, w).
-        masks: Where the thing to be found is, (b, h, w).
+        maps: Raw maps, (b, *places).
+        masks: Where the object is, (b, *places).
         threshold: τ in [0, 1].
 
     Returns:
@@ -42,6 +49,11 @@ def iou(maps: AnyMaps, masks: AnyMasks, *, threshold: int | float) -> Scores:
     return score(maps, masks, lambda batch: iou_of(batch, threshold=threshold), blocked=FLAT)
 
 
+@metric(
+    DEFINITIONS["max_iou"],
+    batched=lambda batch, options: iou_of(batch, threshold=options.tau("max_iou")),
+    blocked=FLAT,
+)
 def max_iou(maps: AnyMaps, masks: AnyMasks, *, threshold: int | float) -> Scores:
     """The IoU at the threshold whose mean IoU was best on the validation split.
 
@@ -52,8 +64,8 @@ def max_iou(maps: AnyMaps, masks: AnyMasks, *, threshold: int | float) -> Scores
     right", 2020.
 
     Args:
-        maps: Raw maps, (b, h, w).
-        masks: Where the thing to be found is, (b, h, w).
+        maps: Raw maps, (b, *places).
+        masks: Where the object is, (b, *places).
         threshold: τ in [0, 1], from `calibrate_threshold(maps, masks)` of the validation split.
 
     Returns:
@@ -65,15 +77,16 @@ def max_iou(maps: AnyMaps, masks: AnyMasks, *, threshold: int | float) -> Scores
     return iou(maps, masks, threshold=threshold)
 
 
+@metric(DEFINITIONS["oracle_iou"], batched=lambda batch, _: batch.curves.best_iou(), sorts=True)
 def oracle_iou(maps: AnyMaps, masks: AnyMasks) -> Scores:
     """The largest IoU that any threshold of this very map reaches, exact over all its values.
 
-    An upper bound that knows the answer, not a score to report alone. A constant map scores
-    |G|/D: all or nothing are the only sets it has.
+    The threshold is chosen with the mask at hand: not a score to report alone. A constant map
+    scores |G|/D: all or nothing are the only sets it has.
 
     Args:
-        maps: Raw maps, (b, h, w).
-        masks: Where the thing to be found is, (b, h, w).
+        maps: Raw maps, (b, *places).
+        masks: Where the object is, (b, *places).
 
     Returns:
         Scores in [0, 1], higher is better; NaN where the mask is empty.
@@ -93,12 +106,3 @@ def _overlap(batch: Batch, threshold: int | float) -> Tensor:
     chosen = at_least(batch.scaled, threshold)
     both = count(chosen & batch.labels)
     return both.double() / (count(chosen) + batch.area - both).double()
-
-
-def check_threshold(threshold: int | float) -> None:
-    """Raise an `InputError` unless the threshold lies in [0, 1]."""
-    if not 0 <= threshold <= 1:
-        raise InputError(
-            f"threshold: expected a number from 0 to 1, got {threshold}; "
-            "maps are min-max scaled before it is applied"
-        )

@@ -1,7 +1,7 @@
-"""PxAP: the average precision of the pixels of a whole data set in one pot.
+"""PxAP: the average precision of the pooled pixels of a whole data set.
 
-The pot keeps four bytes a pixel: the scaled value as float32 in [0, 1] needs 30 bits, the label
-one. Pots of several workers can be poured together; nothing is binned.
+The pool holds four bytes a pixel: the scaled value as float32 in [0, 1] needs 30 bits, the label
+one. Pools of several workers can be merged; nothing is binned.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def pxap(maps: AnyMaps, masks: AnyMasks) -> float:
     whose own code bins the values and prints 100 times this: `compat.wsol.pxap`.
 
     Args:
-        maps: Raw maps, (b, h, w).
-        masks: Where the thing to be found is, (b, h, w).
+        maps: Raw maps, (b, *places).
+        masks: Where the object is, (b, *places).
 
     Returns:
         A number in [0, 1], higher is better, chance is the share of places inside masks; NaN if no
@@ -36,13 +36,13 @@ def pxap(maps: AnyMaps, masks: AnyMasks) -> float:
     Raises:
         InputError: Wrong shapes, dtypes or devices.
     """
-    pot = PixelPot()
+    pool = PixelPool()
     for batch in batches(maps, masks):
-        pot.add(batch)
-    return pot.average_precision()
+        pool.add(batch)
+    return pool.average_precision()
 
 
-class PixelPot:
+class PixelPool:
     """The scaled values and labels of the pixels of many images, in no order.
 
     Attributes:
@@ -54,7 +54,7 @@ class PixelPot:
         self._parts: list[np.ndarray] = []
 
     def add(self, batch: Batch) -> None:
-        """Put the pixels of a batch in, but for the images that cannot be scored."""
+        """Add the pixels of a batch, except of images that cannot be scored."""
         fit = (batch.flags & int(UNSCORABLE)) == 0
         flat = (batch.flags & int(Reason.CONSTANT)) != 0
         scaled = batch.scaled.masked_fill(flat[:, None], 0.0)[fit].float()
@@ -62,8 +62,8 @@ class PixelPot:
         self._parts.append(keys.view(-1).cpu().numpy())
         self.images += int(fit.sum())
 
-    def pour(self, other: PixelPot) -> None:
-        """Put everything in that is in another pot."""
+    def merge(self, other: PixelPool) -> None:
+        """Add all pixels of another pool."""
         self._parts += other._parts
         self.images += other.images
 

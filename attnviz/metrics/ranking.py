@@ -1,37 +1,41 @@
-"""What depends on the order of a map's values alone: no sign, no scale, no threshold.
+"""Metrics of the order of a map's values: no sign, no scale, no threshold.
 
-Each takes the values as they are. Whoever wants the order of sizes passes `maps.abs()`. Ties
-score what random tie-breaking would score on average, so a constant map scores chance.
+Values are taken as they are; pass `maps.abs()` for the order of sizes. Ties score what random
+tie-breaking would score on average, so a constant map scores chance.
 """
 
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnviz.errors import InputError
+from attnviz.definitions import DEFINITIONS
 from attnviz.inputs import AnyMaps, AnyMasks
 from attnviz.metrics.batching import VALUES_IN_PASSING, Batch, score
+from attnviz.metrics.options import TOP, check_k, check_tolerance, count_of
 from attnviz.metrics.reasons import UNSCORABLE, Reason
+from attnviz.metrics.registry import metric
 from attnviz.metrics.row_kernels import peaks
 from attnviz.shapes import Scores
 
-TOP = 0.01
-"""The share of places that `topk_intersection` looks at unless told otherwise."""
 
-
+@metric(
+    DEFINITIONS["pointing_game"],
+    batched=lambda batch, options: pointing_of(batch, tolerance=options.tolerance),
+    fair=True,
+)
 def pointing_game(maps: AnyMaps, masks: AnyMasks, *, tolerance: int | float = 0) -> Scores:
     """Whether the map's maximum lies in the mask; of several maxima, the share that does.
 
     Source: J. Zhang et al., "Top-down neural attention by excitation backprop", 2018.
 
     Args:
-        maps: Raw maps, (b, h, w).
-        masks: Where the thing to be found is, (b, h, w).
+        maps: Raw maps, (b, *places).
+        masks: Where the object is, (b, *places).
         tolerance: A maximum this many pixels away from the mask still counts, measured between
             pixel centres. Zhang uses 15 on images of about 500 px; the default is 0.
 
@@ -41,8 +45,7 @@ def pointing_game(maps: AnyMaps, masks: AnyMasks, *, tolerance: int | float = 0)
     Raises:
         InputError: Wrong shapes, dtypes or devices, or a negative tolerance.
     """
-    if not 0 <= tolerance < math.inf:
-        raise InputError(f"tolerance: expected a distance in pixels of at least 0, got {tolerance}")
+    check_tolerance(tolerance)
     return score(
         maps,
         masks,
@@ -52,14 +55,20 @@ def pointing_game(maps: AnyMaps, masks: AnyMasks, *, tolerance: int | float = 0)
     )
 
 
+@metric(
+    DEFINITIONS["relevance_rank_accuracy"],
+    batched=lambda batch, _: rank_of(batch),
+    fair=True,
+    weight=lambda area, pixels: 1 / area,
+)
 def relevance_rank_accuracy(maps: AnyMaps, masks: AnyMasks) -> Scores:
     """The share of the mask that the |G| highest places hit: |top-|G| ∩ G| / |G|.
 
     Source: L. Arras et al., CLEVR-XAI, 2022.
 
     Args:
-        maps: Raw maps, (b, h, w).
-        masks: Where the thing to be found is, (b, h, w).
+        maps: Raw maps, (b, *places).
+        masks: Where the object is, (b, *places).
 
     Returns:
         Scores in [0, 1], higher is better; NaN where the mask is empty.
@@ -70,14 +79,15 @@ def relevance_rank_accuracy(maps: AnyMaps, masks: AnyMasks) -> Scores:
     return score(maps, masks, rank_of, blocked=UNSCORABLE)
 
 
+@metric(DEFINITIONS["iou_at_area"], batched=lambda batch, _: iou_at_area_of(batch))
 def iou_at_area(maps: AnyMaps, masks: AnyMasks) -> Scores:
     """The IoU when the map may choose as many places as the mask has: r/(2−r).
 
     r is the relevance rank accuracy, so this orders maps as r does, on the scale of an IoU.
 
     Args:
-        maps: Raw maps, (b, h, w).
-        masks: Where the thing to be found is, (b, h, w).
+        maps: Raw maps, (b, *places).
+        masks: Where the object is, (b, *places).
 
     Returns:
         Scores in [0, 1], higher is better; NaN where the mask is empty.
@@ -88,14 +98,20 @@ def iou_at_area(maps: AnyMaps, masks: AnyMasks) -> Scores:
     return score(maps, masks, iou_at_area_of, blocked=UNSCORABLE)
 
 
+@metric(
+    DEFINITIONS["topk_intersection"],
+    batched=lambda batch, options: topk_of(batch, k=options.k),
+    fair=True,
+    bound=lambda batch: (batch.area / count_of(TOP, batch.pixels)).clamp(max=1).double(),
+)
 def topk_intersection(maps: AnyMaps, masks: AnyMasks, *, k: int | float = TOP) -> Scores:
     """The share of the k highest places that lie in the mask: |top-k ∩ G| / k.
 
     Source: J. Theiner et al., "Interpretable semantic photo geolocation", 2021.
 
     Args:
-        maps: Raw maps, (b, h, w).
-        masks: Where the thing to be found is, (b, h, w).
+        maps: Raw maps, (b, *places).
+        masks: Where the object is, (b, *places).
         k: An `int` is a number of places, 1 to D; a `float` in (0, 1] a share of them, rounded,
             at least one place.
 
@@ -110,14 +126,28 @@ def topk_intersection(maps: AnyMaps, masks: AnyMasks, *, k: int | float = TOP) -
     return score(maps, masks, lambda batch: topk_of(batch, k=k), blocked=UNSCORABLE)
 
 
+def _pairs_of_places(area: Tensor, pixels: int) -> Tensor:
+    """1 over the pairs that AUROC averages; 0 for a full mask, which has none."""
+    pairs = area * (pixels - area)
+    return torch.where(pairs > 0, 1 / pairs.clamp(min=1), 0.0)
+
+
+@metric(
+    DEFINITIONS["pixel_auroc"],
+    batched=lambda batch, _: batch.curves.auroc(),
+    blocked=UNSCORABLE | Reason.FULL_MASK,
+    sorts=True,
+    fair=True,
+    weight=_pairs_of_places,
+)
 def pixel_auroc(maps: AnyMaps, masks: AnyMasks) -> Scores:
     """How often a place inside the mask is higher than one outside, ties counting half.
 
     Source: T. Fawcett, "An introduction to ROC analysis", 2006.
 
     Args:
-        maps: Raw maps, (b, h, w).
-        masks: Where the thing to be found is, (b, h, w).
+        maps: Raw maps, (b, *places).
+        masks: Where the object is, (b, *places).
 
     Returns:
         Scores in [0, 1], higher is better, chance is 0.5; NaN where the mask is empty or full.
@@ -130,14 +160,20 @@ def pixel_auroc(maps: AnyMaps, masks: AnyMasks) -> Scores:
     )
 
 
+@metric(
+    DEFINITIONS["pixel_ap"],
+    batched=lambda batch, _: batch.curves.average_precision(),
+    sorts=True,
+    fair=True,
+)
 def pixel_ap(maps: AnyMaps, masks: AnyMasks) -> Scores:
     """Average precision of the places of one map: Σ (R_n − R_(n−1)) P_n over distinct values.
 
     scikit-learn's definition: no interpolation, places of one value enter together.
 
     Args:
-        maps: Raw maps, (b, h, w).
-        masks: Where the thing to be found is, (b, h, w).
+        maps: Raw maps, (b, *places).
+        masks: Where the object is, (b, *places).
 
     Returns:
         Scores in [0, 1], higher is better, a constant map scores |G|/D; NaN where the mask is
@@ -153,7 +189,7 @@ def pointing_of(batch: Batch, *, tolerance: int | float = 0) -> Tensor:
     """The pointing game of a batch, (b,); NaN by itself unless a mask is empty."""
     goal = batch.labels
     if tolerance >= 1:
-        goal = _widened(goal.view(-1, batch.height, batch.width), tolerance).view_as(goal)
+        goal = _widened(batch.masks, tolerance).view_as(goal)
     places, lowest, highest = peaks(batch.values)
     owner, hit = places // batch.pixels, goal.view(-1)[places]
     found, all_ = (torch.bincount(rows, minlength=len(goal)) for rows in (owner[hit], owner))
@@ -174,34 +210,30 @@ def iou_at_area_of(batch: Batch) -> Tensor:
 
 def topk_of(batch: Batch, *, k: int | float = TOP) -> Tensor:
     """The top-k intersection of a batch, (b,)."""
-    places = how_many(k, batch.pixels)
+    places = count_of(k, batch.pixels)
     return batch.hits_among(torch.full_like(batch.area, places)) / places
 
 
-def check_k(k: int | float) -> None:
-    """Raise an `InputError` unless k is a count from 1 or a share in (0, 1]."""
-    number = isinstance(k, Real) and not isinstance(k, bool)  # numpy's numbers are welcome
-    if not number or not (k >= 1 if isinstance(k, Integral) else 0 < k <= 1):
-        raise InputError(f"k: expected an int from 1, or a float share in (0, 1], got {k!r}")
-
-
-def how_many(k: int | float, pixels: int) -> int:
-    """The number of places that k stands for in maps of this many, or an `InputError`."""
-    if isinstance(k, Integral):
-        if k > pixels:
-            raise InputError(f"k: expected at most the {pixels} places of a map, got {k}")
-        return int(k)
-    return max(1, round(float(k) * pixels))
-
-
 def _widened(masks: Tensor, radius: int | float) -> Tensor:
-    """The places within a radius of the mask, (b, h, w) bool: a disc, row by row."""
-    padded = masks.float()[:, None]
-    height = masks.shape[1]
+    """The places within a radius of the mask, (b, *places) bool: a disc or ball, line by line.
+
+    For each shift along all axes but the last, the mask is widened along the last one by what is
+    left of the radius, and moved by the shift.
+    """
+    *across, length = masks.shape[1:]
+    lines = masks.float().view(len(masks), 1, -1, length)
     reached = torch.zeros_like(masks)
-    for shift in range(-min(int(radius), height - 1), min(int(radius), height - 1) + 1):
-        reach = min(math.isqrt(int(radius * radius - shift * shift)), masks.shape[2] - 1)
-        rows = F.max_pool2d(padded, (1, 2 * reach + 1), 1, (0, reach))[:, 0] > 0
-        source = rows[:, max(0, -shift) : height - max(0, shift)]
-        reached[:, max(0, shift) : height - max(0, -shift)] |= source
+    most = [min(int(radius), size - 1) for size in across]
+    for shifts in product(*(range(-reach, reach + 1) for reach in most)):
+        left = radius * radius - sum(shift * shift for shift in shifts)
+        if left >= 0:
+            reach = min(math.isqrt(int(left)), length - 1)
+            wide = F.max_pool2d(lines, (1, 2 * reach + 1), 1, (0, reach)).view_as(masks) > 0
+            sources = (
+                slice(max(0, -s), n - max(0, s)) for s, n in zip(shifts, across, strict=True)
+            )
+            targets = (
+                slice(max(0, s), n - max(0, -s)) for s, n in zip(shifts, across, strict=True)
+            )
+            reached[(slice(None), *targets)] |= wide[(slice(None), *sources)]
     return reached

@@ -6,7 +6,8 @@ and place of what is to be found. Their names and meanings are in `attnviz.defin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 
 import numpy as np
 import torch
@@ -14,18 +15,19 @@ import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Tensor
 
-from attnviz.definitions import DEFINITIONS, is_localization, is_lower_better
+from attnviz.definitions import is_localization, is_lower_better
 from attnviz.errors import InputError
 from attnviz.inputs import AnyMasks, as_tensor, maps_with_masks
+from attnviz.metrics.batching import score
 from attnviz.metrics.localization import compute_scores
-from attnviz.metrics.ranking import TOP, how_many
+from attnviz.metrics.options import Options, Threshold, checked_options
+from attnviz.metrics.reasons import Reason
 from attnviz.metrics.registry import (
     DEFAULT,
     METRICS,
-    Options,
-    Threshold,
-    checked_options,
+    Metric,
     known_metrics,
+    of_any_axes,
 )
 from attnviz.metrics.thresholds import calibrate_all
 
@@ -34,29 +36,17 @@ _GRID = 20
 
 _SLOW = ("max_box_acc", "max_box_acc_v2")
 
-_BY_CONSTANT = frozenset(
-    {
-        "pointing_game",
-        "energy_pointing_game",
-        "mass_lift",
-        "relevance_rank_accuracy",
-        "topk_intersection",
-        "pixel_auroc",
-        "pixel_ap",
-        "sparseness",
-        "complexity",
-    }
-)
-"""Where ties score their expectation, a constant map has the chance level exactly."""
+_SMOOTH = {2: "bilinear", 3: "trilinear"}
+"""Interpolation by the number of place axes."""
 
 
 def baselines(
     masks: AnyMasks,
-    grid: tuple[int, int] = (24, 24),
+    grid: Sequence[int] = (24, 24),
     metrics: Sequence[str] = DEFAULT,
     *,
     threshold: Threshold | None = None,
-    calibration: Bool[Tensor, "n h w"] | Bool[np.ndarray, "n h w"] | None = None,
+    calibration: Bool[Tensor, "n *places"] | Bool[np.ndarray, "n *places"] | None = None,
     draws: int = 4,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
@@ -64,7 +54,7 @@ def baselines(
 
     - `chance`: a map without information. Where ties score their expected value it is the score of
       a constant map, exact. Elsewhere (`iou`, `iou_at_area`, `max_iou`, `oracle_iou`, the boxes)
-      it is the mean over maps of uniform noise, drawn on the grid and upsampled bilinearly.
+      it is the mean over maps of uniform noise, drawn on the grid and upsampled linearly.
     - `centre`: a Gaussian in the centre of the image, σ a quarter of each side. A convention, not
       the best map that ignores the image.
     - `fixed`, with `calibration`: one map for all images, made of the calibration masks Gᵢ. With
@@ -76,20 +66,20 @@ def baselines(
       good map, not proven best. Its τ is calibrated on the calibration masks. Not for metrics
       that use no mask.
     - `redrawn`: the mask itself, redrawn on the grid: averaged over the cells (area pooling) and
-      upsampled, by nearest or bilinear, whichever scores better, at the τ that is best for it.
+      upsampled, by nearest or linear, whichever scores better, at the τ that is best for it.
       **No upper bound**: a map that lights one cell inside the mask has more energy there.
     - `bound`: the best score that any map can reach, where it is known: 1 for shares, AUROC, AP
       and IoU, the mean of D/|G| for `mass_lift`, of min(1, |G|/k) for `topk_intersection` (at its
       default k).
 
     Args:
-        masks: Where the thing to be found is, (b, h, w), bool. Empty ones do not count.
-        grid: Rows and columns of the maps before they were upsampled.
-        metrics: Keys of `METRICS`; by default all, but without a threshold not the boxes, whose
-            calibration takes as long as all the rest.
+        masks: Where the object is, (b, h, w) or (b, d, h, w), bool. Empty ones do not count.
+        grid: The size of the maps before they were upsampled, one number for each place axis.
+        metrics: Keys of `METRICS`; by default those of the package, but without a threshold not the
+            boxes, whose calibration takes as long as all the rest, and for volumes never the boxes.
         threshold: τ for chance and centre, one number or one by key; without it each is given
             the τ that is best for it on these masks.
-        calibration: The masks of the calibration split, (n, h, w), bool; never those of `masks`.
+        calibration: The masks of the calibration split, (n, *places), bool; never those of `masks`.
         draws: Noise maps per mask.
         seed: Of the noise.
 
@@ -100,38 +90,59 @@ def baselines(
     Raises:
         InputError: Wrong shape or dtype, no mask that is not empty, an unknown metric.
     """
-    if len(grid) != 2 or min(grid) < 1:
-        raise InputError(f"grid: expected rows and columns from 1, got {grid}")
-    if draws < 1:
-        raise InputError(f"draws: expected at least 1 noise map per mask, got {draws}")
     checked_options(threshold=threshold)
     keys, goals = known_metrics(metrics), _filled(masks)
+    _check_grid(grid, goals)
+    if draws < 1:
+        raise InputError(f"draws: expected at least 1 noise map per mask, got {draws}")
+    if metrics is DEFAULT:
+        keys = of_any_axes(keys, goals)
     if metrics is DEFAULT and threshold is None:
         keys = tuple(key for key in keys if key not in _SLOW)
-    exact = [key for key in keys if key in _BY_CONSTANT]
-    drawn = [key for key in keys if key not in _BY_CONSTANT]
-    chance = _means(goals.new_ones((), dtype=torch.float32).expand(goals.shape), goals, exact, None)
-    noise = [
-        _means(_noise(goals, grid, seed + draw), goals, drawn, threshold) for draw in range(draws)
-    ]
-    chance |= {key: sum(scores[key] for scores in noise) / draws for key in drawn}
-    centre = _means(_centred(goals), goals, keys, threshold)
     cells = _pooled(goals, grid)
     near, smooth = (
         _means(_upsampled(cells, goals, mode), goals, keys, None)
-        for mode in ("nearest", "bilinear")
+        for mode in ("nearest", _SMOOTH[len(grid)])
     )
     best = {key: min if is_lower_better(key) else max for key in keys}
     levels = {
-        "chance": chance,
-        "centre": centre,
+        "chance": _chance(goals, grid, keys, threshold, draws, seed),
+        "centre": _means(_centred(goals), goals, keys, threshold),
         "fixed": {} if calibration is None else _fixed(goals, _filled(calibration), keys),
         "redrawn": {key: best[key](near[key], smooth[key]) for key in keys},
-        "bound": _bounds(goals, keys),
+        "bound": {key: bound for key in keys if (bound := _bound(goals, key)) is not None},
     }
     return {
         key: {level: found[key] for level, found in levels.items() if key in found} for key in keys
     }
+
+
+def _check_grid(grid: Sequence[int], goals: Tensor) -> None:
+    axes = goals.ndim - 1
+    if len(grid) != axes or min(grid) < 1:
+        raise InputError(
+            f"grid: expected {axes} sizes from 1, one for each place axis of the masks, got {grid}"
+        )
+    if axes not in _SMOOTH:
+        raise InputError(f"masks: expected 2 or 3 place axes to redraw on a grid, got {axes}")
+
+
+def _chance(
+    goals: Tensor,
+    grid: Sequence[int],
+    keys: Sequence[str],
+    threshold: Threshold | None,
+    draws: int,
+    seed: int,
+) -> dict[str, float]:
+    """A constant map's scores where ties are fair, else the mean over maps of noise."""
+    exact = [key for key in keys if METRICS[key].fair]
+    drawn = [key for key in keys if not METRICS[key].fair]
+    chance = _means(goals.new_ones((), dtype=torch.float32).expand(goals.shape), goals, exact, None)
+    noise = [
+        _means(_noise(goals, grid, seed + draw), goals, drawn, threshold) for draw in range(draws)
+    ]
+    return chance | {key: sum(scores[key] for scores in noise) / draws for key in drawn}
 
 
 def _fixed(goals: Tensor, calibration: Tensor, keys: Sequence[str]) -> dict[str, float]:
@@ -144,39 +155,29 @@ def _fixed(goals: Tensor, calibration: Tensor, keys: Sequence[str]) -> dict[str,
     found: dict[str, float] = {}
     for key in keys:
         if is_localization(key):
-            best = _best_fixed_map(calibration, key)
+            best = _best_fixed_map(calibration, METRICS[key])
             tau = calibrate_all(best.expand(calibration.shape), calibration, _thresholded([key]))
             found |= _means(best.expand(goals.shape), goals, [key], tau)
     return found
 
 
-def _best_fixed_map(calibration: Tensor, key: str) -> Tensor:
-    """The weighted sum of the calibration masks, or where it is largest, float64."""
+def _best_fixed_map(calibration: Tensor, metric: Metric) -> Tensor:
+    """The weighted sum of the calibration masks, or where it is largest; (*places) float64."""
     area = calibration.flatten(1).sum(1).double()
-    weights = torch.ones_like(area)
-    if key in ("mass_lift", "relevance_rank_accuracy"):
-        weights = 1 / area
-    if key == "pixel_auroc":
-        outside = calibration[0].numel() - area
-        weights = torch.where(outside > 0, 1 / (area * outside.clamp(min=1)), 0.0)
+    weigh = metric.weight or (lambda area, _: torch.ones_like(area))
+    weights = weigh(area, calibration[0].numel())
     total = torch.einsum("b,b...->...", weights, calibration.double())
-    return (
-        (total == total.max()).double() if key in ("energy_pointing_game", "mass_lift") else total
-    )
+    return (total == total.max()).double() if metric.peak else total
 
 
-def _bounds(goals: Tensor, keys: Sequence[str]) -> dict[str, float]:
-    """The best score that any map can reach for these masks, where it is known."""
-    area, places = goals.flatten(1).sum(1).double(), goals[0].numel()
-    top = how_many(TOP, places)
-    counted = {
-        "mass_lift": float((places / area).mean()),
-        "topk_intersection": float((area / top).clamp(max=1).mean()),
-        "sparseness": (places - 1) / places,
-    }
-    told = {key: DEFINITIONS[key].bound for key in keys}
-    known = {key: bound for key, bound in told.items() if isinstance(bound, float)}
-    return known | {key: bound for key, bound in counted.items() if key in keys}
+def _bound(goals: Tensor, key: str) -> float | None:
+    """The mean over masks of the best score that any map can reach; None where it is not known."""
+    metric = METRICS[key]
+    if metric.bound is not None:
+        bounds = score(goals.double(), goals, metric.bound, blocked=Reason.EMPTY_MASK)
+        return float(bounds.mean())
+    bound = metric.definition.bound
+    return bound if isinstance(bound, float) else None
 
 
 def _thresholded(keys: Sequence[str]) -> list[str]:
@@ -206,10 +207,10 @@ def _filled(masks: AnyMasks) -> Tensor:
     return goals
 
 
-def _noise(goals: Tensor, grid: tuple[int, int], seed: int) -> Tensor:
+def _noise(goals: Tensor, grid: Sequence[int], seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same noise on every device
     cells = torch.rand(len(goals), *grid, generator=generator).to(goals.device)
-    return _upsampled(cells, goals, "bilinear")
+    return _upsampled(cells, goals, _SMOOTH[len(grid)])
 
 
 def _centred(goals: Tensor) -> Tensor:
@@ -217,11 +218,12 @@ def _centred(goals: Tensor) -> Tensor:
     for size in goals.shape[1:]:
         place = torch.arange(size, dtype=torch.float32, device=goals.device) - (size - 1) / 2
         axes.append(torch.exp(-0.5 * (place / (size / 4)) ** 2))
-    return torch.outer(*axes).expand(goals.shape)
+    return reduce(torch.Tensor.mul, torch.meshgrid(*axes, indexing="ij")).expand(goals.shape)
 
 
-def _pooled(goals: Tensor, grid: tuple[int, int]) -> Tensor:
-    return F.adaptive_avg_pool2d(goals.float()[:, None], grid)[:, 0]
+def _pooled(goals: Tensor, grid: Sequence[int]) -> Tensor:
+    pool: Callable[..., Tensor] = F.adaptive_avg_pool2d if len(grid) == 2 else F.adaptive_avg_pool3d
+    return pool(goals.float()[:, None], tuple(grid))[:, 0]
 
 
 def _upsampled(cells: Tensor, goals: Tensor, mode: str) -> Tensor:

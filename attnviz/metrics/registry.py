@@ -1,282 +1,171 @@
-"""What is known about every localisation metric, and what the metrics can be told.
+"""The metrics of a map and a mask: what each is, bound to the function that computes it.
 
-The table `METRICS` is the one place that knows a metric's key, its range, which way is better and
-when it has no score.
+`metric` binds a `MetricDefinition` to a function; `METRICS` holds all of them. A metric from
+outside the package is registered by the same decorator (CONTRIBUTING.md, "A metric").
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from attnviz.definitions import DEFINITIONS, MetricDefinition, built_in, define
 from attnviz.errors import InputError, unknown_name
 from attnviz.metrics.batching import Batch
-from attnviz.metrics.boxes import V2, box_hits_of
-from attnviz.metrics.energy import (
-    Sign,
-    complexity_of,
-    energy_blocked,
-    energy_of,
-    lift_of,
-    sparseness_of,
-)
-from attnviz.metrics.overlap import FLAT, check_threshold, iou_of
-from attnviz.metrics.ranking import (
-    TOP,
-    check_k,
-    iou_at_area_of,
-    pointing_of,
-    rank_of,
-    topk_of,
-)
-from attnviz.metrics.reasons import UNFIT, UNSCORABLE, Reason
+from attnviz.metrics.options import Options
+from attnviz.metrics.reasons import UNSCORABLE, Reason
 
-Threshold: TypeAlias = int | float | Mapping[str, int | float]
-"""One τ for every metric that needs one, or one by the metric's key."""
+Compute: TypeAlias = Callable[[Batch, Options], Tensor]
+"""A metric of a batch under some options, (b,) float64."""
+
+Blocked: TypeAlias = Reason | Callable[[Options], Reason]
+"""The reasons for which a metric has no score, or these given the options."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What is known about a metric.
+    """A metric and its code.
 
     Attributes:
-        key: Its name in every table.
-        title: Its name in a sentence.
-        better: "higher" or "lower".
-        limits: The range of its scores, in words.
-        source: Where it comes from.
-        blocked: The flags under which it has no score.
-        compute: The metric of a batch under some options, (b,) float64.
-        thresholded: Whether it needs a threshold.
-        sorts: Whether it sorts the maps, which others can use then.
+        definition: What it is.
+        function: The public function.
+        compute: The metric of a batch.
+        blocked: The reasons for which it has no score.
+        sorts: Whether it sorts the maps; other metrics reuse the order.
+        planar: Whether it needs maps of two place axes.
+        fair: Whether ties score their expectation, so that a constant map scores chance exactly.
+        bound: The best score that any map can reach for each mask, where it depends on the mask.
+        weight: The weight of a calibration mask in the best fixed map, of its area and D.
+        peak: Whether the best fixed map lights only the places of the largest weight.
     """
 
-    key: str
-    title: str
-    better: str
-    limits: str
-    source: str
-    blocked: Reason
-    compute: Callable[[Batch, Options], Tensor] = field(repr=False)
-    thresholded: bool = False
+    definition: MetricDefinition
+    function: Callable[..., Any] = field(repr=False)
+    compute: Compute = field(repr=False)
+    blocked: Blocked = field(default=UNSCORABLE, repr=False)
     sorts: bool = False
+    planar: bool = False
+    fair: bool = False
+    bound: Callable[[Batch], Tensor] | None = field(default=None, repr=False)
+    weight: Callable[[Tensor, int], Tensor] | None = field(default=None, repr=False)
+    peak: bool = False
+
+    @property
+    def key(self) -> str:
+        """Its name in tables and columns."""
+        return self.definition.key
+
+    @property
+    def thresholded(self) -> bool:
+        """Whether it needs a threshold."""
+        return self.definition.threshold
+
+    def blocked_under(self, options: Options) -> Reason:
+        """The reasons for which it has no score, given the options."""
+        return self.blocked if isinstance(self.blocked, Reason) else self.blocked(options)
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the metrics can be told, with the values they have otherwise.
+METRICS: dict[str, Metric] = {}
+"""Every metric of one map and one mask, by key, in the order of their definitions."""
 
-    Attributes:
-        threshold: One τ for all, or one by metric.
-        k: How many places `topk_intersection` looks at, a count or a share.
-        tolerance: How far the maximum may lie from the mask in `pointing_game`, in pixels.
-        sign: Which values carry mass in the energy metrics.
-    """
-
-    threshold: Threshold | None = None
-    k: int | float = TOP
-    tolerance: int | float = 0
-    sign: Sign = "positive"
-
-    def tau(self, key: str) -> float:
-        """The threshold of one metric, or an `InputError` that says how to get one."""
-        given = self.threshold
-        tau = given.get(key) if isinstance(given, Mapping) else given
-        if tau is None:
-            raise InputError(
-                f"{key}: expected a threshold, got none; find one on the validation split with "
-                "calibrate_threshold(maps, masks)"
-            )
-        check_threshold(tau)
-        return float(tau)
-
-    def blocked(self, metric: Metric) -> Reason:
-        """The flags under which a metric has no score, given these options."""
-        mass = metric.key in ("energy_pointing_game", "mass_lift")
-        return energy_blocked(self.sign) if mass else metric.blocked
-
-
-_SHARE = "0 to 1"
-_ENERGY = UNSCORABLE | Reason.NO_POSITIVE
-_MASS = UNFIT | Reason.ALL_ZERO
-
-METRICS: dict[str, Metric] = {
-    metric.key: metric
-    for metric in (
-        Metric(
-            "pointing_game",
-            "pointing game",
-            "higher",
-            _SHARE,
-            "Zhang 2018",
-            UNSCORABLE,
-            lambda batch, options: pointing_of(batch, tolerance=options.tolerance),
-        ),
-        Metric(
-            "energy_pointing_game",
-            "energy pointing game",
-            "higher",
-            _SHARE,
-            "Wang 2020; Arras 2022",
-            _ENERGY,
-            lambda batch, options: energy_of(batch, sign=options.sign),
-        ),
-        Metric(
-            "mass_lift",
-            "mass lift",
-            "higher",
-            "0 to D/|G|, chance is 1",
-            "Kohlbrenner 2020",
-            _ENERGY,
-            lambda batch, options: lift_of(batch, sign=options.sign),
-        ),
-        Metric(
-            "relevance_rank_accuracy",
-            "relevance rank accuracy",
-            "higher",
-            _SHARE,
-            "Arras 2022",
-            UNSCORABLE,
-            lambda batch, options: rank_of(batch),
-        ),
-        Metric(
-            "topk_intersection",
-            "top-k intersection",
-            "higher",
-            _SHARE,
-            "Theiner 2021",
-            UNSCORABLE,
-            lambda batch, options: topk_of(batch, k=options.k),
-        ),
-        Metric(
-            "pixel_auroc",
-            "pixel AUROC",
-            "higher",
-            "0 to 1, chance is 0.5",
-            "Fawcett 2006",
-            UNSCORABLE | Reason.FULL_MASK,
-            lambda batch, options: batch.curves.auroc(),
-            sorts=True,
-        ),
-        Metric(
-            "pixel_ap",
-            "pixel AP",
-            "higher",
-            _SHARE,
-            "scikit-learn's definition",
-            UNSCORABLE,
-            lambda batch, options: batch.curves.average_precision(),
-            sorts=True,
-        ),
-        Metric(
-            "iou",
-            "IoU at a threshold",
-            "higher",
-            _SHARE,
-            "Jaccard 1901",
-            FLAT,
-            lambda batch, options: iou_of(batch, threshold=options.tau("iou")),
-            thresholded=True,
-        ),
-        Metric(
-            "iou_at_area",
-            "IoU at the mask's area",
-            "higher",
-            _SHARE,
-            "r/(2−r) of rank accuracy r",
-            UNSCORABLE,
-            lambda batch, options: iou_at_area_of(batch),
-        ),
-        Metric(
-            "max_iou",
-            "calibrated IoU",
-            "higher",
-            _SHARE,
-            "after Choe 2020",
-            FLAT,
-            lambda batch, options: iou_of(batch, threshold=options.tau("max_iou")),
-            thresholded=True,
-        ),
-        Metric(
-            "oracle_iou",
-            "oracle IoU",
-            "higher",
-            _SHARE,
-            "per-map maximum over all thresholds",
-            UNSCORABLE,
-            lambda batch, options: batch.curves.best_iou(),
-            sorts=True,
-        ),
-        Metric(
-            "max_box_acc",
-            "MaxBoxAcc",
-            "higher",
-            _SHARE,
-            "Choe 2020",
-            FLAT,
-            lambda batch, options: box_hits_of(batch, threshold=options.tau("max_box_acc")),
-            thresholded=True,
-        ),
-        Metric(
-            "max_box_acc_v2",
-            "MaxBoxAccV2",
-            "higher",
-            _SHARE,
-            "Choe 2020",
-            FLAT,
-            lambda batch, options: box_hits_of(
-                batch, threshold=options.tau("max_box_acc_v2"), levels=V2
-            ),
-            thresholded=True,
-        ),
-        Metric(
-            "sparseness",
-            "sparseness",
-            "higher",
-            "0 to (D−1)/D",
-            "Chalasani 2020",
-            _MASS,
-            lambda batch, options: sparseness_of(batch),
-        ),
-        Metric(
-            "complexity",
-            "complexity",
-            "lower",
-            "0 to ln D",
-            "Bhatt 2020",
-            _MASS,
-            lambda batch, options: complexity_of(batch),
-        ),
-    )
-}
-"""Every metric of one map and one mask, by key."""
-
-DEFAULT: tuple[str, ...] = tuple(METRICS)
+DEFAULT: tuple[str, ...] = built_in("localization", "concentration")
 """What `localization` computes unless told otherwise; what needs a threshold only with one."""
 
 
-def checked_options(**given: Any) -> Options:
-    """Options that are in range, or an `InputError`."""
-    options = Options(**given)
-    check_k(options.k)
-    energy_blocked(options.sign)
-    if not 0 <= options.tolerance < float("inf"):
-        raise InputError(f"tolerance: expected a distance of at least 0, got {options.tolerance}")
-    if isinstance(options.threshold, Mapping):
-        for key in options.threshold:
-            if key not in METRICS or not METRICS[key].thresholded:
-                raise unknown_name("thresholded metric", key, _thresholded())
-    return options
+def metric(
+    definition: MetricDefinition, *, batched: Compute | None = None, **code: Any
+) -> Callable[[Function], Function]:
+    """Register a metric of maps and masks under its definition.
+
+    The function takes maps (b, *places), floating point, and masks (b, *places), bool, as tensors,
+    and a keyword `threshold` if the definition says so; it returns (b,) scores as a tensor or an
+    array, NaN where there is none. Images whose mask is empty or whose map holds NaN or Inf score
+    NaN without it; other reasons are given as `blocked`. Registered, the metric is known by its
+    key to `localization`, `LocalizationMeter`, `baselines`, `calibrate_threshold`, comparison,
+    report and dashboard. It is not part of the default set.
+
+    Args:
+        definition: What the metric is. The key of a metric of the package is refused; a second
+            registration of another key replaces the first.
+        batched: The metric of a `Batch` under `Options`, instead of the function.
+        **code: Fields of `Metric`: blocked, sorts, planar, fair, bound, weight, peak.
+
+    Returns:
+        A decorator that leaves the function as it is.
+
+    Raises:
+        InputError: The key belongs to the package, or the family needs more than maps and masks.
+
+    Example:
+        >>> from attnviz.definitions import MetricDefinition
+        >>> @metric(MetricDefinition(key="peak_inside", title="peak inside", source="here",
+        ...         meaning="The greatest value in the mask over the greatest of the map."))
+        ... def peak_inside(maps, masks):
+        ...     inside = maps.masked_fill(~masks, float("-inf")).flatten(1)
+        ...     return inside.amax(1) / maps.flatten(1).amax(1)
+        >>> import torch
+        >>> maps, masks = torch.rand(2, 8, 8), torch.ones(2, 8, 8, dtype=torch.bool)
+        >>> METRICS["peak_inside"].function(maps, masks).tolist()
+        [1.0, 1.0]
+    """
+    if definition.family in ("faithfulness", "agreement"):
+        raise InputError(
+            f"metric {definition.key}: expected the family localization, concentration or other, "
+            f"got {definition.family}; a metric of maps and masks is called without a model"
+        )
+    if DEFINITIONS.get(definition.key) is not definition or definition.key in METRICS:
+        define(definition)
+
+    def register(function: Function) -> Function:
+        compute = _of_function(definition, function) if batched is None else batched
+        METRICS[definition.key] = Metric(definition, function, compute, **code)
+        _in_order_of_definition()
+        return function
+
+    return register
+
+
+def _in_order_of_definition() -> None:
+    place = {key: i for i, key in enumerate(DEFINITIONS)}
+    ordered = sorted(METRICS.items(), key=lambda one: place[one[0]])
+    METRICS.clear()
+    METRICS.update(ordered)
+
+
+def _of_function(definition: MetricDefinition, function: Callable[..., Any]) -> Compute:
+    """The metric of a batch, from a function of maps and masks; its scores are checked."""
+
+    def compute(batch: Batch, options: Options) -> Tensor:
+        named = {"threshold": options.tau(definition.key)} if definition.threshold else {}
+        maps, masks = batch.maps.clone(), batch.masks.clone()  # the caller's own stay as they are
+        scores = function(maps, masks, **named)
+        if isinstance(scores, np.ndarray):
+            scores = torch.from_numpy(scores)
+        if not isinstance(scores, Tensor) or scores.shape != (len(maps),) or scores.is_complex():
+            got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise InputError(
+                f"metric {definition.key}: expected one score per map, ({len(maps)},), got {got}"
+            )
+        return scores.detach().to(maps.device, torch.float64)
+
+    return compute
 
 
 def chosen_metrics(metrics: Sequence[str], options: Options) -> tuple[str, ...]:
-    """The keys to compute: all known, each once, each with the threshold it needs."""
+    """The keys to compute: all known, each once, each with the threshold it needs.
+
+    Of the default set, the metrics without their threshold are left out.
+    """
     keys = known_metrics(metrics)
     if metrics is DEFAULT:
-        keys = tuple(key for key in keys if not METRICS[key].thresholded or _has_tau(options, key))
+        keys = tuple(key for key in keys if not METRICS[key].thresholded or options.has_tau(key))
     for key in keys:
         if METRICS[key].thresholded:
             options.tau(key)
@@ -293,10 +182,21 @@ def known_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(metrics))
 
 
-def _thresholded() -> list[str]:
-    return [key for key, metric in METRICS.items() if metric.thresholded]
+def of_any_axes(keys: Sequence[str], maps: Any) -> tuple[str, ...]:
+    """The metrics that can score these maps, whatever their number of place axes."""
+    return tuple(key for key in keys if not METRICS[key].planar or not _is_volume(maps))
 
 
-def _has_tau(options: Options, key: str) -> bool:
-    given = options.threshold
-    return key in given if isinstance(given, Mapping) else given is not None
+def check_axes(keys: Sequence[str], maps: Any) -> None:
+    """Raise an `InputError` for a metric of images that is given maps of more place axes."""
+    for key in keys:
+        if METRICS[key].planar and _is_volume(maps):
+            raise InputError(
+                f"{key}: expected maps (b, h, w), got {tuple(maps.shape)}; boxes are drawn in "
+                "images only, leave it out of metrics= or score slice by slice"
+            )
+
+
+def _is_volume(maps: Any) -> bool:
+    """Whether maps have more than two place axes; what is no array is refused elsewhere."""
+    return len(getattr(maps, "shape", ())) > 3

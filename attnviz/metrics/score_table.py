@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from attnviz.errors import unknown_name
+from attnviz.metrics.options import Options
 from attnviz.metrics.reasons import Reason
-from attnviz.metrics.registry import METRICS, Options
+from attnviz.metrics.registry import METRICS
+from attnviz.text import table
 
 
 class ScoreTable(dict[str, Tensor]):
-    """Scores by metric, each (b,) float64, that know why they are NaN.
+    """Scores by metric, each (b,) float64, with the reasons of every NaN.
 
     A plain dict in every other respect.
 
@@ -40,32 +44,55 @@ class ScoreTable(dict[str, Tensor]):
         """
         if key not in self:
             raise unknown_name("metric", key, self)
-        return in_words(self.flags, self.options.blocked(METRICS[key]))
+        return in_words(self.flags, METRICS[key].blocked_under(self.options))
 
-    def summary(self) -> dict[str, dict[str, float | int]]:
-        """By metric the mean over the images that have a score, how many have, and of how many."""
-        return {
-            key: {
-                "mean": float(scores.nanmean()),
-                "valid": int((~scores.isnan()).sum()),
-                "n": len(scores),
-            }
+    def summary(
+        self, *, group: Any = None, confidence: float = 0.95
+    ) -> dict[str, dict[str, float | int]]:
+        """By metric the mean over the images that have a score, and its interval.
+
+        The interval is of these images' population, for this one training (docs/intervals.md).
+
+        Args:
+            group: Each image's group (photograph, patient, video), (b,): images of one group are no
+                independent ones. Each its own if None.
+            confidence: The interval's level.
+
+        Returns:
+            Metric → `mean`, `low`, `high` (NaN where there is none), `valid` (images that have a
+            score) and `n` (all).
+
+        Raises:
+            InputError: There is not one group for each image.
+        """
+        from attnviz.comparison.summary import summarised
+
+        rows = {
+            key: summarised(key, scores.cpu().numpy(), group=group, confidence=confidence)
             for key, scores in self.items()
+        }
+        return {
+            key: {name: math.nan if one is None else one for name, one in row.items()}
+            for key, row in rows.items()
         }
 
     def __repr__(self) -> str:
-        head = f"{'metric':<24} {'mean':>8}  scored"
-        lines = [head, "─" * len(head)]
+        tau = self.thresholds
+        head = ("metric", "mean", "95 % interval", "scored", *(["τ"] if tau else []))
+        rows = []
         for key, row in self.summary().items():
-            tau = f"  τ {self.thresholds[key]:.4g}" if key in self.thresholds else ""
-            lines.append(f"{key:<24} {row['mean']:8.4f}  {row['valid']} of {row['n']}{tau}")
-        return "\n".join([*lines, *self._missing()])
+            known = row["low"] == row["low"]
+            ends = f"{row['low']:.4f} to {row['high']:.4f}" if known else ""
+            shown = f"{tau[key]:.4g}" if key in tau else ""
+            line = (key, f"{row['mean']:.4f}", ends, f"{row['valid']} of {row['n']}", shown)
+            rows.append(line[: len(head)])
+        return "\n".join([table(head, rows, right=(1, 2), rule=True), *self._missing()])
 
     def _missing(self) -> list[str]:
         return [
             f"{int((self.flags & int(reason) != 0).sum())} × {reason.words}"
             for reason in Reason
-            if any(reason in self.options.blocked(METRICS[key]) for key in self)
+            if any(reason in METRICS[key].blocked_under(self.options) for key in self)
             and bool((self.flags & int(reason)).any())
         ]
 

@@ -17,37 +17,44 @@ import torch
 from torch import Tensor
 
 from attnviz.errors import InputError, unknown_name
-from attnviz.inputs import AnyMaps, AnyMasks
+from attnviz.inputs import AnyBoxes, AnyMaps, AnyMasks
 from attnviz.metrics.batching import Batch, batches
-from attnviz.metrics.boxes import V2, box_hits_of
+from attnviz.metrics.options import Options
 from attnviz.metrics.overlap import FLAT
 from attnviz.metrics.reasons import Reason
+from attnviz.metrics.registry import METRICS, check_axes
 from attnviz.metrics.row_kernels import sort_rows
 
 _BY_VALUE = ("iou", "max_iou")
-_BY_BOX = {"max_box_acc": (0.5,), "max_box_acc_v2": V2}
 _BINS = 1024  # a power of two: multiplying by it never rounds, so binning is exact
 _ROWS = 256  # maps whose histograms are held at once
 _SLACK = 1e-9  # more than sums of a million IoU round by
 
 
 def calibrate_threshold(
-    maps: AnyMaps, masks: AnyMasks, metric: str = "iou", *, grid: int = 100
+    maps: AnyMaps,
+    masks: AnyMasks,
+    metric: str = "iou",
+    *,
+    grid: int = 100,
+    boxes: AnyBoxes | None = None,
 ) -> float:
     """The τ that maximises a metric's mean over these images: to be used on others.
 
     For the IoU exact over all distinct values of all maps; of the interval of equally good
-    thresholds the middle is returned. For the box metrics the best of the `grid` thresholds
-    0, 1/grid, 2/grid … (the middle one of equally good ones), because every threshold draws other
-    components.
+    thresholds the middle is returned. For the box metrics, whose components change with every
+    threshold, and for metrics from outside the package: the best of the `grid` thresholds
+    0, 1/grid, 2/grid … (the middle one of equally good ones).
 
-    Images that cannot be scored, such as those without a patch, are left out.
+    Images that cannot be scored, such as those with an empty mask, are left out.
 
     Args:
-        maps: Raw maps of the validation split, (b, h, w).
-        masks: Where the thing to be found is, (b, h, w).
-        metric: "iou" (the same as "max_iou"), "max_box_acc" or "max_box_acc_v2".
-        grid: How many thresholds are tried for the box metrics.
+        maps: Raw maps of the validation split, (b, *places).
+        masks: Where the object is, (b, *places).
+        metric: A metric that needs a threshold: "iou" (the same as "max_iou"), "max_box_acc",
+            "max_box_acc_v2", or one from outside the package.
+        grid: The number of thresholds tried for all but IoU.
+        boxes: For the box metrics: annotated boxes of each image, as in `max_box_acc`.
 
     Returns:
         τ in [0, 1], for maps min-max scaled to [0, 1].
@@ -55,38 +62,51 @@ def calibrate_threshold(
     Raises:
         InputError: Wrong shapes, dtypes or devices, an unknown metric, or no image to score.
     """
-    return calibrate_all(maps, masks, (metric,), grid=grid)[metric]
+    return calibrate_all(maps, masks, (metric,), grid=grid, boxes=boxes)[metric]
 
 
 def calibrate_all(
-    maps: AnyMaps, masks: AnyMasks, metrics: Sequence[str], *, grid: int = 100
+    maps: AnyMaps,
+    masks: AnyMasks,
+    metrics: Sequence[str],
+    *,
+    grid: int = 100,
+    boxes: AnyBoxes | None = None,
 ) -> dict[str, float]:
     """`calibrate_threshold` for several metrics, which share what they can."""
     for metric in metrics:
-        if metric not in (*_BY_VALUE, *_BY_BOX):
-            raise unknown_name("thresholded metric", metric, (*_BY_VALUE, *_BY_BOX))
+        if metric not in METRICS or not METRICS[metric].thresholded:
+            known = [key for key, one in METRICS.items() if one.thresholded]
+            raise unknown_name("thresholded metric", metric, known)
+    check_axes(metrics, maps)
     if grid < 1:
         raise InputError(f"grid: expected at least 1 threshold, got {grid}")
     found: dict[str, float] = {}
     by_value = [metric for metric in metrics if metric in _BY_VALUE]
     if by_value:
         found |= dict.fromkeys(by_value, _best_iou_threshold(maps, masks))
-    by_box = [metric for metric in metrics if metric in _BY_BOX]
-    if by_box:
-        found |= _best_box_thresholds(maps, masks, by_box, grid)
+    by_grid = [metric for metric in metrics if metric not in _BY_VALUE]
+    if by_grid:
+        found |= _best_of_grid(maps, masks, by_grid, grid, boxes)
     return found
 
 
-def _best_box_thresholds(
-    maps: AnyMaps, masks: AnyMasks, metrics: Sequence[str], grid: int
+def _best_of_grid(
+    maps: AnyMaps,
+    masks: AnyMasks,
+    metrics: Sequence[str],
+    grid: int,
+    boxes: AnyBoxes | None,
 ) -> dict[str, float]:
-    hits = {metric: np.zeros(grid) for metric in metrics}
-    for batch in _scorable(maps, masks):
+    totals = {metric: np.zeros(grid) for metric in metrics}
+    for batch in _scorable(maps, masks, boxes):
         for step in range(grid):
-            for metric, total in hits.items():
-                scores = box_hits_of(batch, threshold=step / grid, levels=_BY_BOX[metric])
-                total[step] += float(scores.sum())
-    best = {metric: np.flatnonzero(total >= total.max() - _SLACK) for metric, total in hits.items()}
+            options = Options(threshold=step / grid)
+            for metric, total in totals.items():
+                scores = METRICS[metric].compute(batch, options)
+                way = -1 if METRICS[metric].definition.better == "lower" else 1
+                total[step] += way * float(scores.nansum())
+    best = {key: np.flatnonzero(total >= total.max() - _SLACK) for key, total in totals.items()}
     return {metric: float(steps[len(steps) // 2]) / grid for metric, steps in best.items()}
 
 
@@ -122,19 +142,20 @@ def _between(low: float, high: float) -> float:
     return middle if low < middle <= high else high
 
 
-def _scorable(maps: AnyMaps, masks: AnyMasks) -> Iterator[Batch]:
+def _scorable(maps: AnyMaps, masks: AnyMasks, boxes: AnyBoxes | None = None) -> Iterator[Batch]:
     """Batches of the images that have an IoU at every threshold, at least one."""
     flags = Reason(0)
     found = False
-    for batch in batches(maps, masks):
+    for batch in batches(maps, masks, boxes=boxes):
         fit = (batch.flags & int(FLAT)) == 0
         for flag in set(batch.flags[~fit].tolist()):
             flags |= Reason(flag) & FLAT
         values, labels = batch.values[fit], batch.labels[fit]
+        annotated = tuple(batch.boxes[i] for i in fit.nonzero()[:, 0].tolist() if batch.boxes)
         for part in range(0, len(values), _ROWS):
             found = True
             rows = slice(part, part + _ROWS)
-            yield Batch(values[rows], labels[rows], batch.height, batch.width)
+            yield Batch(values[rows], labels[rows], batch.places, annotated[rows])
     if not found:
         why = f": {flags.words}" if flags else ""
         raise InputError(

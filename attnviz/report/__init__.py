@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from attnviz.comparison.inputs import Source
+from attnviz.comparison.text import begun
 from attnviz.errors import AttnvizError
 from attnviz.report import sections
 from attnviz.report.markup import Html, joined, raw, tag
@@ -107,10 +108,7 @@ def _guarded(make: Callable[[Study], Html | None], study: Study) -> Html | None:
 def _answer(study: Study) -> Html:
     if study.comparison is None:
         return joined([tag("strong", "Not ranked. "), study.refusal])
-    sentence = study.comparison.sentence
-    if study.comparison.winner is None:  # otherwise it begins with a name, which stays as it is
-        sentence = sentence[0].upper() + sentence[1:]
-    return tag("span", sentence)
+    return tag("span", begun(study.comparison.sentence, study.comparison.variants))
 
 
 def _foot(study: Study) -> str:

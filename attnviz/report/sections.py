@@ -59,7 +59,7 @@ def ranking(study: Study) -> Html | None:
     dots = plot(
         lambda dark: comparison.figure(order=list(study.variants), dark=dark),
         f"{metric_title(study.primary)}: {alt}{levels}",
-        "A dot is a variant's mean, its line the interval, a tick one training seed.",
+        "A large dot is a variant's mean, its line the interval, a small dot one training.",
     )
     notes = tag("ul", (tag("li", note) for note in comparison.notes), class_="soft")
     return joined([table(header, body, caption=_how(study)), dots, notes])
@@ -68,10 +68,9 @@ def ranking(study: Study) -> Html | None:
 def _how(study: Study) -> str:
     comparison = study.comparison
     assert comparison is not None, "only called where there is a ranking"
-    return (
-        f"Ranked by {metric_title(study.primary)} on {comparison.images} images with a patch; "
-        f"{comparison.resamples:,} bootstrap resamples"
-    )
+    grouped = f" of {comparison.groups} groups" if comparison.groups else ""
+    title = metric_title(study.primary)
+    return f"Ranked by {title} on {comparison.images} images{grouped} with a patch"
 
 
 def _ranked(row: Any, comparison: Any, others: Sequence[str]) -> list[str]:
@@ -106,10 +105,14 @@ def differences(study: Study) -> Html | None:
     pairs = found[found["metric"] == study.primary]
     parts = []
     if len(pairs):
-        header = ["variants", "difference", "paired CI", "clear", "p", "Holm", "images", "seeds"]
+        header = ["variants", "difference", "CI", "clear", "p", "adjusted", "images", "seeds"]
         rows = [_pair(row) for _, row in pairs.iterrows()]
         parts.append(
-            table(header, rows, caption=f"Paired differences, {metric_title(study.primary)}")
+            table(
+                header,
+                rows,
+                caption=f"Differences, {metric_title(study.primary)}; adjusted for all pairs",
+            )
         )
     split = study.comparison.split
     split = split[split["metric"] == study.primary]
@@ -128,7 +131,7 @@ def _pair(row: Any) -> list[str]:
         interval(row, signed=True),
         "yes" if row["clear"] else "no",
         number(row["p"]),
-        number(row["p_holm"]),
+        number(row["p_adjusted"]),
         str(row["images"]),
         str(row["seeds"]),
     ]

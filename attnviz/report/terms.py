@@ -5,19 +5,20 @@ from __future__ import annotations
 TERMS: tuple[tuple[str, str], ...] = (
     (
         "interval",
-        "The mean ± Student's t times the standard error of a bootstrap that draws training seeds, "
-        "then test images, the same for all variants. With one seed it speaks of these images "
-        "alone.",
+        "Student's t with the variance of training seeds and of groups of images (photographs, "
+        "patients), or of images where no group is known; within the metric's bounds. With one "
+        "seed it speaks of these images alone. A mean of trainings of two kinds has a wide one.",
     ),
     (
-        "paired difference",
-        "Taken image by image and seed by seed. Where its interval touches 0 for any other "
-        "variant, there is no clear winner.",
+        "difference",
+        "On the same images; its interval is adjusted for all pairs of variants. Clear: the "
+        "interval leaves out 0, and both variants have three seeds or more.",
     ),
     (
-        "p, Holm",
-        "Two-sided sign-flip test over paired seeds; Holm's correction over all pairs of variants "
-        "and metrics. Five seeds cannot reach less than 0.0625.",
+        "p, adjusted",
+        "Two-sided, from the same variance as the interval; adjusted for all pairs of variants, so "
+        "that with equal variants any pair comes out below 0.05 in about one study of twenty. None "
+        "below three seeds.",
     ),
     ("valid", "How many of all scores are numbers; the others could not be computed."),
 )

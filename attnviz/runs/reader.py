@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from attnviz.definitions import adopt
 from attnviz.errors import InputError, RunError, unknown_name
 from attnviz.runs.datasets import Dataset, open_dataset
 from attnviz.runs.documents import SIZE_LIMIT, NewerError, loaded
@@ -479,6 +480,7 @@ def _judged(
         return Run(run_id, "broken", _inside(str(error), store), store), None
     if fault:
         state, reason = "broken", fault
+    adopt(header.summary.get("definitions"))
     known = {name: getattr(header, name) for name in _FROM_HEADER}
     return Run(run_id, state, reason, store, **known), header
 

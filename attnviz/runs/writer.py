@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
+from attnviz.definitions import added
 from attnviz.errors import InputError, RunError
 from attnviz.runs.documents import Document, plain, sealed, written
 from attnviz.runs.entries import OutsideError, inside
@@ -339,6 +340,8 @@ class RunWriter:
             if os.path.lexists(self.path / name):
                 files[name] = _entry_of(self.path, name)
         merged = self._content["summary"] | plain(summary or {}, "summary")
+        if own := added():  # metrics from outside the package: readers know them by this
+            merged["definitions"] = {**_mapping(merged.get("definitions")), **plain(own, "summary")}
         self._commit(status="complete", reason="", files=files, summary=merged)
 
     def _commit(self, **changes: Any) -> None:
@@ -440,3 +443,7 @@ def _entry_of(folder: Path, name: str) -> Document:
 
 def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

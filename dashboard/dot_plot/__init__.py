@@ -13,8 +13,8 @@ import pandas as pd
 
 from attnviz.definitions import metric_title
 from dashboard import charts
-from dashboard.components import can_run, component
-from dashboard.controls import colours, draw
+from dashboard.components import component
+from dashboard.controls import colours
 from dashboard.palettes import Ink
 
 _dots = component(__file__, "dots")
@@ -27,15 +27,12 @@ def dots(
 
     Args:
         table: Rows as of `Comparison.of(metric)`, in the order to be shown.
-        by_seed: Rows as of `Comparison.by_seed`; a tick each.
+        by_seed: Rows as of `Comparison.by_seed`; a small dot each.
         metric: The metric's key.
         key: The component's own key on the page.
         opens: Whether a row can be opened.
     """
     words = charts.dot_plot_in_words(table, metric)
-    if not can_run():
-        draw(charts.dot_plot, table, by_seed, metric, alt=words)
-        return None
     data = described(table, by_seed, metric, colours()) | {"words": words, "opens": opens}
     opened: str | None = _dots(data=data, key=key, on_opened_change=lambda: None).opened
     return opened

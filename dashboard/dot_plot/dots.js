@@ -38,7 +38,7 @@ function drawRow(plot, row, data, at) {
   const track = made("span", "track");
   if (row.mean !== null) {
     if (row.low !== null) track.append(made("span", "bar", "", { left: at(row.low), width: `calc(${at(row.high)} - ${at(row.low)})` }));
-    track.append(...row.seeds.map((value) => made("span", "seed", "", { left: at(value) })), made("span", "dot", "", { left: at(row.mean) }));
+    track.append(made("span", "dot", "", { left: at(row.mean) }), ...row.seeds.map((value) => made("span", "seed", "", { left: at(value) })));
   }
   track.append(made("span", "value", row.label, { left: at(Math.max(row.high ?? row.mean ?? data.low, ...row.seeds)) }));
   button.append(made("span", "name", row.name), track);

@@ -68,8 +68,9 @@ def _metrics(used: list[str]) -> None:
             st.markdown(f"- **{known.title}**. {known.meaning} {known.scale}. *{known.source}.*")
     st.caption(
         "Only images with a patch count; one that cannot be scored is left out and counted. "
-        "Intervals are of 95 %, from a bootstrap over seeds and images; with one seed they speak "
-        "of the images alone. Thresholds were chosen on validation images."
+        "Intervals are of 95 %, over seeds and groups of images, or images where no group is "
+        "known; with one seed they speak of the images alone. Thresholds were chosen on validation "
+        "images."
     )
     st.markdown("Levels that stand beside a score:")
     st.markdown("\n".join(f"- **{one.title}**. {one.meaning}" for one in LEVELS.values()))

@@ -10,7 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from attnviz.comparison.from_runs import map_names, patched
-from attnviz.comparison.resampling import mean_of_valid
+from attnviz.comparison.variance import mean_of_valid
 from attnviz.definitions import SHOWN_LEVELS, metric_title, short_title
 from dashboard import charts, notices, run_cache
 from dashboard.address import plain

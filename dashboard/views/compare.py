@@ -9,7 +9,8 @@ import pandas as pd
 import streamlit as st
 
 from attnviz.comparison.from_runs import map_names, patched
-from attnviz.comparison.resampling import mean_of_valid
+from attnviz.comparison.text import begun
+from attnviz.comparison.variance import mean_of_valid
 from attnviz.definitions import metric_title, short_title
 from attnviz.figures import png_bytes
 from dashboard import charts, notices, run_cache
@@ -89,8 +90,7 @@ def _metric(tables: dict[str, pd.DataFrame]) -> str:
 
 
 def _answer(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
-    sentence = result.sentence
-    st.header(plain(f"N{sentence[1:]}" if sentence.startswith("no ") else sentence))
+    st.header(plain(begun(result.sentence, result.variants)))
     rows = result.of(metric)
     seeds = result.by_seed[result.by_seed["metric"] == metric]
     opened = dots(rows, seeds, metric, key="dots")
@@ -98,10 +98,11 @@ def _answer(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataF
     for name, runs in choice.groups.items():
         if runs[0].id in tables:
             judged.setdefault(str(primary_map(runs[0], tables[runs[0].id])), []).append(name)
+    grouped = f" of {result.groups} groups" if result.groups else ""
     by = "; ".join(f"{plain(one)} of {plain(', '.join(names))}" for one, names in judged.items())
     st.caption(
-        f"Dots: means over seeds and images; bars: 95 % intervals; ticks: seeds. "
-        f"{result.images} images with a patch. Maps: {by}. "
+        f"Large dots: means; bars: 95 % intervals; small dots: one training each. "
+        f"{result.images} images{grouped} with a patch. Maps: {by}. "
         + " ".join(plain(note[:1].upper() + note[1:]) + "." for note in result.notes)
     )
     runs = choice.groups.get(opened or "")
@@ -299,7 +300,7 @@ def _differences(result: Any, metric: str) -> None:
     pairs = result.differences[result.differences["metric"] == metric]
     if pairs.empty:
         return
-    st.header("Paired differences")
+    st.header("Differences")
     data = pairs.assign(
         pair=[f"{r.variant} − {r.other}" for r in pairs.itertuples()], mean=pairs["difference"]
     )
@@ -307,14 +308,15 @@ def _differences(result: Any, metric: str) -> None:
         f"{r.pair} {r.mean:+.3f} ({r.low:+.3f} to {r.high:+.3f})" for r in data.itertuples()
     )
     draw(
-        charts.intervals, data, alt=f"Paired differences in {metric_title(metric)}: {clear}",
+        charts.intervals, data, alt=f"Differences in {metric_title(metric)}: {clear}",
         row="pair", order=list(data["pair"]), tint="clear",
         title=f"difference in {metric_title(metric)}",
     )  # fmt: skip
     unclear = int((~data["clear"]).sum())
     st.caption(
-        f"Image by image and seed by seed, 95 % intervals; {unclear} of {len(data)} pairs "
-        "(hollow) cannot be told apart: their interval holds zero."
+        f"On the same images, 95 % intervals over all pairs together; {unclear} of {len(data)} "
+        "pairs (hollow) are not clear: their interval holds zero, or a variant has fewer than "
+        "three seeds."
     )
 
 

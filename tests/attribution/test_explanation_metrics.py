@@ -35,6 +35,28 @@ def test_the_gradient_of_a_linear_model_is_perfectly_faithful():
     assert (infidelity(model, x, maps.flip(2)) > 0.01).all()
 
 
+def test_the_opposite_of_the_right_map_scores_as_an_empty_one():
+    model, x = Weighed(), images()
+    maps = 3 * model.weight[0].expand(3, 10, 12)
+    empty = infidelity(model, x, 0 * maps)
+    assert (empty > 0.01).all()
+    for scale in (-1, -1e-3, -40):
+        assert_close(infidelity(model, x, scale * maps), empty)
+    assert infidelity(model, x, maps * torch.nan).isnan().all()
+
+
+def test_normalising_takes_the_best_scale_that_is_not_negative():
+    """A twin: the smallest score over many scales."""
+    model, x = plain(3), images(2)
+    maps = attribute(model, x, method="saliency", target=1, sign="signed") + 0.02
+    found = infidelity(model, x, maps, target=1, samples=8)
+    scales = [0.0, *torch.logspace(-4, 2, 600).tolist()]
+    options = {"target": 1, "samples": 8, "normalize": False}
+    tried = torch.stack([infidelity(model, x, one * maps, **options) for one in scales]).amin(0)
+    assert (found <= tried * (1 + 1e-5)).all()
+    assert_close(found, tried, rtol=1e-2, atol=1e-10)
+
+
 def test_infidelity_is_captums():
     model, x = plain(3).eval(), images(1)
     maps = attribute(model, x, method="saliency", target=1, sign="signed")

@@ -62,7 +62,6 @@ def test_a_mapping_names_variants_anew(root: Path) -> None:
     result = compare({"fast": root / "mha-0", "slow": root / "mha-1"}, resamples=50)
     assert result.variants == ["fast", "slow"]
     assert "trained unlike: lr: 0.1 (fast), 0.01 (slow)" in result.notes
-    assert "variants without a seed in common are paired seed by seed in order" in result.notes
 
 
 def test_a_setting_that_the_names_already_say_is_no_news(root: Path) -> None:
@@ -220,3 +219,39 @@ def test_a_metric_that_could_not_be_computed_anywhere_is_no_number(root: Path) -
     row = compare(root, resamples=50).of("max_iou").iloc[0]
     assert np.isnan(row["mean"])
     assert (row.valid, row.n) == (0, 8)
+
+
+class TestGroups:
+    def grouped(self, root: Path, variant: str, seed: int, labels: list[object]) -> None:
+        digest = dataset(root)
+        table = sample_table(root, digest, 0.5, seed).assign(group=labels)
+        write_run(root, variant, seed, digest=digest, samples=table)
+
+    def test_a_runs_groups_are_those_of_its_samples(self, root: Path) -> None:
+        photographs = [f"photo {i % 4}" for i in range(12)]
+        for variant in ("mha", "cnn"):
+            for seed in range(3):
+                self.grouped(root, variant, seed, photographs)
+        result = compare(root, resamples=50)
+        assert result.groups == 4
+        assert repr(result).startswith("energy pointing game on 8 images of 4 groups, 3 seeds")
+        assert not any("groups of images" in note for note in result.notes)
+
+    def test_groups_of_some_runs_are_those_of_all(self, root: Path) -> None:
+        write_run(root, "mha")
+        self.grouped(root, "cnn", 0, [f"photo {i % 2}" for i in range(12)])
+        result = compare(root, resamples=50)
+        assert result.groups == 2
+        assert any(
+            note.startswith("2 groups of images (photo 0, photo 1)") for note in result.notes
+        )
+
+    def test_other_groups_are_not_ranked(self, root: Path) -> None:
+        self.grouped(root, "mha", 0, ["a", "b"] * 6)
+        self.grouped(root, "cnn", 0, ["a", "a", "b"] * 4)
+        with pytest.raises(InputError, match="samples name other groups: cnn-0, mha-0 differ"):
+            compare(root)
+
+    def test_groups_can_be_given(self, root: Path) -> None:
+        write_run(root, "mha")
+        assert compare(root, groups=["a", "b"] * 4, resamples=50).groups == 2

@@ -157,7 +157,8 @@ FRESH = """
 import sys
 import attnviz
 {first}
-result = attnviz.compare({{"a": [0.5, 0.6, 0.7], "b": [0.1, 0.2, 0.2]}}, resamples=50)
+scores = {{"a": [[0.5, 0.6, 0.7]] * 3, "b": [[0.1, 0.2, 0.2]] * 3}}
+result = attnviz.compare(scores, resamples=50)
 assert result.winner == "a", result
 assert "torch" not in sys.modules, "comparing tables imported torch"
 assert "matplotlib" not in sys.modules, "comparing tables imported matplotlib"
@@ -175,3 +176,66 @@ def test_the_front_door_works_whatever_was_imported_first(first: str) -> None:
 
 def test_it_is_the_front_door_s() -> None:
     assert attnviz.compare({"a": [0.5, 0.6]}, resamples=10).variants == ["a"]
+
+
+class TestGroups:
+    ROWS = np.stack([scores(0.5, seed=s) for s in range(3)])
+
+    @pytest.mark.parametrize(
+        "labels",
+        [
+            ["a", "b"] * 5,
+            np.array(["a", "b"] * 5),
+            pd.Series(["a", "b"] * 5),
+            torch.tensor([0, 1] * 5),
+            (3, 7) * 5,
+        ],
+        ids=["list", "array", "series", "tensor", "tuple"],
+    )
+    def test_every_form_gives_the_same_answer(self, labels: Any) -> None:
+        plain = compare({"a": self.ROWS}, groups=["x", "y"] * 5, resamples=10)
+        found = compare({"a": self.ROWS}, groups=labels, resamples=10)
+        pd.testing.assert_frame_equal(found.table, plain.table)
+        assert found.groups == 2
+
+    def test_a_table_may_bring_them(self) -> None:
+        table = {PRIMARY: self.ROWS, "group": ["x", "y"] * 5}
+        by_seed = [pd.DataFrame({PRIMARY: row, "group": ["x", "y"] * 5}) for row in self.ROWS]
+        plain = compare({"a": self.ROWS}, groups=["x", "y"] * 5, resamples=10)
+        for form in (table, by_seed):
+            found = compare({"a": form, "b": self.ROWS}, resamples=10)
+            assert found.metrics == [PRIMARY]
+            assert found.table["low"].iloc[0] == plain.table["low"].iloc[0]
+
+    def test_images_without_a_group_are_their_own(self) -> None:
+        alone = compare({"a": self.ROWS}, resamples=10)
+        for labels in ([None] * 10, [""] * 10, [float("nan")] * 10, list(range(10))):
+            found = compare({"a": self.ROWS}, groups=labels, resamples=10)
+            pd.testing.assert_frame_equal(found.table, alone.table)
+
+    def test_one_group_is_said(self) -> None:
+        found = compare({"a": self.ROWS}, groups=["coins"] * 10, resamples=10)
+        assert any("all images are of one group (coins)" in note for note in found.notes)
+
+    @pytest.mark.parametrize(
+        ("labels", "message"),
+        [
+            (["a"] * 9, "expected a group for each of 10 images, got 9"),
+            (np.zeros((2, 5)), r"groups with one label per image, got \(2, 5\)"),
+        ],
+    )
+    def test_other_shapes_are_refused(self, labels: Any, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            compare({"a": self.ROWS}, groups=labels)
+
+    def test_variants_must_agree(self) -> None:
+        one = {PRIMARY: self.ROWS, "group": ["x", "y"] * 5}
+        other = {PRIMARY: self.ROWS, "group": ["x"] * 5 + ["y"] * 5}
+        with pytest.raises(InputError, match="same groups of images for all variants, got others"):
+            compare({"a": one, "b": other})
+
+    def test_seeds_must_agree(self) -> None:
+        seeds = [{PRIMARY: row, "group": ["x", "y"] * 5} for row in self.ROWS]
+        seeds[1]["group"] = ["y", "x"] * 5
+        with pytest.raises(InputError, match="a: expected the same groups for every seed"):
+            compare({"a": seeds})

@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from attnviz.attribution import attribute
-from attnviz.errors import InputError
+from attnviz.errors import InputError, UnsupportedError
 from attnviz.faithfulness import randomisation
 from attnviz.metrics import agreement
 
@@ -133,3 +133,78 @@ def test_what_cannot_be_checked_is_said():
         randomisation(net(), images(), lambda model, x: x)
     with pytest.raises(InputError, match="as a dotted name, since it works on a copy"):
         randomisation(net(), images(), "layer_gradcam", target=1, layer=nn.Conv2d(3, 6, 3))
+
+
+class Ordered(nn.Module):
+    """Defined head first, with a block that runs twice, tied weights, and a layer without use."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.idle = nn.Linear(6, 2), nn.Linear(3, 3)
+        self.twice, self.stem = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(3, 6, 3, padding=1)
+        self.tied, self.between = (nn.Conv2d(6, 6, 3, padding=1) for _ in range(2))
+        self.tied.weight, self.tied.bias = self.between.weight, self.between.bias
+
+    def forward(self, x):
+        x = self.twice(self.between(self.stem(x)).relu()).relu()
+        return self.head(self.twice(x).relu().mean((2, 3)))
+
+
+def order_of(model):
+    return randomisation(model.eval(), images(), lambda _, x: x.mean(1)).layers
+
+
+def test_the_order_is_that_of_the_data_and_not_of_the_definition():
+    """Of `between` and `tied`, which share their parameters, one stands for both."""
+    order = order_of(Ordered())
+    assert order[:2] == ("head", "twice")
+    assert order[2] in ("between", "tied")
+    assert order[3:] == ("stem",)
+
+
+def test_parameters_that_are_used_without_a_call_of_their_module_count():
+    class Uncalled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.last, self.scale = nn.Linear(6, 2), nn.Parameter(torch.ones(6, 1, 1))
+            self.attn, self.first = nn.MultiheadAttention(6, 2), nn.Conv2d(3, 6, 3)
+
+        def forward(self, x):
+            weight = self.last.weight.t()  # a view, made before all else
+            with torch.no_grad():
+                x = self.first(x)
+            x = (x * self.scale).flatten(2).permute(2, 0, 1)
+            x = self.attn(x, x, x)[0].mean(0)
+            return x @ weight + self.last.bias
+
+    assert order_of(Uncalled()) == ("last", "attn.out_proj", "attn", "", "first")
+
+
+def test_a_network_in_two_branches_has_every_layer_once():
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=2).eval()
+    x = torch.rand(1, 3, 32, 32)
+    order = randomisation(model, x, lambda _, x: x.mean(1)).layers
+    assert order[0] == "fc"
+    assert order[-2:] == ("bn1", "conv1")
+    stages = [name.split(".")[0] for name in order[1:-2]]
+    assert stages == sorted(stages, reverse=True)
+    assert len(order) == 41
+
+
+def test_parameters_that_are_never_seen_in_use_need_an_order():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+
+        def forward(self, x):
+            return x.sum((1, 2, 3))
+
+    with pytest.raises(UnsupportedError, match="none was seen in use; give the order with layers="):
+        order_of(Idle())
+    check = randomisation(Idle(), images(), lambda _, x: x.mean(1), layers=["linear"])
+    assert check.layers == ("linear",)

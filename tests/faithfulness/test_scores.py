@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 import attnviz as av
 from attnviz import faithfulness
+from attnviz.baseline_images import black_and_white
 from attnviz.errors import InputError
 from attnviz.faithfulness import DEFAULT, METRICS, faithfulness_scores
 from tests.faithfulness.nets import Corner, corner_images, corner_maps
@@ -67,3 +68,33 @@ def test_numpy_maps_are_as_welcome_as_tensors():
 def test_no_images_have_no_scores(name):
     none = corner_images()[:0], corner_maps()[:0]
     assert faithfulness_scores(Corner(), *none, metrics=[name], target=1)[name].shape == (0,)
+
+
+class Whitened(torch.nn.Module):
+    """`Corner` behind a normalisation: it takes pixels that were normalised per channel."""
+
+    def __init__(self, mean, std):
+        super().__init__()
+        self.net, self.mean, self.std = Corner(), mean.view(3, 1, 1), std.view(3, 1, 1)
+
+    def forward(self, x):
+        return self.net(x * self.std + self.mean)
+
+
+def test_normalised_images_score_as_the_pixels_that_they_are():
+    """Black is another number in each channel, and the images are not square."""
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    pixels, maps = (corner_images(side=(6, 14)) + 1) / 2, corner_maps(side=(6, 14))
+    images = (pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    names = ("deletion_auc", "insertion_auc", "avg_drop", "increase_in_confidence")
+    options = {"metrics": names, "target": 1, "steps": 6}
+    for baseline in ("black", "white"):
+        expected = faithfulness_scores(
+            Corner(), pixels, maps, baseline=baseline, value_range=(0, 1), **options
+        )
+        found = faithfulness_scores(
+            Whitened(mean, std), images, maps, baseline=baseline,
+            value_range=black_and_white(mean=mean.tolist(), std=std.tolist()), **options,
+        )  # fmt: skip
+        for name in names:
+            assert_close(found[name], expected[name], atol=1e-5, rtol=1e-5)

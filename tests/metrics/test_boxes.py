@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnviz.errors import InputError
-from attnviz.metrics import max_box_acc, max_box_acc_v2
+from attnviz.metrics import calibrate_threshold, localization, max_box_acc, max_box_acc_v2
 from attnviz.metrics.boxes import box_iou, component_boxes, components, largest_boxes
 from tests.metrics import made, twins
 
@@ -86,3 +86,75 @@ def test_v2_counts_three_overlaps(width: int, expected: float) -> None:
 def test_an_overlap_out_of_range_is_refused(overlap: float) -> None:
     with pytest.raises(InputError, match="overlap: expected an IoU in"):
         max_box_acc(made.noise(1, 4, 4), made.boxes(1, 4, 2), threshold=0.5, overlap=overlap)
+
+
+def corner_objects() -> tuple[torch.Tensor, list[np.ndarray]]:
+    """Two squares of 4 x 4 pixels that touch at a corner."""
+    masks = torch.zeros(1, 12, 12, dtype=torch.bool)
+    masks[0, 1:5, 1:5] = masks[0, 5:9, 5:9] = True
+    return masks, [np.array([[1, 1, 5, 5], [5, 5, 9, 9]])]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_annotated_boxes_of_objects_that_touch_are_kept_apart(which: int) -> None:
+    masks, boxes = corner_objects()
+    x0, y0, x1, y1 = boxes[0][which].tolist()
+    maps = torch.zeros(1, 12, 12)
+    maps[0, y0:y1, x0:x1] = 1
+    options = {"threshold": 0.5}
+    assert max_box_acc(maps, masks, **options).item() == 0  # one component of 8 x 8 without them
+    assert max_box_acc(maps, masks, overlap=1.0, boxes=boxes, **options).item() == 1
+    assert max_box_acc_v2(maps, masks, boxes=boxes, **options).item() == 1
+    table = localization(maps, masks, ["max_box_acc"], boxes=boxes, **options)
+    assert table["max_box_acc"].item() == 1
+    both = masks.float()
+    assert max_box_acc(both, masks, **options).item() == 1
+    assert max_box_acc(both, masks, boxes=boxes, **options).item() == 0
+
+
+def test_boxes_of_components_and_the_same_boxes_annotated_score_alike() -> None:
+    masks, maps = made.boxes(40), made.noise(40, *made.boxes(40).shape[1:])
+    maps = maps + masks.float() * torch.linspace(0, 1, 40)[:, None, None]
+    boxes: list[np.ndarray | None] = [component_boxes(one[None].numpy())[1] for one in masks]
+    expected = max_box_acc_v2(maps, masks, threshold=0.6)
+    assert torch.equal(max_box_acc_v2(maps, masks, threshold=0.6, boxes=boxes), expected)
+    boxes[::3] = [None] * len(boxes[::3])
+    assert torch.equal(max_box_acc_v2(maps, masks, threshold=0.6, boxes=boxes), expected)
+    assert len(expected.unique()) > 1
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([], "one entry per mask, 1, got 0; None stands for"),
+        ([np.zeros((1, 4))], r"boxes\[0\]: expected \(k, 4\) whole pixels"),
+        ([np.zeros((4,), dtype=int)], r"expected \(k, 4\) whole pixels"),
+        ([np.array([[1, 1, 5, 13]])], "inside the mask of 12 x 12 pixels, got"),
+        ([np.array([[5, 1, 5, 9]])], "inside the mask of 12 x 12 pixels, got"),
+        ([np.zeros((0, 4), dtype=int)], "a box for a mask that is not empty; None takes"),
+    ],
+)
+def test_boxes_that_cannot_be_right_are_refused(boxes: list[np.ndarray], message: str) -> None:
+    masks, _ = corner_objects()
+    with pytest.raises(InputError, match=message):
+        max_box_acc(masks.float(), masks, threshold=0.5, boxes=boxes)
+
+
+def test_the_threshold_is_calibrated_on_annotated_boxes() -> None:
+    """At τ above .5 the map marks one of two objects that touch, below both."""
+    masks, boxes = corner_objects()
+    maps = masks.float() * 0.5
+    maps[0, 1:5, 1:5] = 1
+    empty = torch.zeros_like(masks)
+    maps, masks = torch.cat([maps, maps]), torch.cat([empty, masks])
+    both, apart = (
+        calibrate_threshold(maps, masks, "max_box_acc", grid=10, boxes=one)
+        for one in (None, [None, *boxes])
+    )
+    assert both <= 0.5 < apart
+
+
+def test_boxes_belong_to_pictures() -> None:
+    volume = torch.ones(1, 4, 4, 4)
+    with pytest.raises(InputError, match=r"expected masks \(b, h, w\) beside boxes, got"):
+        localization(volume, volume > 0, ["pointing_game"], boxes=[None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -269,7 +270,8 @@ def test_expanded_and_sliced_inputs_score_as_their_copies() -> None:
 def test_many_maps_are_scored_in_pieces_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
     maps, masks = made.noise(20, 6, 6), made.noise(20, 6, 6, seed=1) > 0.5
     whole = everything(maps, masks)
-    monkeypatch.setattr("attnviz.metrics.localization.VALUES_OF_MANY", 100)
+    module = sys.modules["attnviz.metrics.localization"]  # its function has the same name
+    monkeypatch.setattr(module, "VALUES_OF_MANY", 100)
     monkeypatch.setattr("attnviz.metrics.row_kernels._NEAR", 36)
     monkeypatch.setattr("attnviz.metrics.row_kernels._NEARER", 72)
     sizes = [len(batch.values) for batch in m.batching.batches(maps, masks, at_once=100)]
@@ -305,7 +307,7 @@ def test_without_a_threshold_the_metrics_that_need_one_are_left_out() -> None:
         ({"k": 0}, r"k: expected an int from 1, or a float share in \(0, 1\], got 0"),
         ({"k": 1.5}, r"k: expected an int from 1, or a float share in \(0, 1\], got 1.5"),
         ({"k": 17}, r"k: expected at most the 16 places of a map, got 17"),
-        ({"tolerance": -1}, r"tolerance: expected a distance of at least 0, got -1"),
+        ({"tolerance": -1}, r"tolerance: expected a distance in pixels of at least 0, got -1"),
         ({"sign": "both"}, r"unknown sign 'both'"),
     ],
 )
@@ -319,7 +321,11 @@ def test_an_option_out_of_range_is_refused(call: dict[str, Any], message: str) -
 @pytest.mark.parametrize(
     ("maps", "masks", "message"),
     [
-        (torch.rand(4, 4), torch.ones(4, 4) > 0, r"maps: expected \(b, h, w\), got \(4, 4\)"),
+        (
+            torch.rand(4, 4),
+            torch.ones(4, 4) > 0,
+            r"maps: expected \(b, h, w\) or more place axes, got \(4, 4\)",
+        ),
         (torch.ones(1, 4, 4).int(), torch.ones(1, 4, 4) > 0, r"maps: expected floating point, got"),
         (torch.rand(1, 4, 4), torch.ones(1, 4, 4), r"masks: expected bool, got torch.float32; say"),
         (torch.rand(1, 4, 4), torch.ones(1, 4, 5) > 0, r"masks: expected the shape of the maps"),
@@ -353,11 +359,33 @@ def test_a_table_prints_means_and_why_images_are_missing() -> None:
     assert table.summary()["max_iou"]["valid"] == 2
     assert table.thresholds == {"max_iou": 0.25}
     lines = repr(table).splitlines()
-    assert lines[0].split() == ["metric", "mean", "scored"]
-    assert lines[3].endswith("2 of 4  τ 0.25")
+    assert lines[0].split() == ["metric", "mean", "95", "%", "interval", "scored", "τ"]
+    assert lines[3].endswith("2 of 4  0.25")
     assert lines[4:] == ["1 × the mask is empty", "1 × the map holds NaN"]
     with pytest.raises(InputError, match="unknown metric 'iou'"):
         table.why("iou")
+
+
+def test_a_summary_has_an_interval_that_groups_widen() -> None:
+    maps, masks = made.noise(40, 8, 8), made.boxes(40, 8, 3)
+    table = localization(maps, masks, ["energy_pointing_game", "pointing_game"])
+    plain = table.summary()["energy_pointing_game"]
+    assert list(plain) == ["mean", "low", "high", "valid", "n"]
+    assert plain["low"] < plain["mean"] < plain["high"]
+    scores = table["energy_pointing_game"]
+    order = scores.argsort().argsort() // 10  # alike within each of four groups
+    grouped = table.summary(group=order)["energy_pointing_game"]
+    assert grouped["mean"] == plain["mean"]
+    assert grouped["high"] - grouped["low"] > 2 * (plain["high"] - plain["low"])
+    assert 0 <= table.summary()["pointing_game"]["low"] < 1
+    with pytest.raises(InputError, match="summary: expected a group for each of 40 images, got 3"):
+        table.summary(group=["a", "b", "c"])
+
+
+def test_a_summary_of_one_image_has_no_interval() -> None:
+    row = localization(made.noise(1, 8, 8), made.boxes(1, 8, 3)).summary()["energy_pointing_game"]
+    assert math.isnan(row["low"])
+    assert math.isnan(row["high"])
 
 
 def test_reasons_add_up() -> None:

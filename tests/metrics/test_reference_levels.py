@@ -112,7 +112,7 @@ def test_the_noise_is_seeded() -> None:
 def test_what_has_no_baseline_is_refused() -> None:
     with pytest.raises(InputError, match="expected at least one mask that is not empty"):
         baselines(torch.zeros(2, 4, 4, dtype=torch.bool))
-    with pytest.raises(InputError, match="grid: expected rows and columns from 1"):
+    with pytest.raises(InputError, match="grid: expected 2 sizes from 1"):
         baselines(PATCHES[:1], (0, 4))
     with pytest.raises(InputError, match="draws: expected at least 1"):
         baselines(PATCHES[:1], draws=0)

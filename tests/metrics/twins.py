@@ -23,6 +23,14 @@ def pointing_game(values: np.ndarray, mask: np.ndarray, tolerance: float = 0) ->
     return sum(near) / len(peaks)
 
 
+def pointing_game_anywhere(values: np.ndarray, mask: np.ndarray, tolerance: float = 0) -> float:
+    """The same for any number of place axes."""
+    goal = np.argwhere(mask)
+    peaks = np.argwhere(values == values.max())
+    near = [min(math.dist(p, q) for q in goal) <= tolerance for p in peaks]
+    return sum(near) / len(near)
+
+
 def energy_pointing_game(values: np.ndarray, mask: np.ndarray, sign: str = "positive") -> float:
     a, g = rows(values, mask)
     mass = [{"positive": max(v, 0.0), "abs": abs(v), "signed": v}[sign] for v in a]

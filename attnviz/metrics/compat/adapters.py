@@ -1,4 +1,4 @@
-"""Localisation metrics for training loops that speak torchmetrics.
+"""Localisation metrics as a torchmetrics `Metric`.
 
 Needs the extra `attnviz[torchmetrics]`; nothing else in attnviz imports it.
 """
@@ -13,10 +13,9 @@ from torch import Tensor
 
 from attnviz.errors import UnsupportedError
 from attnviz.metrics.batching import joined
-from attnviz.metrics.energy import Sign
 from attnviz.metrics.localization import compute_scores
-from attnviz.metrics.ranking import TOP
-from attnviz.metrics.registry import DEFAULT, Threshold, checked_options, chosen_metrics
+from attnviz.metrics.options import TOP, Sign, Threshold, checked_options
+from attnviz.metrics.registry import DEFAULT, chosen_metrics
 
 try:
     from torchmetrics import Metric
@@ -67,7 +66,7 @@ class LocalizationMetric(Metric):
             self.add_state(key, default=[], dist_reduce_fx="cat")
 
     def update(self, maps: Tensor, masks: Tensor) -> None:
-        """Score a few more images; maps and masks (b, h, w)."""
+        """Score a few more images; maps and masks (b, *places)."""
         for key, found in compute_scores(maps, masks, self.keys, self.options).items():
             getattr(self, key).append(found)
 

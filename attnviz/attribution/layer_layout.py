@@ -1,0 +1,402 @@
+"""Which axes of a layer's output are channels and places: proved by data, or given.
+
+Grad-CAM needs a layer's output as `(b, c, h, w)`. The number of axes does not say that: Swin's
+blocks and ConvNeXt's norms put out `(b, h, w, c)`, attention weights are `(b, heads, q, k)`, and
+`(b, 8, 8, 8)` could be anything. So the output of one image is compared with that of the same
+image at twice its height and at twice its width: a feature map grows along one axis each time,
+and these axes are its height and width. Where a model takes no other size, small changes of the
+image decide: the response must move along one axis as the change moves down the image, and along
+another as it moves across. What neither proves is refused.
+
+Every layout is one index: for each channel and place, which number of a layer's output it is.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from attnviz.errors import InputError
+from attnviz.model_state import seeded
+from attnviz.shapes import Images
+
+
+@runtime_checkable
+class TokenPlaces(Protocol):
+    """Which token is which place, as `attnviz.places` measures it."""
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Height and width of the grid of places."""
+
+    @property
+    def cell(self) -> Any:
+        """`(tokens,)`, each token's place in reading order, -1 for none."""
+
+
+Layout: TypeAlias = Literal["first", "last"] | TokenPlaces | Callable[[Tensor], Tensor]
+"""`"first"` for `(b, c, h, w)`, `"last"` for `(b, h, w, c)`, the places of tokens `(b, n, c)`, or a
+function that rearranges the output into `(b, c, h, w)`."""
+
+_Forward: TypeAlias = Callable[[Tensor], Any]
+_NOISES, _STRENGTH = (
+    3,
+    1e-2,
+)  # noise fields of the response test, in the image's standard deviations
+_MOVES, _STAYS = 0.3, 0.1  # of the image: what a moving response covers, and what a still one may
+
+
+@dataclass(frozen=True, eq=False)
+class Arrangement:
+    """Where the numbers of a feature map `(b, c, h, w)` lie in a layer's output.
+
+    Attributes:
+        index: `(c, h, w)`, each number's position in the flattened output of one image.
+        shape: The output's shape without its batch axis.
+    """
+
+    index: Int[Tensor, "c h w"]
+    shape: tuple[int, ...]
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the output is a feature map as it is."""
+        return self.index.shape == self.shape and bool(
+            (self.index.flatten() == torch.arange(self.index.numel())).all()
+        )
+
+    def feature_map(self, output: Tensor) -> Tensor:
+        """The output as `(b, c, h, w)`."""
+        if tuple(output.shape[1:]) != self.shape:
+            raise InputError(
+                f"layer: expected the output {self.shape} per image that was measured, got "
+                f"{tuple(output.shape[1:])}; a layer that runs more than once must put out the "
+                "same shape each time"
+            )
+        index = self.index.flatten().to(output.device)
+        found: Tensor = output.flatten(1)[:, index].unflatten(1, tuple(self.index.shape))
+        return found
+
+    def written_back(self, features: Tensor, output: Tensor) -> Tensor:
+        """The output with the feature map in its place; the rest, such as class tokens, stays."""
+        index = self.index.flatten().to(output.device)
+        written: Tensor = output.flatten(1).index_copy(1, index, features.flatten(1))
+        return written.reshape(output.shape)
+
+
+@contextmanager
+def feature_maps(
+    layer: nn.Module, arrangement: Arrangement, *, of_input: bool = False
+) -> Iterator[nn.Module]:
+    """A module that sees the layer's output as `(b, c, h, w)` on its way to the next layer.
+
+    Args:
+        layer: The layer.
+        arrangement: Where its numbers lie.
+        of_input: The layer's first input instead of its output.
+
+    Yields:
+        The layer itself where nothing has to be rearranged; otherwise an identity module, inserted
+        by a hook for as long as the block lasts.
+    """
+    if arrangement.unchanged:
+        yield layer
+        return
+    view = nn.Identity()
+
+    def rearranged(tensor: Tensor) -> Tensor:
+        return arrangement.written_back(view(arrangement.feature_map(tensor)), tensor)
+
+    if of_input:
+        handle = layer.register_forward_pre_hook(
+            lambda _module, args: (rearranged(args[0]), *args[1:])
+        )
+    else:
+        handle = layer.register_forward_hook(lambda _module, _args, output: rearranged(output))
+    try:
+        yield view
+    finally:
+        handle.remove()
+
+
+def arrangement_of(
+    forward: _Forward,
+    layer: nn.Module,
+    images: Images,
+    *,
+    layout: Layout | None = None,
+    name: str = "",
+    of_input: bool = False,
+) -> Arrangement:
+    """Where a layer's channels and places lie.
+
+    Args:
+        forward: The model, in evaluation mode.
+        layer: One of its modules.
+        images: `(b, c, h, w)`; the first is used.
+        layout: The caller's word; None measures.
+        name: What messages call the layer.
+        of_input: The layer's first input instead of its output.
+
+    Returns:
+        The arrangement; measured once per model, layer and size of image.
+
+    Raises:
+        InputError: A layer that does not run, an output without proved places, or a layout that
+            does not fit the output.
+    """
+    title = f"layer {name!r}" if name else f"layer {type(layer).__name__}"
+    image = images[:1]
+    known = _MEASURED.setdefault(layer, WeakKeyDictionary()) if layout is None else None
+    memory = known.setdefault(forward, {}) if known is not None else {}
+    key = (tuple(image.shape), image.dtype, image.device, of_input)
+    if key in memory:
+        return memory[key]
+    probe = _Probe(forward, layer, of_input)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other sizes may make the model's own code warn
+        output = probe(image)
+        shape = _checked_shape(output, title)
+        if layout is not None:
+            return _given(layout, shape, title)
+        memory[key] = _measured(probe, image, shape, title)
+    return memory[key]
+
+
+_MEASURED: WeakKeyDictionary[nn.Module, WeakKeyDictionary[Any, dict[Any, Arrangement]]] = (
+    WeakKeyDictionary()
+)
+
+
+class _Probe:
+    """Forward passes that read one layer: the output of its last call, None if it did not run."""
+
+    def __init__(self, forward: _Forward, layer: nn.Module, of_input: bool) -> None:
+        self._forward, self._layer, self._of_input = forward, layer, of_input
+        self.output: Any = None
+
+    def __call__(self, image: Tensor) -> Any:
+        self.output = None
+
+        def read(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            value = (args or (None,))[0] if self._of_input else output
+            self.output = value.detach().clone() if isinstance(value, Tensor) else value
+
+        handle = self._layer.register_forward_hook(read)
+        try:
+            with seeded(0, image.device):
+                self._forward(image)
+        finally:
+            handle.remove()
+        return self.output
+
+    def attempted(self, image: Tensor) -> Tensor | None:
+        """The same where the model may refuse the image, perhaps after the layer has run."""
+        with suppress(Exception):
+            self(image)
+        return self.output if isinstance(self.output, Tensor) else None
+
+
+def _checked_shape(output: Any, title: str) -> tuple[int, ...]:
+    """The shape per image."""
+    if output is None:
+        raise InputError(f"{title}: expected a layer that runs in the forward pass; it does not")
+    if not isinstance(output, Tensor):
+        raise InputError(
+            f"{title}: expected an output as one tensor, got {type(output).__name__}; "
+            "a layer must put out (b, c, h, w) to have a map: pass one inside it or around it"
+        )
+    shape = tuple(output.shape)
+    if not shape or shape[0] != 1:
+        raise InputError(
+            f"{title}: expected one row per image, got {shape} for one image, as windows that are "
+            "folded into the batch give; pass layer= a module before or after them"
+        )
+    return shape[1:]
+
+
+def _given(layout: Layout, shape: tuple[int, ...], title: str) -> Arrangement:
+    positions = torch.arange(int(torch.tensor(shape).prod()) if shape else 1).reshape(1, *shape)
+    if isinstance(layout, str):
+        if layout not in ("first", "last"):
+            raise InputError(
+                f"layout: expected 'first', 'last', token places or a function, got {layout!r}"
+            )
+        if len(shape) != 3:
+            raise InputError(
+                f"{title}: expected an output of four axes for layout={layout!r}, got "
+                f"(b, {', '.join(map(str, shape))})"
+            )
+        index = positions[0] if layout == "first" else positions[0].permute(2, 0, 1)
+    elif isinstance(layout, TokenPlaces):
+        index = _token_index(layout, positions[0], title)
+    elif callable(layout):
+        index = _function_index(layout, positions, title)
+    else:
+        raise InputError(
+            "layout: expected 'first', 'last', token places with .grid and .cell, or a function, "
+            f"got {type(layout).__name__}"
+        )
+    return Arrangement(index.contiguous(), shape)
+
+
+def _token_index(places: TokenPlaces, positions: Tensor, title: str) -> Tensor:
+    grid, cell = tuple(int(side) for side in places.grid), torch.as_tensor(places.cell).cpu()
+    if len(grid) != 2 or cell.ndim != 1:
+        raise InputError(
+            f"{title}: expected places on a grid (h, w), the same for all images, got a grid "
+            f"{grid} and cells {tuple(cell.shape)}"
+        )
+    if positions.ndim != 2 or len(positions) != len(cell):
+        raise InputError(
+            f"{title}: expected tokens (b, {len(cell)}, c), as many as the layout has, got "
+            f"(b, {', '.join(map(str, positions.shape))})"
+        )
+    tokens = (cell >= 0).nonzero()[:, 0]
+    if cell[tokens].sort().values.tolist() != list(range(grid[0] * grid[1])):
+        raise InputError(
+            f"{title}: expected one token for each of the {grid[0]} x {grid[1]} places, got "
+            f"{len(cell[tokens].unique())} places with {len(tokens)} tokens"
+        )
+    ordered = tokens[cell[tokens].argsort()]
+    return positions[ordered].T.reshape(-1, *grid)
+
+
+def _function_index(function: Callable[[Tensor], Tensor], positions: Tensor, title: str) -> Tensor:
+    """What a function does to an output, read from what it does to the positions themselves."""
+    index = function(positions.double())
+    if not isinstance(index, Tensor) or index.ndim != 4 or len(index) != 1 or not index.numel():
+        got = tuple(index.shape) if isinstance(index, Tensor) else type(index).__name__
+        raise InputError(f"layout: expected the function to return (b, c, h, w), got {got}")
+    whole = index[0].long()
+    other = torch.rand(positions.shape, generator=torch.Generator().manual_seed(0)).double()
+    in_range = bool(((whole >= 0) & (whole < positions.numel())).all())
+    if (
+        not in_range
+        or len(whole.unique()) != whole.numel()
+        or not torch.equal(function(other)[0], other.flatten()[whole])
+    ):
+        raise InputError(
+            f"{title}: expected the layout function to rearrange numbers only (index, permute, "
+            "reshape), got one that computes or repeats some"
+        )
+    return whole
+
+
+def _measured(probe: _Probe, image: Tensor, shape: tuple[int, ...], title: str) -> Arrangement:
+    if len(shape) == 2:
+        raise InputError(
+            f"{title}: expected feature maps, got tokens (b, {shape[0]}, {shape[1]}), and which "
+            "token is which place is not known; pass layout= the places of its tokens, or a "
+            "function such as lambda t: t[:, 1:].transpose(1, 2).unflatten(2, (h, w))"
+        )
+    if len(shape) != 3:
+        got = ", ".join(["b", *map(str, shape)])
+        raise InputError(
+            f"{title}: expected feature maps, got ({got}); a layer must put out (b, c, h, w) or "
+            "(b, h, w, c) to have a map"
+        )
+    axes = _axes_by_size(probe, image, shape) or _axes_by_response(probe, image, shape)
+    if isinstance(axes, str):
+        raise InputError(
+            f"{title}: expected (b, c, h, w) or (b, h, w, c), got (b, {shape[0]}, {shape[1]}, "
+            f"{shape[2]}) {axes}; pass layer= a module that puts out a feature map, or say how "
+            "this one lies with channels='first', channels='last' or layout="
+        )
+    y, x = axes
+    channel = 3 - y - x
+    positions = torch.arange(shape[0] * shape[1] * shape[2]).reshape(shape)
+    return Arrangement(positions.permute(channel, y, x).contiguous(), shape)
+
+
+_Axes: TypeAlias = tuple[int, int] | str
+
+
+def _axes_by_size(probe: _Probe, image: Tensor, shape: tuple[int, ...]) -> _Axes | None:
+    """Axes of height and width as the image doubles; a reason against; None where it is silent."""
+    grown = []
+    for axis in (-2, -1):
+        output = probe.attempted(torch.cat([image, image.flip(axis)], axis))
+        if output is None:
+            return None
+        if output.ndim != 4 or len(output) != 1:
+            return "whose batch axis grows with the image, as windows folded into the batch do"
+        grown.append([i for i in range(3) if output.shape[i + 1] != shape[i]])
+    tall, wide = grown
+    if len(tall) > 1 or len(wide) > 1:
+        return (
+            "of which two axes grow with one side of the image, as in attention weights "
+            "(b, heads, q, k): av.attention_gradcam weighs those by their gradient"
+        )
+    if not tall or not wide:
+        return None
+    if tall == wide:
+        return "of which one axis grows with both sides of the image, as the axis of tokens does"
+    return tall[0], wide[0]
+
+
+def _axes_by_response(probe: _Probe, image: Tensor, shape: tuple[int, ...]) -> _Axes:
+    """Axes along which the response to small changes moves as these move down and across.
+
+    For a noise field ε and its ramps y·ε, x·ε the differences Δ to the unchanged image give each
+    index of an axis the centroid `⟨Δ_y, Δ⟩ / ⟨Δ, Δ⟩` of what it responds to.
+    """
+    unproved = "whose axes nothing proves to be height and width"
+    responses = _responses(probe, image, shape)
+    if responses is None:
+        return unproved
+    energy, *moments = responses
+    if not bool(energy.isfinite().all()) or not bool(energy.any()):
+        return "that does not respond to the image"
+    found = []
+    for moment in moments:
+        motions = [_motion(moment, energy, axis) for axis in range(3)]
+        if sorted(motions) != ["moves", "stays", "stays"]:
+            return unproved
+        found.append(motions.index("moves"))
+    return unproved if found[0] == found[1] else (found[0], found[1])
+
+
+def _responses(probe: _Probe, image: Tensor, shape: tuple[int, ...]) -> list[Tensor] | None:
+    """`⟨Δ, Δ⟩`, `⟨Δ_y, Δ⟩` and `⟨Δ_x, Δ⟩` of every number of the output, over noise fields."""
+    h, w = image.shape[-2:]
+    ramps = torch.ones(1, 1), torch.linspace(0, 1, h)[:, None], torch.linspace(0, 1, w)[None]
+    draw = torch.Generator().manual_seed(0)
+    strength = _STRENGTH * max(float(image.std()) if image.numel() > 1 else 0.0, 1e-2)
+    sums = [torch.zeros(shape, dtype=torch.float64) for _ in ramps]
+    base = probe.attempted(image)
+    for _ in range(_NOISES):
+        noise = strength * torch.randn(image.shape, generator=draw)
+        changed = [probe.attempted(image + (noise * ramp).to(image)) for ramp in ramps]
+        if base is None or any(one is None or one.shape != base.shape for one in changed):
+            return None
+        moved = [(one - base)[0].double().cpu() for one in changed if one is not None]
+        for total, part in zip(sums, moved, strict=True):
+            total += part * moved[0]
+    return sums
+
+
+def _motion(moment: Tensor, energy: Tensor, axis: int) -> Literal["moves", "stays", "unclear"]:
+    """Whether the centroid moves down the image along an axis, on a straight line, or stays."""
+    others = [i for i in range(3) if i != axis]
+    weight = energy.sum(others)
+    used = (weight > 0).nonzero()[:, 0]
+    if len(used) < 2:
+        return "stays" if len(weight) == 1 else "unclear"
+    centroid = moment.sum(others)[used] / weight[used]
+    at = used.double() - used.double().mean()
+    away = centroid - centroid.mean()
+    slope = float((at @ away) / (at @ at))
+    travel = slope * float(used[-1] - used[0])
+    fit = float((at @ away) ** 2 / ((at @ at) * (away @ away)).clamp_min(1e-30))
+    if travel >= _MOVES and fit > 0.5:
+        return "moves"
+    return "stays" if abs(travel) <= _STAYS else "unclear"

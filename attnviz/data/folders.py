@@ -1,0 +1,205 @@
+"""Folders of images with a mask of the same name beside each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from attnviz.data.preprocessing import preprocessing
+from attnviz.data.samples import Sample, Samples
+from attnviz.data.scenes import Scene
+from attnviz.data.sources import Inside
+from attnviz.errors import InputError
+from attnviz.image_files import SUFFIXES, photograph
+
+ByFile: TypeAlias = Mapping[str, Any] | Callable[[Path], Any] | Literal["folder"] | None
+"""A value per image: by its stem, by a function of its path, or the name of its folder."""
+
+
+def mask_folder(
+    images: str | Path,
+    masks: str | Path | None = None,
+    *,
+    transform: Any,
+    labels: ByFile = None,
+    group: ByFile = None,
+    inside: Inside = None,
+    ignore: tuple[int, ...] = (),
+    without: Literal["error", "empty", "unknown"] = "error",
+    seed: int = 0,
+) -> Samples:
+    """Images of a folder, and of its sub-folders, each with the mask of its name.
+
+    The mask of `images/a/b.jpg` is `masks/a/b.png` (or another lossless format). In a mask of one
+    value beside 0 that value is the thing; of a label map `inside` says which values are.
+
+    Args:
+        images: The folder of images.
+        masks: The folder of masks; None for images whose places are unknown.
+        transform: From a PIL image to the tensor that the model takes; masks follow it.
+        labels: Each image's class. With `"folder"` the sub-folders are the classes, in alphabetical
+            order; other text is numbered in alphabetical order too, numbers stay.
+        group: What each image belongs to (photograph, patient, video).
+        inside: Values of the masks that are the thing.
+        ignore: Values of the masks that count neither way.
+        without: What an image without a mask file is: an error, known to hold nothing (`"empty"`),
+            or of unknown place (`"unknown"`).
+        seed: Of a random transform.
+
+    Returns:
+        Samples; `classes` are the classes' names.
+
+    Raises:
+        InputError: A folder without images, images without a mask, masks of another size, or a
+            label that is missing; files are named, before anything is computed.
+    """
+    return _MaskFolder(Path(images), None if masks is None else Path(masks), transform, labels,
+                       group, inside, ignore, without, seed)  # fmt: skip
+
+
+class _MaskFolder:
+    """The images of a folder with their masks."""
+
+    def __init__(
+        self,
+        images: Path,
+        masks: Path | None,
+        transform: Any,
+        labels: ByFile,
+        group: ByFile,
+        inside: Inside,
+        ignore: tuple[int, ...],
+        without: str,
+        seed: int,
+    ) -> None:
+        self.folder, self.ignore = images, ignore
+        self.inside = (inside,) if isinstance(inside, int) else inside
+        self.moved = preprocessing(transform, seed)
+        self.paths = _images(images)
+        self.masks = [
+            None if masks is None else _beside(path, images, masks) for path in self.paths
+        ]
+        self.known = masks is not None and without != "unknown"
+        if masks is not None and without == "error":
+            missing = [p for p, m in zip(self.paths, self.masks, strict=True) if m is None]
+            if missing:
+                raise InputError(
+                    f"{masks}: {len(missing)} of {len(self.paths)} images have no mask, such as "
+                    f"{missing[0].name}; without='empty' if they hold nothing, or 'unknown'"
+                )
+        self._check_sizes()
+        self.groups = _by_file(group, self.paths, images, "group")
+        found = _by_file(labels, self.paths, images, "labels")
+        self.classes, self.labels = _numbered(found)
+
+    def _check_sizes(self) -> None:
+        for path, mask in zip(self.paths, self.masks, strict=True):
+            if mask is None:
+                continue
+            sizes = [_size(path), _size(mask)]
+            if sizes[0] != sizes[1]:
+                (w, h), (x, y) = sizes
+                raise InputError(
+                    f"{mask.name}: expected the size of its image {path.name}, {h} × {w}, got "
+                    f"{y} × {x}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Sample:
+        path, mask = self.paths[index], self.masks[index]
+        name = path.relative_to(self.folder).as_posix()
+        objects: list[np.ndarray] | None = [] if self.known else None
+        void = None
+        if mask is not None:
+            objects, void = self._objects(mask, index)
+        group = self.groups[index]
+        scene = Scene(
+            photograph(path, name=name),
+            objects,
+            void,
+            label=self.labels[index],
+            group=None if group is None else str(group),
+            name=name,
+        )
+        return scene.prepared(self.moved, index)
+
+    def _objects(self, mask: Path, index: int) -> tuple[list[np.ndarray], np.ndarray | None]:
+        with Image.open(mask) as opened:
+            flat = opened if opened.mode in ("1", "L", "P", "I", "I;16") else opened.convert("L")
+            values = np.asarray(flat)
+        void = np.isin(values, self.ignore) if self.ignore else None
+        if self.inside is not None:
+            return [np.isin(values, self.inside)], void
+        others = [int(v) for v in np.unique(values) if v and v not in self.ignore]
+        if len(others) > 1:
+            raise InputError(
+                f"item {index} ({mask.name}): a label map with the values {[0, *others][:8]}: say "
+                "which are the thing, inside=<values>, and which count neither way, ignore="
+            )
+        return [np.isin(values, others)], void
+
+
+def _images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder of images, there is none")
+    found = sorted(
+        path for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )  # fmt: skip
+    if not found:
+        raise InputError(f"{folder}: expected images ({', '.join(sorted(SUFFIXES))}), got none")
+    return found
+
+
+def _beside(path: Path, images: Path, masks: Path) -> Path | None:
+    """The mask of an image: the same name, of whatever lossless format."""
+    stem = masks / path.relative_to(images).parent / path.stem
+    for suffix in (".png", ".bmp", ".tif", ".tiff", ".gif"):
+        found = stem.with_name(stem.name + suffix)
+        if found.is_file():
+            return found
+    return None
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Width and height as a viewer shows it, from the file's head."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            w, h = image.size
+            return (h, w) if turned else (w, h)
+    except (OSError, UnidentifiedImageError) as error:
+        raise InputError(f"{path.name}: cannot be decoded ({error})") from error
+
+
+def _by_file(source: ByFile, paths: list[Path], folder: Path, what: str) -> list[Any]:
+    if source is None:
+        return [None] * len(paths)
+    if source == "folder":
+        return [path.relative_to(folder).parent.as_posix() for path in paths]
+    if callable(source):
+        return [source(path) for path in paths]
+    if not isinstance(source, Mapping):
+        raise InputError(
+            f"{what}: expected a mapping by file name, a function of the path, or 'folder', got "
+            f"{type(source).__name__}"
+        )
+    found = [source.get(path.stem, source.get(path.name)) for path in paths]
+    missing = [path.name for path, value in zip(paths, found, strict=True) if value is None]
+    if missing:
+        raise InputError(f"{what}: {len(missing)} images have none, such as {missing[0]}")
+    return found
+
+
+def _numbered(labels: list[Any]) -> tuple[tuple[str, ...], list[Any]]:
+    """Class names in alphabetical order, and labels as numbers."""
+    if not any(isinstance(label, str) for label in labels):
+        return (), labels
+    names = sorted({str(label) for label in labels})
+    return tuple(names), [names.index(str(label)) for label in labels]

@@ -1,0 +1,208 @@
+"""Folders of images and masks, and COCO files, in the real formats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import Compose, Resize, ToTensor
+
+from attnviz.data import coco, mask_folder
+from attnviz.errors import InputError, UnsupportedError
+
+
+def written(root: Path, sizes: dict[str, tuple[int, int]]) -> Path:
+    """Images and masks by name; the upper left quarter is the thing."""
+    for name, (h, w) in sizes.items():
+        for folder in ("images", "masks"):
+            (root / folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shades = np.random.default_rng(len(name)).integers(0, 256, (h, w, 3), np.uint8)
+        Image.fromarray(shades).save(root / "images" / f"{name}.jpg")
+        mask = np.zeros((h, w), np.uint8)
+        mask[: h // 2, : w // 2] = 255
+        Image.fromarray(mask).save(root / "masks" / f"{name}.png")
+    return root
+
+
+NAMES = {"cat/a": (20, 30), "cat/b": (24, 24), "dog/a": (30, 20)}
+
+
+def test_a_mask_goes_with_the_image_of_its_name_and_folder(tmp_path: Path) -> None:
+    root = written(tmp_path, NAMES)
+    data = mask_folder(
+        root / "images", root / "masks", transform=ToTensor(), labels="folder", group="folder"
+    )
+    samples = [data[i] for i in range(len(data))]
+    assert [s.name for s in samples] == ["cat/a.jpg", "cat/b.jpg", "dog/a.jpg"]
+    assert [s.label for s in samples] == [0, 0, 1]
+    assert data.classes == ("cat", "dog")  # type: ignore[attr-defined]
+    assert [s.group for s in samples] == ["cat", "cat", "dog"]
+    for sample, (h, w) in zip(samples, NAMES.values(), strict=True):
+        assert sample.image.shape == (3, h, w)
+        assert sample.boxes is not None
+        assert sample.boxes.tolist() == [[0, 0, w // 2, h // 2]]
+
+
+def test_what_is_wrong_in_a_folder_is_named_before_the_work(tmp_path: Path) -> None:
+    root = written(tmp_path, NAMES)
+    images, masks = root / "images", root / "masks"
+    Image.new("L", (9, 9)).save(masks / "cat/b.png")
+    with pytest.raises(InputError, match=r"b.png: expected the size of its image b.jpg, 24 × 24"):
+        mask_folder(images, masks, transform=ToTensor())
+    (masks / "cat/b.png").unlink()
+    with pytest.raises(InputError, match=r"1 of 3 images have no mask, such as b\.jpg"):
+        mask_folder(images, masks, transform=ToTensor())
+    empty = mask_folder(images, masks, transform=ToTensor(), without="empty")[1]
+    unknown = mask_folder(images, masks, transform=ToTensor(), without="unknown")[1]
+    assert empty.mask is not None
+    assert not empty.mask.any()
+    assert unknown.mask is None
+    with pytest.raises(InputError, match="labels: 2 images have none"):
+        mask_folder(images, transform=ToTensor(), labels={"b": 1})
+    with pytest.raises(InputError, match="expected a folder of images, there is none"):
+        mask_folder(root / "nothing", transform=ToTensor())
+    (root / "bare").mkdir()
+    with pytest.raises(InputError, match="expected images"):
+        mask_folder(root / "bare", transform=ToTensor())
+
+
+def test_a_label_map_on_disk_needs_its_values_said(tmp_path: Path) -> None:
+    root = written(tmp_path, {"a": (8, 8)})
+    values = np.zeros((8, 8), np.uint8)
+    values[:2], values[2:4], values[4] = 1, 2, 255
+    Image.fromarray(values).save(root / "masks/a.png")
+    data = mask_folder(root / "images", root / "masks", transform=ToTensor(), ignore=(255,))
+    with pytest.raises(InputError, match="say which are the thing"):
+        data[0]
+    sample = mask_folder(
+        root / "images", root / "masks", transform=ToTensor(), inside=2, ignore=(255,)
+    )[0]
+    assert sample.mask is not None
+    assert sample.ignore is not None
+    assert sample.mask.nonzero()[:, 0].unique().tolist() == [2, 3]
+    assert sample.ignore.nonzero()[:, 0].unique().tolist() == [4]
+
+
+def annotated(root: Path, annotations: list[dict[str, Any]]) -> Path:
+    (root / "images").mkdir(exist_ok=True)
+    Image.new("RGB", (20, 12), "grey").save(root / "images/a.png")
+    Image.new("RGB", (20, 12), "white").save(root / "images/b.png")
+    content = {
+        "images": [
+            {"id": 7, "file_name": "a.png", "width": 20, "height": 12, "patient": "p1"},
+            {"id": 9, "file_name": "b.png", "width": 20, "height": 12, "patient": "p2"},
+        ],
+        "categories": [{"id": 3, "name": "dog"}, {"id": 1, "name": "cat"}],
+        "annotations": [{"id": i, "image_id": 7, **one} for i, one in enumerate(annotations)],
+    }
+    file = root / "coco.json"
+    file.write_text(json.dumps(content))
+    return file
+
+
+RLE = {"size": [12, 20], "counts": [12 * 5 + 2, 3, 9, 3, 12 * 13 + 7]}
+"""Columns 5 and 6, rows 2 to 4."""
+
+
+@pytest.mark.parametrize(
+    ("annotation", "box"),
+    [
+        ({"bbox": [3, 2, 6, 4]}, [3, 2, 9, 6]),
+        ({"segmentation": [[3, 2, 9, 2, 9, 6, 3, 6]], "bbox": [0, 0, 1, 1]}, [3, 2, 9, 6]),
+        ({"segmentation": RLE}, [5, 2, 7, 5]),
+    ],
+    ids=["box", "polygon", "run lengths"],
+)
+def test_annotations_of_every_kind_are_drawn(
+    tmp_path: Path, annotation: dict[str, Any], box: list[int]
+) -> None:
+    file = annotated(tmp_path, [{"category_id": 3, "area": 24, "iscrowd": 0, **annotation}])
+    data = coco(file, tmp_path / "images", transform=ToTensor(), group="patient")
+    sample, other = data[0], data[1]
+    assert sample.boxes is not None
+    assert sample.boxes.tolist() == [box]
+    assert (sample.label, sample.group, data.classes) == (1, "p1", ("cat", "dog"))  # type: ignore[attr-defined]
+    assert other.mask is not None
+    assert not other.mask.any()
+    assert other.label is None
+
+
+def test_a_polygon_is_as_its_twin_point_by_point(tmp_path: Path) -> None:
+    corners = [(2.2, 1.4), (17.6, 3.1), (11.3, 10.7)]
+    file = annotated(tmp_path, [{"category_id": 1, "segmentation": [sum(corners, ())]}])
+    mask = coco(file, tmp_path / "images", transform=ToTensor())[0].mask
+    assert mask is not None
+    inside = np.zeros((12, 20))
+    for y, x in np.ndindex(12, 20):
+        points = [(x + (i + 0.5) / 5, y + (j + 0.5) / 5) for i in range(5) for j in range(5)]
+        inside[y, x] = np.mean([_in_triangle(point, corners) for point in points])
+    sure = (inside < 0.3) | (inside > 0.7)
+    np.testing.assert_array_equal(mask.numpy()[sure], inside[sure] > 0.5)
+
+
+def _in_triangle(p: tuple[float, float], corners: list[tuple[float, float]]) -> bool:
+    signs = []
+    for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
+        signs.append((bx - ax) * (p[1] - ay) - (by - ay) * (p[0] - ax) > 0)
+    return len(set(signs)) == 1
+
+
+def test_crowds_count_neither_way_and_other_categories_are_outside(tmp_path: Path) -> None:
+    file = annotated(
+        tmp_path,
+        [
+            {"category_id": 3, "bbox": [0, 0, 4, 4], "area": 16},
+            {"category_id": 3, "bbox": [10, 0, 4, 4], "iscrowd": 1},
+            {"category_id": 1, "bbox": [0, 8, 4, 4], "area": 16},
+        ],
+    )
+    sample = coco(file, tmp_path / "images", transform=ToTensor(), thing="dog")[0]
+    assert sample.mask is not None
+    assert sample.ignore is not None
+    assert sample.mask.nonzero().amax(0).tolist() == [3, 3]
+    assert sample.ignore[0, 10]
+    assert not sample.ignore[0, 0]
+
+
+def test_objects_follow_a_resize(tmp_path: Path) -> None:
+    file = annotated(tmp_path, [{"category_id": 3, "bbox": [4, 4, 8, 4]}])
+    transform = Compose([Resize((24, 40)), ToTensor()])
+    sample = coco(file, tmp_path / "images", transform=transform)[0]
+    assert sample.boxes is not None
+    assert sample.boxes.tolist() == [[8, 8, 24, 16]]
+    assert isinstance(sample.image, torch.Tensor)
+
+
+def test_what_is_wrong_in_a_file_is_named(tmp_path: Path) -> None:
+    file = annotated(tmp_path, [{"category_id": 3, "bbox": [15, 2, 16, 4]}])
+    images = tmp_path / "images"
+    with pytest.raises(InputError, match=r"item 0 \(a.png\): expected a box"):
+        coco(file, images, transform=ToTensor())[0]
+    with pytest.raises(InputError, match="did you mean 'dog'"):
+        coco(file, images, transform=ToTensor(), thing="dgo")
+    with pytest.raises(InputError, match="no key of every image"):
+        coco(file, images, transform=ToTensor(), group="hospital")
+    (images / "b.png").unlink()
+    with pytest.raises(InputError, match=r"1 of 2 images are missing .* b\.png"):
+        coco(file, images, transform=ToTensor())
+    file.write_text("[]")
+    with pytest.raises(InputError, match="expected COCO's JSON"):
+        coco(file, images, transform=ToTensor())
+
+
+def test_compressed_run_lengths_need_a_decoder(tmp_path: Path) -> None:
+    coded = {"size": [12, 20], "counts": "n1300000000"}
+    file = annotated(tmp_path, [{"category_id": 3, "segmentation": coded}])
+    data = coco(file, tmp_path / "images", transform=ToTensor())
+    try:
+        import pycocotools.mask  # noqa: F401
+    except ImportError:
+        with pytest.raises(UnsupportedError, match=r"attnviz\[coco\]"):
+            data[0]
+    else:
+        assert data[0].mask is not None
