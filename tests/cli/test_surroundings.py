@@ -191,7 +191,7 @@ steps, words = json.loads(sys.argv[1]), sys.argv[2:]
 code, said = after(0, words)
 assert code == 0, said
 events = int(said.split()[-1])
-print(json.dumps([after(max(40, int(share * events) - 9), words) for share in steps]))
+print(json.dumps([after(max(150, int(share * events) - 9), words) for share in steps]))
 """
 
 
