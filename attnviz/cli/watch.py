@@ -20,9 +20,10 @@ from torch import Tensor
 from attnviz import maps
 from attnviz.capture import Capture, watch
 from attnviz.cli.argument_types import folder, word
+from attnviz.cli.json_output import as_json
 from attnviz.cli.model_arguments import FORMS, RANGES, add_model, images_of, model_of
-from attnviz.cli.tables import as_json, printable
 from attnviz.errors import InputError
+from attnviz.text import printable
 
 _MOST_TILES = 400
 _MOST_COLUMNS = 13
@@ -93,10 +94,10 @@ def _write(out: Path, drawn: dict[str, Tensor], pixels: np.ndarray) -> list[str]
     from safetensors.torch import save
 
     from attnviz.figures import contact_sheet, overlay, save_png
-    from attnviz.runs.storage import write_whole
+    from attnviz.runs.outputs import write_output
 
     raw = save({name: one.cpu().contiguous() for name, one in drawn.items()})
-    write_whole(out / "maps.safetensors", raw)
+    write_output(out / "maps.safetensors", raw)
     written = ["maps.safetensors"]
     tiles: list[np.ndarray] = []
     captions: list[str] = []
