@@ -119,7 +119,7 @@ def _quickstart(args: argparse.Namespace) -> int:
 
 
 def _reproduce(args: argparse.Namespace) -> int:
-    from experiments.data.loading import load_images
+    from experiments.loading import load_images
     from experiments.reproduction import protocol, report
 
     given = {"data": "stl10", **chosen(args)}

@@ -91,7 +91,7 @@ PAGE = {"title": "Notes", "icon": ":material/note:", "order": 4.5}
 
 READ = """
 from dashboard.pages import listed
-from experiments.data.loading import load_images
+from experiments.loading import load_images
 from experiments.settings import Settings
 images = load_images(Settings(data="grey", test_images=3, side=16, size=4), "test")
 print(images.shape, [page.name for page in listed()][4:7])

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from attnviz.comparison.from_runs import grouping_of
-from attnviz.comparison.summary import summarised
 from attnviz.data.samples import Batch, Samples, batches
 from attnviz.errors import NothingSeenError
 from attnviz.evaluation.answers import Answers
 from attnviz.evaluation.result import Evaluation
 from attnviz.maps import resized
+from attnviz.statistics.summary import summarised
 
 EXAMINED = 32
 """Images that the doctor sees."""

@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 
 from attnviz.comparison.from_runs import grouping_of
-from attnviz.comparison.summary import summarised
 from attnviz.comparison.text import aligned
 from attnviz.definitions import is_lower_better
 from attnviz.errors import AttnvizError, InputError, unknown_name
 from attnviz.evaluation.measuring import Plan
 from attnviz.evaluation.pieces import Pieces
 from attnviz.evaluation.saving import saved
+from attnviz.statistics.summary import summarised
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

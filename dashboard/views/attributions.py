@@ -10,8 +10,8 @@ import pandas as pd
 import streamlit as st
 
 from attnviz.comparison.from_runs import map_names, patched
-from attnviz.comparison.variance import mean_of_valid
 from attnviz.definitions import SHOWN_LEVELS, metric_title, short_title
+from attnviz.statistics.variance import mean_of_valid
 from dashboard import charts, notices, run_cache
 from dashboard.address import plain
 from dashboard.chosen_runs import Chosen, chosen, one_run

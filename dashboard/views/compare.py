@@ -10,9 +10,9 @@ import streamlit as st
 
 from attnviz.comparison.from_runs import map_names, patched
 from attnviz.comparison.text import begun
-from attnviz.comparison.variance import mean_of_valid
 from attnviz.definitions import metric_title, short_title
 from attnviz.figures import png_bytes
+from attnviz.statistics.variance import mean_of_valid
 from dashboard import charts, notices, run_cache
 from dashboard.address import plain, whole
 from dashboard.chosen_runs import Chosen, chosen, ranked

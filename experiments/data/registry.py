@@ -54,7 +54,7 @@ def source(name: str, **about: Any) -> Callable[[Reader], Reader]:
 @cache
 def _imported() -> None:
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem not in ("__init__", "registry", "loading"):
+        if path.stem not in ("__init__", "registry"):
             import_module(f"experiments.data.{path.stem}")
 
 
