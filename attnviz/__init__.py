@@ -18,6 +18,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "maps": (
         "received",
         "query_row",
+        "key_column",
         "rows_inside",
         "class_row",
         "head_mean",
