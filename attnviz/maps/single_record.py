@@ -558,7 +558,7 @@ def _sum(weights: Tensor, each: Tensor) -> Tensor:
 
 def _drawn(
     record: Attention,
-    columns: Float[Tensor, "b heads k"],
+    columns: Float[Tensor, "b fused k"],
     size: Grid | None,
     interpolation: Interpolation,
     heads: Heads,
