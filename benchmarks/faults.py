@@ -13,10 +13,10 @@
 `experiments` and the command line: what is finished afterwards must be, to the last bit, what it
 would have been undisturbed. `damage` spoils files of a finished run; `surroundings` fills the
 disk, forbids to write, writes twice and turns the clock back; `attacks` counts what else was done
-to runs, command line and dashboard. `command` kills any command that writes runs (such as `python -m experiments sweep …`, which resumes) with all its processes, again
-and again, then lets it end. After each fault the folder is listed, verified and, where something
-is unfinished, finished. The exit code is 1 if a run was unreadable, or lost once it was
-complete.
+to runs, command line and dashboard. `command` kills any command that writes runs (such as
+`python -m experiments sweep …`, which resumes) with all its processes, again and again, then lets
+it end. After each fault the folder is listed, verified and, where something is unfinished,
+finished. The exit code is 1 if a run was unreadable, or lost once it was complete.
 """
 
 from __future__ import annotations
