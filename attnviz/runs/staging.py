@@ -76,8 +76,8 @@ def tidy(folder: Path) -> None:
     """
     kept = {file.at for file in parse(LocalStore(folder).read(HEADER, SIZE_LIMIT)).files.values()}
     for entry in walk(folder, depth=DEPTH, hidden=True):
-        room, _, name = entry.name.rpartition("/")
-        unnamed = room in ARRAYS and entry.name not in kept
+        folder, _, name = entry.name.rpartition("/")
+        unnamed = folder in ARRAYS and entry.name not in kept
         if entry.what == "file" and (unnamed or _PARTIAL.fullmatch(name)):
             with suppress(OSError):
                 (folder / entry.name).unlink()
