@@ -1,8 +1,9 @@
 """What is wrong with one run or one set of test images, file by file.
 
 Sizes show truncation, checksums flipped bytes; opening each file shows content that was never
-valid; a walk of the folder shows links and other entries that must not be there. Files are hashed in blocks. A writer may replace a file meanwhile, so one that looks wrong
-is judged again by the run's new header before it is called so.
+valid; a walk of the folder shows links and other entries that must not be there. Files are hashed
+in blocks. A writer may replace a file meanwhile, so one that looks wrong is judged again by the
+run's new header before it is reported.
 """
 
 from __future__ import annotations

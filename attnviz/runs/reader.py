@@ -486,7 +486,7 @@ def _judged(
 
 
 def _shown(run: Run) -> str:
-    """The reason or variant, with control characters spelled out: they may come from an untrusted source."""
+    """The reason or variant, with control characters spelled out."""
     return repr(run.reason or run.variant)[1:-1]
 
 

@@ -37,7 +37,7 @@ Catalogue: TypeAlias = "dict[str, Sizes | RunError]"
 T = TypeVar("T")
 
 WHOLE_LIMIT = 1 << 32
-"""Bytes of a file that is read whole, unless its reader gives another limit; larger ones are read in parts."""
+"""Bytes of a file that is read whole, unless its reader gives another limit."""
 
 DEPTH = 4
 """Levels of a run's folder."""
