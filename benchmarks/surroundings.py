@@ -115,8 +115,6 @@ def a_tenth_broken(root: Path) -> tuple[str, str]:
     files = ("run.json", "curves.jsonl", "samples.parquet", "maps/received.safetensors")
     for number in range(0, 1000, 10):
         path = root / f"{number:04}" / files[number // 10 % len(files)]
-        content = path.read_bytes()
-        path.write_bytes(content)
         (cut, emptied, remove, lengthen)[number // 40 % 4](path)
     start = time.perf_counter()
     found = list_runs(root)
