@@ -83,8 +83,8 @@ def tidy(folder: Path) -> None:
     """
     kept = {file.at for file in parse(LocalStore(folder).read(HEADER, SIZE_LIMIT)).files.values()}
     for entry in walk(folder, depth=DEPTH, hidden=True):
-        folder, _, name = entry.name.rpartition("/")
-        unnamed = folder in ARRAYS and entry.name not in kept
+        above, _, name = entry.name.rpartition("/")
+        unnamed = above in ARRAYS and entry.name not in kept
         if entry.what == "file" and (unnamed or _PARTIAL.fullmatch(name)):
             with suppress(OSError):
                 (folder / entry.name).unlink()
