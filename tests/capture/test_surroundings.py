@@ -8,6 +8,7 @@ import gc
 import io
 import pdb
 import pickle
+import subprocess
 import sys
 import threading
 import tracemalloc
@@ -407,6 +408,32 @@ def test_threads_that_overlap_leave_the_compiler_as_it_was(loaded: bool) -> None
     _in_threads(one, two)
     assert state()[1] == before[1]
     assert state()[2] in (None, "default")
+
+
+COMPILED_WITHIN = """
+import sys, torch
+from attnviz.capture import watch
+from tests.capture import nets
+assert "torch._dynamo" not in sys.modules
+model, x = nets.around(nets.Attention()), nets.images()
+with torch.no_grad(), watch(model) as seen:
+    compiled = torch.compile(model, backend="eager")
+    out = compiled(x)
+    frames = torch._dynamo.utils.counters["frames"]
+    assert not frames, frames
+assert list(seen) == ["attn"], list(seen)
+with torch.no_grad():
+    assert torch.equal(compiled(x), out)
+assert frames["ok"] == 1, frames
+"""
+
+
+def test_a_compiler_that_is_imported_within_a_watch_compiles_nothing_until_its_end() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", COMPILED_WITHIN],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_first_watches_in_eight_threads() -> None:
