@@ -424,11 +424,10 @@ with torch.no_grad(), watch(model) as seen:
 assert list(seen) == ["attn"], list(seen)
 with torch.no_grad():
     assert torch.equal(compiled(x), out)
-assert frames["ok"] == 1, frames
 """
 
 
-def test_a_compiler_that_is_imported_within_a_watch_compiles_nothing_until_its_end() -> None:
+def test_a_compiler_that_is_imported_within_a_watch_compiles_nothing_in_it() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", COMPILED_WITHIN],
         cwd=Path(__file__).parents[2], capture_output=True, text=True,
