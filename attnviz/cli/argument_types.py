@@ -10,6 +10,10 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 
+from attnviz.errors import InputError
+from attnviz.runs.outputs import outside_runs
+from attnviz.runs.storage import cause_of
+
 
 def word(text: str) -> str:
     """Any word but an empty one."""
@@ -67,7 +71,15 @@ def _inside_folders(text: str) -> Path:
     if not text:
         raise ArgumentTypeError("expected a path, got an empty word")
     path = Path(text)
-    above = next(parent for parent in path.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise ArgumentTypeError(f"expected folders above {text!r}, {above.name!r} is a file")
-    return path
+    try:
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+        path.exists()
+        if above.is_dir():
+            return outside_runs(path)
+    except InputError as error:
+        raise ArgumentTypeError(str(error).partition(": ")[2]) from error
+    except (OSError, ValueError) as error:  # too long, a loop of links, a null character
+        raise ArgumentTypeError(f"expected a path, got {text[:80]!r} ({cause_of(error)})") from (
+            error
+        )
+    raise ArgumentTypeError(f"expected folders above {text!r}, {above.name!r} is a file")

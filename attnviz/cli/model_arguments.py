@@ -40,6 +40,9 @@ RANGES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 SIDE = 224
 """Of images for a model that does not say which it expects."""
 
+LARGEST = 4096
+"""The largest side: eight images of it take 1.6 GB before any layer has seen them."""
+
 _PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
 
 
@@ -57,7 +60,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--count", type=whole(1), default=8, help="how many (default: %(default)s)")
     parser.add_argument(
-        "--size", type=whole(1), metavar="PIXELS",
+        "--size", type=whole(1, LARGEST), metavar="PIXELS",
         help=f"side of the images; the model's own, or {SIDE}",
     )  # fmt: skip
     parser.add_argument(
@@ -243,12 +246,16 @@ def _load(model: nn.Module, file: Path) -> None:
 
 
 def _pictures(folder: Path, count: int, side: int) -> np.ndarray:
-    if folder.is_file():
+    if os.path.isfile(folder):
         files = [folder]
+    elif not os.path.isdir(folder):  # pathlib raises where a name is too long
+        files = []
     else:
         files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
     if not files:
-        raise InputError(f"--images: expected a picture or a folder of some, found none: {folder}")
+        raise InputError(
+            f"--images: expected a picture or a folder of some, found none: {str(folder)[:200]}"
+        )
     return np.stack([square(photograph(file, name=str(file)), side) for file in files[:count]])
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from attnviz.comparison.pairs import FEWEST
 from attnviz.comparison.text import (
     WELL_KNOWN,
     aligned,
@@ -35,6 +34,7 @@ from attnviz.definitions import (
     short_title,
 )
 from attnviz.errors import unknown_name
+from attnviz.statistics.pairs import FEWEST
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -188,7 +188,9 @@ class Comparison:
 
     def to_csv(self, path: str | Path) -> None:
         """Write `table` as CSV."""
-        self.table.to_csv(path, index=False)
+        from attnviz.runs.outputs import write_output
+
+        write_output(Path(path), self.table.to_csv(index=False).encode())
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain Python, ready for JSON: numbers that are no numbers are None."""

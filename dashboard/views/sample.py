@@ -13,14 +13,12 @@ from attnviz.comparison.from_runs import map_names, patched
 from dashboard import charts, notices, run_cache
 from dashboard.address import one_of, plain, whole
 from dashboard.chosen_runs import chosen
-from dashboard.components import can_run
 from dashboard.controls import chooser, draw, heard, offer, stepper
 from dashboard.gallery import gallery
 from dashboard.lazy import below
 from dashboard.overlap import energy
 from dashboard.packing import MapLayer, Settings, Tile, pack, pack_rows
 from dashboard.picker import picker
-from dashboard.pictures import in_words, sheet
 from dashboard.selection import (
     ORDERS,
     OUTCOMES,
@@ -32,6 +30,8 @@ from dashboard.selection import (
     spread,
     verdict,
 )
+
+PAGE = {"title": "Sample", "icon": ":material/image_search:", "order": 2}
 
 _ROWS_LIMIT = 24_000_000  # bytes of attention that are sent to the browser at once
 
@@ -149,7 +149,7 @@ def _heads(run: Any, map_name: str, image: int) -> np.ndarray:
     """The map head by head, `(heads, h, w)`; empty where the run kept no heads of it."""
     apart = f"{map_name}.heads"
     name = apart if apart in run.map_names else map_name
-    shape = run.files[f"maps/{name}.safetensors"].shape
+    shape = run.entry(f"maps/{name}").shape
     if shape is None or len(shape) != 4:
         return np.empty((0, 1, 1))
     found = notices.readable(lambda: run_cache.head_maps(run, name, [image])[0], run)
@@ -166,9 +166,6 @@ def _show(
 ) -> None:
     from dashboard.overlap import enlarged
 
-    if not can_run():
-        st.image(sheet(held.images, tiles, maps), alt=in_words(tiles))
-        return
     h, w = held.images.shape[1:3]
     values = np.concatenate([enlarged(one[None], h, w) for one in maps])
     gallery(
@@ -233,9 +230,6 @@ def _picker(shown: list[tuple[str, Any]], image: int, held: run_cache.Pictures, 
     block = notices.readable(lambda: _rows(run, layer, images.index(image), held, box), run)
     if block is None:
         return
-    if not can_run():
-        st.caption("This browser cannot run the picker.")
-        return
     picker(block, key="picker")
 
 
@@ -280,7 +274,7 @@ def _gates(shown: list[tuple[str, Any]], image: int) -> None:
 
 
 def _gate_table(run: Any, gate: str, image: int) -> pd.DataFrame:
-    table = _gate_quartiles(run_cache.stamp(run, f"gates/{gate}.safetensors"), run, gate)
+    table = _gate_quartiles(run_cache.stamp(run, f"gates/{gate}"), run, gate)
     if table.empty:
         return table
     return table.assign(gate=run.gates(gate, [image])[0])
@@ -288,7 +282,7 @@ def _gate_table(run: Any, gate: str, image: int) -> pd.DataFrame:
 
 @st.cache_data(max_entries=32, show_spinner=False)
 def _gate_quartiles(key: tuple[Any, ...], _run: Any, gate: str) -> pd.DataFrame:
-    shape = _run.files[f"gates/{gate}.safetensors"].shape
+    shape = _run.entry(f"gates/{gate}").shape
     if shape is not None and len(shape) != 2:  # a spatial gate is among the maps
         return pd.DataFrame()
     values = _run.gates(gate)
