@@ -1,4 +1,4 @@
-"""Compare variants: which looks at the patch most, how sure is that, may they be compared at all.
+"""Compare variants: which looks at the object most, how sure is that, may they be compared at all.
 
 The unit of replication of an architecture is the training seed: a thousand images of one test set
 are not a thousand trainings. Crops of one photograph are not independent images either. Interval,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from attnviz.comparison.from_runs import run_groups
@@ -109,7 +110,7 @@ def _narrowed(
     levels = {name: {**group.levels.get(name, {}), **given.get(name, {})} for name in chosen}
     values = {name: group.values[name] for name in chosen}
     accuracy = group.accuracy or (float("nan"),) * len(group.seeds)
-    return Group(group.variant, group.seeds, values, group.correct, accuracy, levels, grouping)
+    return replace(group, values=values, accuracy=accuracy, levels=levels, grouping=grouping)
 
 
 def _levels(baselines: Mapping[str, Any] | None) -> dict[str, dict[str, float]]:

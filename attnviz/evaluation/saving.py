@@ -84,8 +84,9 @@ def opened(
     else:
         digest = kept(path.parent, samples, thing)
         writer = start_run(
-            path.parent, path.name, variant=variant, settings=known, seed=seed, dataset=digest
-        )
+            path.parent, path.name, variant=variant, settings=known, seed=seed, dataset=digest,
+            thing=thing, classes=classes or (),
+        )  # fmt: skip
     with writer:
         folder = path / FOLDER
         pieces = Pieces(folder, lambda name, content: writer.write(f"{FOLDER}/{name}", content))
@@ -190,6 +191,7 @@ def saved(
     with start_run(
         target.parent, target.name, variant=result.variant, seed=result.seed,
         settings={"thing": result.thing, "classes": list(result.classes), **(settings or {})},
+        thing=result.thing, classes=result.classes,
     ) as writer:  # fmt: skip
         _write(writer, result, model)
         return writer.finish(_summary(result))

@@ -43,7 +43,7 @@ def write_report(
     *,
     primary: str = "energy_pointing_game",
     map_name: str | None = None,
-    title: str = "Which variant looks at the patch?",
+    title: str | None = None,
 ) -> Study:
     """Write one HTML page about some runs: whole or not at all.
 
@@ -52,7 +52,7 @@ def write_report(
         out: Where to; replaced if it is there.
         primary: The metric that ranks.
         map_name: Whose scores to take; each run's primary map unless given.
-        title: Of the page.
+        title: Of the page; the question that it answers unless given.
 
     Returns:
         What the page is about; `.refusal` says why there is no ranking, where there is none.
@@ -64,7 +64,7 @@ def write_report(
     from attnviz.runs.outputs import write_output
 
     study = study_of(runs, primary=primary, map_name=map_name)
-    write_output(Path(out), page_of(study, title=title).encode())
+    write_output(Path(out), page_of(study, title=title or study.question).encode())
     return study
 
 
