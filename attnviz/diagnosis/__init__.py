@@ -11,6 +11,7 @@ from attnviz.diagnosis.findings import SEVERITIES, Finding, Findings, Severity
 from attnviz.diagnosis.model_diagnosis import diagnose
 from attnviz.diagnosis.registry import RULES, Observation, Rule, observed, rule, unregister
 from attnviz.diagnosis.run_diagnosis import diagnose_run, diagnose_split
+from attnviz.diagnosis.sarif import as_sarif
 
 __all__ = [
     "RULES",
@@ -21,6 +22,7 @@ __all__ = [
     "Observation",
     "Rule",
     "Severity",
+    "as_sarif",
     "diagnose",
     "diagnose_run",
     "diagnose_split",

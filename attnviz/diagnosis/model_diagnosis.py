@@ -67,7 +67,7 @@ def diagnose(
     found = findings_of("images", images)
     usable = images.isfinite().flatten(1).all(1)
     if not bool(usable.any()):
-        return Findings(found, name=name)
+        return Findings(found, name=name, unexamined=("every image holds NaN or infinity",))
     if not bool(usable.all()):
         images = images[usable]
         masks = None if masks is None else masks[usable]
