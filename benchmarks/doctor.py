@@ -222,16 +222,18 @@ def cost_table(n: int = 8) -> bool:
         torch.manual_seed(0)
         model = one.make().eval()
         images, _, _ = patched(n, 0, one.side)
-        plain, differentiated = [], []
+        plain: list[float] = []
+        differentiated: list[float] = []
 
         def count(
-            _: Any, args: Any, to: list[int] = plain, back: list[int] = differentiated
-        ) -> None:
-            sides = args[0].shape[-1] * args[0].shape[-2] / one.side**2
-            (back if torch.is_grad_enabled() else to).append(len(args[0]) * sides)
+            _: Any, args: Any, to: list[float] = plain, back: list[float] = differentiated,
+            area: int = one.side**2,
+        ) -> None:  # fmt: skip
+            images = len(args[0]) * args[0].shape[-1] * args[0].shape[-2] / area
+            (back if torch.is_grad_enabled() else to).append(images)
 
         model.register_forward_pre_hook(count)
-        diagnose(model, images)
+        diagnose(model, images, trained=True)  # which applies every rule
         passes = (sum(plain) + sum(differentiated)) / n
         worst = max(worst, passes)
         print(f"| {one.name} | {len(plain) + len(differentiated)} | "

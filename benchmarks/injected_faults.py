@@ -221,7 +221,6 @@ GATES: dict[str, tuple[Callable[[Tensor], Tensor], set[str]]] = {
     "gate under no_grad": (torch.no_grad()(lambda x: x.sigmoid()), {"detached"}),
     "gate by threshold": (lambda x: (x.sigmoid() > 0.5).to(x), {"detached"}),
     "softmax over the batch as gate": (lambda x: x.softmax(0), {"gate-over-batch"}),
-    "gate computed, ones used": (lambda x: x.sigmoid() * 0 + 1, {"not-applied", "no-effect"}),
     "gate computed and dropped": (
         lambda x: (x.sigmoid(), torch.ones_like(x))[1], {"not-applied"}
     ),
@@ -240,6 +239,7 @@ SPATIAL_GATES: dict[str, tuple[Callable[[Tensor], Tensor], set[str]]] = {
 TRAINED_GATES: dict[str, tuple[Callable[[Tensor], Tensor], set[str]]] = {
     "gate closed": (lambda x: (x - 30).sigmoid(), {"gate-closed"}),
     "gate open": (lambda x: (x + 30).sigmoid(), {"gate-open"}),
+    "gate computed, ones used": (lambda x: x.sigmoid() * 0 + 1, {"gate-open", "not-applied"}),
     "gate constant": (lambda x: (x * 0).sigmoid(), {"gate-constant", "not-applied"}),
 }
 
@@ -466,14 +466,16 @@ def detr() -> nn.Module:
         embedding_size=16, hidden_sizes=[16, 24, 32, 48], depths=[1, 1, 1, 1], layer_type="basic",
         out_features=["stage3"],
     )  # fmt: skip
-    return hf.DetrForObjectDetection(
+    model = hf.DetrForObjectDetection(
         hf.DetrConfig(
             use_timm_backbone=False, use_pretrained_backbone=False, backbone=None,
             backbone_config=backbone, d_model=32, encoder_layers=2, decoder_layers=2,
             encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64,
-            decoder_ffn_dim=64, num_queries=6, num_labels=2, attn_implementation="sdpa",
+            decoder_ffn_dim=64, num_queries=6, num_labels=2, attn_implementation="eager",
         )
     )  # fmt: skip
+    model.config._attn_implementation = "sdpa"  # the backbone has none
+    return model
 
 
 _NO_HEADS = tuple(  # shapes of windows or of cross-attention do not allow the others

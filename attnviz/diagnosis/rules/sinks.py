@@ -45,9 +45,9 @@ _FEWEST = 8  # keys below which one of them cannot be a sink
     "with a small value (a null operation); a head that adds the same vector to all tokens attends "
     "to a key with a large one (a broadcast).",
     method=f"In an image one key that is no class or register token gets more than {SINK:.0%} of "
-    "the attention of all queries (mean over images). The type is read off the values: it is a null "
-    f"operation if its contribution is below {NULL:.0%}, else a broadcast. Not judged in untrained "
-    "models.",
+    "the attention of all queries (mean over images). The type is read off the values: it is a "
+    f"null operation if its contribution is below {NULL:.0%}, else a broadcast. Not judged in "
+    "untrained models.",
     explained_by=("wrong-axis", "no-softmax", "causal-mask"),
 )
 def attention_sink(case: Examination) -> Iterator[Observation]:
@@ -78,9 +78,9 @@ def attention_sink(case: Examination) -> Iterator[Observation]:
     appearance="Bright places without an object, the same in all heads.",
     cause="A large, long trained model re-uses tokens of uninformative places for global "
     "information where it has no register tokens.",
-    method=f"The norm of a place's keys, over all heads, in the last attention is above {OUTLIER:g} "
-    "times the median over the image's places; class and register tokens are not counted. Not "
-    "judged in untrained models.",
+    method="The norm of a place's keys, over all heads, in the last attention is above "
+    f"{OUTLIER:g} times the median over the image's places; class and register tokens are not "
+    "counted. Not judged in untrained models.",
 )
 def high_norm_tokens(case: Examination) -> Iterator[Observation]:
     last = next((one for _, one in reversed(case.attention()) if one.key is not None), None)
