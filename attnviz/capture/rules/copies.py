@@ -1,6 +1,6 @@
-"""Rules for ops that write a tensor anew without changing what it means.
+"""Rules for ops that copy, cast, join or resize a tensor and keep its meaning.
 
-Views need none: they share their storage, and the tag with it.
+Views need none: they share the storage, and with it the tag.
 """
 
 from __future__ import annotations
