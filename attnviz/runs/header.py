@@ -167,8 +167,7 @@ def silence(header: Header) -> float:
 
 
 def is_gone(writer: Mapping[str, Any]) -> bool:
-    """Whether the writing process is known to be dead: only if it ran on this host and in this
-    process namespace."""
+    """Whether the writer is known to be dead; False on other hosts and process namespaces."""
     pid = writer.get("pid")
     here = writer.get("host") == socket.gethostname() and writer.get("namespace") == _namespace()
     if not here or not isinstance(pid, int) or not 0 < pid < 2**31 or os.name != "posix":
