@@ -31,7 +31,7 @@ _TILE = 160
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's options."""
     parser.add_argument("model", help=FORMS, metavar="FACTORY")
     add_model(parser)
     parser.add_argument(
@@ -48,7 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Watch one forward pass; 0 when something was seen."""
+    """Watch one forward pass; 0 when anything was recorded."""
     model = model_of(args, args.model)
     images = images_of(args, model)
     with torch.no_grad(), watch(model, where=args.where, features=True) as seen:
@@ -83,7 +83,7 @@ def draw(seen: Capture) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _pixels(images: Tensor, normalise: str) -> np.ndarray:
-    """The images as they were before they were normalised, `(n, h, w, 3)` bytes."""
+    """The images before normalisation, `(n, h, w, 3)` bytes."""
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in RANGES[normalise])
     pixels = (images.cpu() * std + mean).clamp(0, 1) * 255
     return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()

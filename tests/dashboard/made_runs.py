@@ -71,10 +71,10 @@ def dataset(root: Path, n: int = 64, *, seed: int = 0, patch: int = PATCH) -> st
         masks[i, y : y + patch, x : x + patch] = True
         boxes[i] = x, y, x + patch, y + patch
     labels = masks.any((1, 2)).astype(np.int64)
-    photographs = {"train": {"retina": "a retina"}, "test": {"coffee": "a cup of coffee"}}
+    named = {"train": {"retina": "a retina"}, "test": {"coffee": "a cup of coffee"}}
     info = {
         "data": "photos", "split": "test", "patch": {"size": patch, "shape": "square"},
-        "photographs": photographs,
+        "photographs": named,
     }  # fmt: skip
     return save_dataset(root, images=images, masks=masks, boxes=boxes, labels=labels, info=info)
 
