@@ -197,11 +197,7 @@ def pack_rows(
 
 
 def _shares(rows: np.ndarray, cover: np.ndarray) -> np.ndarray:
-<<<<<<< HEAD
     """How much of each row lies in the box, `(heads, q)`, before rows are rounded to bytes."""
-=======
-    """Share of each row on the patch, `(heads, q)`, before rows are rounded to bytes."""
->>>>>>> main
     total = rows.sum(axis=-1)
     inside = rows @ cover.ravel()
     return np.divide(inside, total, out=np.zeros_like(total), where=total > 0)

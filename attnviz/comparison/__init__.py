@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Compare variants: which looks at the object most, how sure is that, may they be compared at all.
-=======
 """Rank comparable model variants by a metric, with intervals and tests.
->>>>>>> main
 
 The unit of replication of an architecture is the training seed: a thousand images of one test set
 are not a thousand trainings. Crops of one photograph are not independent images either. Interval,

@@ -47,24 +47,19 @@ def write_report(
 ) -> Study:
     """Write one HTML report about some runs, atomically.
 
-        Args:
-            runs: A folder of runs, a list of runs or paths, or either by variant.
-            out: Where to; replaced if it is there.
-            primary: The metric that ranks.
-    <<<<<<< HEAD
-            map_name: Whose scores to take; each run's primary map unless given.
-            title: Of the page; the question that it answers unless given.
-    =======
-            map_name: The map that is scored; each run's primary map by default.
-            title: Of the page.
-    >>>>>>> main
+    Args:
+        runs: A folder of runs, a list of runs or paths, or either by variant.
+        out: Where to; replaced if it is there.
+        primary: The metric that ranks.
+        map_name: The map that is scored; each run's primary map by default.
+        title: Of the page; by default the question that it answers.
 
-        Returns:
-            The content of the page; `.refusal` is the reason if there is no ranking.
+    Returns:
+        The content of the page; `.refusal` is the reason if there is no ranking.
 
-        Raises:
-            InputError: There is no complete run, or the path is inside a run's folder.
-            RunError: There is no such folder, or the page cannot be written.
+    Raises:
+        InputError: There is no complete run, or the path is inside a run's folder.
+        RunError: There is no such folder, or the page cannot be written.
     """
     from attnviz.runs.outputs import write_output
 

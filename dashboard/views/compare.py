@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Compare: which variant looks at the object, how sure is that, and what does it look like."""
-=======
 """Compare: ranking of variants, intervals, and maps of the same images."""
->>>>>>> main
 
 from __future__ import annotations
 
