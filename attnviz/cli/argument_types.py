@@ -35,6 +35,14 @@ def whole(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
     return checked
 
 
+def size(text: str) -> tuple[int, int]:
+    """A size of images: `224`, or height × width as `80x112`."""
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and 0 < int(side) <= 16384 for side in sides):
+        raise ArgumentTypeError(f"expected a size in pixels, 224 or 80x112, got {text!r}")
+    return int(sides[0]), int(sides[-1])
+
+
 seed = whole(0, 2**32 - 1)
 """What every generator of numpy, torch and Captum can begin with."""
 

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 
 import torch
 
-from attnviz.cli.model_arguments import FORMS, add_model, images_of, is_factory, model_of
+from attnviz.cli.model_arguments import (
+    FORMS,
+    add_images,
+    add_model,
+    images_of,
+    is_factory,
+    model_of,
+)
 from attnviz.cli.scoring import as_images, rebuilt
 from attnviz.cli.tables import as_json
 from attnviz.diagnosis import Findings, diagnose, diagnose_run
@@ -24,6 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "what", nargs="+", help=f"folders of runs, or models as {FORMS}", metavar="RUN|FACTORY"
     )
     add_model(parser)
+    add_images(parser)
     parser.add_argument(
         "--trained", default="auto", help="yes, no or auto: whether a model's weights are trained"
     )
@@ -45,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
 def _of(word: str, args: argparse.Namespace) -> Iterator[Findings]:
     if is_factory(word):
         model = model_of(args, word)
-        yield diagnose(model, images_of(args, model), trained=_TRAINED[args.trained], name=word)
+        images, _ = images_of(args, model, word)
+        yield diagnose(model, images, trained=_TRAINED[args.trained], name=word)
         return
     runs = list_runs(word)
     if not runs:

@@ -68,7 +68,8 @@ def _faithful(result: Evaluation, answers: Answers, parts: list[Batch]) -> dict[
             maps = resized(whole[rows], (h, w), "bilinear").to(images.device)
             with torch.no_grad():
                 target = answers.chosen(answers(images), part)
-            found = faithfulness_scores(answers, images, maps, target=target)
+            levels = part.samples[0].value_range or (-1.0, 1.0)  # of one preprocessing, so of all
+            found = faithfulness_scores(answers, images, maps, target=target, value_range=levels)
             for key, scores in found.items():
                 column = f"{name}/{key}"
                 if column not in table:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from attnviz.capture import watch
-from attnviz.data.samples import Samples, batches, displayed
+from attnviz.data.samples import Sample, Samples, batches, displayed
 from attnviz.errors import InputError, RunError
 from attnviz.evaluation.answers import Answers
 from attnviz.evaluation.measuring import sample_columns
@@ -72,10 +72,12 @@ def opened(
         yield Place(Pieces(), None, {})
         return
     path = Path(save)
+    _outside_runs(path)
     known = {
         "evaluation": dict(about),
         "thing": thing,
         "classes": list(classes or ()),
+        **_normalisation(samples[0]),
         **(settings or {}),
     }
     if (path / "run.json").exists():
@@ -91,6 +93,22 @@ def opened(
         facts = path / _FACTS
         found = json.loads(facts.read_text()) if facts.exists() else {}
         yield Place(pieces, writer, found)
+
+
+def _normalisation(sample: Sample) -> dict[str, list[float]]:
+    """Mean and standard deviation by which images were normalised, where that is known."""
+    if sample.value_range is None:
+        return {}
+    black, white = (torch.tensor(level, dtype=torch.float64) for level in sample.value_range)
+    std = 1 / (white - black)
+    return {"mean": (-black * std).tolist(), "std": std.tolist()}
+
+
+def _outside_runs(path: Path) -> None:
+    """Refuse a folder inside another run."""
+    for folder in path.absolute().parents:
+        if (folder / "run.json").is_file():
+            raise RunError(f"evaluate: {path} lies inside the run {folder}; save= outside of it")
 
 
 def _resumed(path: Path, known: Mapping[str, Any]) -> RunWriter:
