@@ -14,6 +14,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "patches": ("inject_patch",),
     "models": ("build_model",),
     "capture": ("watch", "stream", "Capture", "Record"),
+    "places": ("locate", "Layout", "Places"),
     "maps": (
         "received",
         "query_row",

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils import _python_dispatch
 
 from attnviz.capture import op_mode, stream, watch
-from attnviz.cli.tables import table
+from attnviz.text import table
 
 PACKAGE = str(Path(op_mode.__file__).parent)
 Row = tuple[str, str, str]

@@ -34,9 +34,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from attnviz.cli.tables import table
 from attnviz.errors import AttnvizError
 from attnviz.runs import list_runs, open_run, verify
+from attnviz.text import table
 from tests.runs.made import make
 from tests.runs.stepwise import JOBS, Job, Step, kill_everywhere
 from tests.runs.test_faults import FILES, cut, emptied, flip, lengthen, remove

@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnviz.cli.tables import table
+from attnviz.text import table
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from attnviz.cli.tables import table
 from attnviz.runs import open_run, start_run
+from attnviz.text import table
 from experiments.data import load_images
 from experiments.evaluation import environment
 from experiments.published import build_published, published_loss

@@ -18,7 +18,7 @@ import tempfile
 import time
 from statistics import median
 
-from attnviz.cli.tables import table
+from attnviz.text import table
 
 BEFORE = (  # noqa: SIM905 - reads as it would be typed
     "--side 96 --size 16 --train-images 960 --test-images 400 --epochs 8 --batch 32 "

@@ -21,8 +21,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from safetensors import safe_open
 
-from attnviz.cli.tables import table
 from attnviz.runs import list_runs, open_run, start_run
+from attnviz.text import table
 from tests.runs.made import make
 
 

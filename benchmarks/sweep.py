@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from distributed import Client
 
-from attnviz.cli.tables import table
 from attnviz.executors import Workers, cores
 from attnviz.runs import open_run
+from attnviz.text import table
 from experiments.axes import Grid, grid
 from experiments.running import try_training
 from experiments.settings import Settings

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from attnviz.cli.tables import table
+from attnviz.text import table
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("2.9", "2.10", "2.11", "2.12", "2.13", "2.14", "2.15")

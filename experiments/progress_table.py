@@ -13,10 +13,10 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from attnviz.cli.tables import table
 from attnviz.errors import RunError
 from attnviz.progress import Progress
 from attnviz.runs import Run, open_run
+from attnviz.text import table
 from experiments.axes import Grid
 from experiments.running import Outcome
 from experiments.settings import Settings

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from attnviz.cli.tables import table as columns
 from attnviz.comparison import compare
 from attnviz.figures import comparison_picture
 from attnviz.runs import Run, open_run
+from attnviz.text import table as columns
 
 VARIANTS = ("cnn", "mha_reshape", "mha", "mha_conv1d", "cbam_channel", "cbam")
 SETTINGS: Mapping[str, Any] = {
@@ -33,8 +33,7 @@ def table(runs: Sequence[Run]) -> str:
         "variant", "map", "accuracy", "loss", "energy (photographs)", "pointing", "IoU",
         "chance", "mask redrawn", "train s",
     )  # fmt: skip
-    first, *others = columns(head, [_row(run) for run in runs]).splitlines()
-    return "\n".join([first, "─" * max(map(len, [first, *others])), *others])
+    return columns(head, [_row(run) for run in runs], rule=True)
 
 
 def _row(run: Run) -> tuple[Any, ...]:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attnviz.cli.tables import table
 from attnviz.runs import Run, open_run
+from attnviz.text import table
 from experiments.settings import Settings
 
 PUBLISHED = {

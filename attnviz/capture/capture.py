@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from attnviz import text
 from attnviz.capture.record import Record, changed
 from attnviz.errors import InputError
 
@@ -111,13 +112,8 @@ def table(capture: Capture) -> str:
     if not len(capture):
         return "Capture: nothing seen"
     head = ("name", "kind", "shape", "axis", "grid", "how", "source")
-    rows = [head, *(_row(record) for record in capture.values())]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = [
-        "  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "─" * len(max(lines, key=len)))
+    rows = [_row(record) for record in capture.values()]
+    lines = text.table(head, rows, rule=True).splitlines()
     gates = len(capture.gates)
     lines.append(
         f"{len(capture.attention)} attention, {gates} {'gate' if gates == 1 else 'gates'}"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attnviz.errors import InputError
+from attnviz.token_places import RecordPlaces
 
 Grid = tuple[int, int]
 
@@ -98,6 +99,7 @@ class Record:
         edited: Whether `edit=` replaced the values.
         leaf: With `keep_graph=True`, what to differentiate by; see `gradient`.
         note: What else there is to say.
+        places: Which queries and keys are which places, where that is proven or was measured.
     """
 
     name: str
@@ -135,6 +137,7 @@ class Record:
     edited: bool = False
     leaf: Leaf | None = None
     note: str = ""
+    places: RecordPlaces | None = None
 
     @property
     def row_sums(self) -> Tensor | None:

@@ -132,7 +132,7 @@ def _sentence(line: str) -> str:
 
 
 def _say(program: str, message: str) -> int:
-    from attnviz.cli.tables import printable
+    from attnviz.text import printable
 
     print(f"{program}: {printable(message)}", file=sys.stderr)
     return 2

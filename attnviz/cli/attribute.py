@@ -13,6 +13,7 @@ import numpy as np
 
 from attnviz.attribution import attribute, methods
 from attnviz.cli.argument_types import whole, word
+from attnviz.cli.json_output import as_json
 from attnviz.cli.pairs import pairs, value
 from attnviz.cli.scoring import (
     add_runs,
@@ -28,11 +29,11 @@ from attnviz.cli.scoring import (
     summaries_of,
     with_columns,
 )
-from attnviz.cli.tables import as_json, table
 from attnviz.comparison.from_runs import grouping_of
 from attnviz.errors import InputError
 from attnviz.executors import spread
 from attnviz.runs import Run, amend_run, open_run
+from attnviz.text import table
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 
 from attnviz.cli.argument_types import file, seed, whole, word
-from attnviz.cli.tables import as_json, printable
+from attnviz.cli.json_output import as_json
 from attnviz.comparison import Comparison, compare
 from attnviz.comparison.inputs import open_runs
+from attnviz.text import printable
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

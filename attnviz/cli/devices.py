@@ -6,8 +6,8 @@ import argparse
 
 import torch
 
-from attnviz.cli.tables import first_line
 from attnviz.errors import InputError
+from attnviz.text import first_line
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from attnviz.cli.tables import as_json, table
+from attnviz.cli.json_output import as_json
 from attnviz.errors import InputError
 from attnviz.runs import Run, differing, open_run
+from attnviz.text import table
 
 _FACTS = ("variant", "seed", "dataset", "state")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
+from attnviz.cli.json_output import as_json
 from attnviz.cli.model_arguments import (
     FORMS,
     add_images,
@@ -16,7 +17,6 @@ from attnviz.cli.model_arguments import (
     model_of,
 )
 from attnviz.cli.scoring import as_images, rebuilt
-from attnviz.cli.tables import as_json
 from attnviz.diagnosis import Findings, diagnose, diagnose_run
 from attnviz.errors import InputError, unknown_name
 from attnviz.runs import Run, list_runs, open_run

@@ -6,8 +6,9 @@ import argparse
 from collections import Counter
 from typing import Any
 
-from attnviz.cli.tables import as_json, printable, table
+from attnviz.cli.json_output import as_json
 from attnviz.runs import STATES, Run, list_runs
+from attnviz.text import printable, table
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from attnviz.attribution import methods
 from attnviz.cli.argument_types import whole, word
+from attnviz.cli.json_output import as_json
 from attnviz.cli.scoring import (
     add_runs,
     as_images,
@@ -29,7 +30,6 @@ from attnviz.cli.scoring import (
     summaries_of,
     with_columns,
 )
-from attnviz.cli.tables import as_json
 from attnviz.comparison.from_runs import grouping_of
 from attnviz.comparison.text import records
 from attnviz.errors import InputError, unknown_name

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from attnviz.cli.tables import as_json, printable
+from attnviz.cli.json_output import as_json
 from attnviz.errors import RunError
 from attnviz.runs import SCHEMA, Run, list_runs, migrate_run
+from attnviz.text import printable
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from attnviz.cli.argument_types import size, whole, word
 from attnviz.cli.devices import add_device
 from attnviz.cli.pairs import pairs
-from attnviz.cli.tables import first_line
 from attnviz.errors import AttnvizError, InputError, RunError, unknown_name
 from attnviz.image_files import SUFFIXES, fitted, photograph
 from attnviz.models import build_model
+from attnviz.text import first_line
 
 FORMS = "module:callable, timm:name, torchvision:name, hf:folder or attnviz:name"
 

@@ -6,9 +6,9 @@ import argparse
 import sys
 
 from attnviz.cli.argument_types import file, word
-from attnviz.cli.tables import printable
 from attnviz.comparison.inputs import open_runs
 from attnviz.report import write_report
+from attnviz.text import printable
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

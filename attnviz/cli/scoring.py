@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from attnviz.cli.argument_types import seed
 from attnviz.cli.devices import add_device
-from attnviz.cli.tables import table
 from attnviz.comparison.from_runs import none_complete
 from attnviz.comparison.summary import summarised
 from attnviz.definitions import SHOWN_LEVELS
@@ -30,6 +29,7 @@ from attnviz.metrics import METRICS, baselines, localization
 from attnviz.models import rebuild_model
 from attnviz.models.pixels import as_input
 from attnviz.runs import Dataset, Run, list_runs
+from attnviz.text import table
 
 if TYPE_CHECKING:
     from pandas import DataFrame

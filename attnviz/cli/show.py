@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from attnviz.cli.json_output import as_json
 from attnviz.cli.ls import as_dict
-from attnviz.cli.tables import as_json, printable, table
 from attnviz.definitions import SHOWN_LEVELS
 from attnviz.runs import Run, flat, open_run
+from attnviz.text import printable, table
 
 _APART = ("metrics", "findings", "knockout")
 _SCORE = ("map", "metric", "mean", "low", "high", *SHOWN_LEVELS)

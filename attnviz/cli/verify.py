@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from attnviz.cli.tables import as_json, printable
+from attnviz.cli.json_output import as_json
 from attnviz.runs import list_runs, verify
+from attnviz.text import printable
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

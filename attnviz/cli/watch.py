@@ -20,9 +20,10 @@ from torch import Tensor
 from attnviz import maps
 from attnviz.capture import Capture, watch
 from attnviz.cli.argument_types import folder, word
+from attnviz.cli.json_output import as_json
 from attnviz.cli.model_arguments import FORMS, add_images, add_model, images_of, model_of
-from attnviz.cli.tables import as_json, printable
 from attnviz.errors import InputError
+from attnviz.text import printable
 
 _MOST_TILES = 400
 _MOST_COLUMNS = 13

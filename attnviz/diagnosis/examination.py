@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, TypeVar
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from attnviz.capture import Capture, Record, watch
+from attnviz.diagnosis.backward import Backward, differentiated
+from attnviz.diagnosis.calls import Call, Product, recorded_calls
 from attnviz.diagnosis.findings import Severity
 from attnviz.diagnosis.outputs import flat_output
 from attnviz.diagnosis.perturbation import (
@@ -32,11 +35,20 @@ Result = TypeVar("Result")
 FEW = 8
 """Images in the plain run, from which weights and gates are read."""
 
-_SOME = 3  # images in a run that only measures whether the output changes
+_SOME = 2  # images in a run that only measures whether the output changes
 _ZERO = 1e-3  # parameters this small at initialisation hide the branch that they scale
 _SMALL = 0.1
-_EACH, _MOST = 3, 24  # records edited one by one: of each source line, and in all
+DIFFERENT = 1e-3
+"""Relative difference between outputs that batch size and rounding do not explain."""
+
+_EACH, _MOST = 12, 16  # records edited one by one: of each source line, and in all
+_BRIGHT = 1000.0  # factor of images that drive every squashing function to its ends
+_TOGETHER = 8  # edits that share a forward pass
 _RANDOM = 1e-5  # two runs of the same operations on one machine agree to rounding
+
+
+Edit: TypeAlias = Callable[[Tensor], Tensor]
+"""From the weights or the scale of a record to the values that replace them."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,21 @@ class Run:
     def records(self) -> list[Record]:
         """The records in order."""
         return list(self.seen.values())
+
+
+@dataclass(frozen=True)
+class Calls:
+    """A run with its calls.
+
+    Attributes:
+        calls: Sigmoid, softmax and attention kernels, in order.
+        products: Products with a broadcast factor, in order.
+        output: `(b, n)`, None where the model failed.
+    """
+
+    calls: list[Call]
+    products: list[Product]
+    output: Tensor | None
 
 
 class Examination:
@@ -148,24 +175,109 @@ class Examination:
         return self.attempt(torch.cat([image, image.flip(-2)], 2))
 
     @cached_property
+    def extreme(self) -> Run:
+        """Two images, 1000 times as bright, and their negatives."""
+        image = self.few[:1] * _BRIGHT
+        return self.attempt(torch.cat([image, -image]))
+
+    @cached_property
+    def calls(self) -> Calls:
+        """The calls of sigmoid, softmax and attention kernels on `some`."""
+        return self.run_calls(self.some)
+
+    @cached_property
+    def extreme_calls(self) -> Calls:
+        """The same on images 1000 times as bright."""
+        return self.run_calls(self.some * _BRIGHT)
+
+    def run_calls(self, images: Tensor, replace: Mapping[int, Edit] | None = None) -> Calls:
+        """A run in which the results of some calls, by their numbers, are replaced."""
+        torch.manual_seed(0)
+        output = None
+        with recorded_calls(self.model, replace) as mode, suppress(Exception):
+            output = flat_output(functional_call(self.model, self.substitutes, (images,)))
+        return Calls(mode.calls, mode.products, output)
+
+    @cached_property
+    def backward(self) -> Backward | None:
+        """One backward pass on `some`; None where the model cannot be differentiated."""
+        try:
+            return differentiated(self.model, self.some, self.substitutes)
+        except RuntimeError:  # kernels without a derivative
+            return None
+
+    @cached_property
     def perturbed(self) -> Perturbed | None:
         """An image with perturbed patches under identity attention; None if that failed."""
-        return self.perturb()
-
-    def perturb(self, silent: int | None = None) -> Perturbed | None:
-        """The same, with the attention of one record (by its number) set to zero."""
-        images, places = perturb_patches(self.few[:1])
-        off = None if silent is None else self.editable.index(silent)
-        maps = {(one.shape[-2], one.shape[-1]) for _, one in self.attention() if one.shape}
-        with recorded_activations(self.model, images, maps) as activations:
-            identity = IdentityAttention(len(images), activations, off)
-            edits = {self.records[i].name: identity for i in self.editable}
-            records = self.attempt(images, edit=edits or None).records
-        if len(records) != len(self.records) or len(identity.moments) != len(self.editable):
+        images, _ = perturb_patches(self.few[:1])
+        run, (one,) = self._perturb([None])
+        if one is None or len(run.records) != len(self.records) or len(images) < 2:
             return None
+        return replace(one, records=run.records)
+
+    def silenced(self, numbers: Sequence[int]) -> dict[int, Perturbed]:
+        """The same with zero attention of one record, for each of some records.
+
+        Records whose run failed are left out.
+        """
+        found: dict[int, Perturbed] = {}
+        for some in _batches(numbers, self.separate):
+            _, runs = self._perturb([self.editable.index(i) for i in some])
+            found |= {i: one for i, one in zip(some, runs, strict=True) if one is not None}
+        return found
+
+    def _perturb(self, silent: Sequence[int | None]) -> tuple[Run, list[Perturbed | None]]:
+        images, places = perturb_patches(self.few[:1])
+        copies = len(silent)
+        maps = {(one.shape[-2], one.shape[-1]) for _, one in self.attention() if one.shape}
+        with recorded_activations(self.model, images, maps, copies=copies) as recorded:
+            identity = IdentityAttention(len(images), recorded[0], silent)
+            edits = {self.records[i].name: identity for i in self.editable}
+            run = self.attempt(images.repeat(copies, 1, 1, 1), edit=edits or None)
+        if len(identity.moments) != len(self.editable):
+            return run, [None] * copies
         moments = dict(zip(self.editable, identity.moments, strict=True))
-        blurred = len(activations) if identity.blurred is None else identity.blurred
-        return Perturbed(records, activations, moments, blurred, places)
+        gates = {self.editable[n]: change for n, change in identity.gates.items()}
+        blurred = len(recorded[0]) if identity.blurred is None else identity.blurred
+        return run, [
+            Perturbed(self.records, one, moments, blurred, places, gates) for one in recorded
+        ]
+
+    def changes(self, edits: Mapping[int, Edit]) -> dict[int, float]:
+        """Relative change of the output by an edit of one record, for each of some records.
+
+        Several edits share a batch, of which the first images stay plain for comparison. Records
+        whose edit failed are left out.
+        """
+        found = {}
+        for some in _batches(list(edits), self.separate):
+            copies = len(some) + 1
+            part = {
+                self.records[i].name: partial(_edit_copy, edits[i], n + 1, copies)
+                for n, i in enumerate(some)
+            }
+            output = self.attempt(self.some.repeat(copies, 1, 1, 1), edit=part).output
+            if output is None or len(output) != copies * len(self.some):
+                continue
+            plain, *others = output.chunk(copies)
+            for i, other in zip(some, others, strict=True):
+                found[i] = float((other - plain).norm() / plain.norm())
+        return found
+
+    @cached_property
+    def separate(self) -> bool:
+        """Whether images of one batch influence each other, so that edits need their own runs."""
+        leaks = not self.batch_difference <= DIFFERENT  # NaN too
+        return leaks or any(one.axis == "images" for one in self.tokens.values())
+
+    @cached_property
+    def batch_difference(self) -> float:
+        """The largest difference by the size of the batch, over the largest output."""
+        whole, part = self.base.output, self.fewer.output
+        if whole is None or part is None or whole.shape[1:] != part.shape[1:]:
+            return 0.0
+        scale = float(part.abs().max())
+        return float((whole[: len(part)] - part).abs().max()) / scale if scale else 0.0
 
     @cached_property
     def tokens(self) -> dict[int, Tokens]:
@@ -250,6 +362,21 @@ class Examination:
         if names == [one.origin for one in self.records][: len(names)]:
             return [*theirs, *[None] * (len(self.records) - len(theirs))]
         return [None] * len(self.records)
+
+
+def _edit_copy(edit: Edit, copy: int, copies: int, values: Tensor) -> Tensor:
+    """Edit one of the copies of the images in a batch; all of them if they cannot be told."""
+    if len(values) % copies:
+        return edit(values)
+    parts = list(values.chunk(copies))
+    parts[copy] = edit(parts[copy])
+    return torch.cat(parts)
+
+
+def _batches(numbers: Sequence[int], separate: bool) -> list[Sequence[int]]:
+    """Groups of records whose edits share a forward pass."""
+    size = 1 if separate else _TOGETHER
+    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
 
 
 def _substitute(parameter: Tensor) -> Tensor | None:

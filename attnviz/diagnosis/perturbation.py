@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,11 +34,13 @@ class Activation:
     """The change of one input or output of a module.
 
     Attributes:
+        module: The module's dotted name.
         grid: Its places; None for tokens, whose grid the shape does not tell.
         channels: How many features a place has.
         change: `(patches, features, h, w)` or `(patches, features, tokens)`: perturbed minus plain.
     """
 
+    module: str
     grid: Grid | None
     channels: int
     change: Tensor
@@ -52,7 +55,7 @@ class Activation:
         """The difference of two changes; None for tensors of another shape."""
         if self.change.shape != other.change.shape or self.grid != other.grid:
             return None
-        return Activation(self.grid, self.channels, self.change - other.change)
+        return Activation(self.module, self.grid, self.channels, self.change - other.change)
 
     def at(self, grid: Grid, prefix: int) -> Tensor | None:
         """`(patches, h, w)` on a grid, None if the tensor does not lie on it."""
@@ -76,6 +79,7 @@ class Perturbed:
         blurred: The number of activations before the first attention that could only be held, not
             replaced by the identity; later changes have spread.
         places: The patches, one `(y0, x0, y1, x1)` each, as shares of height and width.
+        gates: For each gate the change of its values, `(patches, c, h, w)`, by record number.
     """
 
     records: Sequence[Record]
@@ -83,6 +87,7 @@ class Perturbed:
     moments: Mapping[int, int]
     blurred: int
     places: Sequence[tuple[float, float, float, float]]
+    gates: Mapping[int, Tensor] = field(default_factory=dict)
 
     def before(self, number: int) -> Iterator[Activation]:
         """Activations before a record, the latest first."""
@@ -193,40 +198,55 @@ def _span(low: float, high: float, n: int, margin: int) -> slice:
 class IdentityAttention:
     """Edit that keeps places apart: attention becomes the identity, gates those of image 0.
 
-    Where queries lie on another grid than keys, each query gets the key at its own place.
+    Where queries lie on another grid than keys, each query gets the key at its own place. The batch
+    holds one or more copies of the plain and perturbed images; in each, the attention of one record
+    may be zero.
 
     Args:
-        images: How many there are, the plain one first.
+        images: Images in a copy, the plain one first.
         activations: The activations recorded so far.
-        silent: The record whose attention is set to zero, by its number among the edited.
+        silent: For each copy the record whose attention is zero, by its number among the edited.
 
     Attributes:
         moments: The number of activations before each edit.
+        gates: For each edit of a gate, by its number, the change of its own values.
         blurred: The number of activations before the first attention that was held instead.
     """
 
     def __init__(
-        self, images: int, activations: list[Activation], silent: int | None = None
+        self,
+        images: int,
+        activations: Sequence[Activation],
+        silent: Sequence[int | None] = (None,),
     ) -> None:
         self.images, self.activations, self.silent = images, activations, silent
         self.moments: list[int] = []
+        self.gates: dict[int, Tensor] = {}
         self.blurred: int | None = None
 
     def __call__(self, values: Tensor, record: Record) -> Tensor:
         """The values that replace the model's own."""
+        number = len(self.moments)
         self.moments.append(len(self.activations))
-        if len(self.moments) - 1 == self.silent:
-            return torch.zeros_like(values)
+        if record.kind == "gate":
+            if len(values) == self.images * len(self.silent):
+                self.gates[number] = values[1 : self.images].float() - values[:1].float()
+            return held(values, self.images, len(self.silent))
+        kept = self._identity(values, record)
+        for copy, zero in zip(kept.chunk(len(self.silent)), self.silent, strict=False):
+            if zero == number:
+                copy.zero_()
+        return kept
+
+    def _identity(self, values: Tensor, record: Record) -> Tensor:
         q, k = values.shape[-2:]
-        own = None
-        if record.kind == "attention" and q == k:
-            own = torch.arange(k)
-        elif record.kind == "attention" and record.windows is None:
+        own = torch.arange(k) if q == k else None
+        if own is None and record.windows is None:
             own = _own_keys(record, q, k)
         if own is None:
-            if record.kind == "attention" and self.blurred is None:
+            if self.blurred is None:
                 self.blurred = len(self.activations)
-            return held(values, self.images)
+            return held(values, self.images, len(self.silent)).clone()
         rows = torch.nn.functional.one_hot(own, k).to(values)
         return rows.expand_as(values).clone()
 
@@ -244,59 +264,63 @@ def _own_keys(record: Record, queries: int, keys: int) -> Tensor | None:
     return torch.cat([torch.arange(lead).clamp(max=keys - 1), places])
 
 
-def held(values: Tensor, images: int) -> Tensor:
+def held(values: Tensor, images: int, copies: int = 1) -> Tensor:
     """The first image's values for all images; windows of an image lie together."""
-    if values.shape[0] % images:
+    if values.shape[0] % (images * copies):
         return values
-    own = values.shape[0] // images
-    return values[:own].repeat(images, *(1,) * (values.dim() - 1))
+    own = values.shape[0] // (images * copies)
+    return values[:own].repeat(images * copies, *(1,) * (values.dim() - 1))
 
 
 @contextmanager
 def recorded_activations(
-    model: nn.Module, images: Tensor, besides: Collection[Grid] = ()
-) -> Iterator[list[Activation]]:
-    """Record the change of every input and output of a module, in order.
+    model: nn.Module, images: Tensor, besides: Collection[Grid] = (), *, copies: int = 1
+) -> Iterator[list[list[Activation]]]:
+    """Record the change of every input and output of a module, in order, for each copy.
 
     Args:
         model: Gets forward hooks, which are removed on exit.
-        images: The plain one first.
+        images: The images of one copy, the plain one first.
         besides: Queries × keys of its attention, which are no grids of places.
+        copies: How many times the batch holds these images.
     """
-    activations: list[Activation] = []
+    recorded: list[list[Activation]] = [[] for _ in range(copies)]
+    aspect, n = images.shape[-2] / images.shape[-1], len(images)
 
-    def record(value: Any) -> None:
+    def record(name: str, value: Any) -> None:
         if isinstance(value, Tensor):
-            activation = _activation(value, len(images), images.shape[-2] / images.shape[-1])
-            if activation is not None and activation.grid not in besides:
-                activations.append(activation)
+            if value.is_floating_point() and value.dim() in (3, 4) and len(value) == n * copies:
+                made = [_activation(name, part, aspect) for part in value.split(n)]
+                if made[0] is not None and made[0].grid not in besides:
+                    for to, one in zip(recorded, made, strict=True):
+                        to.extend([one] if one is not None else [])
         elif isinstance(value, tuple | list):
             for one in value:
-                record(one)
+                record(name, one)
 
     handles = []
-    for module in model.modules():
-        handles.append(module.register_forward_pre_hook(lambda _module, args: record(args)))
-        handles.append(module.register_forward_hook(lambda _module, _args, out: record(out)))
+    for name, module in model.named_modules():
+        before = partial(lambda name, _, args: record(name, args), name)
+        after = partial(lambda name, _, _args, out: record(name, out), name)
+        handles.append(module.register_forward_pre_hook(before))
+        handles.append(module.register_forward_hook(after))
     try:
-        yield activations
+        yield recorded
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _activation(x: Tensor, images: int, aspect: float) -> Activation | None:
-    if not x.is_floating_point() or x.shape[0] != images or x.dim() not in (3, 4):
-        return None
+def _activation(module: str, x: Tensor, aspect: float) -> Activation | None:
     change = x[1:].detach().float() - x[:1].detach().float()
     a, *rest = x.shape[1:]
     if x.dim() == 3:
-        return Activation(None, rest[0], change.transpose(1, 2))
+        return Activation(module, None, rest[0], change.transpose(1, 2))
     b, c = rest
     if _like(b, c, aspect) and not (_like(a, b, aspect) and abs(a - b) < abs(b - c)):
-        return Activation((b, c), a, change)
+        return Activation(module, (b, c), a, change)
     if _like(a, b, aspect):
-        return Activation((a, b), c, change.permute(0, 3, 1, 2))
+        return Activation(module, (a, b), c, change.permute(0, 3, 1, 2))
     return None  # heads × tokens × features, and the like
 
 

@@ -68,8 +68,8 @@ class Rule:
         method: How it is detected, with thresholds.
         find: The detector.
         subject: What it examines.
-        explained_by: Codes of findings at the same module (or at any module, for an observation
-            at `"model"`) of which this one is a consequence; it is then left out.
+        explained_by: Codes of findings at the same module (or at any module, if one of both is at
+            `"model"`) of which this one is a consequence; it is then left out.
         page: The page that explains it, relative to the repository's root; empty if none.
     """
 
@@ -210,7 +210,7 @@ def findings_of(subject: Subject, examined: Any) -> list[Finding]:
 def _explained(one: Finding, found: list[Finding]) -> bool:
     causes = named(one.code).explained_by
     return any(
-        other.code in causes and (one.where == "model" or other.where == one.where)
+        other.code in causes and ("model" in (one.where, other.where) or other.where == one.where)
         for other in found
     )
 

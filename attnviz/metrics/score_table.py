@@ -13,6 +13,7 @@ from attnviz.errors import unknown_name
 from attnviz.metrics.options import Options
 from attnviz.metrics.reasons import Reason
 from attnviz.metrics.registry import METRICS
+from attnviz.text import table
 
 
 class ScoreTable(dict[str, Tensor]):
@@ -76,14 +77,16 @@ class ScoreTable(dict[str, Tensor]):
         }
 
     def __repr__(self) -> str:
-        head = f"{'metric':<24} {'mean':>8} {'95 % interval':>17}  scored"
-        lines = [head, "─" * len(head)]
+        tau = self.thresholds
+        head = ("metric", "mean", "95 % interval", "scored", *(["τ"] if tau else []))
+        rows = []
         for key, row in self.summary().items():
-            tau = f"  τ {self.thresholds[key]:.4g}" if key in self.thresholds else ""
-            ends = f"{row['low']:7.4f} to {row['high']:.4f}" if row["low"] == row["low"] else "–"
-            counted = f"{row['valid']} of {row['n']}"
-            lines.append(f"{key:<24} {row['mean']:8.4f} {ends:>17}  {counted}{tau}")
-        return "\n".join([*lines, *self._missing()])
+            known = row["low"] == row["low"]
+            ends = f"{row['low']:.4f} to {row['high']:.4f}" if known else ""
+            shown = f"{tau[key]:.4g}" if key in tau else ""
+            line = (key, f"{row['mean']:.4f}", ends, f"{row['valid']} of {row['n']}", shown)
+            rows.append(line[: len(head)])
+        return "\n".join([table(head, rows, right=(1, 2), rule=True), *self._missing()])
 
     def _missing(self) -> list[str]:
         return [

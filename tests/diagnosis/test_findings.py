@@ -20,7 +20,7 @@ def three() -> Findings:
         [
             finding("nothing-seen", "model"),
             finding("temperature", "a", scale=1.0, ratio=4.0, d_k=16, word="sharper"),
-            finding("not-applied", "b"),
+            finding("not-applied", "b", change=0.0),
             finding("temperature", "c", scale=1.0, ratio=4.0, d_k=16, word="sharper"),
         ],
         name="net",

@@ -359,8 +359,8 @@ def test_a_table_prints_means_and_why_images_are_missing() -> None:
     assert table.summary()["max_iou"]["valid"] == 2
     assert table.thresholds == {"max_iou": 0.25}
     lines = repr(table).splitlines()
-    assert lines[0].split() == ["metric", "mean", "95", "%", "interval", "scored"]
-    assert lines[3].endswith("2 of 4  τ 0.25")
+    assert lines[0].split() == ["metric", "mean", "95", "%", "interval", "scored", "τ"]
+    assert lines[3].endswith("2 of 4  0.25")
     assert lines[4:] == ["1 × the mask is empty", "1 × the map holds NaN"]
     with pytest.raises(InputError, match="unknown metric 'iou'"):
         table.why("iou")

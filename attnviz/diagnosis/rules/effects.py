@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from attnviz.capture import Record
-from attnviz.diagnosis.examination import Examination
+from attnviz.diagnosis.examination import Edit, Examination
 from attnviz.diagnosis.registry import Observation, observed, rule
 
 NOTHING = 1e-6
@@ -34,9 +34,10 @@ LITTLE = 1e-3
     f"factors, and the output changes by less than {NOTHING:g} of itself. In models not known to "
     "be trained, parameters that are all zero are replaced by small numbers first, so that "
     "zero-initialised branches are not named.",
+    explained_by=("not-applied", "batch-attention", "output-constant"),
 )
 def no_effect(case: Examination) -> Iterator[Observation]:
-    for number, change in _changes(case).items():
+    for number, change in measured_changes(case).items():
         if change < NOTHING:
             yield observed(case.records[number].name, change=change)
 
@@ -60,14 +61,13 @@ def unfaithful(case: Examination) -> Iterator[Observation]:
     plain = case.fewer.output
     if not case.trained or plain is None or len(case.some) < 2:
         return
-    between = float((plain - plain.roll(1, 0)).norm())
-    for number, change in _changes(case).items():
-        record = case.records[number]
-        if record.kind != "attention" or change < NOTHING or not between:
-            continue
-        other = _relative_change(case, number, uniform)
-        if other is not None and other * float(plain.norm()) / between < LITTLE:
-            yield observed(record.name, change=other * float(plain.norm()) / between)
+    between = float((plain - plain.roll(1, 0)).norm() / plain.norm())
+    changes = measured_changes(case)
+    used = [i for i, change in changes.items() if change >= NOTHING]
+    attention = [i for i in used if case.records[i].kind == "attention"]
+    for i, change in case.changes(dict.fromkeys(attention, uniform)).items() if between else ():
+        if change / between < LITTLE:
+            yield observed(case.records[i].name, change=change / between)
 
 
 def single_keys(weights: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def uniform(weights: Tensor) -> Tensor:
     return allowed / allowed.sum(-1, keepdim=True).clamp_min(1)
 
 
-def _changes(case: Examination) -> dict[int, float]:
+def measured_changes(case: Examination) -> dict[int, float]:
     """Relative change of the output under replaced weights or gates, by record number."""
     return case.cached(_measure_changes)
 
@@ -102,24 +102,8 @@ def _measure_changes(case: Examination) -> dict[int, float]:
     plain = case.fewer.output
     if plain is None or case.is_random or not bool(plain.isfinite().all()) or not plain.any():
         return {}
-    found = {}
-    for number in case.chosen:
-        change = _relative_change(case, number, _other_values(case.records[number]))
-        if change is not None:
-            found[number] = change
-    return found
+    return case.changes({i: _other_values(case.records[i]) for i in case.chosen})
 
 
-def _other_values(record: Record) -> Callable[[Tensor], Tensor]:
+def _other_values(record: Record) -> Edit:
     return randomly_scaled if record.kind == "gate" else single_keys
-
-
-def _relative_change(
-    case: Examination, number: int, edit: Callable[[Tensor], Tensor]
-) -> float | None:
-    """The relative change of the output, None if the edit could not be made."""
-    plain = case.fewer.output
-    run = case.attempt(case.some, edit={case.records[number].name: edit})
-    if plain is None or run.output is None or run.output.shape != plain.shape:
-        return None
-    return float((run.output - plain).norm() / plain.norm())

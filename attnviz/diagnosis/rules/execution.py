@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from attnviz.capture import Record
-from attnviz.diagnosis.examination import Examination
+from attnviz.diagnosis.examination import DIFFERENT, Examination
 from attnviz.diagnosis.registry import Observation, observed, rule
-
-DIFFERENT = 1e-3
-"""Relative difference between outputs that batch size and rounding do not explain."""
 
 _FLOAT16 = 65504.0
 
@@ -155,20 +151,8 @@ def _largest_logit(record: Record) -> float:
     explained_by=("batch-attention", "gate-over-batch", "wrong-axis"),
 )
 def batch_leak(case: Examination) -> Iterator[Observation]:
-    whole, part = case.base.output, case.fewer.output
-    if whole is None or part is None or case.is_random:
-        return
-    difference = relative(part, whole[: len(part)])
-    if difference > DIFFERENT:
-        yield observed("model", difference=difference)
-
-
-def relative(one: Tensor, other: Tensor) -> float:
-    """The largest difference over the largest value; 0 for tensors of different shapes."""
-    if one.shape != other.shape or not one.numel():
-        return 0.0
-    scale = float(other.abs().max())
-    return float((one - other).abs().max()) / scale if scale else 0.0
+    if not case.is_random and case.batch_difference > DIFFERENT:
+        yield observed("model", difference=case.batch_difference)
 
 
 @rule(

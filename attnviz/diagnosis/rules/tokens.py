@@ -150,16 +150,27 @@ def scrambled_tokens(case: Examination) -> Iterator[Observation]:
     explained_by=("scrambled-tokens", "no-effect"),
 )
 def scrambled_output(case: Examination) -> Iterator[Observation]:
+    silenced = silenced_runs(case)
     for i, (perturbed, region) in _regions(case).items():
-        kept = _tokens_kept(perturbed.records[i], region)
-        if i not in case.chosen or (kept is not None and kept < KEPT):
+        if i not in silenced:
             continue
-        silent = case.perturb(silent=i)
-        if silent is None:
-            continue
-        share = _lowest(_branch(perturbed, silent, i), region)
+        share = _lowest(_branch(perturbed, silenced[i], i), region)
         if share is not None and share < KEPT:
             yield observed(perturbed.records[i].name, share=share)
+
+
+def silenced_runs(case: Examination) -> dict[int, Perturbed]:
+    """The runs with zero attention of one record, for the records that are edited one by one."""
+    return case.cached(_silence)
+
+
+def _silence(case: Examination) -> dict[int, Perturbed]:
+    if case.perturbed is None:
+        return {}
+    apart = ("channels", "swapped", "images")
+    return case.silenced(
+        [i for i in case.chosen if i in case.tokens and case.tokens[i].axis not in apart]
+    )
 
 
 def _regions(case: Examination) -> dict[int, tuple[Perturbed, Tensor]]:

@@ -225,23 +225,6 @@ def temperature(case: Examination) -> Iterator[Observation]:
         yield observed(record.name, word=word, scale=scale, ratio=ratio, d_k=record.d_k)
 
 
-@rule(
-    code="not-applied",
-    severity="error",
-    summary="Weights are computed and not used.",
-    meaning="weights are computed and not used: nothing is multiplied by them",
-    remedy="use what was computed: out = weights @ v, x = x * gate, and return it",
-    appearance="A plausible heatmap of something that the model does not use.",
-    cause="`weights` was returned for drawing while the output was computed without them, or a "
-    "name was assigned twice.",
-    method="A softmax over q · k, or a sigmoid of a gate's shape, that never meets data in a "
-    "product. Exact. A warning for a gate.",
-)
-def not_applied(case: Examination) -> Iterator[Observation]:
-    for record in case.base.seen.unused:
-        yield observed(record.name, None if record.kind == "attention" else "warning")
-
-
 def normalised(record: Record) -> bool:
     """Whether queries or keys have one fixed length."""
     return any(_fixed_length(x) for x in (record.query, record.key) if x is not None)

@@ -114,6 +114,57 @@ class HalfCBAM(CBAM):
         super().__init__(no_spatial)
 
 
+class TwoSigmoids(ChannelGate):
+    """A sigmoid of a sigmoid."""
+
+    def gate(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid().sigmoid()
+
+
+class Inverted(ChannelGate):
+    """One minus the gate."""
+
+    def gate(self, logits: Tensor) -> Tensor:
+        return 1 - logits.sigmoid()
+
+
+class NoSigmoid(ChannelGate):
+    """The logits in the place of the gate."""
+
+    def gate(self, logits: Tensor) -> Tensor:
+        return logits
+
+
+class SpatialGate(nn.Module):
+    """A gate over places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(C, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.placed(self.conv(x).sigmoid())
+
+    def placed(self, gate: Tensor) -> Tensor:
+        return gate
+
+
+class Transposed(SpatialGate):
+    """Rows and columns of the gate are swapped."""
+
+    def placed(self, gate: Tensor) -> Tensor:
+        return gate.transpose(2, 3)
+
+
+class OnEveryOther(SpatialGate):
+    """The gate is written into a new tensor, place by place."""
+
+    def placed(self, gate: Tensor) -> Tensor:
+        out = torch.zeros_like(gate)
+        out.view(-1).index_put_((torch.arange(gate.numel()),), gate.reshape(-1))
+        return out
+
+
 GATES: dict[str, Twin] = {
     "softmax over the batch as gate": layer_twin(
         "gate-over-batch", "error", OverBatch, ChannelGate, "gate"
@@ -132,6 +183,13 @@ GATES: dict[str, Twin] = {
     "gate without input": layer_twin(
         "gate-blind", "warning", Blind, ChannelGate, "pool", trained=True
     ),
-    "gate not returned": layer_twin("no-effect", "error", NotReturned, ChannelGate),
+    "gate not returned": layer_twin("not-applied", "error", NotReturned, ChannelGate),
+    "sigmoid twice": layer_twin("double-sigmoid", "error", TwoSigmoids, ChannelGate, "gate"),
+    "gate inverted": layer_twin("gate-inverted", "warning", Inverted, ChannelGate, "gate"),
+    "no sigmoid": layer_twin("missing-sigmoid", "warning", NoSigmoid, ChannelGate, "gate"),
+    "gate transposed": layer_twin("gate-misplaced", "error", Transposed, SpatialGate, "placed"),
+    "gate written into a tensor": layer_twin(
+        "not-followed", "note", OnEveryOther, SpatialGate, "placed"
+    ),
     "spatial half off": layer_twin("nothing-spatial", "warning", HalfCBAM, CBAM, "__init__"),
 }

@@ -140,7 +140,7 @@ def _of_masks(model: nn.Module) -> Findings:
     """With a white patch in every image, as the mask shows."""
     clean = noise(32) * 0.3
     images, masks, _ = inject_patch(clean, size=8, seed=3)
-    return diagnose(model, images, masks, trained=True)
+    return diagnose(model.eval(), images, masks, trained=True)
 
 
 def _mask_twin(code: str, faulty: type[Bright]) -> Twin:

@@ -1,0 +1,206 @@
+"""Whether information about the image reaches the output, and by which tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from attnviz.capture import Record
+from attnviz.diagnosis.examination import Examination
+from attnviz.diagnosis.perturbation import Perturbed
+from attnviz.diagnosis.registry import Observation, observed, rule
+from attnviz.diagnosis.rules.tokens import silenced_runs
+
+CONSTANT = 1e-6
+"""Spread of the output over images, relative to its size, below which it is constant."""
+
+_FEWEST = 4  # tokens below which a mask or a single token says nothing
+_NOTHING = 1e-9  # part of the largest gradient or change that counts as none
+
+
+@rule(
+    code="class-token-blind",
+    severity="error",
+    summary="The class token attends to no place.",
+    meaning="in all {layers} layers the class token gives the places a weight of {largest:.1g} at "
+    "most: what is read from it cannot depend on the image",
+    evidence={
+        "layers": "number of attentions with a class token",
+        "largest": "largest weight of the class token on a place",
+    },
+    remedy="remove the causal mask (is_causal=True, attn_mask=tril): tokens of an image have no "
+    "order; or put the class token last",
+    appearance="The class token's row is black.",
+    cause="A causal or next-token mask of a language model was left in; the class token comes "
+    "first and sees itself only.",
+    method="The class token's weight on every place is zero, in every head, image and layer, and "
+    "the output has a gradient by it.",
+)
+def class_token_blind(case: Examination) -> Iterator[Observation]:
+    with_token = [
+        record for _, record in case.attention()
+        if record.prefix and record.weights is not None and record.windows is None
+        and record.weights.shape[-1] >= record.prefix + _FEWEST
+    ]  # fmt: skip
+    rows = [one.weights[:, :, 0, one.prefix :] for one in with_token if one.weights is not None]
+    largest = max((float(row.abs().max()) for row in rows), default=1.0)
+    if with_token and largest == 0 and _reads_first(case, with_token[0].prefix):
+        yield observed(with_token[0].name, layers=len(with_token), largest=largest)
+
+
+@rule(
+    code="causal-mask",
+    severity="warning",
+    summary="Places attend to earlier places only.",
+    meaning="every query gives all {keys} keys behind it a weight of 0: a causal mask, in an order "
+    "that places of an image do not have",
+    evidence={"keys": "number of keys"},
+    remedy="remove is_causal=True or the triangular attn_mask, unless the model generates the "
+    "image token by token",
+    appearance="Bright at the top left, and every row of the image brighter than the next.",
+    cause="A block of a language model, or a next-token mask that was left in.",
+    method="All weights above the diagonal are zero, in every head and image, and below it are "
+    "not.",
+    explained_by=("class-token-blind",),
+)
+def causal_mask(case: Examination) -> Iterator[Observation]:
+    for i, record in case.attention():
+        weights = record.weights
+        if weights is None or weights.shape[-1] != weights.shape[-2] or record.windows:
+            continue
+        keys = weights.shape[-1]
+        if keys < _FEWEST or case.tokens[i].axis in ("channels", "swapped", "images"):
+            continue
+        if not bool(weights.triu(1).any()) and bool(weights.tril(-1).any()):
+            yield observed(record.name, keys=keys)
+
+
+@rule(
+    code="head-token",
+    severity="error",
+    summary="The head reads one token that is not the class token.",
+    meaning="the output depends on token {token} of {tokens} alone, which is {word}",
+    evidence={"token": "number of the token, from 0", "tokens": "number of tokens"},
+    remedy="read the class token, x[:, 0], or the mean over places, x[:, prefix:].mean(1)",
+    appearance="The class token's row shows what the head does not read; the row of one place is "
+    "what counts.",
+    cause="An index that is off by one, `x[:, -1]` of a language model, or a class token that was "
+    "removed while the head still reads `x[:, 0]`.",
+    method="One backward pass: of the tokens of the last layer a single one has a gradient. Its "
+    "key in the first layer differs between images, so that it is a place (an error), or it is "
+    "not the first of the tokens that do not (a register token, a warning).",
+)
+def head_token(case: Examination) -> Iterator[Observation]:
+    first = next((one for _, one in case.attention() if one.key is not None), None)
+    if case.backward is None or first is None or first.key is None or first.windows is not None:
+        return
+    n = first.key.shape[-2]
+    last = next(
+        ((name, energy) for name, energy in reversed(case.backward.tokens)
+         if energy.shape[1] == n >= _FEWEST), None
+    )  # fmt: skip
+    if last is None:
+        return
+    name, energy = last
+    read = (energy > _NOTHING * energy.max()).any(0).nonzero().flatten().tolist()
+    if len(read) != 1:
+        return
+    constant = _constant_tokens(first.key)
+    (token,) = read
+    if token not in constant:
+        yield observed(name, token=token, tokens=n, word="a place of the image")
+    elif token != constant[0]:
+        yield observed(name, "warning", token=token, tokens=n, word="a register token")
+
+
+@rule(
+    code="no-residual",
+    severity="warning",
+    summary="There is no residual connection around the attention.",
+    meaning="with zero attention nothing of the image passes this layer: {share:.0%} of a "
+    "perturbation is left behind it",
+    evidence={"share": "change behind the layer with zero attention over that before it, 0 to 1"},
+    remedy="add the input: x = x + attention(norm(x))",
+    appearance="That of a layer which must copy what it would keep: diagonal, or uniform in deep "
+    "layers.",
+    cause="`x = attention(x)` instead of `x = x + attention(x)`. Each layer averages its tokens, "
+    "and after a few they are all alike.",
+    method="An image patch is perturbed twice, with the attention as identity and with zero "
+    "attention. With zero attention no activation between this attention and the next one "
+    "changes. Judged for attention with as many queries as keys or more.",
+    explained_by=("not-applied", "no-effect"),
+)
+def no_residual(case: Examination) -> Iterator[Observation]:
+    perturbed = case.perturbed
+    for i, silent in silenced_runs(case).items():
+        record = case.records[i]
+        if perturbed is None or record.how == "pooled" or len(record.shape) < 2:
+            continue
+        if record.shape[-2] < max(_FEWEST, record.shape[-1]):
+            continue
+        before = _largest(one.change for one in perturbed.before(i))
+        behind = _behind(silent, i, record)
+        if before > 0 and behind is not None and behind <= _NOTHING * before:
+            yield observed(record.name, share=behind / before)
+
+
+@rule(
+    code="output-constant",
+    severity="error",
+    summary="The output is the same for every image.",
+    meaning="the output is the same for all images: it varies by {spread:.1g} of its size between "
+    "{images} of them",
+    evidence={
+        "spread": "largest difference between images over the largest output",
+        "images": "number of images",
+    },
+    remedy="follow the features to the head: weights that are zero, a token that sees no place, a "
+    "branch that is not connected, an activation that is zero everywhere",
+    appearance="Any: a map says nothing about a constant.",
+    cause="Weights of zero, a class token that sees no place, features that are not passed on, or "
+    "dead activations.",
+    method=f"The spread is below {CONSTANT:g}, while the images differ. In models not known to be "
+    "trained, parameters that are zero are replaced first.",
+    explained_by=("class-token-blind", "not-finite", "gate-closed"),
+)
+def output_constant(case: Examination) -> Iterator[Observation]:
+    output = case.base.output
+    if output is None or len(output) < 2 or not case.is_finite:
+        return
+    if bool((case.few == case.few[:1]).all()):
+        return
+    scale = float(output.abs().max())
+    spread = float((output - output[:1]).abs().max()) / scale if scale else 0.0
+    if spread < CONSTANT:
+        yield observed("model", spread=spread, images=len(output))
+
+
+def _reads_first(case: Examination, prefix: int) -> bool:
+    """Whether the output depends on the first token behind the last layer; True if unknown."""
+    if case.backward is None:
+        return True
+    last = next((one for _, one in reversed(case.backward.tokens) if one.shape[1] > prefix), None)
+    return last is None or bool((last[:, 0] > _NOTHING * last.max()).any())
+
+
+def _constant_tokens(key: Tensor) -> list[int]:
+    """Tokens whose keys do not differ between images: class and register tokens."""
+    spread = (key.float() - key[:1].float()).abs().amax((0, 1, 3))
+    size = key.float().abs().amax((0, 1, 3)).clamp_min(1e-30)
+    return (spread < 1e-5 * size).nonzero().flatten().tolist()
+
+
+def _behind(silent: Perturbed, number: int, record: Record) -> float | None:
+    """The largest change behind an attention and outside its module; None if nothing is there."""
+    own = record.name.partition("#")[0]
+    outside = [
+        one.change for one in silent.after(number)
+        if one.module != own and not one.module.startswith(f"{own}.")
+    ]  # fmt: skip
+    return _largest(outside) if outside else None
+
+
+def _largest(changes: Iterator[Tensor] | list[Tensor]) -> float:
+    return max((float(torch.as_tensor(one).abs().max()) for one in changes), default=0.0)

@@ -1,0 +1,168 @@
+"""Forward passes with attention replaced: the queries and keys of every record, nothing mixed.
+
+Without attention a token depends on its own place alone, however deep it lies: what is left of a
+block works on each token by itself, or on its neighbours.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attnviz.capture import Record, watch
+
+Given = Callable[[Any], Any]
+"""From images to what the model is called with."""
+
+
+class Sides(NamedTuple):
+    """Queries and keys of one record, `(b, heads, tokens, d)`; None where they are not at hand."""
+
+    queries: Tensor | None
+    keys: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What one unchanged forward pass says of a record.
+
+    Attributes:
+        kind: `"attention"` or `"gate"`.
+        shape: Of its weights.
+        masked: `(b, k)`, keys that get exactly nothing from every query and head.
+        fixed: Why it cannot be replaced, if so.
+        grid: The grid that its windows were cut from, where the watch saw that.
+        cells: For each token of an image's windows its cell.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    masked: Tensor | None = None
+    fixed: str = ""
+    grid: tuple[int, ...] | None = None
+    cells: tuple[int, ...] = ()
+
+
+class Probe:
+    """Runs one model with its attention replaced.
+
+    Attributes:
+        facts: What the unchanged pass showed, by record.
+        matrices: By record, what stands in the place of its attention, `(q, k)` or `(b, 1, q, k)`;
+            zeros where nothing does.
+        passes: Forward passes so far.
+        output: What the model put out in the latest pass.
+        random: Whether the model drew random numbers.
+    """
+
+    def __init__(self, model: nn.Module, given: Given) -> None:
+        self.model = model
+        self.given = given
+        self.facts: dict[str, Facts] = {}
+        self.matrices: dict[str, Tensor] = {}
+        self.passes = 0
+        self.output: Any = None
+        self.random = False
+        self._gates: dict[str, Tensor] = {}
+        self._state = random_state()
+
+    def unchanged(self, images: Any) -> None:
+        """One pass as it is: learn which records there are."""
+        with self._watched(reduce={"masked": _masked}) as seen:
+            self._run(self.given(images))
+        self.random = not same_state(self._state, random_state())
+        for name, record in seen.items():
+            masked, windows = record.reduced.get("masked"), record.windows
+            cells = () if windows is None else tuple(windows.cells.flatten().tolist())
+            fixed = "" if record.shape else record.note or "it holds no weights"
+            grid = None if windows is None else tuple(windows.grid)
+            self.facts[name] = Facts(record.kind, tuple(record.shape), masked, fixed, grid, cells)
+
+    def tokens(self, images: Any, args: Any = None) -> dict[str, Sides]:
+        """The queries and keys of every record, with attention replaced.
+
+        Args:
+            images: The images.
+            args: What to call the model with instead of what is made of them.
+        """
+        found: dict[str, Sides] = {}
+        edits = {
+            name: self._edit(name, found) for name, fact in self.facts.items() if not fact.fixed
+        }
+        with self._watched(edit=edits, operands=True, reduce={"nothing": lambda record: None}):
+            self.output = self._run(self.given(images) if args is None else args)
+        return found
+
+    def _edit(self, name: str, found: dict[str, Sides]) -> Callable[[Tensor, Record], Tensor]:
+        def replaced(values: Tensor, record: Record) -> Tensor:
+            if record.kind == "gate":
+                return self._gates.setdefault(name, values.detach().clone())
+            found[name] = Sides(_copy(record.query), _copy(record.key))
+            matrix = self.matrices.get(name)
+            if matrix is None:
+                return torch.zeros_like(values)
+            return matrix.to(values).expand_as(values).clone()
+
+        return replaced
+
+    def _run(self, args: Any) -> Any:
+        self.passes += 1
+        set_random_state(self._state)
+        if isinstance(args, Mapping):
+            return self.model(**args)
+        return self.model(*args) if isinstance(args, tuple) else self.model(args)
+
+    @contextmanager
+    def _watched(self, **options: Any) -> Iterator[Any]:
+        with torch.no_grad(), _uncast(self.model), watch(self.model, empty=True, **options) as seen:
+            yield seen
+
+
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().clone()
+
+
+def _masked(record: Record) -> Tensor | None:
+    weights = record.weights
+    return None if weights is None or weights.dim() != 4 else (weights == 0).all(1).all(1)
+
+
+def _uncast(model: nn.Module) -> AbstractContextManager[Any]:
+    """Autocast off: places do not depend on it, and are found more exactly without."""
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    if not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def random_state() -> tuple[Any, ...]:
+    """The states of all generators that a model may draw from."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    drawn = np.random.get_state()  # noqa: NPY002 - the generator that models draw from
+    return torch.get_rng_state(), cuda, random.getstate(), drawn
+
+
+def same_state(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether no number was drawn by torch or numpy between two states.
+
+    Python's own generator is left out: checks of types at run time draw from it.
+    """
+    on_cuda = one[1] is None or all(map(torch.equal, one[1], other[1]))
+    drawn = all(np.array_equal(a, b) for a, b in zip(one[3], other[3], strict=True))
+    return torch.equal(one[0], other[0]) and on_cuda and drawn
+
+
+def set_random_state(state: Sequence[Any]) -> None:
+    """Put all generators back into a state."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state_all(state[1])
+    random.setstate(state[2])
+    np.random.set_state(state[3])  # noqa: NPY002 - as above

@@ -1,0 +1,237 @@
+"""From measured positions to the cells of the grid that they form.
+
+Nothing is assumed of the order of tokens. A full grid is found by rank: sorted along each axis, the
+tokens fall into equal groups, and a grid is right if every cell then holds exactly one token and
+the groups lie where its rows and columns do. Where only some cells are there (a masked
+autoencoder's), the coarsest grid is taken on whose centres all of them lie.
+
+A token that sees far sees less beyond the border, where the image ends, and its measured position
+moves inwards: rows and columns are expected at the mean of a normal distribution that is cut off
+there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FARTHEST = 0.45
+"""The largest distance from a cell's centre, in cells, at which a token is given a place."""
+
+_SHIFT = 0.55  # cells: strided convolutions see up to half a cell above and to the left
+_CLOSEST = 0.3  # cells between two rows: those at the border draw near to each other
+_MANY = 16  # tokens whose distances can be compared with the noise
+_EXCESS = 0.1  # square cells
+_FEWEST = 8  # tokens that can tell a grid of which they are a part
+_FINEST = 64  # sides of a grid of which only some cells are there
+
+
+Ranks = dict[tuple[int, int], tuple[Tensor, float] | None]
+"""By axis and number of rows, the row of each token; None where they form no such rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapped:
+    """Tokens on a grid.
+
+    Attributes:
+        grid: Its sides; None where none was found.
+        cell: For each token its cell, row by row.
+        error: The largest distance of a token from where its row and column lie, in cells.
+        reason: Why there is none.
+    """
+
+    grid: tuple[int, ...] | None
+    cell: tuple[int, ...] = ()
+    error: float = math.nan
+    reason: str = ""
+
+
+def snapped(points: Tensor, spread: Sequence[float]) -> Snapped:
+    """Find the grid that some points form.
+
+    Args:
+        points: `(tokens, axes)`, positions from 0 to 1.
+        spread: By axis the standard deviation of what a token sees.
+    """
+    grids, known = _factors(len(points), points.shape[1]), Ranks()
+    found = [one for grid in grids if (one := _full(points, grid, spread, known))]
+    if not found:
+        part = _part(points)
+        found = [] if part is None else [part]
+    found.sort(key=lambda one: one.error)
+    if not found:
+        return Snapped(None, reason="the measured positions form no grid")
+    if len(found) > 1 and found[1].error < 2 * found[0].error:
+        grids_ = " and ".join("×".join(map(str, one.grid or ())) for one in found[:2])
+        return Snapped(None, reason=f"the measured positions fit the grids {grids_}")
+    return found[0]
+
+
+def agrees(
+    points: Tensor,
+    fields: Tensor,
+    spread: Sequence[float],
+    grid: tuple[int, ...],
+    cell: Tensor,
+) -> Snapped | None:
+    """Whether noisy positions agree with cells that are expected, None where they do not.
+
+    Rows and columns, each taken as a whole, have to lie where they are expected. Of single tokens
+    nine in ten have to lie within half a cell of their own and none farther than one and a half; or
+    their distances are no larger than the noise, which shows in how much the noise fields differ:
+    an order that is wrong for a tenth of the tokens moves these by a cell at least.
+
+    Args:
+        points: `(tokens, axes)`, positions from 0 to 1.
+        fields: `(fields, tokens, axes)`, the same from each noise field alone.
+        spread: By axis the standard deviation of what a token sees.
+        grid: The expected grid.
+        cell: For each token its expected cell.
+    """
+    if len(cell) != len(points):
+        return None
+    rest, far = cell, torch.zeros(len(points), dtype=points.dtype)
+    error, excess = 0.0, 0.0
+    for axis in reversed(range(len(grid))):
+        side = grid[axis]
+        index, rest = rest % side, rest // side
+        shift = float((points[:, axis] * side - 0.5 - index).median())
+        off = (points[:, axis] - _lines(side, shift, spread[axis])[index]) * side
+        if abs(shift) > _SHIFT:
+            return None
+        sums = torch.zeros(side, dtype=off.dtype).index_add_(0, index, off)
+        error = max(error, float((sums / index.bincount(minlength=side).clamp_min(1)).abs().max()))
+        if error > FARTHEST:
+            return None
+        far = torch.maximum(far, off.abs())
+        excess = max(excess, float(off.square().mean()) - _noise(fields[..., axis] * side))
+    near = float((far < 0.5).double().mean()) >= 0.9 and float(far.max()) <= 1.5
+    if not near and (len(points) < _MANY or excess > _EXCESS):
+        return None
+    if len(cell.unique()) != len(cell):
+        return None
+    return Snapped(grid, tuple(cell.tolist()), error)
+
+
+def _noise(fields: Tensor) -> float:
+    """The variance of the mean over noise fields, from how much they differ."""
+    if len(fields) < 2:
+        return 0.0
+    return float(fields.var(0).mean()) / len(fields)
+
+
+def row_by_row(count: int, axes: int) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """All grids of so many cells, with the cells in their own order."""
+    for grid in _factors(count, axes):
+        yield grid, torch.arange(count)
+
+
+def _lines(side: int, shift: float, spread: float) -> Tensor:
+    """Where the rows of a grid are measured, 0 to 1, given how far each token sees.
+
+    The mean of a normal distribution between 0 and 1, `μ + σ (φ(a) − φ(b)) / (Φ(b) − Φ(a))`.
+    """
+    middle = (torch.arange(side, dtype=torch.float64) + 0.5 + shift) / side
+    if spread < 1e-6:
+        return middle
+    low, high = -middle / spread, (1 - middle) / spread
+    density = (-low.square() / 2).exp() - (-high.square() / 2).exp()
+    inside = (torch.erf(high / math.sqrt(2)) - torch.erf(low / math.sqrt(2))) / 2
+    return middle + spread * density / (math.sqrt(2 * math.pi) * inside.clamp_min(1e-12))
+
+
+def _factors(count: int, axes: int) -> Iterator[tuple[int, ...]]:
+    """All grids of so many cells."""
+    if axes == 1:
+        yield (count,)
+        return
+    for side in range(1, count + 1):
+        if count % side == 0:
+            for rest in _factors(count // side, axes - 1):
+                yield (side, *rest)
+
+
+def _full(
+    points: Tensor, grid: tuple[int, ...], spread: Sequence[float], known: Ranks
+) -> Snapped | None:
+    """The points as all cells of a grid, None where they are not."""
+    ranked: list[tuple[Tensor, float]] = []
+    for axis, side in enumerate(grid):
+        if (axis, side) not in known:
+            known[axis, side] = _ranked(points[:, axis], side, spread[axis])
+        one = known[axis, side]
+        if one is None:
+            return None
+        ranked.append(one)
+    index = torch.zeros(len(points), dtype=torch.long)
+    for side, (rank, _) in zip(grid, ranked, strict=True):
+        index = index * side + rank
+    if len(index.unique()) != len(index):
+        return None
+    return Snapped(grid, tuple(index.tolist()), max(error for _, error in ranked))
+
+
+def _ranked(along: Tensor, side: int, spread: float) -> tuple[Tensor, float] | None:
+    """The row of each token among so many, and the largest distance from it in cells."""
+    rank = along.argsort(stable=True).argsort(stable=True) // (len(along) // side)
+    lines = torch.zeros(side, dtype=along.dtype).index_add_(0, rank, along)
+    lines /= len(along) // side
+    error = float((along - lines[rank]).abs().max()) * side
+    return (rank, error) if error <= FARTHEST and _lie_evenly(lines, side, spread) else None
+
+
+def _lie_evenly(lines: Tensor, side: int, spread: float) -> bool:
+    """Whether rows lie where those of a grid over the whole image are measured."""
+    if side == 1:
+        return abs(float(lines[0]) - 0.5) < 0.25
+    nominal = (torch.arange(side, dtype=lines.dtype) + 0.5) / side
+    shift = float(((lines - nominal) * side).median())
+    off = (lines - _lines(side, shift, spread)) * side
+    return (
+        abs(shift) < _SHIFT
+        and float(off.abs().max()) < FARTHEST
+        and float(lines.diff().min()) * side > _CLOSEST
+    )
+
+
+def _part(points: Tensor) -> Snapped | None:
+    """The points as some cells of a grid, the coarsest that holds them."""
+    if len(points) < _FEWEST:
+        return None
+    grid: list[int] = []
+    index = torch.zeros(len(points), dtype=torch.long)
+    error = 0.0
+    for axis in range(points.shape[1]):
+        side = _side(points[:, axis])
+        if side is None:
+            return None
+        grid.append(side)
+        at = points[:, axis] * side - 0.5
+        error = max(error, float((at - at.round()).abs().max()))
+        index = index * side + at.round().long().clamp(0, side - 1)
+    if len(index.unique()) != len(index):
+        return None
+    return Snapped(tuple(grid), tuple(index.tolist()), error)
+
+
+def _side(along: Tensor) -> int | None:
+    """The smallest number of cells on whose centres all positions lie; None if a second one fits.
+
+    There are no more rows than tokens, and up to twice as many no other number may fit half as
+    well.
+    """
+    fits: list[int] = []
+    for side in range(1, min(len(along), _FINEST) + 1):
+        at = along * side - 0.5
+        off = (at - at.round()).abs()
+        usual = float(off.square().mean().sqrt())
+        if not fits and usual < 0.1 and float(off.max()) < 0.3:
+            fits.append(side)
+        elif fits and side < 2 * fits[0] and usual < 0.15:
+            return None
+    return fits[0] if fits else None

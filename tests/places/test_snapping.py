@@ -1,0 +1,85 @@
+"""Positions are laid on the grid that they form, and on none where several fit or none does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from attnviz.places.snapping import agrees, snapped
+
+
+def centres(*grid: int) -> Tensor:
+    axes = [(torch.arange(n, dtype=torch.float64) + 0.5) / n for n in grid]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
+
+
+SHARP = [0.0, 0.0, 0.0]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 1000))
+def test_any_order_on_any_grid_is_found(h: int, w: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(h * w, generator=generator)
+    noise = (torch.rand(h * w, 2, generator=generator) - 0.5) * 0.4
+    points = centres(h, w)[order] + noise / torch.tensor([h, w])
+    found = snapped(points, SHARP)
+    if min(h, w) > 2:
+        assert found.grid == (h, w)
+    if found.grid == (h, w):
+        assert list(found.cell) == order.tolist()
+        assert found.error < 0.5
+    else:
+        assert found.grid is None
+
+
+def test_some_cells_lie_on_the_coarsest_grid_that_holds_them() -> None:
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(3))[:20]
+    found = snapped(centres(8, 8)[order], SHARP)
+    assert (found.grid, list(found.cell)) == ((8, 8), order.tolist())
+
+
+def test_a_view_cut_off_at_the_border_moves_inwards_and_is_expected_to() -> None:
+    torch.manual_seed(0)
+    sides, spread = (7, 9), 0.13
+    pixels = centres(70, 90)
+    points = []
+    for centre in centres(*sides):
+        weight = (-((pixels - centre) / spread).square().sum(1) / 2).exp()
+        points.append((weight[:, None] * pixels).sum(0) / weight.sum())
+    found = snapped(torch.stack(points), [spread, spread])
+    assert (found.grid, found.cell) == (sides, tuple(range(63)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_points_anywhere_form_no_grid(seed: int) -> None:
+    points = torch.rand(48, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    assert snapped(points, SHARP).grid is None
+
+
+def test_points_that_cover_a_part_of_the_image_form_no_full_grid() -> None:
+    assert snapped(centres(6, 6) * 0.5, SHARP).grid != (6, 6)
+    assert snapped(centres(6, 6) * 0.5 + 0.25, SHARP).grid != (6, 6)
+
+
+def noisy(order: Tensor, amount: float) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(2, len(order), 2, generator=generator, dtype=torch.float64) * amount / 12
+    fields = centres(12, 12)[order] + noise
+    return fields.mean(0), fields
+
+
+def test_an_expected_order_is_confirmed_within_the_noise_and_no_other_is() -> None:
+    rows = torch.arange(144)
+    blocks = rows.view(6, 2, 6, 2).transpose(1, 2).flatten()  # four neighbours together
+    for amount in (0.3, 0.8):
+        points, fields = noisy(rows, amount)
+        assert agrees(points, fields, SHARP, (12, 12), rows) is not None
+        for other in (blocks, rows.view(12, 12).T.flatten(), rows.flip(0), rows.roll(1)):
+            assert agrees(points, fields, SHARP, (12, 12), other) is None
+        assert agrees(points, fields, SHARP, (9, 16), rows) is None
+        points, fields = noisy(blocks, amount)
+        assert agrees(points, fields, SHARP, (12, 12), rows) is None
