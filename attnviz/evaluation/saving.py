@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from attnviz.capture import watch
+from attnviz.comparison.text import records
 from attnviz.data.samples import Sample, Samples, batches, displayed
 from attnviz.errors import InputError, RunError
 from attnviz.evaluation.answers import Answers
@@ -256,6 +257,7 @@ def _summary(result: Evaluation) -> dict[str, Any]:
         "left_out": dict(result.left_out),
         "thresholds": {name: dict(taus) for name, taus in result.thresholds.items()},
         "metrics": result.summary,
+        **({} if result.knockout is None else {"knockout": records(result.knockout.table)}),
         **({} if found is None else {"findings": found.as_dicts(), "diagnosis": found.headline}),
     }
 
