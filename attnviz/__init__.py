@@ -1,7 +1,9 @@
 """attnviz: watch a model's attention, map it, measure it against a place that is known.
 
-The front door is lazy: a name's room is entered when the name is first used, so that
-`import attnviz` costs next to nothing and `attnviz ls` never loads torch.
+The public names stand in `__init__.pyi`, one import each. Type checkers read that file as it is;
+here its lines are read as a table, and a name's module is imported when the name is first used, so
+that `import attnviz` costs next to nothing and `attnviz ls` never loads torch. A new public name
+is one line there.
 """
 
 from __future__ import annotations
@@ -9,41 +11,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_ROOMS: dict[str, tuple[str, ...]] = {
-    "errors": ("AttnvizError", "InputError", "NothingSeenError", "RunError", "UnsupportedError"),
-    "patches": ("inject_patch",),
-    "models": ("build_model",),
-    "capture": ("watch", "stream", "Capture", "Record"),
-    "places": ("locate", "Layout", "Places"),
-    "maps": (
-        "received",
-        "query_row",
-        "rows_inside",
-        "class_row",
-        "head_mean",
-        "head_max",
-        "rollout",
-        "gradient_weighted",
-        "attention_gradcam",
-        "gate_map",
-        "channel_gated",
-        "maps_of",
-    ),
-    "attribution": ("attribute",),
-    "metrics": ("localization", "agreement", "baselines", "calibrate_threshold", "metric"),
-    "definitions": ("MetricDefinition",),
-    "faithfulness": ("knockout", "randomisation", "faithfulness_scores"),
-    "comparison": ("compare",),
-    "diagnosis": ("diagnose",),
-    "evaluation": ("evaluate", "Evaluation"),
-    "runs": ("save_run", "open_run", "list_runs"),
-}
-_HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
-_PACKAGES = ("data", "testing")
-"""Packages that are reached by name: `attnviz.data.mask_folder`."""
+def _homes() -> dict[str, str]:
+    """The module of each public name: the lines `from MODULE import NAME as NAME` of the stub."""
+    stub: bytes = __loader__.get_data(f"{__file__.rpartition('.')[0]}.pyi")  # type: ignore[name-defined]
+    lines = (line.split() for line in stub.decode().splitlines())
+    return {words[5]: words[1] for words in lines if words[:1] == ["from"]}
 
-__all__ = sorted(_HOME)
+
+_HOMES = _homes()
+
+__all__ = sorted(name for name, home in _HOMES.items() if home != __name__)
 
 
 def __getattr__(name: str) -> Any:
@@ -51,11 +29,12 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("attnviz")
-    if name in _PACKAGES:
-        return import_module(f"attnviz.{name}")
-    if name not in _HOME:
+    if name not in _HOMES:
         raise AttributeError(f"module 'attnviz' has no attribute {name!r}")
-    value = getattr(import_module(f"attnviz.{_HOME[name]}"), name)
+    home = _HOMES[name]
+    inside = f"{home}.{name}" if home == __name__ else home  # a whole module, such as a package
+    module = import_module(inside)
+    value = module if home == __name__ else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -27,6 +27,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from attnviz.errors import InputError, RunError
+from attnviz.runs.entries import Entry
 
 if find_spec("atheris"):
     import atheris
@@ -65,15 +66,33 @@ class MemoryStore:
         """The one folder."""
         return {"": {}, self.name: self.tree()}
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int = 1 << 32) -> bytes:
         """A whole file."""
         if name not in self.files:
             raise RunError(f"read {name}: no such file or folder")
         return self.files[name]
 
-    def read_many(self, names: Sequence[str]) -> dict[str, bytes | RunError]:
-        """Whole files."""
-        return {name: self.read(name.removeprefix(f"{self.name}/")) for name in names}
+    def read_each(
+        self, folders: Sequence[str], name: str, most: int
+    ) -> dict[str, bytes | RunError]:
+        """The file of the one folder."""
+        return {folder: self.read(name) for folder in folders}
+
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """A whole file at once."""
+        yield self.read(name)
+
+    def exists(self) -> bool:
+        """It does."""
+        return True
+
+    def odd(self) -> list[Entry]:
+        """Nothing."""
+        return []
+
+    def why_missing(self, name: str) -> str:
+        """It is missing."""
+        return "missing"
 
     def ranges(self, name: str, spans: Sequence[Span]) -> list[bytes]:
         """Parts of a file."""

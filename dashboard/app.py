@@ -47,7 +47,22 @@ def main() -> None:
         for target in pages:
             st.page_link(target, query_params=carried())
         st.caption(f"Runs in {quoted(root())}")
-    page.run()
+    if _known():
+        page.run()
+
+
+def _known() -> bool:
+    """Whether this reader may see the runs: where Streamlit's log-in is set up, who has logged in.
+
+    It is set up by `[auth]` in `.streamlit/secrets.toml`, see docs/sharing.md.
+    """
+    set_up = st.secrets.load_if_toml_exists() and "auth" in st.secrets
+    if not set_up or st.user.get("is_logged_in"):
+        return True
+    st.title("Log in")
+    st.markdown("These runs are shown to those who have logged in.")
+    st.button("Log in", on_click=st.login, type="primary")
+    return False
 
 
 main()

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from attnviz.comparison.from_runs import asks, differing, incidental
-from attnviz.runs import flat
+from attnviz.comparison.from_runs import asks, incidental
+from attnviz.runs import differing, flat, in_words
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def variants(runs: Iterable[Any]) -> dict[str, list[Any]]:
         by_name.setdefault(str(run.variant), []).append(run)
     out: dict[str, list[Any]] = {}
     for name, members in by_name.items():
-        told_apart = _telling(differing({run.id: _trained(run) for run in members}))
+        told_apart = _telling(in_words(differing({run.id: _trained(run) for run in members})))
         for run in members:
             suffix = ", ".join(f"{key}={values[run.id]}" for key, values in told_apart.items())
             out.setdefault(f"{name} · {suffix}" if suffix else name, []).append(run)
@@ -82,7 +82,7 @@ def _telling(columns: Mapping[str, Mapping[str, str]]) -> dict[str, Mapping[str,
 def differences(runs: Sequence[Any]) -> pd.DataFrame:
     """The settings in which runs differ: one row per setting, one column per run."""
     settings = {run.id: {"variant": run.variant, "seed": run.seed, **run.settings} for run in runs}
-    columns = differing(settings)
+    columns = in_words(differing(settings))
     table = pd.DataFrame.from_dict(columns, orient="index", columns=list(settings), dtype=str)
     return table.rename_axis("setting")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,22 @@ def can_run() -> bool:
 
 
 def component(file: str, name: str) -> Any:
-    """What `name.html`, `name.css` and `name.js` beside a file make; None where it cannot run."""
+    """What `name.html`, `name.css` and `name.js` beside a file make; None where it cannot run.
+
+    A key may be any text: Streamlit takes none with two underscores, as a variant's name may have.
+    """
     if not can_run():
         return None
     here = Path(file).parent
     parts = {end: (here / f"{name}.{end}").read_text("utf-8") for end in ("html", "css", "js")}
-    return st.components.v2.component(f"attnviz_{name}", **parts)
+    made = st.components.v2.component(f"attnviz_{name}", **parts)
+
+    def mounted(*, key: str, **given: Any) -> Any:
+        return made(key=valid_key(key), **given)
+
+    return mounted
+
+
+def valid_key(key: str) -> str:
+    """A component's key, different for different text."""
+    return key if "__" not in key else f"named-{hashlib.sha256(key.encode()).hexdigest()[:16]}"

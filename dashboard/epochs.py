@@ -37,7 +37,7 @@ def epoch_maps(run: Any) -> list[EpochMaps]:
     found = []
     for name in run.map_names:
         named = _NAMED.fullmatch(name)
-        file = run.files[f"maps/{name}.safetensors"]
+        file = run.entry(f"maps/{name}")
         if named is None or file.shape is None:
             continue
         images = file.about.get("images")

@@ -94,11 +94,14 @@ def stamp(run: Any, *names: str) -> tuple[Any, ...]:
 
     Args:
         run: The run.
-        names: The run's own names of files; `run.json` where none is given.
+        names: Names of files, or `maps/<name>`, of the run; `run.json` where none is given.
     """
     seen: list[Any] = [run.location]
     for name in names or ("run.json",):
-        listed = run.files.get(name)
+        try:
+            listed = run.entry(name)
+        except AttnvizError:
+            listed = None
         at = listed.at if listed else name
         try:
             found = os.stat(os.path.join(run.location, at))
@@ -129,7 +132,7 @@ def maps(run: Any, name: str, indices: Sequence[int]) -> np.ndarray:
 def head_maps(run: Any, name: str, indices: Sequence[int]) -> np.ndarray:
     """One map of some images as it was stored: `(n, h, w)` or `(n, heads, h, w)`."""
     where = tuple(int(i) for i in indices)
-    return _maps(stamp(run, f"maps/{name}.safetensors"), run, name, where)
+    return _maps(stamp(run, f"maps/{name}"), run, name, where)
 
 
 @st.cache_resource(max_entries=96, show_spinner=False)
@@ -139,7 +142,7 @@ def _maps(key: tuple[Any, ...], _run: Any, name: str, where: tuple[int, ...]) ->
 
 def all_maps(run: Any, name: str) -> np.ndarray:
     """One map of all images it was kept of, `(n, h, w)`; for the few pinned in training."""
-    found = _all_maps(stamp(run, f"maps/{name}.safetensors"), run, name)
+    found = _all_maps(stamp(run, f"maps/{name}"), run, name)
     return found.mean(axis=1) if found.ndim == 4 else found
 
 

@@ -100,10 +100,10 @@ def reference_page() -> str:
     ]
     rows = []
     for name in attnviz.__all__:
-        package = attnviz._HOME[name]
+        package = attnviz._HOMES[name]
         value = getattr(attnviz, name)
         first = " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
-        rows.append(f"| `{name}` | `attnviz.{package}` | {first.replace('|', chr(92) + '|')} |")
+        rows.append(f"| `{name}` | `{package}` | {first.replace('|', chr(92) + '|')} |")
     return parts[0] + "\n\n" + parts[1] + "\n" + "\n".join(rows) + "\n"
 
 

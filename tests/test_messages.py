@@ -28,8 +28,8 @@ from attnviz.models import build_model
 from attnviz.report.study import Sample
 from attnviz.runs import Run, amend_run
 from attnviz.runs.header import parse
-from attnviz.runs.reader import _table
 from attnviz.runs.storage import LocalStore
+from attnviz.runs.tables import read_table
 from attnviz.runs.tensors import from_bytes, open_tensors
 from attnviz.targets import target_scores
 from dashboard.upload import unpacked
@@ -114,7 +114,7 @@ CASES: dict[str, tuple[Callable[[Run], Any], str]] = {
         lambda run: parse(b" " * (1 << 28)), "run.json: 268435456 bytes are too many for a header"),
     "maps": (lambda run: run.maps("receive"), "unknown maps of run a 'receive': did you mean"),
     "table": (
-        lambda run: _table(b"x" * 99, "samples.parquet", None),
+        lambda run: read_table(b"x" * 99, "samples.parquet", None),
         "read samples.parquet: not a whole parquet file"),
     "short": (tensors(b"x"), "a.safetensors: not a safetensors file"),
     "torn": (tensors(b"\x09" + b"\0" * 7 + b"{"), "a.safetensors: not a whole safetensors file"),

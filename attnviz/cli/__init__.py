@@ -5,13 +5,16 @@ it takes, and `run(args)`, which does it and returns the exit code. A command wh
 installed does not appear.
 
 Exit codes: 0 all well, 1 something is wrong with what was looked at (a broken run, a finding that
-is an error), 2 bad usage or input. Errors are one line; `--debug` shows where they came from.
+is an error), 2 bad usage or input, or output that could not be written, 130 interrupted. Errors are
+one line; `--debug` shows where they came from. A closed output counts as one that is thrown away; a
+reader that has seen enough, such as `head`, ends the command with 0.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -20,6 +23,9 @@ from importlib.util import find_spec
 from typing import NoReturn
 
 from attnviz.errors import AttnvizError, InputError, unknown_name
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
 
 COMMANDS = {
     "watch": "print what a model's attention looks like on some images",
@@ -35,7 +41,7 @@ COMMANDS = {
     "diff": "print the settings in which runs differ",
     "export": "write the tables of runs as CSV, JSON or Parquet",
     "verify": "check every file of every run",
-    "migrate": "bring runs of an older schema up to date",
+    "migrate": "write the headers of runs of an earlier form, or edited by hand, anew",
 }
 
 
@@ -55,13 +61,17 @@ def run(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
+    _any_text(sys.stdout, sys.stderr)
     try:
-        code = _run([word for word in words if word != "--debug"])
-        sys.stdout.flush()
-    except SystemExit as end:  # argparse has printed its help
-        return end.code if isinstance(end.code, int) else 2
+        try:
+            code = _run([word for word in words if word != "--debug"])
+        except SystemExit as end:  # argparse has printed its help
+            code = end.code if isinstance(end.code, int) else 2
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        return _say("attnviz", "interrupted")
+        _say("attnviz", "interrupted")
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         _discard_output()
         return 0
@@ -74,6 +84,9 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def complain(error: Exception, program: str = "attnviz") -> int:
     """Say in one line on stderr what went wrong; the exit code."""
+    if _is_of_output(error):
+        _discard_output()
+        return _say(program, f"write standard output: {str(error.args[1]).lower()}")
     known = isinstance(error, AttnvizError)
     kind = "" if known else f"unexpected {type(error).__name__}: "
     return _say(program, f"{kind}{error}{'' if known else '; --debug shows where it came from'}")
@@ -122,7 +135,7 @@ def _help(commands: dict[str, str]) -> str:
             *lines,
             "",
             "attnviz COMMAND --help says what a command takes. Exit codes: 0 all well,",
-            "1 something is wrong with what was looked at, 2 bad usage or input.",
+            "1 something is wrong with what was looked at, 2 bad usage or input, 130 interrupted.",
         ]
     )
 
@@ -134,11 +147,30 @@ def _sentence(line: str) -> str:
 def _say(program: str, message: str) -> int:
     from attnviz.text import printable
 
-    print(f"{program}: {printable(message)}", file=sys.stderr)
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):  # it is full, or closed
+            print(f"{program}: {printable(message)}", file=sys.stderr, flush=True)
     return 2
+
+
+def _any_text(*streams: object) -> None:
+    """Let every character be printed: one that an encoding lacks is spelled out."""
+    for stream in streams:
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _is_of_output(error: Exception) -> bool:
+    """Whether writing to standard output failed, as on a full disk: no file is named."""
+    return (
+        isinstance(error, OSError)
+        and not isinstance(error, AttnvizError)
+        and error.filename is None
+        and error.errno in (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT, errno.EFBIG)
+    )
 
 
 def _discard_output() -> None:
     """Point stdout at nothing, or Python would complain once more when it exits."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,6 +10,10 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 
+from attnviz.errors import InputError
+from attnviz.runs.outputs import outside_runs
+from attnviz.runs.storage import cause_of
+
 
 def word(text: str) -> str:
     """Any word but an empty one."""
@@ -35,12 +39,17 @@ def whole(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
     return checked
 
 
+LARGEST = 4096
+"""The largest side: eight images of it take 1.6 GB before any layer has seen them."""
+
+
 def size(text: str) -> tuple[int, int]:
     """A size of images: `224`, or height × width as `80x112`."""
     sides = text.lower().replace("×", "x").split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and 0 < int(side) <= 16384 for side in sides):
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
         raise ArgumentTypeError(f"expected a size in pixels, 224 or 80x112, got {text!r}")
-    return int(sides[0]), int(sides[-1])
+    height, *width = (whole(1, LARGEST)(side) for side in sides)
+    return height, *(width or [height])  # type: ignore[return-value]  # two, as checked above
 
 
 seed = whole(0, 2**32 - 1)
@@ -75,7 +84,15 @@ def _inside_folders(text: str) -> Path:
     if not text:
         raise ArgumentTypeError("expected a path, got an empty word")
     path = Path(text)
-    above = next(parent for parent in path.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise ArgumentTypeError(f"expected folders above {text!r}, {above.name!r} is a file")
-    return path
+    try:
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+        path.exists()
+        if above.is_dir():
+            return outside_runs(path)
+    except InputError as error:
+        raise ArgumentTypeError(str(error).partition(": ")[2]) from error
+    except (OSError, ValueError) as error:  # too long, a loop of links, a null character
+        raise ArgumentTypeError(f"expected a path, got {text[:80]!r} ({cause_of(error)})") from (
+            error
+        )
+    raise ArgumentTypeError(f"expected folders above {text!r}, {above.name!r} is a file")

@@ -1,22 +1,32 @@
-"""`attnviz dashboard RUNS`: the reading room in a browser, on this machine alone.
+"""`attnviz dashboard RUNS`: browse runs in a browser, on this machine alone.
 
 The dashboard is no part of the package's namespace. In a checkout it lies beside `attnviz/`; in an
 installed wheel below `attnviz/app/`. Either way the folder that holds it goes onto the
 path of the process that runs it, and nothing but `attnviz` lands in site-packages.
+
+A page of another site must not read the runs. Streamlit refuses connections whose `Origin` is
+foreign (CORS) and uploads without its token (XSRF), whatever the user's own settings say; and those
+whose `Host` is none of this machine's names, since a foreign name may be made to resolve to it (DNS
+rebinding). A proxy's name is allowed by `--allow-host`.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 from attnviz.cli.argument_types import whole, word
 from attnviz.errors import RunError, UnsupportedError
 
+_OWN = ("localhost", "127.0.0.1", "::1")
+_EVERY = ("0.0.0.0", "::")
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -30,24 +40,71 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default="127.0.0.1",
         help="who may look: this machine alone (the default), or 0.0.0.0 for all",
     )
+    parser.add_argument(
+        "--allow-host",
+        type=word,
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name by which browsers reach it, such as a proxy's; may be repeated",
+    )
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run Streamlit until it is stopped."""
-    if "://" not in args.runs and not (args.runs and Path(args.runs).is_dir()):
+    if "://" not in args.runs and not (args.runs and os.path.isdir(args.runs)):
         raise RunError(
-            f"dashboard: no folder {args.runs!r}; "
+            f"dashboard: no folder {args.runs[:200]!r}; "
             "`uv run python -m experiments quickstart` makes one"
         )
     if find_spec("streamlit") is None:
         raise UnsupportedError(
             "dashboard: expected streamlit to be installed; pip install streamlit"
         )
+    if args.host not in _OWN:
+        print(f"attnviz: {open_to_others(args)}", file=sys.stderr)
     words, environment = command(app(), args)
     if os.name == "posix":  # becomes Streamlit, so that every signal reaches it
         os.execve(words[0], words, environment)
     return 2 if subprocess.run(words, env=environment).returncode else 0
+
+
+def open_to_others(args: argparse.Namespace) -> str:
+    """What is to be known before others can reach the pages."""
+    names = ", ".join(allowed_hosts(args.host, args.allow_host))
+    return (
+        f"everyone who reaches port {args.port} can read these runs and use this machine: there is "
+        "no log-in unless Streamlit's OIDC is set up (docs/sharing.md); reached by the names "
+        f"{names}, others by --allow-host"
+    )
+
+
+def allowed_hosts(host: str, others: Sequence[str] = ()) -> list[str]:
+    """The names by which browsers may address the server, without ports.
+
+    Args:
+        host: The address that the server listens on.
+        others: Names that the user allows.
+    """
+    names = [*_OWN]
+    if host not in (*_OWN, *_EVERY):
+        names.append(host)
+    elif host in _EVERY:
+        names += _names_of_this_machine()
+    return list(dict.fromkeys([*names, *others]))
+
+
+def _names_of_this_machine() -> list[str]:
+    """Its host name and its addresses, as far as it knows them."""
+    name = socket.gethostname()
+    found = [name, f"{name.partition('.')[0]}.local"]
+    with suppress(OSError):
+        found += [str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(name, None)]
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing; chooses the outgoing address
+        found.append(probe.getsockname()[0])
+    return found
 
 
 def app() -> Path:
@@ -70,6 +127,9 @@ def command(page: Path, args: argparse.Namespace) -> tuple[list[str], dict[str, 
         *("--server.address", args.host, "--server.port", str(args.port)),
         *("--server.headless", "true" if args.no_browser else "false"),
         *("--server.showEmailPrompt", "false", "--browser.gatherUsageStats", "false"),
+        *("--server.enableCORS", "true", "--server.enableXsrfProtection", "true"),
     ]
+    for name in allowed_hosts(args.host, args.allow_host):
+        words += ["--server.allowedHosts", name]
     path = os.pathsep.join(filter(None, (str(page.parent.parent), os.environ.get("PYTHONPATH"))))
     return words, {**os.environ, "PYTHONPATH": path, "ATTNVIZ_RUNS": args.runs}

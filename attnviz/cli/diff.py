@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from attnviz.cli.json_output import as_json
@@ -39,8 +40,14 @@ def differences(runs: list[Run], *, environment: bool = False) -> dict[str, tupl
     """Facts, settings and, if wanted, environment in which runs differ, one value per run."""
     facts = {name: tuple(getattr(run, name) for run in runs) for name in _FACTS}
     found = {name: values for name, values in facts.items() if len(set(values)) > 1}
-    found |= differing(runs)
+    found |= _values([run.settings for run in runs])
     if environment:
-        versions = differing(runs, "environment")
+        versions = _values([run.environment for run in runs])
         found |= {f"environment.{name}": values for name, values in versions.items()}
     return found
+
+
+def _values(settings: list[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    """By number: two folders may hold a run of the same id."""
+    columns = differing({str(number): one for number, one in enumerate(settings)})
+    return {key: tuple(column.values()) for key, column in columns.items()}

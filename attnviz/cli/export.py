@@ -10,7 +10,8 @@ from attnviz.cli.argument_types import file
 from attnviz.cli.show import scores
 from attnviz.errors import RunError
 from attnviz.runs import Run, list_runs
-from attnviz.runs.storage import cause_of, write_whole
+from attnviz.runs.outputs import write_output
+from attnviz.runs.storage import cause_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is None:
         sys.stdout.write(content.decode())
     else:
-        write_whole(args.out, content)
+        write_output(args.out, content)
         if not args.json:
             print(f"{args.out}: {len(frame)} rows, {frame.shape[1]} columns")
     skipped = len(found) - len(found.complete)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from attnviz.runs.header import plain
+from attnviz.runs.documents import plain
 
 
 def as_json(value: Any) -> str:

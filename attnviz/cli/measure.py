@@ -160,7 +160,7 @@ def _measured(found: Run, args: argparse.Namespace, executor: Executor | None) -
         done = zip(tasks, results, strict=True)
         columns = in_order([(part, scores) for (map_, part), scores in done if map_ == name])
         samples = with_columns(samples, name, columns)
-        metrics, grid = args.metrics, found.files[f"maps/{name}.safetensors"].shape or ()
+        metrics, grid = args.metrics, found.entry(f"maps/{name}").shape or ()
         summaries[name] = summaries_of(
             columns,
             bench.dataset,
@@ -180,7 +180,7 @@ def _measured(found: Run, args: argparse.Namespace, executor: Executor | None) -
 
 def _chosen(found: Run, names: Sequence[str] | None, count: int) -> list[str]:
     """The maps asked for; by default those with one map for each image, not head by head."""
-    shapes = {name: found.files[f"maps/{name}.safetensors"].shape for name in found.map_names}
+    shapes = {name: found.entry(f"maps/{name}").shape for name in found.map_names}
     whole = [name for name, shape in shapes.items() if shape and shape[0] == count]
     for name in names or ():
         if name not in shapes:

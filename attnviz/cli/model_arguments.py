@@ -388,10 +388,14 @@ def _load(model: nn.Module, file: Path) -> None:
 def _pictures(folder: Path, count: int) -> list[Image.Image]:
     if folder.is_file():
         files = [folder]
+    elif not os.path.isdir(folder):  # pathlib raises where a name is too long
+        files = []
     else:
         files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
     if not files:
-        raise InputError(f"--images: expected a picture or a folder of some, found none: {folder}")
+        raise InputError(
+            f"--images: expected a picture or a folder of some, found none: {str(folder)[:200]}"
+        )
     return [photograph(file, name=str(file)) for file in files[:count]]
 
 

@@ -88,10 +88,10 @@ def _write(out: Path, drawn: dict[str, Tensor], pixels: np.ndarray) -> list[str]
     from safetensors.torch import save
 
     from attnviz.figures import contact_sheet, overlay, save_png
-    from attnviz.runs.storage import write_whole
+    from attnviz.runs.outputs import write_output
 
     raw = save({name: one.cpu().contiguous() for name, one in drawn.items()})
-    write_whole(out / "maps.safetensors", raw)
+    write_output(out / "maps.safetensors", raw)
     written = ["maps.safetensors"]
     tiles: list[np.ndarray] = []
     captions: list[str] = []

@@ -188,7 +188,9 @@ class Comparison:
 
     def to_csv(self, path: str | Path) -> None:
         """Write `table` as CSV."""
-        self.table.to_csv(path, index=False)
+        from attnviz.runs.outputs import write_output
+
+        write_output(Path(path), self.table.to_csv(index=False).encode())
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain Python, ready for JSON: numbers that are no numbers are None."""

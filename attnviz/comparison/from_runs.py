@@ -17,7 +17,7 @@ import numpy as np
 from attnviz.comparison.groups import GROUP, Group, labelled
 from attnviz.definitions import LEVELS
 from attnviz.errors import InputError, unknown_name
-from attnviz.runs import flat
+from attnviz.runs import ABSENT, differing, in_words
 
 _NEEDED = ("index", "label", "x0", "y0", "x1", "y1", "correct")
 _QUESTION = {
@@ -179,7 +179,7 @@ def _same_question(runs: Mapping[str, Any]) -> None:
         )
     asked = {
         key: values
-        for key, values in differing({n: r.settings for n, r in runs.items()}).items()
+        for key, values in _differing({n: r.settings for n, r in runs.items()}).items()
         if asks(key)
     }
     if asked:
@@ -192,7 +192,7 @@ def _replicates(variant: str, runs: Mapping[str, Any]) -> None:
     """Refuse a variant whose runs differ in more than the seed, or not even in that."""
     odd = {
         key: values
-        for key, values in differing({n: r.settings for n, r in runs.items()}).items()
+        for key, values in _differing({n: r.settings for n, r in runs.items()}).items()
         if not incidental(key)
     }
     if odd:
@@ -235,8 +235,8 @@ def _trained_unlike(kept: Mapping[str, Mapping[str, Any]]) -> list[str]:
     settings = {variant: next(iter(runs.values())).settings for variant, runs in kept.items()}
     return [
         f"trained unlike: {key}: {disagreement(values)}"
-        for key, values in differing(settings).items()
-        if not incidental(key) and _NONE not in values.values() and not _told_by_names(key, values)
+        for key, values in _differing(settings).items()
+        if not incidental(key) and ABSENT not in values.values() and not _told_by_names(key, values)
     ]
 
 
@@ -260,9 +260,6 @@ def _left_out(runs: Sequence[Any]) -> list[str]:
 # Settings
 
 
-_NONE = "(none)"
-
-
 def asks(key: str) -> bool:
     """Whether a setting is part of the question: `patch_size`, `data.folder`, `opacity`."""
     return bool({key, key.replace(".", "_").split("_")[0]} & _QUESTION)
@@ -273,37 +270,8 @@ def incidental(key: str) -> bool:
     return key in _INCIDENTAL or key.endswith("seed")
 
 
-def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """The settings whose values are not the same everywhere, each told once.
-
-    What a run keeps for its model again, as `model.placement` beside `placement`, is left out.
-
-    Args:
-        settings: Name of a run or variant → its settings, nested or not.
-
-    Returns:
-        Key, with dots → name → value as text, `(none)` where it has no such setting.
-    """
-    flats = {name: flat(one) for name, one in settings.items()}
-    keys = dict.fromkeys(key for one in flats.values() for key in one)
-    columns = {
-        key: {name: str(one[key]) if key in one else _NONE for name, one in flats.items()}
-        for key in keys
-    }
-    return {
-        key: column
-        for key, column in columns.items()
-        if len(set(column.values())) > 1 and not _repeats(key, columns)
-    }
-
-
-def _repeats(key: str, columns: Mapping[str, Mapping[str, str]]) -> bool:
-    """Whether a model's own setting says, wherever it is given, what the plain one says."""
-    inside, _, name = key.rpartition(".")
-    plain = columns.get(name, {})
-    return inside == "model" and all(
-        value in (plain.get(who), _NONE) for who, value in columns[key].items()
-    )
+def _differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    return in_words(differing(settings))
 
 
 def disagreement(values: Mapping[str, str]) -> str:

@@ -22,6 +22,7 @@ from attnviz.evaluation.measuring import sample_columns
 from attnviz.evaluation.pieces import FOLDER, Pieces
 from attnviz.maps import drawings
 from attnviz.runs import open_run, resume_run, save_dataset, start_run
+from attnviz.runs.outputs import outside_runs
 from attnviz.runs.writer import RunWriter
 
 if TYPE_CHECKING:
@@ -73,12 +74,12 @@ def opened(
         yield Place(Pieces(), None, {})
         return
     path = Path(save)
-    _outside_runs(path)
+    outside_runs(path.parent)
+    scale = _normalisation(samples[0])
     known = {
-        "evaluation": dict(about),
+        "evaluation": {**about, **scale},
         "thing": thing,
         "classes": list(classes or ()),
-        **_normalisation(samples[0]),
         **(settings or {}),
     }
     if (path / "run.json").exists():
@@ -86,8 +87,9 @@ def opened(
     else:
         digest = kept(path.parent, samples, thing)
         writer = start_run(
-            path.parent, path.name, variant=variant, settings=known, seed=seed, dataset=digest
-        )
+            path.parent, path.name, variant=variant, settings=known, seed=seed, dataset=digest,
+            classes=classes or (), thing=thing, **scale,
+        )  # fmt: skip
     with writer:
         folder = path / FOLDER
         pieces = Pieces(folder, lambda name, content: writer.write(f"{FOLDER}/{name}", content))
@@ -101,15 +103,10 @@ def _normalisation(sample: Sample) -> dict[str, list[float]]:
     if sample.value_range is None:
         return {}
     black, white = (torch.tensor(level, dtype=torch.float64) for level in sample.value_range)
-    std = 1 / (white - black)
+    if len(black) not in (1, 3) or not bool((white > black).all()):
+        return {}
+    std = 1 / (white - black).expand(3)
     return {"mean": (-black * std).tolist(), "std": std.tolist()}
-
-
-def _outside_runs(path: Path) -> None:
-    """Refuse a folder inside another run."""
-    for folder in path.absolute().parents:
-        if (folder / "run.json").is_file():
-            raise RunError(f"evaluate: {path} lies inside the run {folder}; save= outside of it")
 
 
 def _resumed(path: Path, known: Mapping[str, Any]) -> RunWriter:

@@ -9,6 +9,7 @@ from torch import nn
 
 from attnviz.attribution import infidelity
 from attnviz.baseline_images import Blank, ValueRange
+from attnviz.definitions import DEFINITIONS, MetricDefinition
 from attnviz.errors import unknown_name
 from attnviz.faithfulness.arguments import documented
 from attnviz.faithfulness.average_drop import avg_drop, increase_in_confidence
@@ -19,17 +20,14 @@ from attnviz.inputs import AnyMaps
 from attnviz.shapes import Images, Scores
 from attnviz.targets import Target
 
-METRICS = {
-    "deletion_auc": "confidence while the highest places are removed ↓",
-    "insertion_auc": "confidence while the highest places appear ↑",
-    "road_morf": "confidence with the most relevant places imputed ↓",
-    "road_lerf": "confidence with the least relevant places imputed ↑",
-    "road_combined": "(LeRF − MoRF) / 2 ↑",
-    "avg_drop": "share of the confidence lost when only the map is kept ↓",
-    "increase_in_confidence": "whether the confidence rises when only the map is kept ↑",
-    "infidelity": "error of the map's prediction of the effect of Gaussian noise ↓",
+METRICS: dict[str, MetricDefinition] = {
+    key: DEFINITIONS[key]
+    for key in (
+        *("deletion_auc", "insertion_auc", "road_morf", "road_lerf", "road_combined"),
+        *("avg_drop", "increase_in_confidence", "infidelity"),
+    )
 }
-"""Each score's key, its meaning and the direction that is better."""
+"""The scores that `faithfulness_scores` computes, by key."""
 
 DEFAULT = tuple(name for name in METRICS if name != "infidelity")
 

@@ -43,9 +43,10 @@ def save_png(picture: Any, path: str | os.PathLike[str], *, dpi: int = 200) -> P
         The path.
 
     Raises:
+        InputError: The path lies in a run's folder.
         RunError: It cannot be written; what was there before is untouched.
     """
-    from attnviz.runs.storage import write_whole
+    from attnviz.runs.outputs import write_output
 
-    write_whole(Path(path), png_bytes(picture, dpi=dpi))
+    write_output(Path(path), png_bytes(picture, dpi=dpi))
     return Path(path)

@@ -58,13 +58,13 @@ def write_report(
         What the page is about; `.refusal` says why there is no ranking, where there is none.
 
     Raises:
-        InputError: There is no complete run.
+        InputError: There is no complete run, or the path lies in a run's folder.
         RunError: There is no such folder, or the page cannot be written.
     """
-    from attnviz.runs.storage import write_whole
+    from attnviz.runs.outputs import write_output
 
     study = study_of(runs, primary=primary, map_name=map_name)
-    write_whole(Path(out), page_of(study, title=title).encode())
+    write_output(Path(out), page_of(study, title=title).encode())
     return study
 
 

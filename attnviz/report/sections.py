@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from attnviz.comparison.from_runs import differing
 from attnviz.comparison.text import WELL_KNOWN, interval, number, percent, span, with_sign
 from attnviz.definitions import (
     DEFINITIONS,
@@ -23,7 +22,7 @@ from attnviz.report.markup import Html, joined, line, table, tag
 from attnviz.report.pictures import plot, tile
 from attnviz.report.study import Sample, Study
 from attnviz.report.terms import TERMS
-from attnviz.runs import flat
+from attnviz.runs import differing, flat, in_words
 
 _SHOWN = 4  # images in the strip, and best and worst of each variant
 
@@ -284,7 +283,7 @@ def _evidence(evidence: Any) -> str:
 def settings(study: Study) -> Html | None:
     """The settings in which variants differ, and those that they share."""
     per_run = {run.id: run.settings for run in study.complete}
-    odd = differing(per_run)
+    odd = in_words(differing(per_run))
     rows = []
     for key, values in odd.items():
         cells = [
@@ -310,7 +309,7 @@ def runs(study: Study) -> Html:
     ]
     header = ["run", "variant", "seed", "state", "reason", "started (UTC)"]
     seen = {run.id: run.environment for run in study.complete}
-    odd = differing(seen)
+    odd = in_words(differing(seen))
     shared = {
         key: value for key, value in flat(study.complete[0].environment).items() if key not in odd
     }

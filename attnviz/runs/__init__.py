@@ -1,4 +1,4 @@
-"""The run folder: what the lab leaves and the reading room finds, and all that lies between them.
+"""Run folders: what an evaluation writes, and what the dashboard and comparisons read.
 
 ```
 <root>/<id>/run.json                  replaced last: schema, status, settings, summary, files
@@ -8,16 +8,20 @@
             gates/<name>.safetensors  (n,c) or (n,h,w)
             rows/<name>.safetensors   (k,heads,q,keys) for a few chosen images
             model.safetensors
+            layouts.json              which token is which place, by record
 <root>/datasets/<digest>/             test images, masks, boxes and labels, shared by the runs
 ```
 
-Writing is local, atomic and locked (`beginning`, `writing`); reading trusts nothing and works on
-remote stores too (`reading`, `storage`). No pickle, no torch.
+Writing is local, atomic and locked (`lifecycle`, `writer`); reading trusts nothing and works on
+remote stores too (`reader`, `storage`). Links below a run are not followed (`entries`). No pickle,
+no torch.
 """
 
 from attnviz.runs.datasets import Dataset, list_datasets, open_dataset, save_dataset
-from attnviz.runs.diff import ABSENT, differing, flat
+from attnviz.runs.diff import ABSENT, differing, flat, in_words
+from attnviz.runs.faults import Fault
 from attnviz.runs.header import STALE_AFTER, STATES, File, State
+from attnviz.runs.layout import SCHEMA
 from attnviz.runs.lifecycle import (
     amend_run,
     migrate_run,
@@ -27,9 +31,8 @@ from attnviz.runs.lifecycle import (
     this_environment,
 )
 from attnviz.runs.locking import BusyError
-from attnviz.runs.migrations import SCHEMA
 from attnviz.runs.reader import Run, RunList, list_runs, open_run
-from attnviz.runs.verify import Fault, verify
+from attnviz.runs.verify import verify
 from attnviz.runs.writer import RunWriter
 
 __all__ = [
@@ -48,6 +51,7 @@ __all__ = [
     "amend_run",
     "differing",
     "flat",
+    "in_words",
     "list_datasets",
     "list_runs",
     "migrate_run",

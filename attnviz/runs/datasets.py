@@ -2,7 +2,8 @@
 
 `<root>/datasets/<digest>/` holds `data.safetensors` (images, masks, boxes, labels) and
 `dataset.json`, written whole. The digest is of the arrays alone: runs with the same digest were
-measured on the same pixels, whatever the data was called.
+measured on the same pixels, whatever the data was called. Images are written batch by batch, so
+any number of them can be kept.
 """
 
 from __future__ import annotations
@@ -10,32 +11,42 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attnviz.errors import InputError, RunError
-from attnviz.runs.header import File, document, plain, sealed
-from attnviz.runs.migrations import SCHEMA
+from attnviz.runs.documents import SIZE_LIMIT, document, plain, sealed
+from attnviz.runs.entries import OutsideError, inside
+from attnviz.runs.header import File, channels, entry_of, three
+from attnviz.runs.layout import DATA, DATASET_HEADER, DATASETS, SCHEMA
+from attnviz.runs.locking import Lock
 from attnviz.runs.names import checked, is_plain
+from attnviz.runs.staging import removed, sweep
 from attnviz.runs.storage import (
     Place,
     Store,
     local_path,
     open_store,
     partial_name,
+    sync_folder,
     unwritable,
     write_whole,
 )
-from attnviz.runs.tensors import Array, Indices, open_tensors, to_bytes
+from attnviz.runs.tensors import Array, Indices, TensorFile, open_tensors
 
-HEADER = "dataset.json"
-DATA = "data.safetensors"
-FOLDER = "datasets"
+Batch = Mapping[str, Array]
+"""Images, masks and, where there are any, boxes and labels of a few images."""
+
+_BLOCK = 1 << 20
+_TYPES = {"boxes": "<i8", "images": "|u1", "labels": "<i8", "masks": "|b1"}
+_CODES = {"<i8": "I64", "|u1": "U8", "|b1": "BOOL"}
 
 
 @dataclass(frozen=True)
@@ -44,8 +55,11 @@ class Dataset:
 
     Attributes:
         digest: The first 16 hex digits of the sha256 of its arrays.
-        info: What the lab noted: source, split, patch settings.
+        info: What was noted beside it: source, split.
         count: How many images it has.
+        mean: What was subtracted from each channel (of pixels from 0 to 1) before a model saw it;
+            None where that was not noted.
+        std: What each channel was divided by.
         store: Where it lies.
     """
 
@@ -54,75 +68,122 @@ class Dataset:
     count: int
     store: Store = field(repr=False)
     file: File = field(repr=False)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        shape = self._open().shape("images")
+        return shape[1], shape[2]
 
     def images(self, indices: Indices | None = None) -> NDArray[np.uint8]:
         """`(n, h, w, 3)` uint8, all or those asked for."""
         return self._rows("images", indices)
 
     def masks(self, indices: Indices | None = None) -> NDArray[np.bool_]:
-        """`(n, h, w)` bool: where the patch is; all False in an image without one."""
+        """`(n, h, w)` bool: where the object is; all False in an image without one."""
         return self._rows("masks", indices)
 
-    def boxes(self) -> NDArray[np.int64]:
-        """`(n, 4)` half-open `x0 y0 x1 y1` in pixels; all zero in an image without a patch."""
-        return self._rows("boxes", None)
+    def boxes(self, indices: Indices | None = None) -> NDArray[np.int64]:
+        """`(n, 4)` half-open `x0 y0 x1 y1` in pixels; all zero in an image without an object."""
+        return self._rows("boxes", indices)
 
-    def labels(self) -> NDArray[np.int64]:
-        """`(n,)` class of each image."""
-        return self._rows("labels", None)
+    def labels(self, indices: Indices | None = None) -> NDArray[np.int64]:
+        """`(n,)` class of each image; −1 for one without a label."""
+        return self._rows("labels", indices)
+
+    def check(self) -> None:
+        """Compare the arrays' shapes with the number of images, without reading them.
+
+        Raises:
+            RunError: one is missing, or has another shape.
+        """
+        tensors = self._open()
+        n, h, w = self.count, *self.size
+        wanted = {"images": (n, h, w, 3), "masks": (n, h, w), "boxes": (n, 4), "labels": (n,)}
+        for name, shape in wanted.items():
+            if tensors.shape(name) != shape:
+                raise RunError(
+                    f"read {self.store.where}/{DATA}: {name} of shape {tensors.shape(name)}, "
+                    f"expected {shape}"
+                )
+
+    def _open(self) -> TensorFile:
+        return open_tensors(self.store, DATA, self.file.size)
 
     def _rows(self, name: str, indices: Indices | None) -> Array:
-        return open_tensors(self.store, DATA).rows(name, indices)
+        return self._open().rows(name, indices)
 
 
 def save_dataset(
     root: Place,
+    batches: Iterable[Batch] | None = None,
     *,
-    images: NDArray[np.uint8],
-    masks: NDArray[np.bool_],
-    boxes: Array,
-    labels: Array,
+    images: NDArray[np.uint8] | None = None,
+    masks: NDArray[np.bool_] | None = None,
+    boxes: Array | None = None,
+    labels: Array | None = None,
     info: Mapping[str, Any],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> str:
     """Keep test images beside the runs; the same arrays are kept once.
 
     Args:
         root: The folder of runs.
-        images: `(n, h, w, 3)` uint8.
+        batches: The arrays below by name, for a few images at a time; at no time more than one
+            batch is in memory. Or all of them at once:
+        images: `(n, h, w, 3)` uint8, of one size.
         masks: `(n, h, w)` bool.
-        boxes: `(n, 4)` whole numbers, half-open `x0 y0 x1 y1`.
-        labels: `(n,)` whole numbers.
+        boxes: `(n, 4)` whole numbers, half-open `x0 y0 x1 y1`; by default those of the masks.
+        labels: `(n,)` whole numbers; by default −1, no label.
         info: Anything JSON can hold.
+        mean: The mean of each channel by which this data is normalised, of pixels from 0 to 1;
+            where a model has its own, that is noted in its run.
+        std: The standard deviation of each channel, the same.
 
     Returns:
         The digest by which `open_dataset` finds it.
 
     Raises:
-        InputError: shapes or types disagree.
+        InputError: shapes or types disagree, or the same images are kept with another mean or
+            standard deviation.
         RunError: it cannot be written; nothing is left behind.
     """
-    arrays = _checked_arrays(images, masks, boxes, labels)
-    digest = digest_of(arrays)
-    folder = local_path(root) / FOLDER / digest
-    if (folder / HEADER).is_file():
-        return digest
-    content = to_bytes(arrays)
-    header = {
-        "schema": SCHEMA,
-        "count": len(images),
-        "info": plain(info, "info"),
-        "files": {DATA: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}},
-    }
-    aside = folder.with_name(partial_name(digest))
+    if (batches is None) == (images is None):
+        raise InputError("save_dataset: expected either batches or images and masks")
+    noted = plain(info, "info")
+    scales = {"mean": channels("mean", mean), "std": channels("std", std)}
+    if batches is None:
+        given = {"images": images, "masks": masks, "boxes": boxes, "labels": labels}
+        arrays = _checked_arrays({name: one for name, one in given.items() if one is not None})
+        if _is_kept(root, digest := digest_of(arrays), scales):
+            return digest
+        batches = [arrays]
+    folder = local_path(root) / DATASETS
+    aside = folder / partial_name("data")
+    lock = None
     try:
-        write_whole(aside / DATA, content)
-        write_whole(aside / HEADER, sealed(header))
-        os.rename(aside, folder)
+        inside(local_path(root), f"{DATASETS}/{DATASET_HEADER}")
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder, "data")
+        aside.mkdir()
+        lock = Lock(aside)
+        shapes = _parts_written(aside, batches)
+        digest = _digest_of_parts(aside, shapes)
+        if not _is_kept(root, digest, scales):
+            entry = _joined(aside, shapes)
+            header = {"schema": SCHEMA, "count": shapes["images"][0], "info": noted,
+                      **scales, "files": {DATA: entry}}  # fmt: skip
+            write_whole(aside / DATASET_HEADER, sealed(header))
+            _named(aside, folder / digest)
+    except OutsideError as error:
+        raise OutsideError(f"write {error}") from error
     except OSError as error:
-        if not (folder / HEADER).is_file():  # unless another process has just kept the same
-            raise error if isinstance(error, RunError) else unwritable(folder, error) from error
+        raise error if isinstance(error, RunError) else unwritable(aside / DATA, error) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        removed(aside, lock)
     return digest
 
 
@@ -136,21 +197,22 @@ def open_dataset(root: Place, digest: str) -> Dataset:
     Raises:
         RunError: they are not there, or their header is broken or newer.
     """
-    store = open_store(root).below(FOLDER).below(checked("dataset", digest))
-    found = document(store.read(HEADER), f"{store.where}/{HEADER}")
+    store = open_store(root).below(DATASETS).below(checked("dataset", digest))
+    found = document(store.read(DATASET_HEADER, SIZE_LIMIT), f"{store.where}/{DATASET_HEADER}")
     try:
         entry = found["files"][DATA]
-        file = File(int(entry["bytes"]), str(entry["sha256"]), DATA)
+        file = entry_of(DATA, entry)
         info, count = dict(found["info"]), int(found["count"])
+        mean, std = (three(found.get(name)) for name in ("mean", "std"))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise RunError(f"open {store.where}: {HEADER} makes no sense") from error
-    return Dataset(digest, info, count, store, file)
+        raise RunError(f"open {store.where}: {DATASET_HEADER} makes no sense") from error
+    return Dataset(digest, info, count, store, file, mean, std)
 
 
 def list_datasets(root: Place) -> tuple[str, ...]:
     """The digests of the test images kept beside the runs."""
     try:
-        folders = open_store(root).below(FOLDER).catalogue(HEADER)
+        folders = open_store(root).below(DATASETS).catalogue(DATASET_HEADER)
     except RunError:
         return ()
     return tuple(sorted(name for name in folders if is_plain(name)))
@@ -160,14 +222,118 @@ def digest_of(arrays: Mapping[str, Array]) -> str:
     """The first 16 hex digits of the sha256 over names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
-        digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+        digest.update(_label(name, array.dtype.str, array.shape))
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
 
 
-def _checked_arrays(images: Array, masks: Array, boxes: Array, labels: Array) -> dict[str, Array]:
+def _is_kept(root: Place, digest: str, scales: Mapping[str, list[float] | None]) -> bool:
+    """Whether these images are kept already; refused if they are under another normalisation."""
+    if not (local_path(root) / DATASETS / digest / DATASET_HEADER).is_file():
+        return False
+    found = open_dataset(root, digest)
+    for name, given in scales.items():
+        kept = getattr(found, name)
+        if given is not None and kept is not None and tuple(given) != kept:
+            raise InputError(
+                f"{name}: these images are kept with {kept} already, got {tuple(given)}; leave it "
+                "out, and note the model's own in its run: start_run(…, mean=…, std=…)"
+            )
+    return True
+
+
+def _label(name: str, dtype: str, shape: Sequence[int]) -> bytes:
+    return json.dumps([name, dtype, tuple(shape)]).encode()
+
+
+def _parts_written(aside: Path, batches: Iterable[Batch]) -> dict[str, tuple[int, ...]]:
+    """Write each array's batches to a file of its own; the whole arrays' shapes."""
+    inner: dict[str, tuple[int, ...]] = {}
+    count = 0
+    with ExitStack() as stack:
+        files: dict[str, BinaryIO] = {
+            name: stack.enter_context((aside / name).open("wb")) for name in _TYPES
+        }
+        for batch in batches:
+            arrays = _checked_arrays(batch)
+            if inner and arrays["images"].shape[1:] != inner["images"]:
+                raise InputError(
+                    f"images: expected all of {inner['images']} (height, width, channels), got "
+                    f"{arrays['images'].shape[1:]} from image {count} on; keep one set for each "
+                    "size"
+                )
+            for name, array in arrays.items():
+                inner[name] = array.shape[1:]
+                files[name].write(np.ascontiguousarray(array).data)
+            count += len(arrays["images"])
+    if not inner:
+        raise InputError("save_dataset: expected at least one batch of images, got none")
+    return {name: (count, *shape) for name, shape in inner.items()}
+
+
+def _digest_of_parts(aside: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(shapes):
+        digest.update(_label(name, _TYPES[name], shapes[name]))
+        for block in _blocks(aside / name):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _joined(aside: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Join the arrays' files to one safetensors file; its size and checksum."""
+    names = ("boxes", "labels", "images", "masks")  # whole words first, for their alignment
+    header: dict[str, Any] = {}
+    stop = 0
+    for name in names:
+        start, stop = stop, stop + np.dtype(_TYPES[name]).itemsize * prod(shapes[name])
+        header[name] = {"dtype": _CODES[_TYPES[name]], "shape": list(shapes[name]),
+                        "data_offsets": [start, stop]}  # fmt: skip
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest, size = hashlib.sha256(), 0
+    with (aside / DATA).open("wb") as out:
+        for block in _all_blocks(aside, [len(text).to_bytes(8, "little"), text], names):
+            out.write(block)
+            digest.update(block)
+            size += len(block)
+        out.flush()
+        os.fsync(out.fileno())
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _all_blocks(aside: Path, head: Sequence[bytes], names: Sequence[str]) -> Iterator[bytes]:
+    yield from head
+    for name in names:
+        yield from _blocks(aside / name)
+        (aside / name).unlink()
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            yield block
+
+
+def _named(aside: Path, folder: Path) -> None:
+    """Give a whole folder its name, unless another process has just kept the same."""
+    try:
+        os.rename(aside, folder)
+    except OSError:
+        if not (folder / DATASET_HEADER).is_file():
+            raise
+    sync_folder(folder.parent)
+
+
+def _checked_arrays(batch: Batch) -> dict[str, Array]:
+    unknown = sorted(set(batch) - set(_TYPES))
+    if unknown or "images" not in batch or "masks" not in batch:
+        raise InputError(
+            f"save_dataset: expected images, masks and, if there are any, boxes and labels, got "
+            f"{', '.join(batch) or 'nothing'}"
+        )
+    images, masks = np.asarray(batch["images"]), np.asarray(batch["masks"])
     n = len(images)
-    images, masks = np.asarray(images), np.asarray(masks)
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
         raise InputError(
             f"images: expected uint8 (n, h, w, 3), got {images.dtype} of shape {images.shape}"
@@ -176,8 +342,19 @@ def _checked_arrays(images: Array, masks: Array, boxes: Array, labels: Array) ->
         raise InputError(
             f"masks: expected bool {images.shape[:3]}, got {masks.dtype} of shape {masks.shape}"
         )
-    boxes, labels = _whole("boxes", boxes, (n, 4)), _whole("labels", labels, (n,))
+    boxes = _whole("boxes", batch.get("boxes", boxes_of(masks)), (n, 4))
+    labels = _whole("labels", batch.get("labels", np.full(n, -1)), (n,))
     return {"images": images, "masks": masks, "boxes": boxes, "labels": labels}
+
+
+def boxes_of(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The smallest half-open box `x0 y0 x1 y1` around each mask `(n, h, w)`; zero if empty."""
+    boxes = np.zeros((len(masks), 4), dtype=np.int64)
+    for box, mask in zip(boxes, masks, strict=True):
+        rows, columns = np.nonzero(mask)
+        if len(rows):
+            box[:] = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    return boxes
 
 
 def _whole(name: str, array: Array, shape: tuple[int, ...]) -> NDArray[np.int64]:

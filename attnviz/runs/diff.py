@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from attnviz.runs.reader import Run
-
-ABSENT = "—"
+ABSENT = "(none)"
 """Stands where a run does not have the setting at all."""
 
 
-def differing(runs: Sequence[Run], part: str = "settings") -> dict[str, tuple[Any, ...]]:
-    """The entries in which runs differ, by dotted name, one value per run.
+def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The settings whose values are not the same everywhere, each told once.
+
+    What a run keeps for its model again, as `model.placement` beside `placement`, is left out.
 
     Args:
-        runs: Two or more runs.
-        part: Which mapping of a run to look at: "settings", "environment" or "summary".
+        settings: Name of a run or variant → its settings (or environment), nested or not.
 
     Returns:
-        `{"patch.size": (16, 8), …}`, in the order in which the names first appear; `ABSENT` stands
-        for a name that a run does not have.
+        Key, with dots → name → value, in the order in which the keys first appear; `ABSENT` where
+        one has no such setting.
     """
-    flats = [flat(getattr(run, part)) for run in runs]
-    names = dict.fromkeys(name for entries in flats for name in entries)
-    values = {name: tuple(entries.get(name, ABSENT) for entries in flats) for name in names}
-    return {name: row for name, row in values.items() if any(_other(row[0], v) for v in row)}
+    flats = {name: flat(one) for name, one in settings.items()}
+    keys = dict.fromkeys(key for one in flats.values() for key in one)
+    columns = {key: {name: one.get(key, ABSENT) for name, one in flats.items()} for key in keys}
+    return {
+        key: column
+        for key, column in columns.items()
+        if _varies(list(column.values())) and not _repeats(key, columns)
+    }
+
+
+def in_words(columns: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """The values of `differing` as text."""
+    return {
+        key: {name: str(value) for name, value in column.items()} for key, column in columns.items()
+    }
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -39,5 +49,18 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def _varies(values: list[Any]) -> bool:
+    return any(_other(values[0], value) for value in values[1:])
+
+
 def _other(first: Any, second: Any) -> bool:
     return bool(type(first) is bool) != bool(type(second) is bool) or first != second
+
+
+def _repeats(key: str, columns: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a model's own setting says, wherever it is given, what the plain one says."""
+    inside, _, name = key.rpartition(".")
+    plain = columns.get(name, {})
+    return inside == "model" and all(
+        value in (plain.get(who, ABSENT), ABSENT) for who, value in columns[key].items()
+    )

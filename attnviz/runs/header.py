@@ -10,44 +10,33 @@ heartbeat from the reader's own clock.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import math
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
-
-import numpy as np
 
 from attnviz.definitions import renamed_levels
 from attnviz.errors import InputError, RunError
-from attnviz.runs.migrations import SCHEMA, upgraded
-from attnviz.runs.names import is_relative
+from attnviz.runs.documents import Document, document
+from attnviz.runs.layout import HEADER
+from attnviz.runs.names import is_plain, is_relative
 
 State: TypeAlias = Literal["complete", "running", "stale", "stopped", "broken", "newer"]
-Document: TypeAlias = dict[str, Any]
 
 STATES: tuple[State, ...] = ("complete", "running", "stale", "stopped", "broken", "newer")
 STALE_AFTER = 300.0
 """Seconds without a heartbeat after which a run that says it is running is called stale."""
 
-Kind: TypeAlias = Literal[
-    "header", "newer", "missing", "size", "checksum", "unreadable", "unchecked"
-]
+THING = "object"
+"""What is looked for, where a run does not name it."""
 
-_SIZE_LIMIT = 1 << 26
 _STATUSES = ("running", "stopped", "complete")
-
-
-class NewerError(RunError):
-    """A folder was written under a schema that this version does not know."""
 
 
 @dataclass(frozen=True)
@@ -56,23 +45,23 @@ class File:
 
     Attributes:
         size: Its bytes, counted.
-        sha256: Its checksum in hex; None only in runs of schema 0.
+        sha256: Its checksum in hex.
         at: Where it lies in the folder; differs from its name after it was replaced.
         shape: The shape of its array, where it holds one.
         about: What the writer noted beside it.
     """
 
     size: int
-    sha256: str | None
+    sha256: str
     at: str
     shape: tuple[int, ...] | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
-    def fault_in(self, content: bytes) -> tuple[Kind, str] | None:
+    def fault_in(self, size: int, sha256: str) -> tuple[Literal["size", "checksum"], str] | None:
         """In what a content differs from the one that was written, if it does."""
-        if len(content) != self.size:
-            return "size", f"expected {self.size} bytes, got {len(content)}"
-        if self.sha256 is not None and hashlib.sha256(content).hexdigest() != self.sha256:
+        if size != self.size:
+            return "size", f"expected {self.size} bytes, got {size}"
+        if sha256 != self.sha256:
             return "checksum", "its sha256 is not the one in run.json (a byte changed)"
         return None
 
@@ -94,6 +83,10 @@ class Header:
     created: datetime | None
     heartbeat: datetime | None
     writer: Document
+    classes: tuple[str, ...]
+    thing: str
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
     files: dict[str, File]
 
 
@@ -104,82 +97,42 @@ def parse(content: bytes) -> Header:
         NewerError: its schema is newer than this version's.
         RunError: it is not JSON or a field is not what it should be; the message says which.
     """
-    found = document(content)
-    return dataclasses.replace(_header(upgraded(found)), schema=found["schema"])
+    return _header(document(content, HEADER))
 
 
-def document(content: bytes, name: str = "run.json") -> Document:
-    """The JSON object in a header file, with its schema known but its fields not yet checked.
-
-    Args:
-        content: The file's bytes.
-        name: The file's name, for the message.
-
-    Raises:
-        NewerError: its schema is newer than this version's.
-        RunError: it is no JSON object, or has no schema number.
-    """
-    if len(content) > _SIZE_LIMIT:
-        raise RunError(f"{name}: {len(content)} bytes are too many for a header")
-    try:
-        found = json.loads(content, parse_constant=lambda _: None)  # NaN is no JSON
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{name}: not JSON (truncated or corrupt)") from error
-    if not isinstance(found, dict):
-        raise RunError(f"{name}: expected an object, got {type(found).__name__}")
-    schema = found.get("schema")
-    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 0:
-        raise RunError(f"{name}: 'schema' should be a whole number")
-    if schema > SCHEMA:
-        raise NewerError(f"written by a newer attnviz ({_short(schema)} > {SCHEMA})")
-    return found
+def upgraded(found: Document) -> Document:
+    """A document with the names of earlier versions replaced by those of this one."""
+    summary = found.get("summary")
+    return found | {"summary": renamed_levels(summary)} if isinstance(summary, dict) else found
 
 
-def written(content: Mapping[str, Any], indent: int | None = 1) -> bytes:
-    """A document as the content of a file: strict JSON, keys in the order given."""
-    return (json.dumps(content, indent=indent, allow_nan=False) + "\n").encode()
-
-
-def sealed(content: Mapping[str, Any]) -> bytes:
-    """A document as the content of run.json, with a checksum of itself."""
-    head = {"schema": content["schema"], "seal": _seal(content)}
-    return written(head | {key: value for key, value in content.items() if key != "seal"})
-
-
-def is_sealed(content: bytes) -> bool:
-    """Whether a run.json is as it was written; one that never had a seal is taken to be."""
-    found = json.loads(content, parse_constant=lambda _: None)
-    return "seal" not in found or found["seal"] == _seal(found)
-
-
-def plain(value: Any, where: str) -> Any:
-    """A value as JSON can hold it: numpy and dataclasses unpacked, NaN and infinity as null.
-
-    Args:
-        value: What a caller wants to keep: settings, a summary, an environment.
-        where: The name of it, for the message.
+def channels(name: str, values: Sequence[float] | None) -> list[float] | None:
+    """The mean or standard deviation of each of three channels, checked.
 
     Raises:
-        InputError: something in it cannot be kept, such as a tensor or a function.
+        InputError: they are not three finite numbers, or a standard deviation is not positive.
     """
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.tolist()
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, PurePath):
-        return str(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    if isinstance(value, Mapping):
-        return {str(key): plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        items = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
-        return [plain(item, f"{where}[{i}]") for i, item in enumerate(items)]
-    raise InputError(f"{where}: expected numbers, text, lists or dicts, got {type(value).__name__}")
+    if values is None:
+        return None
+    numbers = [float(value) for value in values]
+    good = (
+        len(numbers) == 3
+        and all(map(math.isfinite, numbers))
+        and (name == "mean" or min(numbers) > 0)
+    )
+    if not good:
+        raise InputError(f"{name}: expected three numbers, one for each channel, got {values!r}")
+    return numbers
+
+
+def three(values: Any) -> tuple[float, ...] | None:
+    """Three numbers out of a header, None where there are none; `ValueError` for others."""
+    if values is None:
+        return None
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) != 3:
+        raise ValueError("expected three numbers")
+    return numbers
 
 
 def now() -> str:
@@ -240,11 +193,6 @@ def _unreaped(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[:1] == ["Z"]
 
 
-def _seal(content: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in content.items() if key != "seal"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
 def _header(found: Document) -> Header:
     status = _field(found, "status", str, "")
     if status not in _STATUSES:
@@ -253,7 +201,7 @@ def _header(found: Document) -> Header:
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
         raise RunError("run.json: 'seed' should be a whole number")
     dataset = found.get("dataset")
-    if dataset is not None and not (is_relative(dataset) and "/" not in dataset):
+    if dataset is not None and not (is_plain(dataset)):
         raise RunError("run.json: 'dataset' should be a digest")
     texts = {key: _field(found, key, str, "") for key in ("variant", "reason")}
     objects = ("settings", "environment", "summary", "progress", "writer")
@@ -264,11 +212,29 @@ def _header(found: Document) -> Header:
         dataset=dataset,
         created=_moment(found, "created"),
         heartbeat=_moment(found, "heartbeat"),
-        files={k: _file(k, v) for k, v in _field(found, "files", dict, {}).items()},
+        classes=_classes(found),
+        mean=_scale(found, "mean"),
+        std=_scale(found, "std"),
+        thing=_field(found, "thing", str, THING) or THING,
+        files={k: entry_of(k, v) for k, v in _field(found, "files", dict, {}).items()},
         **texts,
         **{key: _field(found, key, dict, {}) for key in objects if key != "summary"},
         summary=renamed_levels(_field(found, "summary", dict, {})),
     )
+
+
+def _scale(found: Document, key: str) -> tuple[float, ...] | None:
+    try:
+        return three(found.get(key))
+    except (TypeError, ValueError) as error:
+        raise RunError(f"run.json: {key!r} should be three numbers") from error
+
+
+def _classes(found: Document) -> tuple[str, ...]:
+    names = _field(found, "classes", list, [])
+    if not all(isinstance(name, str) for name in names):
+        raise RunError("run.json: 'classes' should be a list of names")
+    return tuple(names)
 
 
 def _field(found: Document, key: str, kind: type, default: Any) -> Any:
@@ -276,7 +242,7 @@ def _field(found: Document, key: str, kind: type, default: Any) -> Any:
     if value is None:
         return default
     if not isinstance(value, kind):
-        wanted = "text" if kind is str else "an object"
+        wanted = "text" if kind is str else "a list" if kind is list else "an object"
         raise RunError(f"run.json: {key!r} should be {wanted}, got {type(value).__name__}")
     return value
 
@@ -294,25 +260,31 @@ def _moment(found: Document, key: str) -> datetime | None:
     return moment
 
 
-def _file(name: str, value: Any) -> File:
+def entry_of(name: str, value: Any) -> File:
+    """A file's entry in a header, checked.
+
+    Raises:
+        RunError: it is not what it should be, or the file would lie elsewhere.
+    """
     if not is_relative(name):
         raise RunError(f"run.json: lists a file outside the run, {name[:80]!r}")
     entry: Document = value if isinstance(value, dict) else {}
     size, shape = entry.get("bytes"), entry.get("shape")
     digest, at, about = entry.get("sha256"), entry.get("at", name), entry.get("about", {})
-    good = isinstance(digest, str | None) and isinstance(about, dict) and is_relative(at)
+    good = isinstance(about, dict) and is_relative(at)
     sizes: list[Any] = [size, *shape] if isinstance(shape, list) else [size]
-    if not good or not isinstance(shape, list | None) or not all(map(_is_size, sizes)):
+    if (
+        not isinstance(digest, str)
+        or not good
+        or not isinstance(shape, list | None)
+        or not all(map(_is_size, sizes))
+    ):
         raise RunError(f"run.json: the entry of {name!r} makes no sense")
     return File(sizes[0], digest, at, None if shape is None else tuple(sizes[1:]), about)
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _short(number: int) -> str:
-    return str(number) if abs(number) < 10**12 else "a very large number"
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _duration(seconds: float) -> str:

@@ -1,18 +1,19 @@
-"""How a run comes to be written: begun, saved in one go, taken up again, added to, migrated."""
+"""The ways to a run's writer: start, save in one go, resume, amend, migrate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnviz.errors import RunError
-from attnviz.runs.header import Document, document, now, parse, plain, this_writer
+from attnviz.errors import InputError, RunError
+from attnviz.runs.documents import SIZE_LIMIT, Document, document, is_sealed, plain
+from attnviz.runs.header import THING, channels, now, parse, this_writer, upgraded
+from attnviz.runs.layout import HEADER, SCHEMA
 from attnviz.runs.locking import Lock, refuse_if_written_elsewhere
-from attnviz.runs.migrations import SCHEMA, upgraded
-from attnviz.runs.names import checked, checked_id
-from attnviz.runs.reader import HEADER, Run, open_run
+from attnviz.runs.names import array_file, checked, checked_id
+from attnviz.runs.reader import Run, open_run
 from attnviz.runs.staging import begun, into_place, removed, tidy
 from attnviz.runs.storage import LocalStore, Place, local_path
 from attnviz.runs.tensors import Array
@@ -31,6 +32,10 @@ def start_run(
     seed: int | None,
     dataset: str | None = None,
     environment: Mapping[str, Any] | None = None,
+    classes: Sequence[str] = (),
+    thing: str = THING,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> RunWriter:
     """Begin a run: its folder appears at once, with the status "running".
 
@@ -42,6 +47,10 @@ def start_run(
         seed: The seed.
         dataset: The digest that `save_dataset` gave for its test images.
         environment: Versions and device; by default `this_environment()`.
+        classes: The names of the classes, in the order of their numbers.
+        thing: What is looked for, in one or two words: "lesion", "bird".
+        mean: By what the model's input is normalised, for each channel, of pixels from 0 to 1.
+        std: The same.
 
     Returns:
         The writer; use it in a `with` block and an exception leaves the run marked as stopped.
@@ -52,6 +61,7 @@ def start_run(
     """
     path = local_path(root) / checked_id(run_id)
     content = _first_document(variant, settings, seed, dataset, environment)
+    content |= _meaning(classes, thing, mean, std)
     aside, lock = begun(path, content)
     into_place(aside, path, lock)
     return RunWriter(path, content, lock)
@@ -68,10 +78,16 @@ def save_run(
     gates: Mapping[str, Array] | None = None,
     rows: Mapping[str, Array] | None = None,
     weights: Mapping[str, Array] | None = None,
+    records: Iterable[Any] = (),
+    layouts: Mapping[str, Any] | None = None,
     curves: Iterable[Mapping[str, Any]] = (),
     summary: Mapping[str, Any] | None = None,
     dataset: str | None = None,
     environment: Mapping[str, Any] | None = None,
+    classes: Sequence[str] = (),
+    thing: str = THING,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Run:
     """Write a complete run in one go: the folder appears whole or not at all.
 
@@ -80,15 +96,24 @@ def save_run(
         variant: The model's name in `attnviz.models`.
         settings: What it takes to do the same again.
         seed: The seed.
-        samples: One row per test image.
+        samples: One row per test image. Columns with a meaning: `label` (class number),
+            `predicted`, `probabilities` (a list per image), `group` (photograph, patient),
+            `x0 y0 x1 y1` (the box), `<map>/<metric>`.
         maps: Raw maps by name, `(n, h, w)` or `(n, heads, h, w)`.
         gates: Gate values by name, `(n, c)` or `(n, h, w)`.
         rows: Full attention of chosen images by name, `(k, heads, q, keys)`.
         weights: Parameters and buffers by name.
+        records: Records of a watch as they are, such as `seen.values()`: attention is kept as
+            rows, gates as gates, under the records' names.
+        layouts: Which token is which place, by record name; see `RunWriter.layouts`.
         curves: One row per epoch.
         summary: What was found.
         dataset: The digest that `save_dataset` gave for its test images.
         environment: Versions and device; by default `this_environment()`.
+        classes: The names of the classes, in the order of their numbers.
+        thing: What is looked for, in one or two words: "lesion", "bird".
+        mean: By what the model's input is normalised, for each channel, of pixels from 0 to 1.
+        std: The same.
 
     Returns:
         The run, opened.
@@ -100,6 +125,10 @@ def save_run(
     target = local_path(path)
     checked_id(target.name)
     content = _first_document(variant, settings, seed, dataset, environment)
+    content |= _meaning(classes, thing, mean, std)
+    for folder, arrays in (("maps", maps), ("gates", gates), ("rows", rows)):
+        for name in arrays or {}:
+            array_file(folder, name)  # every name, before anything is written
     aside, lock = begun(target, content)
     try:
         writer = RunWriter(aside, content, lock, unseen=True)
@@ -107,6 +136,10 @@ def save_run(
         for keep, arrays in ((writer.maps, maps), (writer.gates, gates), (writer.rows, rows)):
             for name, array in (arrays or {}).items():
                 keep(name, array)
+        for record in records:
+            writer.record(record)
+        if layouts is not None:
+            writer.layouts(layouts)
         if weights is not None:
             writer.weights(weights)
         for row in curves:
@@ -159,7 +192,10 @@ def amend_run(path: Place) -> RunWriter:
 
 
 def migrate_run(path: Place) -> bool:
-    """Write an older run's header anew under the present schema, with checksums.
+    """Write a run's header anew where it is of an earlier form, or was edited by hand.
+
+    Names of earlier versions that a reader still accepts (the level `ceiling`, now `redrawn`) are
+    replaced, and a header whose checksum does not fit its content, or has none, is sealed.
 
     Returns:
         Whether there was anything to do.
@@ -171,11 +207,13 @@ def migrate_run(path: Place) -> bool:
     run = open_run(folder)
     if run.state in ("broken", "newer"):
         raise RunError(f"migrate {folder}: the run is {run.state} ({run.reason})")
-    if run.schema == SCHEMA and all(file.sha256 for file in run.files.values()):
+    raw = LocalStore(folder).read(HEADER, SIZE_LIMIT)
+    found = document(raw, HEADER)
+    if upgraded(found) == found and "seal" in found and is_sealed(raw):
         return False
     writer = _taken(folder)
     try:
-        writer._add_checksums()
+        writer._commit()
     finally:
         writer._lock.release()
     return True
@@ -220,14 +258,33 @@ def _first_document(
     }
 
 
+def _meaning(
+    classes: Sequence[str],
+    thing: str,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Document:
+    """What the numbers of a run stand for."""
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise InputError(f"classes: expected a list of names, got {classes!r:.80}")
+    if not isinstance(thing, str) or not thing.strip():
+        raise InputError(f"thing: expected a word, got {thing!r:.80}")
+    return {
+        "classes": list(classes),
+        "thing": thing,
+        "mean": channels("mean", mean),
+        "std": channels("std", std),
+    }
+
+
 def _taken(folder: Path) -> RunWriter:
     """The writer of an existing run, locked; its header is read again under the lock."""
     lock = Lock(folder)
     try:
-        raw = LocalStore(folder).read(HEADER)
+        raw = LocalStore(folder).read(HEADER, SIZE_LIMIT)
         refuse_if_written_elsewhere(folder, parse(raw))
         tidy(folder)
-        content = upgraded(document(raw))
+        content = upgraded(document(raw, HEADER))
     except BaseException:
         lock.release()
         raise

@@ -1,14 +1,20 @@
 """One writer per run: a lock on the folder, and where that does not reach, the heartbeat.
 
 The lock is the system's own (`flock` on the folder itself): no lock file is left behind, and a
-process that dies in any way loses it. It does not reach every network file system, nor another
-machine on some; there a run whose heartbeat is fresh is left to its writer.
+process that dies in any way loses it. A forked child, such as a DataLoader's worker, does not
+inherit it. It does not reach every network file system, nor another machine on some; there a run
+whose heartbeat is fresh is left to its writer.
+
+The lock also tells whether the folder at the run's path is still the one that was locked: while
+it is held open, its inode cannot be given to another.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
+from weakref import WeakSet
 
 from attnviz.errors import RunError
 from attnviz.runs.header import STALE_AFTER, Header, is_gone, silence, this_writer
@@ -26,13 +32,15 @@ class BusyError(RunError):
 class Lock:
     """A folder's lock, taken when made; released on request, when forgotten, or by dying.
 
+    In a forked child it is not held, and releasing it there leaves the parent's alone.
+
     Raises:
         BusyError: another writer holds it.
         OSError: there is no such folder.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._handle = -1
+        self._handle, self._owner = -1, -1
         handle = os.open(folder if fcntl is not None else os.devnull, os.O_RDONLY)
         try:
             if fcntl is not None:
@@ -44,7 +52,8 @@ class Lock:
             ) from error
         except OSError:  # this file system cannot lock; the heartbeat guards alone
             pass
-        self._handle = handle
+        self._handle, self._owner = handle, os.getpid()
+        _held.add(self)
 
     def __del__(self) -> None:
         self.release()
@@ -54,11 +63,36 @@ class Lock:
         """Whether it has not been released."""
         return self._handle >= 0
 
+    def is_of(self, folder: Path) -> bool:
+        """Whether the folder at this path is the one that was locked, not another begun since."""
+        if fcntl is None:
+            return folder.is_dir()
+        try:
+            return os.path.samestat(os.stat(folder), os.fstat(self._handle))
+        except OSError:
+            return False
+
     def release(self) -> None:
         """Let go of it; again does nothing."""
-        if self.held:
-            os.close(self._handle)
-            self._handle = -1
+        handle, self._handle = self._handle, -1
+        if handle < 0:
+            return
+        if fcntl is not None and self._owner == os.getpid():
+            with suppress(OSError):  # a copy of the handle may live on in a child
+                fcntl.flock(handle, fcntl.LOCK_UN)
+        os.close(handle)
+
+
+_held: WeakSet[Lock] = WeakSet()
+
+
+def _close_in_child() -> None:
+    for lock in list(_held):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 def refuse_if_written_elsewhere(folder: Path, header: Header) -> None:

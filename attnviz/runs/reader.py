@@ -6,8 +6,7 @@ with its state and the reason; what is whole in it can still be read.
 
 from __future__ import annotations
 
-import io
-import json
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,26 +20,35 @@ from numpy.typing import NDArray
 
 from attnviz.definitions import adopt
 from attnviz.errors import InputError, RunError, unknown_name
-from attnviz.runs.header import STATES, File, Header, NewerError, State, judged, parse
-from attnviz.runs.names import is_plain
-from attnviz.runs.storage import LocalStore, MissingFileError, Place, Sizes, Store, open_store
+from attnviz.runs.datasets import Dataset, open_dataset
+from attnviz.runs.documents import SIZE_LIMIT, NewerError, loaded
+from attnviz.runs.faults import Fault, run_faults
+from attnviz.runs.header import STATES, THING, File, Header, State, judged, parse
+from attnviz.runs.layout import ARRAYS, CURVES, DATASETS, HEADER, LAYOUTS, SAMPLES, WEIGHTS
+from attnviz.runs.names import array_file, array_name, is_plain
+from attnviz.runs.storage import (
+    WHOLE_LIMIT,
+    LocalStore,
+    MissingFileError,
+    Place,
+    Sizes,
+    Store,
+    open_store,
+    too_large,
+)
+from attnviz.runs.tables import read_table
 from attnviz.runs.tensors import Array, Indices, from_bytes, open_tensors, restored
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from attnviz.runs.datasets import Dataset
-    from attnviz.runs.verify import Fault
-
-HEADER = "run.json"
-CURVES = "curves.jsonl"
-SAMPLES = "samples.parquet"
-WEIGHTS = "model.safetensors"
-DATASETS = "datasets"
+CURVES_LIMIT = 1 << 28
+"""Bytes of the curves that are read."""
 
 _FROM_HEADER = (
     *("variant", "settings", "seed", "summary", "progress", "environment", "dataset"),
-    *("created", "heartbeat", "files", "schema"),
+    *("created", "heartbeat", "files", "schema", "classes", "thing"),
+    *("mean", "std"),
 )
 
 T = TypeVar("T")
@@ -67,6 +75,11 @@ class Run:
         heartbeat: When it last wrote (UTC).
         files: Its files by name, with sizes and checksums.
         schema: The schema of its run.json; None where that could not be read.
+        classes: The names of its classes, in the order of their numbers; may be empty.
+        thing: What was looked for, such as "lesion".
+        mean: What was subtracted from each channel (of pixels from 0 to 1) before the model saw
+            it; None where that was not noted.
+        std: What each channel was divided by.
         store: Where it lies.
     """
 
@@ -85,6 +98,10 @@ class Run:
     heartbeat: datetime | None = None
     files: Mapping[str, File] = field(default_factory=dict, repr=False)
     schema: int | None = field(default=None, repr=False)
+    classes: tuple[str, ...] = field(default=(), repr=False)
+    thing: str = field(default=THING, repr=False)
+    mean: tuple[float, ...] | None = field(default=None, repr=False)
+    std: tuple[float, ...] | None = field(default=None, repr=False)
 
     @property
     def location(self) -> str:
@@ -149,12 +166,20 @@ class Run:
     def row_images(self, name: str) -> tuple[int, ...]:
         """Which test images `rows(name)` holds, as indices into the samples."""
         name = self._named("rows", name)
-        images = self._at(name, lambda f: open_tensors(self.store, f.at).rows("images"))
+        images = self._at(name, lambda f: open_tensors(self.store, f.at, f.size).rows("images"))
         return tuple(int(image) for image in images)
 
     def about(self, name: str) -> Mapping[str, Any]:
         """What the writer noted beside a file, such as `"maps/attend"`: grids, layer, method."""
-        return self._listed(self._file_of(name)).about
+        return self.entry(name).about
+
+    def entry(self, name: str) -> File:
+        """The entry of a file: of `"maps/<name of a map>"` or of `"samples.parquet"`.
+
+        Raises:
+            InputError: the run has no such file.
+        """
+        return self._listed(self._file_of(name))
 
     def samples(self, columns: Sequence[str] | None = None) -> DataFrame:
         """One row per test image: label, prediction, box, every metric of every map.
@@ -166,7 +191,18 @@ class Run:
             InputError: there is no such column.
             RunError: the table is missing or broken.
         """
-        return _table(self.read(SAMPLES), f"{self.location}/{SAMPLES}", columns)
+        return read_table(self.read(SAMPLES), f"{self.location}/{SAMPLES}", columns)
+
+    @property
+    def layouts(self) -> Mapping[str, Any]:
+        """Which token is which place, by record name; empty where that was not kept."""
+        if LAYOUTS not in self.files:
+            return {}
+        try:
+            found = loaded(self.read(LAYOUTS))
+        except ValueError as error:
+            raise RunError(f"read {self.location}/{LAYOUTS}: not JSON") from error
+        return found if isinstance(found, dict) else {}
 
     def curves(self) -> DataFrame:
         """One row per epoch, so far; empty where there are none. A torn last line is left out."""
@@ -177,7 +213,8 @@ class Run:
     def curve_rows(self) -> list[dict[str, Any]]:
         """The rows of `curves` as dicts, without pandas."""
         try:
-            content = self.read(CURVES) if CURVES in self.files else self.store.read(CURVES)
+            listed = CURVES in self.files
+            content = self.read(CURVES) if listed else self.store.read(CURVES, CURVES_LIMIT)
         except MissingFileError:
             if CURVES in self.files:
                 raise
@@ -190,8 +227,6 @@ class Run:
         Raises:
             RunError: it names none, or they are not beside it.
         """
-        from attnviz.runs.datasets import open_dataset
-
         if self.dataset is None:
             raise RunError(f"{self.id}: expected the digest of its test images, the run names none")
         return open_dataset(self.root, self.dataset)
@@ -211,13 +246,25 @@ class Run:
 
     def verify(self) -> list[Fault]:
         """Every fault of the folder: header, sizes, checksums, and whether each file opens."""
-        from attnviz.runs.verify import run_faults
-
         return run_faults(self)
 
+    def reopened(self) -> Run | None:
+        """The same run as it is now; None if its folder was removed."""
+        try:
+            sizes = self.store.tree()
+        except MissingFileError:
+            return None
+        except RunError:
+            sizes = {}
+        return _opened(self.store, self.id, sizes, None)
+
     def _checked(self, file: File) -> bytes:
-        content = self.store.read(file.at)
-        fault = file.fault_in(content)
+        where = f"{self.location}/{file.at}"
+        most = CURVES_LIMIT if file.at == CURVES else WHOLE_LIMIT
+        if file.size > most:
+            raise too_large(where, file.size, most)
+        content = self.store.read(file.at, most)
+        fault = file.fault_in(len(content), hashlib.sha256(content).hexdigest())
         if fault is not None:
             raise RunError(f"read {self.location}/{file.at}: {fault[1]}")
         return content
@@ -234,12 +281,12 @@ class Run:
             return use(now)
 
     def _names(self, room: str) -> tuple[str, ...]:
-        start, end = f"{room}/", ".safetensors"
-        found = (name for name in self.files if name.startswith(start) and name.endswith(end))
-        return tuple(name[len(start) : -len(end)] for name in found)
+        found = (array_name(room, name) for name in self.files)
+        return tuple(name for name in found if name is not None)
 
     def _file_of(self, name: str) -> str:
-        return name if name in self.files else f"{name}.safetensors"
+        folder, _, array = name.partition("/")
+        return array_file(folder, array) if folder in ARRAYS and name not in self.files else name
 
     def _listed(self, name: str) -> File:
         if name not in self.files:
@@ -254,13 +301,13 @@ class Run:
             if not known:
                 raise InputError(f"run {self.id} has no {room}, so none called {name!r}")
             raise unknown_name(f"{room} of run {self.id}", name, known)
-        return f"{room}/{name}.safetensors"
+        return array_file(room, name)
 
     def _scaled(self, room: str, name: str, indices: Indices | None) -> NDArray[np.float32]:
         chosen = None if indices is None else list(indices)
 
         def read(file: File) -> NDArray[np.float32]:
-            tensors = open_tensors(self.store, file.at)
+            tensors = open_tensors(self.store, file.at, file.size)
             try:
                 return restored(tensors.rows("values", chosen), tensors.rows("scale", chosen))
             except ValueError as error:
@@ -342,6 +389,9 @@ def open_run(path: Place) -> Run:
     store = open_store(path)
     sizes = store.tree()
     if HEADER not in sizes:
+        found = store.why_missing(HEADER)
+        if found != "missing":
+            raise RunError(f"open {store.where}: {HEADER}: {found}")
         raise RunError(f"open {store.where}: no run here (expected a {HEADER})")
     return _opened(store, store.name, sizes, None)
 
@@ -356,16 +406,21 @@ def list_runs(root: Place) -> RunList:
         RunError: there is no such folder, or it cannot be listed.
     """
     store = open_store(root)
-    folders = store.catalogue(HEADER)
-    if HEADER in folders.pop(""):
+    found = store.catalogue(HEADER)
+    here = found.pop("")
+    if not isinstance(here, RunError) and HEADER in here:
         return RunList((open_run(root),), store.where, alone=True)
-    folders.pop(DATASETS, None)
-    left_out = {name: reason for name in sorted(folders) if (reason := _no_run(name, folders))}
-    names = sorted(folders.keys() - left_out.keys())
-    contents = store.read_many([f"{name}/{HEADER}" for name in names])
+    found.pop(DATASETS, None)
+    folders: dict[str, Sizes] = {}
+    left_out: dict[str, str] = {}
+    for name, sizes in sorted(found.items()):
+        if reason := _no_run(name, sizes):
+            left_out[name] = reason
+        elif not isinstance(sizes, RunError):
+            folders[name] = sizes
+    contents = store.read_each(list(folders), HEADER, SIZE_LIMIT)
     runs = (
-        _opened(store.below(name), name, folders[name], contents[f"{name}/{HEADER}"])
-        for name in names
+        _opened(store.below(name), name, sizes, contents[name]) for name, sizes in folders.items()
     )
     return RunList(tuple(runs), store.where, left_out)
 
@@ -382,10 +437,10 @@ def whole_rows(content: bytes, where: str) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = loaded(line)
             if not isinstance(row, dict):
                 raise ValueError("expected an object")
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             if number == len(lines):  # no newline after it: the writer was cut off
                 break
             raise RunError(f"read {where}: line {number} is not a JSON object") from error
@@ -418,7 +473,7 @@ def _judged(
     try:
         header = parse(_content(store, content))
         state, reason = judged(header)
-        fault = _first_fault(header, store.tree() if sizes is None else sizes)
+        fault = _first_fault(header, store.tree() if sizes is None else sizes, store)
     except NewerError as error:
         return Run(run_id, "newer", str(error), store), None
     except RunError as error:
@@ -435,15 +490,17 @@ def _shown(run: Run) -> str:
     return repr(run.reason or run.variant)[1:-1]
 
 
-def _no_run(name: str, folders: Mapping[str, Sizes]) -> str:
-    if HEADER not in folders[name]:
+def _no_run(name: str, sizes: Sizes | RunError) -> str:
+    if isinstance(sizes, RunError):
+        return str(sizes).rpartition(": ")[2]
+    if not sizes:
         return f"no {HEADER}"
     return "" if is_plain(name) else "its name has characters that a run's name does not have"
 
 
 def _content(store: Store, content: bytes | RunError | None) -> bytes:
     if content is None:
-        return store.read(HEADER)
+        return store.read(HEADER, SIZE_LIMIT)
     if isinstance(content, RunError):
         raise content
     return content
@@ -454,29 +511,10 @@ def _inside(message: str, store: Store) -> str:
     return message.removeprefix("read ").removeprefix("list ").replace(f"{store.where}/", "")
 
 
-def _first_fault(header: Header, sizes: Mapping[str, int]) -> str:
+def _first_fault(header: Header, sizes: Mapping[str, int], store: Store) -> str:
     for file in header.files.values():
         if file.at not in sizes:
-            return f"{file.at}: missing"
+            return f"{file.at}: {store.why_missing(file.at)}"
         if sizes[file.at] != file.size:
             return f"{file.at}: expected {file.size} bytes, got {sizes[file.at]}"
     return ""
-
-
-def _table(content: bytes, where: str, columns: Sequence[str] | None) -> DataFrame:
-    import pandas as pd
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(io.BytesIO(content))  # type: ignore[no-untyped-call]  # no types
-        known = file.schema_arrow.names
-        for column in columns or ():
-            if column not in known:
-                raise unknown_name("column", column, known)
-        chosen = None if columns is None else list(columns)
-        frame: DataFrame = pd.read_parquet(io.BytesIO(content), columns=chosen)
-    except InputError:
-        raise
-    except Exception as error:  # both libraries raise many kinds on a crafted file
-        raise RunError(f"read {where}: not a whole parquet file") from error
-    return frame

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import shutil
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from attnviz.errors import RunError
-from attnviz.runs.header import Document, parse, sealed
+from attnviz.runs.documents import SIZE_LIMIT, Document, sealed
+from attnviz.runs.entries import remove_tree, walk
+from attnviz.runs.header import parse
+from attnviz.runs.layout import ARRAYS, HEADER
 from attnviz.runs.locking import BusyError, Lock
-from attnviz.runs.reader import HEADER
-from attnviz.runs.storage import LocalStore, partial_name, sync_folder, unwritable, write_whole
+from attnviz.runs.storage import (
+    DEPTH,
+    LocalStore,
+    partial_name,
+    sync_folder,
+    unwritable,
+    write_whole,
+)
 
-ROOMS = ("maps", "gates", "rows")
 _ABANDONED = 3600.0
+_PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{8}\.partial")
 
 
 def begun(path: Path, content: Document) -> tuple[Path, Lock]:
@@ -28,7 +37,7 @@ def begun(path: Path, content: Document) -> tuple[Path, Lock]:
     lock = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
+        sweep(path.parent, path.name)
         aside.mkdir()
         lock = Lock(aside)
         write_whole(aside / HEADER, sealed(content))
@@ -54,28 +63,35 @@ def into_place(aside: Path, path: Path, lock: Lock) -> None:
 
 def removed(aside: Path, lock: Lock | None) -> None:
     """Take a folder that did not come about away again, and let go of it."""
-    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(OSError):
+        remove_tree(aside)
     if lock is not None:
         lock.release()
 
 
 def tidy(folder: Path) -> None:
-    """Remove what a killed or failed writer left: halves, and arrays that run.json never named."""
-    kept = {file.at for file in parse(LocalStore(folder).read(HEADER)).files.values()}
-    held = [path for room in ROOMS for path in folder.glob(f"{room}/*")]
-    unnamed = [path for path in held if path.relative_to(folder).as_posix() not in kept]
-    for path in [*folder.rglob(".*.partial"), *unnamed]:
-        with suppress(OSError):
-            path.unlink()
+    """Remove what a killed or failed writer left: halves, and arrays that run.json never named.
+
+    Only regular files go; a link, a mount and what lies behind them are left alone.
+    """
+    kept = {file.at for file in parse(LocalStore(folder).read(HEADER, SIZE_LIMIT)).files.values()}
+    for entry in walk(folder, depth=DEPTH, hidden=True):
+        room, _, name = entry.name.rpartition("/")
+        unnamed = room in ARRAYS and entry.name not in kept
+        if entry.what == "file" and (unnamed or _PARTIAL.fullmatch(name)):
+            with suppress(OSError):
+                (folder / entry.name).unlink()
 
 
-def _sweep(path: Path) -> None:
-    """Remove what killed processes left of this run, and of others long ago.
+def sweep(folder: Path, name: str) -> None:
+    """Remove what killed processes left of a run or of test images, and of others long ago.
 
     A younger folder of another run may be one whose process has not locked it yet.
     """
-    for left in path.parent.glob(".*.????????.partial"):
+    for left in folder.glob(".*.partial"):
+        ours = _PARTIAL.fullmatch(left.name)
+        if ours is None or left.is_symlink():
+            continue
         with suppress(OSError):
-            mine = left.name[1:].rsplit(".", 2)[0] == path.name
-            if mine or time.time() - left.stat().st_mtime > _ABANDONED:
+            if ours[1] == name or time.time() - left.stat().st_mtime > _ABANDONED:
                 removed(left, Lock(left))

@@ -2,29 +2,48 @@
 
 A `Store` is the little that a reader needs: what is there and how large, whole files, parts of
 files. Listing costs two requests on a remote store however many runs there are (one listing of
-the tree, one concurrent fetch of all headers), and a few maps cost two more. Writing is local:
-rename is what makes a folder appear whole, and object stores have none.
+the tree, one concurrent fetch of all headers), and a few maps cost two more. A file that is read
+whole is refused by its size before memory is taken. Writing is local: rename is what makes a
+folder appear whole, and object stores have none.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Sequence
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from attnviz.errors import InputError, RunError
+from attnviz.runs.entries import (
+    Entry,
+    MountPoints,
+    OutsideError,
+    inside,
+    mount_points,
+    walk,
+)
 
 Place: TypeAlias = str | os.PathLike[str]
 Span: TypeAlias = tuple[int, int]
 Sizes: TypeAlias = dict[str, int]
+Catalogue: TypeAlias = "dict[str, Sizes | RunError]"
 
 T = TypeVar("T")
 
-_DEPTH = 4
+WHOLE_LIMIT = 1 << 32
+"""Bytes of a file that is read whole, unless its reader says otherwise; larger ones by parts."""
+
+DEPTH = 4
+"""Levels of a run's folder."""
+
+_BLOCK = 1 << 20
+_REMOTE_BLOCK = 1 << 26
 
 
 class MissingFileError(RunError):
@@ -49,20 +68,35 @@ class Store(Protocol):
     def tree(self) -> Sizes:
         """Every regular file a few levels down, with its size; hidden ones are left out."""
 
-    def catalogue(self, marker: str) -> dict[str, Sizes]:
+    def catalogue(self, marker: str) -> Catalogue:
         """The `tree` of each sub-folder that holds a file called `marker`.
 
-        A sub-folder without it is there too, empty; under `""` stand the files of this folder.
+        A sub-folder without it is there too, empty, and one that cannot be listed as the error
+        that came instead; under `""` stand the files of this folder.
         """
 
-    def read(self, name: str) -> bytes:
-        """A whole file; raises `RunError` that names it."""
+    def read(self, name: str, most: int = WHOLE_LIMIT) -> bytes:
+        """A whole file; raises `RunError` that names it, too if it has more than `most` bytes."""
 
-    def read_many(self, names: Sequence[str]) -> dict[str, bytes | RunError]:
-        """Whole files, together; each is its bytes or the error that came instead."""
+    def read_each(
+        self, folders: Sequence[str], name: str, most: int
+    ) -> dict[str, bytes | RunError]:
+        """The file of one name of several sub-folders: its bytes, or the error instead."""
+
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """A whole file, block by block."""
 
     def ranges(self, name: str, spans: Sequence[Span]) -> list[bytes]:
         """Parts `[start, stop)` of a file; what lies beyond its end is left out."""
+
+    def exists(self) -> bool:
+        """Whether the folder is there."""
+
+    def odd(self) -> list[Entry]:
+        """What must not be in a run's folder: links, hard links, mounts, pipes, sockets."""
+
+    def why_missing(self, name: str) -> str:
+        """Why `tree` does not list a file that should be there."""
 
 
 @dataclass(frozen=True)
@@ -87,32 +121,71 @@ class LocalStore:
 
     def tree(self) -> Sizes:
         """Every regular file, with its size."""
-        return self._looking(lambda: dict(_walk(self.path, "", _DEPTH)))
+        return self._looking(lambda: _sizes(self.path, mount_points()))
 
-    def catalogue(self, marker: str) -> dict[str, Sizes]:
+    def catalogue(self, marker: str) -> Catalogue:
         """The trees of the sub-folders; those without the marker are not entered."""
         return self._looking(lambda: _catalogue(self.path, marker))
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int = WHOLE_LIMIT) -> bytes:
         """A whole file."""
-        with _Reading(self.path / name) as file:
-            return file.read()
+        with _Reading(self.path, name) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise too_large(f"{self.where}/{name}", size, most)
+            return file.read(size)
 
-    def read_many(self, names: Sequence[str]) -> dict[str, bytes | RunError]:
-        """Whole files, one after the other."""
-        return {name: _attempt(self.read, name) for name in names}
+    def read_each(
+        self, folders: Sequence[str], name: str, most: int
+    ) -> dict[str, bytes | RunError]:
+        """The files of the sub-folders, one after the other."""
+        return {folder: _attempt(self.below(folder).read, name, most) for folder in folders}
+
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """A whole file, block by block."""
+        with _Reading(self.path, name) as file:
+            while block := file.read(_BLOCK):
+                yield block
 
     def ranges(self, name: str, spans: Sequence[Span]) -> list[bytes]:
         """Parts of a file, opened once."""
-        with _Reading(self.path / name) as file:
+        with _Reading(self.path, name) as file:
             size = os.fstat(file.fileno()).st_size
             return [_part(file, start, min(stop, size)) for start, stop in spans]
+
+    def exists(self) -> bool:
+        """Whether the folder is there."""
+        return self.path.is_dir()
+
+    def odd(self) -> list[Entry]:
+        """What is neither a folder nor a regular file with one name; hidden ones too."""
+        found = self._looking(lambda: list(walk(self.path, depth=DEPTH + 1, hidden=True)))
+        return [entry for entry in found if entry.what not in ("file", "folder")] + [
+            Entry(
+                entry.name,
+                "link",
+                f"a hard link: {entry.names} names share its content, and so a change",
+            )
+            for entry in found
+            if entry.what == "file" and entry.names > 1
+        ]
+
+    def why_missing(self, name: str) -> str:
+        """What stands where a file should be."""
+        try:
+            inside(self.path, name)
+        except OutsideError as error:
+            return str(error).removeprefix(f"{self.path}/{name}: ").removeprefix(f"{self.path}/")
+        except OSError as error:
+            return cause_of(error)
+        return "missing"
 
     def _looking(self, look: Callable[[], T]) -> T:
         try:
             return look()
         except (OSError, ValueError) as error:
-            raise RunError(f"list {self.path}: {cause_of(error)}") from error
+            kind = MissingFileError if isinstance(error, FileNotFoundError) else RunError
+            raise kind(f"list {self.path}: {cause_of(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -136,12 +209,12 @@ class RemoteStore:
         """Every file with its size: one request, and one more where there is none."""
         found = self._ask("list", lambda: self.filesystem.find(self.path, detail=True))
         if not found and not self._ask("list", lambda: self.filesystem.exists(self.path)):
-            raise RunError(f"list {self.where}: no such file or folder")
+            raise MissingFileError(f"list {self.where}: no such file or folder")
         start = len(self.path) + 1
         sizes = {path[start:]: int(entry.get("size") or 0) for path, entry in found.items()}
         return {name: size for name, size in sizes.items() if not _hidden(name)}
 
-    def catalogue(self, marker: str) -> dict[str, Sizes]:
+    def catalogue(self, marker: str) -> Catalogue:
         """The trees of the sub-folders, from one listing of everything."""
         folders: dict[str, Sizes] = {"": {}}
         for name, size in self.tree().items():
@@ -152,32 +225,73 @@ class RemoteStore:
             for folder, sizes in folders.items()
         }
 
-    def read(self, name: str) -> bytes:
-        """A whole file: one request."""
+    def read(self, name: str, most: int = WHOLE_LIMIT) -> bytes:
+        """A whole file: one request, for one byte more than it may have."""
         path = f"{self.path}/{name}"
-        return bytes(self._ask("read", lambda: self.filesystem.cat_file(path), name))
+        ask = self.filesystem.cat_file
+        content = bytes(self._ask("read", lambda: ask(path, start=0, end=most + 1), name))
+        if len(content) > most:
+            raise too_large(f"{self.where}/{name}", len(content), most)
+        return content
 
-    def read_many(self, names: Sequence[str]) -> dict[str, bytes | RunError]:
-        """Whole files, asked for together; file systems that can fetch them at the same time."""
-        if not names:
+    def read_each(
+        self, folders: Sequence[str], name: str, most: int
+    ) -> dict[str, bytes | RunError]:
+        """The files, asked for together; file systems that can fetch them at the same time."""
+        if not folders:
             return {}
-        paths = [f"{self.path}/{name}" for name in names]
-        got = self._ask("read", lambda: self.filesystem.cat(paths, on_error="return"))
+        paths = [f"{self.path}/{folder}/{name}" for folder in folders]
+        starts, ends = [0] * len(paths), [most + 1] * len(paths)
+        got = self._ranges(paths, starts, ends, "")
         return {
-            name: self._answer(name, got.get(path)) for name, path in zip(names, paths, strict=True)
+            folder: self._answer(f"{folder}/{name}", content, most)
+            for folder, content in zip(folders, got, strict=True)
         }
+
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """A whole file, in a request for every 64 MB."""
+        path, ask = f"{self.path}/{name}", self.filesystem.cat_file
+        size = int(self._ask("read", lambda: self.filesystem.info(path), name).get("size") or 0)
+        for start in range(0, size, _REMOTE_BLOCK):
+            end = min(start + _REMOTE_BLOCK, size)
+            yield bytes(self._ask("read", partial(ask, path, start=start, end=end), name))
 
     def ranges(self, name: str, spans: Sequence[Span]) -> list[bytes]:
         """Parts of a file, asked for together."""
         paths = [f"{self.path}/{name}"] * len(spans)
         starts, stops = [start for start, _ in spans], [stop for _, stop in spans]
-        parts = self._ask("read", lambda: self.filesystem.cat_ranges(paths, starts, stops), name)
-        return [bytes(part) for part in parts]
+        parts = [self._answer(name, part) for part in self._ranges(paths, starts, stops, name)]
+        for part in parts:
+            if isinstance(part, RunError):
+                raise part
+        return [part for part in parts if isinstance(part, bytes)]
 
-    def _answer(self, name: str, content: object) -> bytes | RunError:
-        if isinstance(content, bytes):
-            return content
-        return RunError(f"read {self.where}/{name}: {cause_of(content)}")
+    def exists(self) -> bool:
+        """Whether anything lies below the address."""
+        return bool(self._ask("list", lambda: self.filesystem.exists(self.path)))
+
+    def odd(self) -> list[Entry]:
+        """Nothing: an object store has files only."""
+        return []
+
+    def why_missing(self, name: str) -> str:
+        """An object store has it or not."""
+        return "missing"
+
+    def _ranges(
+        self, paths: list[str], starts: list[int], stops: list[int], name: str
+    ) -> list[object]:
+        """Parts of files; of one that could not be had, the error."""
+        ask = partial(self.filesystem.cat_ranges, paths, starts, stops, on_error="return")
+        return list(self._ask("read", ask, name))
+
+    def _answer(self, name: str, content: object, most: int = WHOLE_LIMIT) -> bytes | RunError:
+        if isinstance(content, bytes | bytearray | memoryview):
+            if len(content) > most:
+                return too_large(f"{self.where}/{name}", len(content), most)
+            return bytes(content)
+        kind = MissingFileError if isinstance(content, FileNotFoundError) else RunError
+        return kind(f"read {self.where}/{name}: {cause_of(content)}")
 
     def _ask(self, what: str, question: Callable[[], Any], name: str = "") -> Any:
         try:
@@ -223,6 +337,26 @@ def local_path(place: Place) -> Path:
     if "\0" in text:
         raise InputError(f"write {text!r}: a path has no null character")
     return Path(text)
+
+
+def write_inside(folder: Path, name: str, content: bytes) -> None:
+    """Replace a file below a run's folder, see `write_whole`; no link on the way is followed.
+
+    Raises:
+        RunError: it cannot be written, or a part of its path is a link or no regular file.
+    """
+    try:
+        path = inside(folder, name, make=True)
+    except OutsideError as error:
+        raise OutsideError(f"write {error}") from error
+    except OSError as error:
+        raise unwritable(folder / name, error) from error
+    write_whole(path, content)
+
+
+def too_large(where: str, size: int, most: int) -> RunError:
+    """The error for a file that is not read because of its size."""
+    return RunError(f"read {where}: expected at most {most} bytes, got {size}")
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -285,14 +419,13 @@ def cause_of(error: object) -> str:
 class _Reading:
     """Opens a regular file, and turns whatever goes wrong into a `RunError` that names it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.path = folder / name
 
     def __enter__(self) -> BinaryIO:
         try:
-            if not self.path.is_file():  # a named pipe would keep the reader waiting for ever
-                raise MissingFileError(f"read {self.path}: no such file or folder")
-            self.file = self.path.open("rb")
+            self.file = open(_descriptor(inside(self.folder, self.name)), "rb")
         except (OSError, ValueError) as error:
             raise self._named(error) from error
         return self.file
@@ -303,10 +436,22 @@ class _Reading:
             raise self._named(error) from error
 
     def _named(self, error: Exception) -> RunError:
+        if isinstance(error, OutsideError):
+            return OutsideError(f"read {error}")
         if isinstance(error, RunError):
             return error
         kind = MissingFileError if isinstance(error, FileNotFoundError) else RunError
         return kind(f"read {self.path}: {cause_of(error)}")
+
+
+def _descriptor(path: Path) -> int:
+    """A regular file, opened; neither a link nor a pipe put there in between is waited for."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    handle = os.open(path, flags | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OutsideError(f"{path}: is no regular file")
+    return handle
 
 
 def _write_through(path: Path, content: bytes) -> None:
@@ -317,32 +462,30 @@ def _write_through(path: Path, content: bytes) -> None:
         os.close(handle)
 
 
-def _catalogue(root: Path, marker: str) -> dict[str, Sizes]:
-    folders: dict[str, Sizes] = {"": {}}
+def _catalogue(root: Path, marker: str) -> Catalogue:
+    folders: Catalogue = {}
+    files: Sizes = {}
+    points = mount_points()
     with os.scandir(root) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                held = os.path.isfile(os.path.join(entry.path, marker))
-                folders[entry.name] = dict(_walk(Path(entry.path), "", _DEPTH)) if held else {}
-            elif entry.is_file():
-                folders[""][entry.name] = entry.stat().st_size
-    return folders
+            try:
+                if entry.is_dir():
+                    held = os.path.lexists(os.path.join(entry.path, marker))
+                    folders[entry.name] = _sizes(Path(entry.path), points) if held else {}
+                    if not held:
+                        os.scandir(entry.path).close()  # a folder that may not be read says so
+                elif entry.is_file():
+                    files[entry.name] = entry.stat().st_size
+            except OSError as error:  # a link onto itself, a folder that may not be read
+                folders[entry.name] = RunError(f"list {entry.path}: {cause_of(error)}")
+    return {"": files, **folders}
 
 
-def _walk(folder: Path, prefix: str, depth: int) -> list[tuple[str, int]]:
-    found: list[tuple[str, int]] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            with suppress(FileNotFoundError):  # it went away while we looked
-                if entry.is_file():
-                    found.append((prefix + entry.name, entry.stat().st_size))
-                elif depth > 1 and entry.is_dir():
-                    found += _walk(Path(entry.path), f"{prefix}{entry.name}/", depth - 1)
-    return found
+def _sizes(folder: Path, points: MountPoints) -> Sizes:
+    found = walk(folder, depth=DEPTH, points=points)
+    return {entry.name: entry.size for entry in found if entry.what == "file"}
 
 
 def _part(file: BinaryIO, start: int, stop: int) -> bytes:
@@ -352,9 +495,9 @@ def _part(file: BinaryIO, start: int, stop: int) -> bytes:
     return file.read(stop - start)
 
 
-def _attempt(read: Callable[[str], bytes], name: str) -> bytes | RunError:
+def _attempt(read: Callable[[str, int], bytes], name: str, most: int) -> bytes | RunError:
     try:
-        return read(name)
+        return read(name, most)
     except RunError as error:
         return error
 

@@ -6,12 +6,12 @@ value `v` of a map with maximum `m` comes back within `max(2⁻¹¹ |v|, 2⁻²�
 infinities come back as they were, and the largest value comes back exactly.
 
 Files are written by safetensors itself and read here by byte range: the library reads local files
-only, and the same code has to fetch one map from a remote store without fetching all of them.
+only, and the same code has to fetch one map from a remote store without fetching all of them. What
+a file's header claims is compared with the file's size before anything is reserved or looped over.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnviz.errors import InputError, RunError
-from attnviz.runs.storage import Span, Store
+from attnviz.runs.documents import loaded
+from attnviz.runs.storage import WHOLE_LIMIT, Span, Store
 
 Array: TypeAlias = NDArray[Any]
 Indices: TypeAlias = Iterable[SupportsIndex]
@@ -43,6 +44,8 @@ _DTYPES = {
 }
 _HEAD = 1 << 16
 _HEADER_LIMIT = 1 << 24
+_RANK_LIMIT = 32
+_LARGEST = 1 << 40  # places along an axis; an empty array may claim any number of them
 
 
 def to_bytes(arrays: Mapping[str, Array]) -> bytes:
@@ -118,18 +121,31 @@ class TensorFile:
 
         Raises:
             InputError: an index is out of range.
-            RunError: the file has no such array, or ends before it should.
+            RunError: the file has no such array, ends before it should, or the rows are too
+                many to be held at once.
         """
         entry = self._entry(array)
         count = entry.shape[0] if entry.shape else 0
-        rows = range(count) if indices is None else _inside(indices, count, self.name)
         inner = entry.shape[1:]
         stride = entry.dtype.itemsize * prod(inner)
-        spans = _joined(rows, entry.start, stride) if stride else []
+        if indices is None:
+            taken, spans = count, [(entry.start, entry.stop)] if count * stride else []
+        else:
+            rows = _inside(indices, count, self.name)
+            taken, spans = len(rows), _joined(rows, entry.start, stride) if stride else []
+        if taken * stride > WHOLE_LIMIT:
+            raise RunError(
+                f"read {self.store.where}/{self.name}: expected at most {WHOLE_LIMIT} bytes at "
+                f"once, got {taken * stride}; ask for some of the images by their indices"
+            )
         content = bytearray().join(self._parts(spans))  # an array upon it can be written to
-        if len(content) != len(rows) * stride:
+        if len(content) != taken * stride:
             raise RunError(f"read {self.store.where}/{self.name}: ends before it should")
-        return np.frombuffer(content, dtype=entry.dtype).reshape((len(rows), *inner))
+        return np.frombuffer(content, dtype=entry.dtype).reshape((taken, *inner))
+
+    def shape(self, array: str) -> tuple[int, ...]:
+        """The shape of an array, from the header alone."""
+        return self._entry(array).shape
 
     def _entry(self, array: str) -> Entry:
         if array not in self.entries:
@@ -144,8 +160,13 @@ class TensorFile:
         return self.store.ranges(self.name, spans)
 
 
-def open_tensors(store: Store, name: str) -> TensorFile:
+def open_tensors(store: Store, name: str, size: int | None = None) -> TensorFile:
     """Read a safetensors file's header: one request, which often brings the scales along.
+
+    Args:
+        store: Where the file lies.
+        name: Its name there.
+        size: Its bytes, where they are known; arrays that the header puts beyond are refused.
 
     Raises:
         RunError: it is missing or its header makes no sense; the message names the file.
@@ -158,9 +179,12 @@ def open_tensors(store: Store, name: str) -> TensorFile:
     if length + 8 > len(head):
         head = store.ranges(name, [(0, length + 8)])[0]
     try:
-        entries = _parsed(json.loads(head[8 : length + 8]), length + 8)
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        entries = _parsed(loaded(head[8 : length + 8]), length + 8)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise RunError(f"read {where}: not a whole safetensors file") from error
+    stop = max((entry.stop for entry in entries.values()), default=0)
+    if size is not None and stop > size:
+        raise RunError(f"read {where}: its header names {stop} bytes, the file has {size}")
     return TensorFile(store, name, entries, head)
 
 
@@ -173,9 +197,13 @@ def _parsed(header: Any, offset: int) -> dict[str, Entry]:
 
 def _entry(value: Any, offset: int) -> Entry:
     dtype = np.dtype(_DTYPES[value["dtype"]])
-    shape = tuple(int(size) for size in value["shape"])
-    start, stop = (int(edge) for edge in value["data_offsets"])
-    if min(shape, default=0) < 0 or start < 0 or stop - start != dtype.itemsize * prod(shape):
+    shape, (start, stop) = tuple(value["shape"]), value["data_offsets"]
+    numbers = (*shape, start, stop)
+    if not all(type(number) is int and 0 <= number <= 1 << 62 for number in numbers):
+        raise ValueError("expected whole numbers")
+    if len(shape) > _RANK_LIMIT or max(shape, default=0) > _LARGEST:
+        raise ValueError("too large")
+    if prod(shape) * dtype.itemsize != stop - start:
         raise ValueError("sizes disagree")
     return Entry(dtype, shape, offset + start, offset + stop)
 

@@ -8,7 +8,8 @@ kill at any moment leaves the folder as it was before a step or after it, and a 
 added to (`amend_run`) without ever being less than complete.
 
 The folder itself is locked while a process writes; the lock goes with the process, however it
-ends. Where a file system cannot lock, the heartbeat of the other process stands in for it.
+ends. Where a file system cannot lock, the heartbeat of the other process stands in for it. A folder
+that was deleted, moved or begun anew under its writer is noticed before each write.
 """
 
 from __future__ import annotations
@@ -28,31 +29,23 @@ import numpy as np
 
 from attnviz.definitions import added
 from attnviz.errors import InputError, RunError
-from attnviz.runs.header import (
-    Document,
-    now,
-    plain,
-    sealed,
-    this_writer,
-    written,
-)
+from attnviz.runs.documents import Document, plain, sealed, written
+from attnviz.runs.entries import OutsideError, inside
+from attnviz.runs.header import now, this_writer
+from attnviz.runs.layout import ARRAYS, CURVES, HEADER, LAYOUTS, SAMPLES, WEIGHTS
 from attnviz.runs.locking import Lock
-from attnviz.runs.names import checked, checked_file
-from attnviz.runs.reader import CURVES, HEADER, SAMPLES, WEIGHTS, Run, open_run, whole_rows
-from attnviz.runs.staging import ROOMS, tidy
-from attnviz.runs.storage import (
-    LocalStore,
-    unwritable,
-    write_all,
-    write_whole,
-)
+from attnviz.runs.names import array_file, checked_file
+from attnviz.runs.reader import CURVES_LIMIT, Run, open_run, whole_rows
+from attnviz.runs.records import kept_of
+from attnviz.runs.staging import tidy
+from attnviz.runs.storage import LocalStore, unwritable, write_all, write_inside
 from attnviz.runs.tensors import Array, scaled, to_bytes
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 _BEAT_APART = 0.25
-_KEPT = (HEADER, CURVES, SAMPLES, WEIGHTS, *ROOMS)
+_KEPT = (HEADER, CURVES, SAMPLES, WEIGHTS, LAYOUTS, *ARRAYS)
 
 
 class RunWriter:
@@ -88,6 +81,11 @@ class RunWriter:
     ) -> None:
         if not self._lock.held:
             return
+        if not self._lock.is_of(self.path):
+            self._lock.release()
+            if error is None:
+                raise self._replaced_folder()
+            return
         if error is None and self._amends:
             self.finish()
         elif error is None:
@@ -114,7 +112,7 @@ class RunWriter:
         self._needs_open()
         if self._amends:
             raise InputError(f"amend {self.path}: a complete run's curves do not grow")
-        _append(self.path / CURVES, _line(plain(row, "curve")))
+        _append(self.path, CURVES, _line(plain(row, "curve")))
         self.heartbeat()
 
     def keep_curves(self, rows: int) -> None:
@@ -135,8 +133,8 @@ class RunWriter:
         self._scaled("maps", name, array, (3, 4), 2, about)
 
     def gates(self, name: str, array: Array, about: Mapping[str, Any] | None = None) -> None:
-        """Keep gate values: `(n, c)` of a channel gate, `(n, h, w)` of a spatial one."""
-        self._scaled("gates", name, array, (2, 3), np.ndim(array) - 1, about)
+        """Keep gate values: `(n, c)` by channel, `(n, h, w)` by place, `(n, c, h, w)` by both."""
+        self._scaled("gates", name, array, (2, 3, 4), max(np.ndim(array) - 1, 1), about)
 
     def rows(
         self,
@@ -159,14 +157,41 @@ class RunWriter:
             raise InputError(f"rows {name!r}: expected {count} images, got {len(chosen)}")
         self._scaled("rows", name, array, (4,), 2, about, images=chosen)
 
+    def record(self, record: Any) -> None:
+        """Keep a record of a watch under its own name; one without values is passed over."""
+        kept = kept_of(record)
+        if kept is None:
+            return
+        if kept.folder == "gates":
+            self.gates(kept.name, kept.values, about=kept.about)
+        else:
+            self.rows(kept.name, kept.values, kept.images, about=kept.about)
+
     def samples(self, table: DataFrame) -> None:
-        """Keep the table with one row per test image."""
+        """Keep the table with one row per test image; for its columns see `save_run`."""
         buffer = io.BytesIO()
         try:
             table.to_parquet(buffer, index=False)
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(f"samples: expected a table parquet can hold ({error})") from error
         self._keep(SAMPLES, buffer.getvalue(), shape=table.shape)
+
+    def layouts(self, layouts: Mapping[str, Any]) -> None:
+        """Keep which token is which place, by the name of the record.
+
+        Args:
+            layouts: Name → what JSON can hold, such as `{"queries": places, "keys": places}`,
+                with `grid` (its sides), `cell` (for each token the number of its cell, −1 for
+                none) and `role` (for each token what it is).
+        """
+        kept = plain(layouts, "layouts")
+        for name, layout in kept.items():
+            if not isinstance(layout, dict):
+                raise InputError(
+                    f"layouts[{name!r}]: expected a grid, cells and roles by name, got "
+                    f"{type(layout).__name__}"
+                )
+        self._keep(LAYOUTS, written(kept, indent=None))
 
     def weights(self, arrays: Mapping[str, Array]) -> None:
         """Keep the model's parameters and buffers."""
@@ -186,7 +211,7 @@ class RunWriter:
             self._keep(self._own(name), content)
             return self.path / str(self._content["files"][name].get("at", name))
         path = self.file(name)
-        write_whole(path, content)
+        write_inside(self.path, name, content)
         return path
 
     def file(self, name: str) -> Path:
@@ -197,11 +222,7 @@ class RunWriter:
         self._needs_open()
         if self._own(name) in self._content["files"]:
             raise InputError(f"file {name!r}: the run already lists it; use write to replace it")
-        path = self.path / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(path, error) from error
+        path = _inside(self.path, name, make=True)
         self._handed_out.add(name)
         return path
 
@@ -250,7 +271,7 @@ class RunWriter:
         about: Mapping[str, Any] | None,
         **extra: Array,
     ) -> None:
-        checked(f"name of {room}", name)
+        file = array_file(room, name)
         array = np.asarray(array)
         if array.ndim not in ranks or array.dtype.kind not in "fiub":
             wanted = " or ".join(map(str, ranks))
@@ -259,7 +280,7 @@ class RunWriter:
                 f"got {array.dtype} of shape {array.shape}"
             )
         content = to_bytes({**scaled(array, axes), **extra})
-        self._keep(f"{room}/{name}.safetensors", content, array.shape, about)
+        self._keep(file, content, array.shape, about)
 
     def _keep(
         self,
@@ -276,7 +297,7 @@ class RunWriter:
         entry |= {"at": at} if at != name else {}
         entry |= {"shape": list(shape)} if shape is not None else {}
         entry |= {"about": plain(about, f"about {name}")} if about else {}
-        write_whole(self.path / at, content)
+        write_inside(self.path, at, content)
         if name in files:
             self._replaced.add(files[name].get("at", name))
         try:
@@ -293,11 +314,14 @@ class RunWriter:
         return name
 
     def _fresh(self, name: str) -> str:
-        """A place that neither run.json nor this writer's draft names."""
-        taken = _named(self._content["files"]) | self._replaced
+        """A place that neither run.json nor this writer's draft names.
+
+        Names that differ in case alone are one file on some file systems.
+        """
+        taken = {at.casefold() for at in _named(self._content["files"]) | self._replaced}
         stem, dot, end = name.rpartition(".")
         at, number = name, 1
-        while at in taken:
+        while at.casefold() in taken:
             number += 1
             at = f"{stem}.{number}{dot}{end}" if dot else f"{name}.{number}"
         return at
@@ -313,7 +337,7 @@ class RunWriter:
         files = dict(self._content["files"])
         pending = self._handed_out if self._amends else self._handed_out | {CURVES}
         for name in sorted(pending):
-            if (self.path / name).is_file():
+            if os.path.lexists(self.path / name):
                 files[name] = _entry_of(self.path, name)
         merged = self._content["summary"] | plain(summary or {}, "summary")
         if own := added():  # metrics from outside the package: readers know them by this
@@ -323,12 +347,12 @@ class RunWriter:
     def _commit(self, **changes: Any) -> None:
         """Replace run.json, then remove what it no longer names."""
         content = {**self._content, **changes, "heartbeat": now()}
-        write_whole(self.path / HEADER, sealed(content))
+        write_inside(self.path, HEADER, sealed(content))
         self._content = content
         self._last_beat = time.monotonic()
         for name in self._replaced - _named(content["files"]):
             with suppress(OSError):
-                (self.path / name).unlink()
+                inside(self.path, name).unlink()
         self._replaced.clear()
 
     def _resume(self) -> None:
@@ -337,27 +361,47 @@ class RunWriter:
         self._commit(status="running", reason="", writer=this_writer(), files=files)
 
     def _trim(self, rows: int | None) -> None:
-        path = self.path / CURVES
-        if path.exists():
-            kept = whole_rows(LocalStore(self.path).read(CURVES), str(path))[:rows]
-            write_whole(path, b"".join(map(_line, kept)))
-
-    def _add_checksums(self) -> None:
-        files = {
-            name: {**entry, **_entry_of(self.path, entry.get("at", name))}
-            for name, entry in self._content["files"].items()
-        }
-        self._commit(files=files)
+        if os.path.lexists(self.path / CURVES):
+            content = LocalStore(self.path).read(CURVES, CURVES_LIMIT)
+            kept = whole_rows(content, f"{self.path / CURVES}")[:rows]
+            write_inside(self.path, CURVES, b"".join(map(_line, kept)))
 
     def _needs_open(self) -> None:
         if not self._lock.held:
-            raise RunError(f"write {self.path}: this writer has finished or stopped")
+            raise RunError(
+                f"write {self.path}: this writer has finished or stopped, or is of another process"
+            )
+        if not self._lock.is_of(self.path):
+            raise self._replaced_folder()
+
+    def _replaced_folder(self) -> RunError:
+        return RunError(
+            f"write {self.path}: the folder was removed, moved or begun anew since this writer "
+            "opened it; nothing more is written"
+        )
 
 
-def _append(path: Path, line: bytes) -> None:
-    """Append one line and sync it; after an error the file is as it was."""
+def _inside(folder: Path, name: str, *, make: bool = False) -> Path:
+    """See `entries.inside`; whatever goes wrong is a `RunError` that says what was to be done."""
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        return inside(folder, name, make=make)
+    except OutsideError as error:
+        raise OutsideError(f"write {error}") from error
+    except OSError as error:
+        raise unwritable(folder / name, error) from error
+
+
+def _append(folder: Path, name: str, line: bytes) -> None:
+    """Append one line and sync it; after an error the file is as it was.
+
+    A file with a second name elsewhere is made one of the run's own first.
+    """
+    path = _inside(folder, name)
+    try:
+        if path.exists() and path.stat().st_nlink > 1:
+            write_inside(folder, name, path.read_bytes())
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+        handle = os.open(path, flags, 0o666)
     except OSError as error:
         raise unwritable(path, error) from error
     try:
@@ -381,16 +425,18 @@ def _named(files: Document) -> set[str]:
 
 
 def _entry_of(folder: Path, name: str) -> Document:
-    """Size and checksum of a file that somebody else wrote; made safe, and as readable as ours."""
-    path, digest = folder / name, hashlib.sha256()
+    """Size and checksum of a file that the caller wrote; made safe, and as readable as ours."""
+    path, digest = _inside(folder, name), hashlib.sha256()
     try:
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
             os.fsync(file.fileno())
-        ours = stat.S_IMODE((folder / HEADER).stat().st_mode)
-        path.chmod(stat.S_IMODE(path.stat().st_mode) | ours)  # safetensors leaves 0600 behind
-        return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+            found = os.fstat(file.fileno())
+        if found.st_nlink == 1:  # safetensors leaves 0600 behind
+            ours = stat.S_IMODE((folder / HEADER).stat().st_mode)
+            path.chmod(stat.S_IMODE(found.st_mode) | ours)
+        return {"bytes": found.st_size, "sha256": digest.hexdigest()}
     except OSError as error:
         raise unwritable(path, error) from error
 

@@ -9,7 +9,7 @@ import streamlit as st
 
 from attnviz.comparison.from_runs import map_names, patched
 from attnviz.definitions import DEFINITIONS, LEVELS, metric_title
-from attnviz.runs import flat
+from attnviz.runs import differing, flat, in_words
 from dashboard import notices, run_cache
 from dashboard.address import plain
 from dashboard.chosen_runs import Chosen, chosen
@@ -78,18 +78,18 @@ def _metrics(used: list[str]) -> None:
 
 def _environment(choice: Chosen) -> None:
     st.header("Environment")
-    flats = {run.id: flat(run.environment) for run in choice.runs}
-    first = next(iter(flats.values()))
-    shared = {k: v for k, v in first.items() if all(one.get(k) == v for one in flats.values())}
+    environments = {run.id: run.environment for run in choice.runs}
+    odd = in_words(differing(environments))
+    first = flat(choice.runs[0].environment)
+    shared = {key: value for key, value in first.items() if key not in odd}
     if shared:
         _pairs(shared, "Environment of all runs")
-    odd = sorted({key for one in flats.values() for key in one} - set(shared))
     if odd:
         st.markdown("In these the runs differ:")
         rows = [
             {"what": key, "value": value, "runs": len(runs), "such as": ", ".join(runs[:3])}
-            for key in odd
-            for value, runs in _by_value(key, flats).items()
+            for key, values in sorted(odd.items())
+            for value, runs in _by_value(values).items()
         ]
         st.dataframe(
             pd.DataFrame(rows),
@@ -100,11 +100,11 @@ def _environment(choice: Chosen) -> None:
         st.caption("The runs say nothing about where they were made.")
 
 
-def _by_value(key: str, flats: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+def _by_value(values: dict[str, str]) -> dict[str, list[str]]:
     """Which runs say what about one fact, the value that most have first."""
     found: dict[str, list[str]] = {}
-    for run, facts in flats.items():
-        found.setdefault(str(facts.get(key, "(none)")), []).append(run)
+    for run, value in values.items():
+        found.setdefault(value, []).append(run)
     return dict(sorted(found.items(), key=lambda one: -len(one[1])))
 
 

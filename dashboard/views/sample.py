@@ -149,7 +149,7 @@ def _heads(run: Any, map_name: str, image: int) -> np.ndarray:
     """The map head by head, `(heads, h, w)`; empty where the run kept no heads of it."""
     apart = f"{map_name}.heads"
     name = apart if apart in run.map_names else map_name
-    shape = run.files[f"maps/{name}.safetensors"].shape
+    shape = run.entry(f"maps/{name}").shape
     if shape is None or len(shape) != 4:
         return np.empty((0, 1, 1))
     found = notices.readable(lambda: run_cache.head_maps(run, name, [image])[0], run)
@@ -280,7 +280,7 @@ def _gates(shown: list[tuple[str, Any]], image: int) -> None:
 
 
 def _gate_table(run: Any, gate: str, image: int) -> pd.DataFrame:
-    table = _gate_quartiles(run_cache.stamp(run, f"gates/{gate}.safetensors"), run, gate)
+    table = _gate_quartiles(run_cache.stamp(run, f"gates/{gate}"), run, gate)
     if table.empty:
         return table
     return table.assign(gate=run.gates(gate, [image])[0])
@@ -288,7 +288,7 @@ def _gate_table(run: Any, gate: str, image: int) -> pd.DataFrame:
 
 @st.cache_data(max_entries=32, show_spinner=False)
 def _gate_quartiles(key: tuple[Any, ...], _run: Any, gate: str) -> pd.DataFrame:
-    shape = _run.files[f"gates/{gate}.safetensors"].shape
+    shape = _run.entry(f"gates/{gate}").shape
     if shape is not None and len(shape) != 2:  # a spatial gate is among the maps
         return pd.DataFrame()
     values = _run.gates(gate)

@@ -68,6 +68,20 @@ def test_what_the_run_held_before_stays(tmp_path):
     assert found.maps("gradient").shape == (COUNT, 32, 32)
 
 
+@pytest.mark.parametrize("name", ["gates", "maps"])
+def test_a_folder_that_a_run_links_to_is_not_touched(tmp_path, capsys, name):
+    before = write_trained(tmp_path / "runs", "cnn")  # it has no maps
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "saliency.safetensors").write_text("years of work")
+    (before.path / name).symlink_to(tmp_path / "thesis")
+    code = run(["attribute", str(tmp_path / "runs"), "--method", "saliency"])
+    assert code == (0 if name == "gates" else 2)
+    assert ("maps: is a symbolic link" in capsys.readouterr().err) == (name == "maps")
+    files = [path.name for path in (tmp_path / "thesis").iterdir()]
+    assert files == ["saliency.safetensors"]
+    assert (tmp_path / "thesis" / files[0]).read_text() == "years of work"
+
+
 def test_json_is_json_and_nothing_else(tmp_path, capsys):
     write_trained(tmp_path, "cnn")
     words = ["--method", "integrated_gradients", "--option", "n_steps=3", "--baseline", "mean"]

@@ -147,19 +147,20 @@ def test_verify_finds_nothing_or_names_the_fault(
     assert json.loads(shown(capsys))[0]["file"] == "model.safetensors"
 
 
-def test_migrate_brings_old_runs_up_to_date(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_migrate_writes_edited_headers_anew(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import shutil
 
-    old = Path(__file__).parents[1] / "runs" / "schema_0"
-    shutil.copytree(old, runs / "old")
+    edit(make(runs / "old").path, variant="renamed")
     assert run(["migrate", str(runs)]) == 1
     out = shown(capsys)
-    assert "old: migrated from schema 0 to 1" in out
-    assert "mha-0: is of schema 1 already" in out
+    assert "old: header written anew" in out
+    assert "mha-0: is up to date" in out
     assert f"new: failed: migrate {runs}/new: the run is newer" in out
     shutil.rmtree(runs / "new")
     assert run(["migrate", str(runs), "--json"]) == 0
-    assert json.loads(shown(capsys))["old"] == "is of schema 1 already"
+    assert json.loads(shown(capsys))["old"] == "is up to date"
+    assert run(["show", str(runs / "old")]) == 0
+    assert "renamed" in shown(capsys)
 
 
 @pytest.mark.parametrize(

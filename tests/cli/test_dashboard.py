@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def options(**changes: object) -> Namespace:
-    given = {"runs": "runs", "port": 8501, "host": "127.0.0.1", "no_browser": True}
+    given = {"runs": "runs", "port": 8501, "host": "127.0.0.1", "no_browser": True,
+             "allow_host": []}  # fmt: skip
     return Namespace(**(given | changes))
 
 
@@ -34,6 +35,43 @@ def test_it_is_bound_to_this_machine_and_told_where_the_runs_are() -> None:
     assert words[words.index("--server.address") + 1] == "127.0.0.1"
     assert environment["ATTNVIZ_RUNS"] == "s3://bucket/runs"
     assert environment["PYTHONPATH"].split(os.pathsep)[0] == str(dashboard.app().parents[1])
+
+
+def told(words: list[str], option: str) -> list[str]:
+    return [words[i + 1] for i, word in enumerate(words) if word == option]
+
+
+def test_it_answers_to_the_names_of_this_machine_and_to_its_own_pages_alone() -> None:
+    words, _ = dashboard.command(dashboard.app(), options())
+    assert told(words, "--server.allowedHosts") == ["localhost", "127.0.0.1", "::1"]
+    assert told(words, "--server.enableCORS") == ["true"]
+    assert told(words, "--server.enableXsrfProtection") == ["true"]
+    words, _ = dashboard.command(dashboard.app(), options(allow_host=["runs.example"]))
+    assert told(words, "--server.allowedHosts")[-1] == "runs.example"
+    words, _ = dashboard.command(dashboard.app(), options(host="10.0.0.7"))
+    assert told(words, "--server.allowedHosts")[-1] == "10.0.0.7"
+    names = dashboard.allowed_hosts("0.0.0.0", ["runs.example"])
+    assert socket.gethostname() in names
+    assert "0.0.0.0" not in names
+    assert "*" not in names
+    assert names[-1] == "runs.example"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7"])
+def test_where_others_can_reach_it_it_says_that_there_is_no_log_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], host: str
+) -> None:
+    begun: list[list[str]] = []
+    monkeypatch.setattr(dashboard.os, "execve", lambda path, words, env: begun.append(words))
+    monkeypatch.setattr(
+        dashboard.subprocess, "run", lambda words, env: subprocess.CompletedProcess(words, 0)
+    )
+    run(["dashboard", str(tmp_path), "--host", host, "--no-browser"])
+    said = capsys.readouterr().err
+    assert "everyone who reaches port 8501 can read these runs" in said
+    assert "there is no log-in" in said
+    run(["dashboard", str(tmp_path), "--no-browser"])
+    assert capsys.readouterr().err == ""
 
 
 def test_without_streamlit_it_names_what_to_install(
@@ -99,6 +137,12 @@ def serves(words: list[str], home: Path, **environment: str) -> None:
     ) as child:
         try:
             assert answer(child, f"http://127.0.0.1:{port}/_stcore/health") == b"ok"
+            own = f"127.0.0.1:{port}"
+            assert handshake(port, own, f"http://{own}") == 101
+            assert handshake(port, f"localhost:{port}", f"http://localhost:{port}") == 101
+            assert handshake(port, "evil.example", "http://evil.example") == 403
+            assert handshake(port, f"evil.example:{port}", f"http://evil.example:{port}") == 403
+            assert handshake(port, own, "http://evil.example") == 403
         finally:
             os.killpg(child.pid, signal.SIGINT)
         assert child.wait(30) == 0
@@ -114,6 +158,18 @@ def answer(child: subprocess.Popen[bytes], address: str) -> bytes:
         except OSError:
             time.sleep(0.1)
     raise AssertionError("no answer within a minute")
+
+
+def handshake(port: int, host: str, origin: str) -> int:
+    """The status of the answer to a browser that wants the runs over a WebSocket."""
+    lines = (
+        "GET /_stcore/stream HTTP/1.1", f"Host: {host}", f"Origin: {origin}", "Upgrade: websocket",
+        "Connection: Upgrade", "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "", "",
+    )  # fmt: skip
+    with socket.create_connection(("127.0.0.1", port), 30) as line:
+        line.sendall("\r\n".join(lines).encode())
+        return int(line.recv(64).split()[1])
 
 
 def test_it_serves_until_it_is_interrupted(tmp_path: Path) -> None:
@@ -134,7 +190,8 @@ def test_the_wheel_brings_one_package_and_serves_from_outside_the_checkout(tmp_p
     assert (site / "attnviz" / "py.typed").is_file()
     code = (
         "from attnviz.cli import dashboard as d; from argparse import Namespace as N; import os\n"
-        "words, env = d.command(d.app(), N(runs='r', port=1, host='h', no_browser=True))\n"
+        "given = N(runs='r', port=1, host='h', no_browser=True, allow_host=[])\n"
+        "words, env = d.command(d.app(), given)\n"
         "print(d.app()); print(env['PYTHONPATH'].split(os.pathsep)[0])"
     )
     done = subprocess.run(

@@ -96,15 +96,15 @@ def test_a_run_holds_what_it_takes_and_lies_in_no_other_run(
     assert (found.state, found.variant, found.seed) == ("complete", "mine", 3)
     assert found.settings["factory"] == "evaluated_factory:net"
     assert found.settings["model"] == {"seed": 3}
-    assert found.settings["mean"] == pytest.approx([0.5, 0.4, 0.3], abs=1e-6)
-    assert found.settings["std"] == pytest.approx([0.25] * 3, abs=1e-6)
-    assert list(found.settings["classes"]) == CLASSES
+    assert found.mean == pytest.approx([0.5, 0.4, 0.3], abs=1e-6)
+    assert found.std == pytest.approx([0.25] * 3, abs=1e-6)
+    assert list(found.classes) == CLASSES
     assert found.samples()["label"].tolist() == [1, 1, 0, 0]
     assert found.summary["knockout"]
     assert found.samples()["gate_map/deletion_auc"].notna().sum() == 2
     assert found.verify() == []
     assert run([*words, "--out", "runs/cbam-s3/inside"]) == 2
-    assert "inside the run" in capsys.readouterr().err
+    assert "is a run" in capsys.readouterr().err
     assert run([*words, "--out", "runs/cbam-s3"]) == 2
     assert "complete run" in capsys.readouterr().err
 
@@ -139,7 +139,7 @@ def test_a_folder_of_hugging_face_brings_its_size_normalisation_and_weights(
         (["--masks", "masks"], "does not say how its images are normalised"),
         (["--masks", "masks", "--mean", "0.5"], "expected both --mean and --std"),
         (["--masks", "masks", "--mean", "0.5", "--std", "0"], "--std: expected positive"),
-        (["--masks", "masks", *NORMALISED, "--size", "0x4"], "expected a size in pixels"),
+        (["--masks", "masks", *NORMALISED, "--size", "4x4x4"], "expected a size in pixels"),
         ([*NORMALISED], "one of the arguments --masks --coco is required"),
         (
             ["--masks", "masks", *NORMALISED, "--labels", "folder", "--classes", "dots", "lines"],

@@ -38,6 +38,17 @@ def test_every_localisation_metric_of_every_map_is_added(tmp_path, capsys):
     assert "energy_pointing_game" in capsys.readouterr().out
 
 
+def test_a_folder_that_a_run_links_to_is_not_touched(tmp_path):
+    """Nor by the words for faithfulness and knockout, which write as well."""
+    before = write_trained(tmp_path / "runs")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.safetensors").write_text("years of work")
+    (before.path / "gates").symlink_to(tmp_path / "thesis")
+    assert run(["measure", str(tmp_path / "runs"), "--knockout", "--images", "2"]) == 0
+    assert (tmp_path / "thesis" / "chapter.safetensors").read_text() == "years of work"
+    assert [(f.file, f.kind) for f in open_run(before.path).verify()] == [("gates", "link")]
+
+
 def test_maps_with_heads_are_averaged_when_asked_for(tmp_path):
     before = write_trained(tmp_path)
     words = ["--maps", "received.heads", "--metrics", "energy_pointing_game", "--json"]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from attnviz.comparison import compare
-from attnviz.comparison.from_runs import asks, differing, incidental
+from attnviz.comparison.from_runs import asks, incidental
 from attnviz.errors import InputError
-from attnviz.runs import flat, list_runs, open_run, start_run
+from attnviz.runs import differing, flat, in_words, list_runs, open_run, start_run
 from tests.comparison.written import dataset, sample_table, write_run
 
 
@@ -205,7 +205,9 @@ class TestSettings:
             "a.c.d": 2,
             "e": 3,
         }
-        found = differing({"x": {"a": {"b": 1}, "c": 2}, "y": {"a": {"b": 3}, "c": 2, "d": 4}})
+        found = in_words(
+            differing({"x": {"a": {"b": 1}, "c": 2}, "y": {"a": {"b": 3}, "c": 2, "d": 4}})
+        )
         assert found == {"a.b": {"x": "1", "y": "3"}, "d": {"x": "(none)", "y": "4"}}
 
 

@@ -392,6 +392,77 @@ def hostile_run(root: Path) -> Path:
     )
 
 
+EVIL = "![i](http://127.0.0.1:9/beacon) <img src=http://127.0.0.1:9/x> $\\frac{ :red[x] **b** `c`"
+"""What a page would fetch, set as a formula or draw bold if it were taken for Markdown."""
+
+
+def evil_runs(root: Path) -> Path:
+    """Two runs in which every string that a run can carry is `EVIL`, names of arrays included."""
+    import pandas as pd
+
+    from attnviz.runs import open_dataset
+
+    digest = dataset(root, 8)
+    held = open_dataset(root, digest)
+    images, masks = held.images(), held.masks()
+    info = {EVIL: EVIL}
+    digest = save_dataset(root, images=images[::-1], masks=masks[::-1], info=info)
+    first = run(root, "mha", 0, dataset(root, 8), run_id="plain")
+    from attnviz.runs import open_run
+
+    known = open_run(first)
+    table = known.samples().iloc[::-1].reset_index(drop=True)
+    table["index"] = range(len(table))
+    boxes = open_dataset(root, digest).boxes()
+    table[["x0", "y0", "x1", "y1"]] = boxes
+    name = "![i](http://127.0.0.1:9/b) $\\frac{ :red[x] **b**"  # as long as a map's may be
+    table = table.rename(
+        columns={
+            column: f"{name}/{column.partition('/')[2]}"
+            for column in table.columns
+            if column.startswith("received/")
+        }
+    )
+    for extra in (EVIL, "iou of " + EVIL):
+        table[f"{name}/{extra}"] = table[f"{name}/energy_pointing_game"]
+    metrics = dict(known.summary["metrics"])
+    metrics[name] = metrics.pop("received")
+    metrics[name][EVIL] = metrics[name]["energy_pointing_game"]
+    rng = np.random.default_rng(0)
+    finding = {
+        "code": EVIL, "severity": "warning", "layer": EVIL, "message": EVIL, "value": 1.0,
+        "remedy": EVIL, "title": EVIL, "evidence": {EVIL: 1.0}, "where": EVIL,
+    }  # fmt: skip
+    summary = dict(known.summary) | {
+        "metrics": metrics, "map": name, "findings": [finding], "diagnosis": EVIL,
+        "layers": {name: EVIL}, EVIL: EVIL,
+        "knockout": [{"name": EVIL, "head": 0, "way": EVIL, "effect": 0.1, "low": 0.0,
+                      "high": 0.2, "size": 0.1, "images": 8}],
+    }  # fmt: skip
+    shutil.rmtree(first)
+    for seed in (0, 1):
+        save_run(
+            root / f"evil-{seed}", variant=EVIL, seed=seed, dataset=digest,
+            settings=SETTINGS | {EVIL: EVIL}, samples=pd.DataFrame(table),
+            maps={name: known_maps(held, rng), f"{name}.heads": known_heads(held, rng)},
+            gates={name: rng.random((len(table), 4))},
+            rows={name: attention_rows(masks[:4:2], rng)},
+            curves=[{"epoch": n, "train_loss": 1.0, EVIL: 1.0} for n in range(2)],
+            summary=summary, environment={EVIL: EVIL}, classes=[EVIL, EVIL], thing=EVIL,
+        )  # fmt: skip
+    return root
+
+
+def known_maps(held: Any, rng: np.random.Generator) -> np.ndarray:
+    """Maps on the grid, one per image."""
+    return rng.random((held.count, GRID, GRID), dtype=np.float32)
+
+
+def known_heads(held: Any, rng: np.random.Generator) -> np.ndarray:
+    """The same for four heads."""
+    return rng.random((held.count, 4, GRID, GRID), dtype=np.float32)
+
+
 def many_runs(root: Path, count: int) -> Path:
     """Copies of one run under many ids: for lists, not for rankings."""
     digest = dataset(root, 8)

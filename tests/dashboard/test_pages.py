@@ -5,8 +5,10 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import re
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,36 @@ def words(at: AppTest) -> str:
     parts = [element.value for kind in kinds for element in getattr(at, kind)]
     parts += [box.label for box in at.expander]
     return "\n".join(str(part) for part in parts).replace("\\", "")
+
+
+def marked_up(at: AppTest) -> Iterator[str]:
+    """Every string of a page that Streamlit sets as Markdown: bodies, labels, help, options."""
+    for node in at._tree:
+        proto = getattr(node, "proto", None)
+        for owner in (proto, *(part for _, part in parts_of(proto))):
+            for name in ("body", "label", "help", "caption", "content"):
+                text = getattr(owner, name, None)
+                if isinstance(text, str):
+                    yield text
+        if node.type in ("radio", "multiselect_pills", "button_group"):
+            yield from (str(option) for option in getattr(node, "options", ()))
+
+
+def parts_of(proto: Any) -> list[tuple[Any, Any]]:
+    """The messages inside a message, such as the expandable of a block."""
+    listed = proto.ListFields() if hasattr(proto, "ListFields") else []
+    found = []
+    for field, value in listed:
+        for one in value if field.is_repeated else [value]:
+            if hasattr(one, "ListFields"):
+                found += [(field, one), *parts_of(one)]
+    return found
+
+
+def believed(text: str) -> bool:
+    """Whether a stranger's marks would be set: neither escaped nor in a code span."""
+    bare = re.sub(r"`[^`]*`", "", re.sub(r"\\.", "", text))
+    return any(mark in bare for mark in ("![i](", "<img", "$\\frac", ":red[x]", "**b**"))
 
 
 def commands(at: AppTest) -> list[str]:
@@ -442,6 +474,22 @@ class TestTheAddress:
         opened(monkeypatch, page, good_root, **params)
 
 
+class TestLogIn:
+    AUTH = {  # noqa: RUF012
+        "redirect_uri": "http://localhost/oauth2callback", "cookie_secret": "x", "client_id": "x",
+        "client_secret": "x", "server_metadata_url": "http://localhost/x",
+    }  # fmt: skip
+
+    def test_where_it_is_set_up_nothing_is_shown_before(self, good_root, monkeypatch):
+        monkeypatch.setenv("ATTNVIZ_RUNS", str(good_root))
+        at = AppTest.from_file(str(APP), default_timeout=120)
+        at.secrets["auth"] = self.AUTH
+        at.run()
+        assert not at.exception
+        assert [title.value for title in at.title] == ["Log in"]
+        assert "mha" not in words(at)
+
+
 class TestHostileRuns:
     @pytest.mark.parametrize("page", PAGES)
     def test_names_are_text_on_every_page(self, page, copied, monkeypatch):
@@ -451,6 +499,28 @@ class TestHostileRuns:
             unescaped = block.value.replace("\\<", "").replace("\\[", "").replace("\\:", "")
             assert "<img" not in unescaped
             assert "](javascript" not in unescaped
+
+    @pytest.mark.parametrize("page", PAGES)
+    def test_every_string_of_a_run_stays_text(self, page, tmp_path, monkeypatch):
+        """Variant, settings, metrics, maps, gates, findings, curves: none is Markdown."""
+        made_runs.evil_runs(tmp_path)
+        at = opened(monkeypatch, page, tmp_path, run="evil-0")
+        found = [text for text in set(marked_up(at)) if believed(text)]
+        assert not found, found
+
+    @pytest.mark.parametrize(
+        "name", ["mha__v2", "__", "a.b[c]", "x'y\"z", "\\", "größe · 图", "None"]
+    )
+    def test_any_variant_can_be_looked_at(self, name, copied, monkeypatch):
+        for number in (0, 1):
+            path = copied / f"mha-{number}" / "run.json"
+            if path.exists():
+                content = json.loads(path.read_text()) | {"variant": name}
+                content.pop("seal", None)
+                path.write_text(json.dumps(content))
+        for page in ("sample", "compare", "gallery"):
+            at = opened(monkeypatch, page, copied, run="mha-0", runs="mha-0,cbam-0")
+            assert not at.error
 
     def test_a_dataset_is_no_path(self, copied, monkeypatch):
         path = copied / "cnn-0" / "run.json"

@@ -73,6 +73,22 @@ def test_a_sweep_survives_a_failing_run_and_keeps_the_order(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_sweep_that_goes_on_leaves_what_a_run_links_to_alone(tmp_path: Path) -> None:
+    settings = dataclasses.replace(TINY, variant="cnn", epochs=1)
+    home, thesis = tmp_path / "runs", tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter.safetensors").write_text("years of work")
+    begun = start_run(home, settings.run_id, variant="cnn", settings=settings.as_dict(), seed=0)
+    (begun.path / "gates").symlink_to(thesis)
+    begun.stop("interrupted")
+    (home / ".0.0123abcd.partial").symlink_to(thesis)
+    words = [*WORDS, "--variants", "cnn", "--epochs", "1", "--out", str(home)]
+    assert main(["sweep", *words, "--workers", "1"]) == 0
+    assert (thesis / "chapter.safetensors").read_text() == "years of work"
+    assert list(thesis.iterdir()) == [thesis / "chapter.safetensors"]
+    assert [(f.file, f.kind) for f in open_run(begun.path).verify()] == [("gates", "link")]
+
+
 def test_a_complete_sweep_needs_no_workers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -92,11 +92,10 @@ def complete_one(root: Path) -> None:
          samples=pd.DataFrame({"received/iou": [1.0] * 6}), summary={"accuracy": 1.0})  # fmt: skip
 
 
-def unchecked_one(root: Path) -> None:
+def edited_one(root: Path) -> None:
+    """A run whose header a person has edited: its checksum is gone."""
     complete_one(root)
-    files = json.loads((root / "a" / "run.json").read_text())["files"]
-    edit(root / "a", schema=0, files={name: entry["bytes"] for name, entry in files.items()},
-         state="done", model="mha", config={}, time=0)  # fmt: skip
+    edit(root / "a", variant="renamed")
 
 
 def check_save(root: Path) -> str:
@@ -145,9 +144,9 @@ def check_data(root: Path) -> str:
 
 def check_migrate(root: Path) -> str:
     run = open_run(root / "a")
-    assert run.state == "complete", (run.state, run.reason)
-    assert {fault.kind for fault in run.verify()} <= {"unchecked"}
-    return "checked" if run.verify() == [] else "unchecked"
+    assert (run.state, run.variant) == ("complete", "renamed"), (run.state, run.reason)
+    assert run.verify() == []
+    return "sealed" if "seal" in json.loads((root / "a" / "run.json").read_text()) else "edited"
 
 
 def _whole(root: Path) -> str:
@@ -166,7 +165,7 @@ JOBS: dict[str, Job] = {
     "train": (nothing, train, check_train, "complete"),
     "amend": (complete_one, amend, check_amend, "new"),
     "data": (nothing, data, check_data, "whole"),
-    "migrate": (unchecked_one, migrate, check_migrate, "checked"),
+    "migrate": (edited_one, migrate, check_migrate, "sealed"),
 }
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,105 @@ def test_arrays_that_do_not_belong_together_are_refused(
     with pytest.raises(InputError, match=message):
         save_dataset(tmp_path, info={}, **(given() | change))
     assert everything(tmp_path) == {}
+
+
+@pytest.mark.parametrize("sizes", [[5], [2, 3], [1] * 5, [0, 5], [4, 0, 1]])
+def test_batches_give_the_same_as_everything_at_once(tmp_path: Path, sizes: list[int]) -> None:
+    """On pictures that are no squares, to the last byte."""
+    rng = np.random.default_rng(3)
+    whole = {
+        "images": rng.integers(0, 256, (5, 6, 9, 3), dtype=np.uint8),
+        "masks": rng.random((5, 6, 9)) > 0.8,
+        "boxes": rng.integers(0, 6, (5, 4)),
+        "labels": np.array([0, 3, 1, 2, 0]),
+    }
+    ends = np.cumsum(sizes)
+    parts = zip(sizes, ends, strict=True)
+    batches = ({k: v[end - size : end] for k, v in whole.items()} for size, end in parts)
+    digest = save_dataset(tmp_path / "a", info={}, **whole)
+    assert save_dataset(tmp_path / "b", batches, info={}) == digest
+    assert everything(tmp_path / "a") == everything(tmp_path / "b")
+    found = open_dataset(tmp_path / "b", digest)
+    assert (found.size, found.count) == ((6, 9), 5)
+    for name, array in whole.items():
+        np.testing.assert_array_equal(getattr(found, name)(), array)
+    from safetensors.numpy import load_file
+
+    read = load_file(tmp_path / "b" / "datasets" / digest / "data.safetensors")
+    assert all((read[name] == array).all() for name, array in whole.items())
+    assert verify(tmp_path / "b") == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_the_memory_that_images_take_does_not_grow_with_their_number(tmp_path: Path) -> None:
+    code = """
+import resource, sys
+import numpy as np
+from attnviz.runs import open_dataset, save_dataset
+now = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + (60 << 20),) * 2)
+one = {'images': np.full((50, 100, 100, 3), 7, np.uint8), 'masks': np.ones((50, 100, 100), bool)}
+digest = save_dataset(sys.argv[1], (one for _ in range(100)), info={})  # 190 MB
+print(open_dataset(sys.argv[1], digest).count, open_dataset(sys.argv[1], digest).boxes([4999]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "5000 [[  0   0 100 100]]", done.stderr
+
+
+def test_boxes_and_labels_need_not_be_given(tmp_path: Path) -> None:
+    masks = np.zeros((3, 5, 7), bool)
+    masks[0, 1:3, 4:7] = True
+    masks[2, 4, 0] = masks[2, 0, 3] = True
+    images = np.zeros((3, 5, 7, 3), np.uint8)
+    found = open_dataset(tmp_path, save_dataset(tmp_path, images=images, masks=masks, info={}))
+    assert found.boxes().tolist() == [[4, 1, 7, 3], [0, 0, 0, 0], [0, 0, 4, 5]]
+    assert found.labels([1, 2]).tolist() == [-1, -1]
+
+
+def test_the_normalisation_is_kept_and_not_mixed_up(tmp_path: Path) -> None:
+    scale = {"mean": [0.5, 0.25, 0.125], "std": (1, 2, 3)}
+    digest = save_dataset(tmp_path, info={}, **scale, **given())
+    found = open_dataset(tmp_path, digest)
+    assert (found.mean, found.std) == ((0.5, 0.25, 0.125), (1.0, 2.0, 3.0))
+    assert save_dataset(tmp_path, info={}, **given()) == digest
+    with pytest.raises(InputError, match=r"std: these images are kept with .* already, got"):
+        save_dataset(tmp_path, info={}, **given(), std=(1, 1, 1))
+    run = make(tmp_path / "a", dataset=digest, mean=(0, 0, 0), std=(1, 1, 1))
+    assert (run.mean, run.std) == ((0, 0, 0), (1, 1, 1))
+    for bad in ((1, 2), (1, 2, float("nan")), (1, 0, 1)):
+        with pytest.raises(InputError, match=r"std: expected three numbers, one for each channel"):
+            save_dataset(tmp_path, info={}, **given(1), std=bad)
+    assert list_datasets(tmp_path) == (digest,)
+
+
+def test_what_cannot_be_streamed_says_why_and_leaves_nothing(
+    tmp_path: Path, unchecked: None
+) -> None:
+    one = given()
+    other = {"images": np.zeros((1, 8, 9, 3), np.uint8), "masks": np.zeros((1, 8, 9), bool)}
+    for batches, message in (
+        ([one, other], r"images: expected all of \(8, 8, 3\) \(height, width, channels\), got"),
+        ([], "expected at least one batch of images, got none"),
+        ([{"images": one["images"]}], "expected images, masks and, if there are any, boxes"),
+        ([one | {"mask": one["masks"]}], "expected images, masks and, if there are any, boxes"),
+    ):
+        with pytest.raises(InputError, match=message):
+            save_dataset(tmp_path, iter(batches), info={})
+    with pytest.raises(InputError, match="expected either batches or images and masks"):
+        save_dataset(tmp_path, [one], info={}, **one)
+    with pytest.raises(InputError, match="expected either batches or images and masks"):
+        save_dataset(tmp_path, info={})
+
+    def failing() -> Iterator[dict[str, Any]]:
+        yield one
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        save_dataset(tmp_path, failing(), info={})
+    assert everything(tmp_path) == {}
+    assert list((tmp_path / "datasets").iterdir()) == []
 
 
 def test_a_missing_broken_or_newer_dataset_says_so(tmp_path: Path) -> None:

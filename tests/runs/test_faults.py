@@ -110,8 +110,9 @@ def test_a_damaged_file_is_named_and_the_rest_can_be_read(
     assert found.named("b").state == "complete"
     faults = [fault for fault in verify(tmp_path) if fault.where == "a"]
     if name == "run.json":
-        kind = {remove: "missing", flip: "checksum"}.get(damage, "header")
-        assert (faults[0].file, faults[0].kind) == ("run.json", kind)
+        kinds = {remove: ("missing",), flip: ("checksum", "header")}.get(damage, ("header",))
+        assert faults[0].file == "run.json"
+        assert faults[0].kind in kinds
         if damage is remove:
             assert found.left_out == {"a": "no run.json"}
         elif damage is not flip:

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnviz.errors import InputError
-from attnviz.runs import resume_run, start_run
-from attnviz.runs.names import is_plain, is_relative
+from attnviz.runs import amend_run, open_run, start_run
+from attnviz.runs.names import array_file, array_name, is_plain, is_relative
+from tests.runs.made import everything, make
 
 BAD = ["", ".", "..", "../up", "a/b", "/abs", "a\x00b", "a\nb", "\x1b[31m", ".hidden", "dot.",
        "a\\b", "C:x", "é", "<script>", "a b", "x" * 121, "-rf"]  # fmt: skip
@@ -40,9 +41,94 @@ def test_a_file_name_stays_inside_the_run(tmp_path: Path, name: str) -> None:
             with pytest.raises(InputError, match=r"^file name .*inside the run$"):
                 refused(name)
         writer.stop("done")
-    with resume_run(tmp_path / "run") as writer, pytest.raises(InputError, match="name of maps"):
-        writer.maps(name, np.zeros((1, 2, 2)))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+@pytest.mark.parametrize("name", ["a\x00b", "a\nb", "\x1b[31m", "x" * 121, "é" * 21, "\ud800"])
+def test_an_array_name_that_could_not_be_read_back_is_refused_before_anything_is_written(
+    tmp_path: Path, name: object
+) -> None:
+    made = make(tmp_path / "run")
+    before = everything(tmp_path)
+    with amend_run(made.path) as writer:
+        for room, shape in (("maps", (1, 2, 2)), ("gates", (1, 2)), ("rows", (1, 1, 2, 2))):
+            with pytest.raises(InputError, match=rf"^name of {room} .*printable text of up to 120"):
+                getattr(writer, room)(name, np.zeros(shape))
+        writer.stop("looked")
+    assert everything(tmp_path) == before
+    with pytest.raises(InputError, match="name of rows"):
+        make(tmp_path / "b", rows={"good": np.zeros((1, 1, 2, 2)), name: np.zeros((1, 1, 2, 2))})
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "",
+            "1#1",
+            "blocks.0.attn#12",
+            "mha__v2",
+            "größe",
+            "a b",
+            "a/b",
+            "../up",
+            "/abs",
+            "..",
+            ".",
+        ),
+        *(".hidden", "dot.", "a\\b", "C:x", "<script>", "-rf", "%41", "100%", "~", "x.2", "a?b*"),
+        *("x" * 120, "x" * 109, "é" * 20, "x.safetensors", "con", "图"),
+    ],
+)
+def test_an_array_name_that_is_accepted_can_be_read_back_and_replaced(
+    tmp_path: Path, name: str
+) -> None:
+    run = make(tmp_path / "run", maps={name: np.ones((6, 2, 2)), "x": np.ones((6, 2, 2))})
+    assert run.map_names == (name, "x")
+    for value in (2.0, 3.0, 4.0):
+        with amend_run(run.path) as writer:
+            writer.maps(name, np.full((6, 2, 2), value))
+            writer.gates(name, np.full((6, 2), value))
+            writer.rows(name, np.full((1, 1, 2, 2), value), about={"layer": name})
+        run = open_run(run.path)
+        assert (run.state, run.reason, run.verify()) == ("complete", "", [])
+        assert np.unique(run.maps(name)).tolist() == [value]
+        assert np.unique(run.gates(name)).tolist() == [value]
+        assert run.row_images(name) == (0,)
+        assert run.about(f"rows/{name}") == {"layer": name}
+    inside = run.path / "maps"
+    assert {p.parent for p in tmp_path.rglob("*.safetensors")} == {
+        run.path, inside, run.path / "gates", run.path / "rows"
+    }  # fmt: skip
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_names_that_differ_in_case_alone_are_two_files_everywhere(tmp_path: Path) -> None:
+    run = make(tmp_path / "a", maps={"Attend": np.ones((6, 2, 2)), "attend": np.zeros((6, 2, 2))})
+    places = [file.at.casefold() for file in run.files.values()]
+    assert len(set(places)) == len(places)
+    assert run.maps("Attend").min() == 1
+    assert run.maps("attend").max() == 0
+
+
+@given(st.text(max_size=40))
+def test_the_file_of_an_array_name_leads_back_to_the_name(name: str) -> None:
+    try:
+        path = array_file("maps", name)
+    except InputError:
+        return
+    assert array_name("maps", path) == name
+    assert is_relative(path)
+    assert path.isascii()
+
+
+@given(st.text(alphabet="%0123456789abcDEF./~é", max_size=12))
+def test_a_file_that_no_array_name_gives_is_no_array(encoded: str) -> None:
+    """Two files never stand for one name."""
+    name = array_name("maps", f"maps/{encoded}.safetensors")
+    if name is not None:
+        assert array_file("maps", name) == f"maps/{encoded}.safetensors"
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_a_remote_store_reads_as_the_folder_it_was_copied_from(
 def test_listing_costs_two_requests_however_many_runs(memory: str, requests: Counter[str]) -> None:
     found = list_runs(memory)
     assert len(found) == 4
-    assert +requests == {"find": 1, "cat": 1}
+    assert +requests == {"find": 1, "cat_ranges": 1}
 
 
 def test_a_few_maps_of_a_large_file_cost_two_requests(
@@ -142,15 +142,65 @@ def test_a_header_that_vanishes_between_listing_and_reading_is_a_broken_run(
 ) -> None:
     from fsspec.implementations.memory import MemoryFileSystem
 
-    real = MemoryFileSystem.cat
+    real = MemoryFileSystem.cat_ranges
 
-    def late(self: Any, paths: list[str], **kwargs: Any) -> Any:
+    def late(self: Any, paths: list[str], *args: Any, **kwargs: Any) -> Any:
         self.rm(paths[0])
-        return real(self, paths, **kwargs)
+        return real(self, paths, *args, **kwargs)
 
-    monkeypatch.setattr(MemoryFileSystem, "cat", late)
+    monkeypatch.setattr(MemoryFileSystem, "cat_ranges", late)
     run = list_runs(memory)[0]
     assert (run.state, run.reason) == ("broken", "run.json: no such file or folder")
+
+
+@pytest.mark.parametrize("name", ["maps/heads.safetensors", "samples.parquet", "run.json"])
+def test_a_file_that_vanishes_between_two_requests_is_a_run_error(memory: str, name: str) -> None:
+    runs = list_runs(memory)
+    run = runs.named("run-0")
+    fsspec.filesystem("memory").rm(f"/bucket/runs/run-0/{name}")
+    reads = {
+        "maps/heads.safetensors": lambda: run.maps("heads"),
+        "samples.parquet": run.samples,
+        "run.json": lambda: open_run(f"{memory}/run-0"),
+    }
+    with pytest.raises(RunError, match=r"no such file or folder|no run here"):
+        reads[name]()
+    assert any(name in str(fault) for fault in verify(memory)) or name == "run.json"
+    assert list_runs(memory).named("run-1").state == "complete"
+
+
+@pytest.mark.parametrize("error", [TimeoutError("timed out"), ConnectionError("lost"), KeyError(3)])
+def test_whatever_a_backend_returns_in_place_of_bytes_is_a_run_error(
+    memory: str, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    run = open_run(f"{memory}/run-0")
+    monkeypatch.setattr(
+        MemoryFileSystem, "cat_ranges", lambda self, paths, *args, **kw: [error] * len(paths)
+    )
+    with pytest.raises(RunError, match=rf"maps/heads\.safetensors: {type(error).__name__}"):
+        run.maps("heads")
+    assert {found.state for found in list_runs(memory)} == {"broken"}
+
+
+def test_a_remote_header_of_gigabytes_is_not_fetched_whole(
+    memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    asked: list[int] = []
+
+    def endless(self: Any, path: str, start: int = 0, end: int | None = None, **kw: Any) -> bytes:
+        assert end is not None
+        asked.append(end - start)
+        return b" " * (end - start)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", endless)
+    run = list_runs(memory).named("run-0")
+    assert run.state == "broken"
+    assert run.reason == f"run.json: expected at most {1 << 24} bytes, got {(1 << 24) + 1}"
+    assert max(asked) == (1 << 24) + 1
 
 
 @pytest.mark.parametrize(
