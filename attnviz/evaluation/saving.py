@@ -88,7 +88,7 @@ def opened(
         digest = kept(path.parent, samples, thing)
         writer = start_run(
             path.parent, path.name, variant=variant, settings=known, seed=seed, dataset=digest,
-            classes=classes or (), thing=thing, **scale,
+            classes=classes or (), thing=thing, mean=scale.get("mean"), std=scale.get("std"),
         )  # fmt: skip
     with writer:
         folder = path / FOLDER
