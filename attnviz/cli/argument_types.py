@@ -39,6 +39,15 @@ def whole(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
     return checked
 
 
+def target(text: str) -> str | int:
+    """An output that is explained: `label`, `predicted` or an index."""
+    if text in ("label", "predicted"):
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise ArgumentTypeError(f"expected label, predicted or an index, got {text!r}")
+
+
 LARGEST = 4096
 """The largest side: eight images of it take 1.6 GB before any layer has seen them."""
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-import torch
-
+from attnviz.cli.argument_types import word
 from attnviz.cli.json_output import as_json
 from attnviz.cli.model_arguments import (
     FORMS,
@@ -16,7 +15,7 @@ from attnviz.cli.model_arguments import (
     is_factory,
     model_of,
 )
-from attnviz.cli.scoring import as_images, rebuilt
+from attnviz.cli.scoring import stored
 from attnviz.diagnosis import Findings, diagnose, diagnose_run
 from attnviz.errors import InputError, unknown_name
 from attnviz.runs import Run, list_runs, open_run
@@ -32,6 +31,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model(parser)
     add_images(parser)
+    parser.add_argument(
+        "--model", type=word, metavar="FACTORY", help="that built the model of runs of one's own"
+    )
     parser.add_argument(
         "--trained", default="auto", help="yes, no or auto: whether a model's weights are trained"
     )
@@ -68,13 +70,12 @@ def _of_run(found: Run, args: argparse.Namespace) -> Findings:
     training = diagnose_run(found)
     if found.state != "complete" or "model.safetensors" not in found.files:
         return training
-    dataset = found.test_set()
-    some = list(range(min(_SHOWN, dataset.count)))
-    images = as_images(dataset.images(some), args.device)
-    masks = torch.from_numpy(dataset.masks(some).copy()).to(args.device)
+    bench = stored(args, found.path)
+    batch = bench.batch(range(min(_SHOWN, bench.dataset.count)))
     looked = diagnose(
-        rebuilt(found, args.device), images, masks, trained=_TRAINED[args.trained], name=found.id
-    )
+        bench.model, batch.images, batch.masks.to(args.device), trained=_TRAINED[args.trained],
+        name=found.id,
+    )  # fmt: skip
     return looked + training
 
 

@@ -7,7 +7,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from attnviz.cli.argument_types import seed, whole, word
+from attnviz.cli.argument_types import seed, target, whole, word
 from attnviz.cli.json_output import as_json
 from attnviz.cli.model_arguments import FORMS, Preparation, add_model, model_of, preparation
 from attnviz.cli.pairs import pairs
@@ -87,7 +87,7 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--attributions", nargs="+", default=[], metavar="METHOD", help="of Captum")
     group.add_argument("--metrics", nargs="+", metavar="KEY", help="localisation (default: all)")
     group.add_argument(
-        "--target", type=_target, metavar="WHICH",
+        "--target", type=target, metavar="WHICH",
         help="output that is explained: label, predicted or an index (default: label, or "
         "predicted where there are no labels)",
     )  # fmt: skip
@@ -102,14 +102,6 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
         help="images per forward pass (default: %(default)s)",
     )  # fmt: skip
     group.add_argument("--no-findings", action="store_true", help="without the doctor")
-
-
-def _target(text: str) -> str | int:
-    if text in ("label", "predicted"):
-        return text
-    if text.isdecimal():
-        return int(text)
-    raise argparse.ArgumentTypeError(f"expected label, predicted or an index, got {text!r}")
 
 
 def _explained(args: argparse.Namespace) -> Any:

@@ -53,14 +53,25 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", type=word, metavar="FILE", help="a state dict, .safetensors or .pt"
     )
-    parser.add_argument(
-        "--setting", action="append", default=[], metavar="KEY=VALUE",
-        help="an argument of the factory, such as num_classes=10; may be repeated",
-    )  # fmt: skip
+    add_setting(parser)
     parser.add_argument(
         "--size", type=size, metavar="PIXELS",
         help="of the images, 224 or height × width as 80x112 (default: the model's own)",
     )  # fmt: skip
+    add_scale(parser)
+    add_device(parser)
+
+
+def add_setting(parser: argparse.ArgumentParser) -> None:
+    """The arguments of a factory."""
+    parser.add_argument(
+        "--setting", action="append", default=[], metavar="KEY=VALUE",
+        help="an argument of the factory, such as num_classes=10; may be repeated",
+    )  # fmt: skip
+
+
+def add_scale(parser: argparse.ArgumentParser) -> None:
+    """How images are normalised."""
     parser.add_argument(
         "--normalise", metavar="HOW",
         help=f"{', '.join(RANGES)} (default: the model's own)",
@@ -70,7 +81,6 @@ def add_model(parser: argparse.ArgumentParser) -> None:
             flag, nargs="+", type=float, metavar="X",
             help=f"number {what} the channels, of pixels from 0 to 1: one, or one per channel",
         )  # fmt: skip
-    add_device(parser)
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:
@@ -124,24 +134,34 @@ def preparation(args: argparse.Namespace, model: nn.Module, spec: str) -> Prepar
             model that does not say how its images are normalised.
     """
     own = _expected(model, spec)
+    scale = scale_of(args) or own.normalise
+    if scale is None:
+        raise InputError(
+            f"{spec} does not say how its images are normalised: give --mean and --std, or "
+            f"--normalise {', '.join(RANGES)}"
+        )
+    mean, std = scale
+    return Preparation(args.size or own.size, mean, std)
+
+
+def scale_of(args: argparse.Namespace) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation that the arguments give; None where they give none.
+
+    Raises:
+        InputError: `--mean` without `--std`, numbers that are none, or an unknown `--normalise`.
+    """
     if args.mean or args.std:
         if args.normalise or not (args.mean and args.std):
             raise InputError("expected both --mean and --std, or --normalise alone")
         mean, std = _three("--mean", args.mean), _three("--std", args.std)
         if min(std) <= 0:
             raise InputError(f"--std: expected positive numbers, got {std}")
-    elif args.normalise or own.normalise is None:
-        if args.normalise is None:
-            raise InputError(
-                f"{spec} does not say how its images are normalised: give --mean and --std, or "
-                f"--normalise {', '.join(RANGES)}"
-            )
-        if args.normalise not in RANGES:
-            raise unknown_name("way to normalise", args.normalise, RANGES)
-        mean, std = RANGES[args.normalise]
-    else:
-        mean, std = own.normalise
-    return Preparation(args.size or own.size, mean, std)
+        return mean, std
+    if args.normalise is None:
+        return None
+    if args.normalise not in RANGES:
+        raise unknown_name("way to normalise", args.normalise, RANGES)
+    return RANGES[args.normalise]
 
 
 def _three(flag: str, numbers: list[float]) -> tuple[float, ...]:

@@ -89,9 +89,10 @@ def _knocked_out(answers: Answers, parts: list[Batch]) -> Any:
     part = parts[0]
     images = part.images.to(_device(answers))
     with torch.no_grad():
-        target = answers.chosen(answers(images), part)
+        outputs = answers.model(images)
+        target = answers.chosen(answers.scores(outputs), part)
     try:
-        return knockout(answers, images, target=target)
+        return knockout(answers.unwrapped(outputs), images, target=target)
     except NothingSeenError:
         return None
 
