@@ -40,6 +40,21 @@ class Layout:
         x = x.reshape(*self.leading, q, k).movedim(self.heads, -3)
         return x.reshape(-1, heads, q, k)
 
+    def operand(self, tensor: Tensor | None, tokens: int) -> Tensor | None:
+        """Queries or keys `(n, tokens, d)` as `(b, heads, tokens, d)`, split as the weights are.
+
+        None where they were not kept, or do not fit.
+        """
+        if tensor is None or tensor.shape[-2] != tokens:
+            return None
+        if tensor.shape[:-2].numel() != prod(self.leading):
+            return None
+        x = tensor.reshape(*self.leading, *tensor.shape[-2:])
+        if self.heads is None:
+            return x.reshape(-1, 1, *tensor.shape[-2:])
+        x = x.movedim(self.heads, -3)
+        return x.reshape(-1, *x.shape[-3:])
+
     def restore(self, weights: Tensor, like: Tensor) -> Tensor:
         """Weights `(b, heads, q, k)` in the operand's own shape."""
         q, k = weights.shape[-2:]

@@ -73,8 +73,8 @@ class AttentionRecords:
             factor=tag.factor, mixed=tag.mixed, dropout=tag.raw is not None,
             logit_scale=squash.logit_scale,
             d_k=None if found is None else found.width,
-            query=None if found is None else _operand(found.query, weights, -2),
-            key=None if found is None else _operand(found.key, weights, -1),
+            query=None if found is None else read.operand(found.query, queries),
+            key=None if found is None else read.operand(found.key, keys),
             leaf=self._collector.leaf(raw, read.present),
         )  # fmt: skip
         record = self._recorder.placed(record, squash.place, scope, weights)
@@ -255,12 +255,3 @@ def _axis_word(tag: Tag, operand: Tensor, query: int, key: int, read: Layout) ->
     if read.heads is not None and read.leading[read.heads] == size:
         return "heads"
     return "b" if size in read.leading else None
-
-
-def _operand(tensor: Tensor | None, weights: Tensor, axis: int) -> Tensor | None:
-    """Queries or keys `(n, tokens, d)` as `(b, heads, tokens, d)`, where that fits."""
-    if tensor is None or tensor.shape[-2] != weights.shape[axis]:
-        return None
-    b, heads = weights.shape[:2]
-    lead = tensor.shape[:-2].numel()
-    return tensor.reshape(b, heads, *tensor.shape[-2:]) if lead == b * heads else None

@@ -11,11 +11,11 @@ from attnviz.cli.argument_types import seed, target, whole, word
 from attnviz.cli.json_output import as_json
 from attnviz.cli.model_arguments import FORMS, Preparation, add_model, model_of, preparation
 from attnviz.cli.pairs import pairs
+from attnviz.cli.worker_arguments import add_workers, chosen_workers
 from attnviz.data import coco, mask_folder
 from attnviz.data.samples import Samples
 from attnviz.errors import InputError
 from attnviz.evaluation import Evaluation, evaluate
-from attnviz.executors import add_workers, chosen_workers
 from attnviz.text import printable
 
 _WITHOUT = ("error", "empty", "unknown")

@@ -19,10 +19,11 @@ from attnviz.cli.argument_types import seed, word
 from attnviz.cli.devices import add_device
 from attnviz.cli.model_arguments import FORMS, add_scale, add_setting, build, scale_of
 from attnviz.cli.pairs import pairs
+from attnviz.cli.worker_arguments import add_workers, chosen_workers
 from attnviz.comparison.from_runs import none_complete
 from attnviz.definitions import SHOWN_LEVELS
 from attnviz.evaluation.stored import StoredRun
-from attnviz.executors import add_workers, chosen_workers, executor_of
+from attnviz.executors import executor_of
 from attnviz.runs import Run, list_runs, open_run
 from attnviz.text import table
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from attnviz.comparison.groups import GROUP, Group, labelled
-from attnviz.comparison.variance import mean_of_valid
+from attnviz.comparison.groups import Group
 from attnviz.definitions import LEVELS
 from attnviz.errors import InputError, unknown_name
 from attnviz.runs import ABSENT, differing, in_words
+from attnviz.statistics.clusters import GROUP, labelled
+from attnviz.statistics.variance import mean_of_valid
 
 _NEEDED = ("index", "x0", "y0", "x1", "y1")
 _SHARED = ("label", "name")

@@ -291,6 +291,8 @@ def picture_of(image: Any) -> Image.Image:
 def corners_of(boxes: Any) -> list[list[float]]:
     """Boxes as `[x0, y0, x1, y1)`, whatever format a tv_tensor says it has."""
     form = str(getattr(boxes, "format", "XYXY")).rsplit(".", 1)[-1].upper()
+    if form not in ("XYXY", "XYWH", "CXCYWH"):
+        raise InputError(f"expected boxes as XYXY, XYWH or CXCYWH, got {form}")
     rows = torch.as_tensor(np.asarray(boxes) if not isinstance(boxes, Tensor) else boxes)
     rows = rows.as_subclass(Tensor).reshape(-1, 4).double()
     if form == "XYWH":
@@ -298,7 +300,5 @@ def corners_of(boxes: Any) -> list[list[float]]:
     elif form == "CXCYWH":
         half = rows[:, 2:] / 2
         rows = torch.cat([rows[:, :2] - half, rows[:, :2] + half], 1)
-    elif form != "XYXY":
-        raise InputError(f"expected boxes as XYXY, XYWH or CXCYWH, got {form}")
     found: list[list[float]] = rows.tolist()
     return found

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from attnviz.baseline_images import ValueRange, black_and_white
-from attnviz.comparison.summary import summarised
 from attnviz.data.samples import Batch, Sample
 from attnviz.errors import InputError, RunError
 from attnviz.evaluation.answers import Answers, Target, task_of, tensor_of
@@ -27,6 +26,7 @@ from attnviz.metrics import METRICS, baselines, localization
 from attnviz.model_state import frozen
 from attnviz.models import rebuild_model, reference_of
 from attnviz.runs import Dataset, Run, open_run
+from attnviz.statistics.summary import summarised
 
 if TYPE_CHECKING:
     from pandas import DataFrame

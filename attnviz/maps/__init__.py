@@ -4,8 +4,8 @@ A *construction* says how attention `(b, heads, q, k)` or a gate becomes a pictu
 one and the same image two constructions can correlate at .99 or at .01, so a map is always shown
 with the construction's name. Nothing here is normalised; resizing is stated and nothing else.
 
-* of one record's weights: `received`, `query_row`, `rows_inside`, `class_row`, `head_mean`,
-  `head_max`, `head_min`
+* of one record's weights: `received`, `query_row`, `key_column`, `rows_inside`, `class_row`,
+  `head_mean`, `head_max`, `head_min`
 * through the layers: `rollout`, `gradient_weighted`
 * weighed by a gradient: `gradient_weighted`, `attention_gradcam`
 * of gates: `gate_map`, `channel_gated`
@@ -34,6 +34,7 @@ from attnviz.maps.single_record import (
     head_max,
     head_mean,
     head_min,
+    key_column,
     query_row,
     received,
     rows_inside,
@@ -55,6 +56,7 @@ __all__ = [
     "head_max",
     "head_mean",
     "head_min",
+    "key_column",
     "maps_of",
     "primary",
     "query_row",

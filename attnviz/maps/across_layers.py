@@ -21,16 +21,14 @@ from attnviz.maps.geometry import (
     Grid,
     Interpolation,
     Watched,
-    as_maps,
-    key_grid,
     name_of,
-    prefix_of,
     reduced_of,
+    resized,
     weights_of,
     windows_of,
 )
-from attnviz.maps.single_record import need_class_token
-from attnviz.shapes import Maps
+from attnviz.maps.placement import Given, Known, laid, padding, side
+from attnviz.maps.single_record import class_index, has_class_token
 from attnviz.targets import Target, target_scores
 
 Records: TypeAlias = Mapping[str, Watched] | Iterable[Attention] | Attention
@@ -63,7 +61,8 @@ def rollout(
     read: Read = "auto",
     grid: Grid | None = None,
     prefix: int | None = None,
-) -> Maps:
+    layout: Known = None,
+) -> Float[Tensor, "images *d h w"]:
     """Attention followed through all layers, with half of each token staying where it is.
 
     `R = Ã_L … Ã_1` with `Ã = norm(½ (A + I))`, heads fused, rows normalised to one (Abnar and
@@ -78,6 +77,7 @@ def rollout(
         read: `"class"`, `"received"`, or `"auto"`.
         grid: `(h, w)` of the tokens, where the records do not know it.
         prefix: The number of leading tokens, where the records do not know it.
+        layout: Which token is which place, from `av.locate`.
 
     Returns:
         `(b, h, w)`, raw float32, 0 to 1.
@@ -92,14 +92,16 @@ def rollout(
     rolled = [layer for layer in layers if "rollout" in reduced_of(layer)]
     if rolled:
         made = _rolled_while_watching(rolled[-1], fuse)
-        return _read(made, rolled[-1], read, size, interpolation, grid, prefix)
+        return _read(made, rolled[-1], read, size, interpolation, Given(layout, None, grid, prefix))
     flow: Tensor | None = None
     for weights in map(weights_of, _square(layers)):
         mixed = _FUSIONS[fuse](weights, 1) + _identity(weights)
         mixed = mixed / mixed.sum(-1, keepdim=True)
         flow = mixed if flow is None else mixed @ flow
     assert flow is not None  # _square raises where there are no layers
-    return _read(flow, layers[-1], read, size, interpolation, grid, prefix)
+    given = Given(layout, None, grid, prefix)
+    _same_tokens(layers, given)
+    return _read(flow, layers[-1], read, size, interpolation, given)
 
 
 def _rolled_while_watching(last: Attention, fuse: str) -> Tensor:
@@ -131,7 +133,8 @@ def gradient_weighted(
     read: Read = "auto",
     grid: Grid | None = None,
     prefix: int | None = None,
-) -> Maps:
+    layout: Known = None,
+) -> Float[Tensor, "images *d h w"]:
     """Relevance of each token for one output, followed through all layers.
 
     `R ← R + mean_h[(∇A ⊙ A)⁺] R`, starting from `R = I` (Chefer et al. 2021, *Generic
@@ -148,6 +151,7 @@ def gradient_weighted(
         read: `"class"`, `"received"`, or `"auto"`.
         grid: `(h, w)` of the tokens, where the records do not know it.
         prefix: The number of leading tokens, where the records do not know it.
+        layout: Which token is which place, from `av.locate`.
 
     Returns:
         `(b, h, w)`, raw float32, 0 or more. Read without the identity that `R` starts from, as
@@ -169,7 +173,9 @@ def gradient_weighted(
         step = (slope.to(weights) * weights).clamp(min=0).mean(1)
         flow = step if flow is None else flow + step + step @ flow
     assert flow is not None  # _square raises where there are no layers
-    return _read(flow, layers[-1], read, size, interpolation, grid, prefix)
+    given = Given(layout, None, grid, prefix)
+    _same_tokens(layers, given)
+    return _read(flow, layers[-1], read, size, interpolation, given)
 
 
 @construction(
@@ -190,7 +196,8 @@ def attention_gradcam(
     read: Read = "auto",
     grid: Grid | None = None,
     prefix: int | None = None,
-) -> Maps:
+    layout: Known = None,
+) -> Float[Tensor, "images *d h w"]:
     """Grad-CAM with heads in the place of channels: `relu(mean_h(w_h M_h))`.
 
     `M_h` is head `h`'s class row (or what each place receives from it), and `w_h` the mean of
@@ -207,6 +214,7 @@ def attention_gradcam(
         read: `"class"`, `"received"`, or `"auto"`.
         grid: The keys' `(h, w)`, where the record does not know it.
         prefix: The number of leading tokens, where the record does not know it.
+        layout: Which token is which place, from `av.locate`.
 
     Returns:
         `(b, h, w)`, raw float32, 0 or more.
@@ -217,13 +225,15 @@ def attention_gradcam(
     _whole(record)
     slope = gradients if gradients is not None else _gradients([record], outputs, target)[0]
     weights = weights_of(record).detach()
-    p = prefix_of(record, prefix)
-    keys = key_grid(record, grid, weights.shape[-1], p)
+    given = Given(layout, None, grid, prefix)
+    keys = side(record, "keys", weights.shape[0], weights.shape[-1], given)
+    counted = _counted(weights)
     rows, slopes = (
-        _rows(values, record, read, prefix)[..., p:] for values in (weights, slope.to(weights))
+        _rows(values, record, read, given, counted) for values in (weights, slope.to(weights))
     )
-    values = (slopes.mean(-1, keepdim=True) * rows).mean(1).clamp(min=0)
-    return as_maps(values, keys, size, interpolation)
+    placed = (keys.cell >= 0).to(weights)[:, None]
+    mean = (slopes * placed).sum(-1, keepdim=True) / placed.sum(-1, keepdim=True).clamp_min(1)
+    return resized(laid(mean * rows, keys).mean(1).clamp(min=0), size, interpolation)
 
 
 def _listed(records: Records) -> list[Attention]:
@@ -296,15 +306,38 @@ def _gradients(
     return slopes
 
 
-def _rows(values: Tensor, record: Attention, read: Read, prefix: int | None) -> Tensor:
+def _same_tokens(layers: Sequence[Attention], given: Given) -> None:
+    """Raise an InputError where layers hold the same number of tokens in another order."""
+    first: tuple[str, Tensor] | None = None
+    for layer in layers:
+        weights = weights_of(layer)
+        cell = side(layer, "keys", weights.shape[0], weights.shape[-1], given).cell
+        if first is not None and not torch.equal(first[1], cell):
+            raise InputError(
+                f"{first[0]} and {name_of(layer)} hold their tokens in another order, and a "
+                "product of layers needs the same tokens in all; choose layers that agree (where=)"
+            )
+        first = first or (name_of(layer), cell)
+
+
+def _counted(weights: Tensor) -> Tensor:
+    """`(b, q)`, queries that are no padding."""
+    return ~padding(weights)
+
+
+def _rows(
+    values: Tensor, record: Attention, read: Read, given: Given, counted: Tensor | None
+) -> Tensor:
     """`(b, …, q, k)` → `(b, …, k)`: the class token's row, or the mean of the columns."""
     if read not in ("auto", "class", "received"):
         raise unknown_name("read", read, ("auto", "class", "received"))
-    if read == "class":
-        need_class_token(record, prefix)
-    if read == "class" or (read == "auto" and prefix_of(record, prefix) > 0):
-        return values[..., 0, :]
-    return values.mean(-2)
+    if read == "class" or (read == "auto" and has_class_token(record, given)):
+        index = class_index(record, given, values.shape[0], values.shape[-2])
+        return values[torch.arange(len(values)), ..., index, :]
+    if counted is None or bool(counted.all()):
+        return values.mean(-2)
+    share = counted.to(values) / counted.sum(1, keepdim=True).clamp_min(1)
+    return torch.einsum("bq,b...qk->b...k", share, values)
 
 
 def _read(
@@ -313,9 +346,10 @@ def _read(
     read: Read,
     size: Grid | None,
     interpolation: Interpolation,
-    grid: Grid | None,
-    prefix: int | None,
-) -> Maps:
-    p = prefix_of(record, prefix)
-    keys = key_grid(record, grid, flow.shape[-1], p)
-    return as_maps(_rows(flow, record, read, prefix)[:, p:], keys, size, interpolation)
+    given: Given,
+) -> Tensor:
+    keys = side(record, "keys", flow.shape[0], flow.shape[-1], given)
+    weights = record if isinstance(record, Tensor) else record.weights
+    counted = None if weights is None else _counted(weights)
+    rows = _rows(flow, record, read, given, counted)
+    return resized(laid(rows[:, None], keys)[:, 0], size, interpolation)

@@ -1,8 +1,6 @@
-"""Where a token lies: grids, leading tokens and the way from a grid to an image's size.
+"""What maps read of a record, and the way from a grid to an image's size.
 
-Everything that a map construction needs to know about a record is asked here, so that a wrong or
-unknown grid raises instead of drawing a picture of something else. A grid is never guessed from
-the number of keys: 576 places are 24 × 24 as well as 16 × 36.
+Which token is which place is told by `attnviz.maps.placement`.
 """
 
 from __future__ import annotations
@@ -19,8 +17,8 @@ from torch import Tensor
 from attnviz.errors import InputError
 from attnviz.shapes import Weights
 
-Grid: TypeAlias = tuple[int, int]
-"""Height and width, in places."""
+Grid: TypeAlias = tuple[int, ...]
+"""Height and width, in places; of volumes and video depth or time before them."""
 
 Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic"]
 """How a map becomes larger. Pixel centres are aligned, as in torch's `align_corners=False`."""
@@ -99,54 +97,6 @@ def reduced_of(source: Watched | Tensor) -> Mapping[str, Any]:
     return getattr(source, "reduced", None) or {}
 
 
-def prefix_of(source: Watched | Tensor, prefix: int | None) -> int:
-    """The number of leading class and register tokens: the caller's word, the record's, or 0."""
-    return int(getattr(source, "prefix", 0) or 0) if prefix is None else prefix
-
-
-def key_grid(source: Watched | Tensor, grid: Grid | None, keys: int, prefix: int) -> Grid:
-    """The keys' grid, checked against their number.
-
-    Raises:
-        InputError: It is unknown, or `prefix + h·w` is not the number of keys.
-    """
-    return _checked(source, grid or getattr(source, "key_grid", None), keys, prefix, "keys")
-
-
-def query_grid(source: Watched | Tensor, grid: Grid | None, queries: int, prefix: int) -> Grid:
-    """The queries' grid, checked against their number; where unknown and as many, the keys'.
-
-    Raises:
-        InputError: It is unknown, or `prefix + h·w` is not the number of queries.
-    """
-    known = grid or getattr(source, "query_grid", None) or getattr(source, "key_grid", None)
-    return _checked(source, known, queries, prefix, "queries")
-
-
-def _checked(
-    source: Watched | Tensor, grid: Grid | None, tokens: int, prefix: int, what: str
-) -> Grid:
-    if grid is None:
-        raise InputError(
-            f"{name_of(source)} has {tokens} {what} and no known grid: pass grid=(h, w), "
-            f"and prefix= for leading class or register tokens"
-        )
-    h, w = int(grid[0]), int(grid[1])
-    if prefix + h * w != tokens:
-        raise InputError(
-            f"{name_of(source)}: expected {what} = prefix + h·w, "
-            f"got {tokens} = {prefix} + {h}·{w}; pass the right grid=(h, w) and prefix="
-        )
-    return h, w
-
-
-def as_maps(
-    values: Float[Tensor, "b *heads n"], grid: Grid, size: Grid | None, interpolation: Interpolation
-) -> Float[Tensor, "b *heads h w"]:
-    """Values per place, laid onto their grid and resized; detached, float32."""
-    return resized(values.reshape(*values.shape[:-1], *grid), size, interpolation)
-
-
 def windows_of(source: Watched | Tensor) -> Any:
     """How windows lie on the image, for attention that stays within them; None for all other."""
     return getattr(source, "windows", None)
@@ -158,7 +108,8 @@ def resized(
     """Maps at another size, detached and in float32.
 
     Bilinear and bicubic align pixel centres; going smaller they average (antialias), and nearest
-    takes the place whose cell holds the pixel's centre. `size=None` leaves the grid as it is.
+    takes the place whose cell holds the pixel's centre. `size=None` leaves the grid as it is. Of
+    volumes and video the last two axes are resized, slice by slice.
 
     Raises:
         InputError: An unknown interpolation or a size that is not two positive numbers.
@@ -170,9 +121,9 @@ def resized(
         )
     if size is None:
         return maps.contiguous()
-    h, w = (int(side) for side in size)
-    if h < 1 or w < 1:
+    if len(size) != 2 or min(size) < 1:
         raise InputError(f"size: expected (h, w) of at least 1, got {tuple(size)}")
+    h, w = (int(side) for side in size)
     flat = maps.reshape(maps.shape[0], math.prod(maps.shape[1:-2]), *maps.shape[-2:])
     smaller = h < maps.shape[-2] or w < maps.shape[-1]
     if interpolation == "nearest":

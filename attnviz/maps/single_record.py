@@ -1,14 +1,15 @@
 """Maps that read one record's weights: columns, rows, and heads taken together.
 
-Throughout, `A` is `(b, heads, q, k)` with rows that sum to one, and `p` is the number of leading
-class and register tokens. Queries are counted with them, keys are drawn without them: what a map
-shows is attention to places, and its sum falls short of one by what the leading tokens took.
+Throughout, `A` is `(b, heads, q, k)` with rows that sum to one. All queries are counted except
+padding, and keys are drawn that are places: what a map shows is attention to places, and its sum
+falls short of one by what class tokens, registers and words took.
 Attention within windows (Swin) is laid back onto the image: each window's own values lie where the
 window was cut out, and a row of one place is zero outside that place's window.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -22,17 +23,13 @@ from attnviz.maps.geometry import (
     Attention,
     Grid,
     Interpolation,
-    as_maps,
-    key_grid,
     name_of,
-    prefix_of,
-    query_grid,
     reduced_of,
     resized,
     weights_of,
-    windows_of,
 )
-from attnviz.shapes import Maps
+from attnviz.maps.placement import Given, Known, Side, laid, padding, side
+from attnviz.token_places import Places
 
 Heads: TypeAlias = Literal["mean", "each"] | int
 """`"mean"` over heads → `(b, h, w)`; `"each"` → `(b, heads, h, w)`; a number → that head alone."""
@@ -54,11 +51,13 @@ def received(
     heads: Heads = "mean",
     grid: Grid | None = None,
     prefix: int | None = None,
-) -> Float[Tensor, "b *heads h w"]:
+    layout: Known = None,
+    places: Tensor | None = None,
+) -> Float[Tensor, "images *heads h w"]:
     """How much attention each place gets: the mean of its column.
 
-    `M[k] = mean_q A[q, k]` over all queries, class and register tokens among them. A record that
-    was watched with `reduce="received"` is read from its reduced values.
+    `M[k] = mean_q A[q, k]` over all queries but padding, class and register tokens among them. A
+    record that was watched with `reduce="received"` is read from its reduced values.
 
     Args:
         record: An attention record, or weights `(b, heads, q, k)`.
@@ -67,6 +66,8 @@ def received(
         heads: `"mean"`, `"each"`, or one head's number.
         grid: The keys' `(h, w)`, where the record does not know it.
         prefix: The number of leading tokens that are no places, where the record does not know it.
+        layout: Which token is which place, from `av.locate`.
+        places: Rows and columns of the tokens on `grid`, `(tokens, 2)`, where these lie anywhere.
 
     Returns:
         `(b, h, w)`, or `(b, heads, h, w)` for `heads="each"`; raw float32, 0 to 1.
@@ -74,34 +75,40 @@ def received(
     Raises:
         InputError: A gate, no weights, an unknown grid, or one that does not fit.
     """
+    given = Given(layout, places, grid, prefix)
     columns = reduced_of(record).get("received")
-    if columns is None or isinstance(record, Tensor):
-        columns = weights_of(record).mean(2)
-    elif columns.ndim == 2:
-        columns = columns[:, None]
-    return _drawn(record, columns, size, interpolation, heads, grid, prefix)
+    if columns is not None and not isinstance(record, Tensor):
+        if columns.ndim == 2:
+            columns = columns[:, None]
+        return _drawn(record, columns, size, interpolation, heads, given)
+    return _averaged(record, weights_of(record), size, interpolation, heads, given)
 
 
 def query_row(
     record: Attention,
-    place: tuple[int, int] | Int[Tensor, "b 2"],
+    place: tuple[int, ...] | Int[Tensor, "images axes"],
     size: Grid | None = None,
     interpolation: Interpolation = "bilinear",
     *,
     heads: Heads = "mean",
     grid: Grid | None = None,
     prefix: int | None = None,
-) -> Float[Tensor, "b *heads h w"]:
+    layout: Known = None,
+    places: Tensor | None = None,
+) -> Float[Tensor, "images *heads h w"]:
     """Where one place looks: its row of the weights, `M[k] = A[place, k]`.
 
     Args:
         record: An attention record, or weights `(b, heads, q, k)`.
-        place: `(y, x)` on the queries' grid for all images, or `(b, 2)` of them, one per image.
+        place: `(y, x)` on the queries' grid for all images, or `(b, 2)` of them, one per image;
+            `(z, y, x)` of volumes and video.
         size: `(h, w)` of the map; None keeps the keys' grid.
         interpolation: How it is resized.
         heads: `"mean"`, `"each"`, or one head's number.
         grid: `(h, w)` of queries and keys, where the record does not know it.
         prefix: The number of leading tokens, where the record does not know it.
+        layout: Which token is which place, from `av.locate`.
+        places: Rows and columns of the tokens on `grid`, `(tokens, 2)`, where these lie anywhere.
 
     Returns:
         `(b, h, w)`, or `(b, heads, h, w)` for `heads="each"`; raw float32, 0 to 1.
@@ -109,21 +116,25 @@ def query_row(
     Raises:
         InputError: As `received`, and a place outside the grid.
     """
-    h, w = _queries(record, grid, prefix)
-    b = _images(record)
-    places = torch.as_tensor(place).cpu().expand(b, 2)
-    if bool(((places < 0) | (places >= torch.tensor([h, w]))).any()):
+    given = Given(layout, places, grid, prefix)
+    queries = _queries(record, given)
+    if queries.grid is None:
+        raise no_query_places(record, "query_row")
+    sides = queries.grid
+    chosen = torch.as_tensor(place).cpu()
+    if chosen.shape[-1] != len(sides):
+        raise InputError(f"query_row: expected a place with {len(sides)} coordinates, got {place}")
+    chosen = chosen.expand(queries.images, len(sides))
+    if bool(((chosen < 0) | (chosen >= torch.tensor(sides))).any()):
         raise InputError(
-            f"query_row: expected places (y, x) inside the {h} × {w} grid of queries, "
-            f"got {places.tolist()[:4]}; a pixel's place is pixel · grid // image size"
+            f"query_row: expected places (y, x) inside the {' × '.join(map(str, sides))} grid of "
+            f"queries, got {chosen.tolist()[:4]}; a pixel's place is pixel · grid // image size"
         )
-    index = places[:, 0] * w + places[:, 1]
-    if windows_of(record) is None:
-        rows = weights_of(record)[torch.arange(b), :, prefix_of(record, prefix) + index]
-    else:
-        chosen = torch.zeros(b, h * w).scatter_(1, index[:, None], 1.0)
-        rows = _weighed(record, chosen, prefix)
-    return _drawn(record, rows, size, interpolation, heads, grid, prefix)
+    index = torch.zeros(len(chosen), dtype=torch.long)
+    for axis, side_ in enumerate(sides):
+        index = index * side_ + chosen[:, axis]
+    share = torch.zeros(queries.images, queries.cells).scatter_(1, index[:, None], 1.0)
+    return _weighed(record, queries, share, size, interpolation, heads, given)
 
 
 def rows_inside(
@@ -136,7 +147,9 @@ def rows_inside(
     heads: Heads = "mean",
     grid: Grid | None = None,
     prefix: int | None = None,
-) -> Float[Tensor, "b *heads h w"]:
+    layout: Known = None,
+    places: Tensor | None = None,
+) -> Float[Tensor, "images *heads h w"]:
     """Where the places inside a mask look, on average; `outside=True` for all the others.
 
     `M[k] = Σ_q m_q A[q, k] / Σ_q m_q`, where `m_q` is the share of query `q`'s cell that the mask
@@ -151,6 +164,8 @@ def rows_inside(
         heads: `"mean"`, `"each"`, or one head's number.
         grid: `(h, w)` of queries and keys, where the record does not know it.
         prefix: The number of leading tokens, where the record does not know it.
+        layout: Which token is which place, from `av.locate`.
+        places: Rows and columns of the tokens on `grid`, `(tokens, 2)`, where these lie anywhere.
 
     Returns:
         `(b, h, w)`, or `(b, heads, h, w)` for `heads="each"`; raw float32, 0 to 1. NaN for an
@@ -159,17 +174,20 @@ def rows_inside(
     Raises:
         InputError: As `received`, and masks of another number of images.
     """
-    if len(masks) != _images(record):
+    given = Given(layout, places, grid, prefix)
+    queries = _queries(record, given)
+    if len(masks) != queries.images:
         raise InputError(
             f"rows_inside: expected one mask per image, "
-            f"got {len(masks)} masks for {_images(record)} images"
+            f"got {len(masks)} masks for {queries.images} images"
         )
-    queries = _queries(record, grid, prefix)
-    covered = F.adaptive_avg_pool2d(masks.float()[:, None], queries).flatten(1)
+    if queries.grid is None or len(queries.grid) != 2:
+        raise no_query_places(record, "rows_inside")
+    covered = F.adaptive_avg_pool2d(masks.float()[:, None], queries.grid).flatten(1)
     share = 1 - covered if outside else covered
     # 0/0 is the answer that is wanted: an average over no rows is not a number.
-    rows = _weighed(record, share / share.sum(1, keepdim=True), prefix)
-    return _drawn(record, rows, size, interpolation, heads, grid, prefix)
+    share = share / share.sum(1, keepdim=True)
+    return _weighed(record, queries, share, size, interpolation, heads, given)
 
 
 @construction(
@@ -189,8 +207,10 @@ def class_row(
     heads: Heads = "mean",
     grid: Grid | None = None,
     prefix: int | None = None,
-) -> Float[Tensor, "b *heads h w"]:
-    """Where the class token looks: `M[k] = A[0, p + k]`, its row over the places.
+    layout: Known = None,
+    places: Tensor | None = None,
+) -> Float[Tensor, "images *heads h w"]:
+    """Where the class token looks: `M[k] = A[class, k]`, its row over the places.
 
     The map of DINO (Caron et al. 2021, figure 1) and of most vision transformer notebooks. A record
     that was watched with `reduce="class_row"` is read from its reduced values.
@@ -203,6 +223,8 @@ def class_row(
         grid: The keys' `(h, w)`, where the record does not know it.
         prefix: The number of leading tokens, where the record does not know it: 1, with
             distillation 2, and one more for each register.
+        layout: Which token is which place, from `av.locate`.
+        places: Rows and columns of the tokens on `grid`, `(tokens, 2)`, where these lie anywhere.
 
     Returns:
         `(b, h, w)`, or `(b, heads, h, w)` for `heads="each"`; raw float32, 0 to 1.
@@ -210,11 +232,21 @@ def class_row(
     Raises:
         InputError: As `received`, and a record without a class token.
     """
-    need_class_token(record, prefix)
-    row = reduced_of(record).get("class_row")
-    if row is None:
-        row = weights_of(record)[:, :, 0]
-    return _drawn(record, row, size, interpolation, heads, grid, prefix)
+    given = Given(layout, places, grid, prefix)
+    kept = reduced_of(record).get("class_row")
+    if kept is not None and not isinstance(record, Tensor):
+        b, queries = _kept_queries(record, kept)
+        first = class_index(record, given, b, queries)
+        if first is not None and bool((first != 0).any()):
+            raise InputError(
+                f"class_row: {name_of(record)} was reduced to the row of its first token, and its "
+                "class token is another one; watch with reduce=reductions.rows(number)"
+            )
+        return _drawn(record, kept, size, interpolation, heads, given)
+    weights = weights_of(record)
+    index = class_index(record, given, weights.shape[0], weights.shape[2])
+    row = weights[torch.arange(len(index)), :, index]
+    return _drawn(record, row, size, interpolation, heads, given)
 
 
 @construction(
@@ -230,7 +262,9 @@ def head_mean(
     *,
     grid: Grid | None = None,
     prefix: int | None = None,
-) -> Maps:
+    layout: Known = None,
+    places: Tensor | None = None,
+) -> Float[Tensor, "images *heads h w"]:
     """Attention received once the heads are averaged: `M[k] = mean_q mean_heads A[q, k]`.
 
     The same numbers as `received`, for a mean does not mind the order; it stands beside `head_max`
@@ -242,6 +276,8 @@ def head_mean(
         interpolation: How it is resized.
         grid: The keys' `(h, w)`, where the record does not know it.
         prefix: The number of leading tokens, where the record does not know it.
+        layout: Which token is which place, from `av.locate`.
+        places: Rows and columns of the tokens on `grid`, `(tokens, 2)`, where these lie anywhere.
 
     Returns:
         `(b, h, w)`, raw float32, 0 to 1.
@@ -251,9 +287,10 @@ def head_mean(
     """
     mean = reduced_of(record).get("head_mean")
     if mean is None:
-        return received(record, size, interpolation, grid=grid, prefix=prefix)
-    columns = mean.float().mean(1)[:, None]
-    return _drawn(record, columns, size, interpolation, "mean", grid, prefix)
+        return received(record, size, interpolation, grid=grid, prefix=prefix, layout=layout,
+                        places=places)  # fmt: skip
+    given = Given(layout, places, grid, prefix)
+    return _averaged(record, mean.float()[:, None], size, interpolation, "mean", given)
 
 
 @construction(
@@ -268,7 +305,9 @@ def head_max(
     *,
     grid: Grid | None = None,
     prefix: int | None = None,
-) -> Maps:
+    layout: Known = None,
+    places: Tensor | None = None,
+) -> Float[Tensor, "images *heads h w"]:
     """Attention received from whichever head gives most: `M[k] = mean_q max_heads A[q, k]`.
 
     Heads are fused entry by entry, before the queries are averaged. Shows what any head looks at,
@@ -280,6 +319,8 @@ def head_max(
         interpolation: How it is resized.
         grid: The keys' `(h, w)`, where the record does not know it.
         prefix: The number of leading tokens, where the record does not know it.
+        layout: Which token is which place, from `av.locate`.
+        places: Rows and columns of the tokens on `grid`, `(tokens, 2)`, where these lie anywhere.
 
     Returns:
         `(b, h, w)`, raw float32, 0 to 1.
@@ -287,8 +328,9 @@ def head_max(
     Raises:
         InputError: As `received`.
     """
-    columns = weights_of(record).amax(1).mean(1)[:, None]
-    return _drawn(record, columns, size, interpolation, "mean", grid, prefix)
+    given, weights = Given(layout, places, grid, prefix), weights_of(record)
+    fused = weights.amax(1, keepdim=True)
+    return _averaged(record, fused, size, interpolation, "mean", given, padding(weights))
 
 
 @construction(
@@ -303,7 +345,9 @@ def head_min(
     *,
     grid: Grid | None = None,
     prefix: int | None = None,
-) -> Maps:
+    layout: Known = None,
+    places: Tensor | None = None,
+) -> Float[Tensor, "images *heads h w"]:
     """Attention received from all heads alike: `M[k] = mean_q min_heads A[q, k]`.
 
     Args:
@@ -312,6 +356,8 @@ def head_min(
         interpolation: How it is resized.
         grid: The keys' `(h, w)`, where the record does not know it.
         prefix: The number of leading tokens, where the record does not know it.
+        layout: Which token is which place, from `av.locate`.
+        places: Rows and columns of the tokens on `grid`, `(tokens, 2)`, where these lie anywhere.
 
     Returns:
         `(b, h, w)`, raw float32, 0 to 1.
@@ -319,69 +365,208 @@ def head_min(
     Raises:
         InputError: As `received`.
     """
-    columns = weights_of(record).amin(1).mean(1)[:, None]
-    return _drawn(record, columns, size, interpolation, "mean", grid, prefix)
+    given, weights = Given(layout, places, grid, prefix), weights_of(record)
+    fused = weights.amin(1, keepdim=True)
+    return _averaged(record, fused, size, interpolation, "mean", given, padding(weights))
 
 
-def has_class_token(record: Attention, prefix: int | None = None) -> bool:
-    """Whether there is a class token whose row can be read."""
-    return prefix_of(record, prefix) > 0
+def key_column(
+    record: Attention,
+    key: int | Int[Tensor, "b"],
+    size: Grid | None = None,
+    interpolation: Interpolation = "bilinear",
+    *,
+    heads: Heads = "mean",
+    grid: Grid | None = None,
+    prefix: int | None = None,
+    layout: Known = None,
+    places: Tensor | None = None,
+) -> Float[Tensor, "images *heads h w"]:
+    """How much each place of the queries attends to one key: `M[q] = A[q, key]`.
+
+    For attention from an image to words, such as a diffusion model's: where a word acts.
+
+    Args:
+        record: An attention record, or weights `(b, heads, q, k)`.
+        key: The key's number among all keys, or one per image.
+        size: `(h, w)` of the map; None keeps the queries' grid.
+        interpolation: How it is resized.
+        heads: `"mean"`, `"each"`, or one head's number.
+        grid: The queries' `(h, w)`, where the record does not know it.
+        prefix: The number of leading tokens among the queries, where the record does not know it.
+        layout: Which token is which place, from `av.locate`.
+        places: Rows and columns of the queries on `grid`, `(tokens, 2)`.
+
+    Returns:
+        `(b, h, w)`, or `(b, heads, h, w)` for `heads="each"`; raw float32, 0 to 1.
+
+    Raises:
+        InputError: As `received`, queries that are no places, a key that does not exist.
+    """
+    weights = weights_of(record)
+    b, _, _, k = weights.shape
+    chosen = torch.as_tensor(key).cpu().expand(b)
+    if bool(((chosen < 0) | (chosen >= k)).any()):
+        raise InputError(f"key_column: expected a key from 0 to {k - 1}, got {chosen.tolist()[:4]}")
+    queries = _queries(record, Given(layout, places, grid, prefix))
+    if queries.grid is None:
+        raise no_query_places(record, "key_column")
+    columns = weights[torch.arange(b), :, :, chosen]
+    return resized(_fused(laid(columns, queries), heads, record), size, interpolation)
 
 
-def need_class_token(record: Attention, prefix: int | None) -> None:
-    """Raise an InputError where there is no class token to read."""
-    if not has_class_token(record, prefix):
+def has_class_token(record: Attention, given: Given = Given()) -> bool:  # noqa: B008 - frozen
+    """Whether one of the queries is known to be a class token."""
+    b, queries = _shape(record)
+    try:
+        return class_index(record, given, b, queries) is not None
+    except InputError:
+        return False
+
+
+def class_index(record: Attention, given: Given, b: int, queries: int) -> Tensor:
+    """`(b,)`, the number of each row's first class token.
+
+    Raises:
+        InputError: Places are unknown, or there is no class token.
+    """
+    found = side(record, "queries", b, queries, _without_grid(record, given, queries))
+    is_class = found.of("class")
+    if not bool(is_class.any(1).all()):
+        roles = sorted({role for row in found.role for role in row} - {"place"})
+        unknown = roles == ["other"]
         raise InputError(
-            f"{name_of(record)} has no class token (prefix is 0): use received or query_row, "
-            "or pass prefix= if its first token is one"
+            f"{name_of(record)} has no class token"
+            + (" that is known" if unknown else "")
+            + (f" (beside places there are: {', '.join(roles)})" if roles else "")
+            + ": use received or query_row, call av.locate(model, images) and pass layout=, or "
+            "pass prefix= if its first token is one"
         )
+    return is_class.long().argmax(1)
 
 
-def _images(record: Attention) -> int:
-    """How many images the weights speak of: their first axis, or fewer where it holds windows."""
-    windows = windows_of(record)
-    return weights_of(record).shape[0] // (1 if windows is None else int(windows.count))
+def _without_grid(record: Attention, given: Given, queries: int) -> Given:
+    """For a single query there is no grid: it is the class token where one is said to lead."""
+    lead = given.prefix if given.prefix is not None else int(getattr(record, "prefix", 0) or 0)
+    own = getattr(record, "places", None)
+    if given.layout is None and own is None and queries == 1 and lead:
+        return Given(layout=Places(None, (-1,), ("class",), status="proven"))
+    return given
 
 
-def _queries(record: Attention, grid: Grid | None, prefix: int | None) -> Grid:
-    windows = windows_of(record)
-    if windows is not None:
-        h, w = windows.grid
-        return h, w
-    queries = weights_of(record).shape[2]
-    return query_grid(record, grid, queries, prefix_of(record, prefix))
+def no_query_places(record: Attention, what: str) -> InputError:
+    """An error for queries that are no places of an image."""
+    return InputError(
+        f"{what}: the queries of {name_of(record)} are no places of a grid with rows and columns; "
+        "use received, or key_column where keys are words"
+    )
+
+
+def _shape(record: Attention) -> tuple[int, int]:
+    """The size of the first axis and the number of queries."""
+    weights = record if isinstance(record, Tensor) else record.weights
+    shape = tuple(getattr(record, "shape", ()) or ()) if weights is None else tuple(weights.shape)
+    if len(shape) == 4:
+        return shape[0], shape[2]
+    kept = reduced_of(record)
+    return _kept_queries(record, next(iter(kept.values()))) if kept else (1, 1)
+
+
+def _kept_queries(record: Attention, kept: Tensor) -> tuple[int, int]:
+    """The first axis, and the queries where the record tells; else as many as there are keys."""
+    shape = tuple(getattr(record, "shape", ()) or ())
+    return (shape[0], shape[2]) if len(shape) == 4 else (kept.shape[0], kept.shape[-1])
+
+
+def _queries(record: Attention, given: Given) -> Side:
+    weights = weights_of(record)
+    return side(record, "queries", weights.shape[0], weights.shape[2], given)
+
+
+def _averaged(
+    record: Attention,
+    weights: Float[Tensor, "b fused q k"],
+    size: Grid | None,
+    interpolation: Interpolation,
+    heads: Heads,
+    given: Given,
+    filled: Tensor | None = None,
+) -> Tensor:
+    """The mean over queries that count: padding does not, nor images that are kept apart."""
+    filled = padding(weights) if filled is None else filled
+    counted = ~filled
+    b, _, q, k = weights.shape
+    keys = side(record, "keys", b, k, given)
+    if not keys.packed or q != k:
+        return _drawn(record, _mean(weights, counted), size, interpolation, heads, given)
+    maps = []
+    for image in range(keys.images):
+        own = (keys.image == image).to(weights.device)
+        apart = _apart(weights, own, (keys.image >= 0).to(weights.device))
+        columns = _mean(weights, counted & ~apart)
+        only = replace(keys, cell=keys.cell.masked_fill(keys.image != image, -1))
+        maps.append(laid(columns, only)[image])
+    return resized(_fused(torch.stack(maps), heads, record), size, interpolation)
+
+
+def _mean(weights: Tensor, counted: Tensor) -> Tensor:
+    if bool(counted.all()):
+        return weights.mean(2)
+    share = counted.to(weights) / counted.sum(1, keepdim=True).clamp_min(1)
+    return torch.einsum("bq,bhqk->bhk", share, weights)
+
+
+def _apart(weights: Tensor, own: Tensor, placed: Tensor) -> Tensor:
+    """`(b, q)`, places of other images between which and this one no attention passes at all."""
+    total = weights.detach().sum(1)
+    gives = (total * own[:, None].to(total)).sum(2) > 0
+    takes = (total * own[:, :, None].to(total)).sum(1) > 0
+    return placed & ~own & ~gives & ~takes
 
 
 def _weighed(
-    record: Attention, share: Float[Tensor, "b places"], prefix: int | None
-) -> Float[Tensor, "windows heads k"]:
+    record: Attention,
+    queries: Side,
+    share: Float[Tensor, "images cells"],
+    size: Grid | None,
+    interpolation: Interpolation,
+    heads: Heads,
+    given: Given,
+) -> Tensor:
     """`Σ_q share_q A[q, k]`, the places of the queries counted over the whole image."""
-    weights, windows = weights_of(record), windows_of(record)
-    share = share.to(weights)
-    if windows is None:
-        return torch.einsum("bq,bhqk->bhk", share, weights[:, :, prefix_of(record, prefix) :])
-    cells = windows.cells.to(weights.device)
-    inside = share[:, cells.clamp(min=0)] * (cells >= 0)
-    places = weights[:, :, weights.shape[2] - cells.shape[1] :]
-    return torch.einsum("bq,bhqk->bhk", inside.flatten(0, 1), places)
+    weights = weights_of(record)
+    keys = side(record, "keys", weights.shape[0], weights.shape[3], given)
+    placed = queries.cell >= 0
+    each = share[queries.image.clamp(min=0), queries.cell.clamp(min=0)]
+    each = each.where(placed, 0.0).to(weights)
+    if not keys.packed:
+        rows = _sum(weights, each)
+        return resized(_fused(laid(rows, keys), heads, record), size, interpolation)
+    maps = []
+    for image in range(keys.images):
+        rows = _sum(weights, each * (queries.image == image).to(each))
+        only = replace(keys, cell=keys.cell.masked_fill(keys.image != image, -1))
+        maps.append(laid(rows, only)[image])
+    return resized(_fused(torch.stack(maps), heads, record), size, interpolation)
+
+
+def _sum(weights: Tensor, each: Tensor) -> Tensor:
+    """`Σ_q each_q A[q, k]`, rows of no share left out even where they are not numbers."""
+    rows = weights.masked_fill((each == 0)[:, None, :, None], 0.0)
+    return torch.einsum("bq,bhqk->bhk", each, rows)
 
 
 def _drawn(
     record: Attention,
-    columns: Float[Tensor, "windows heads k"],
+    columns: Float[Tensor, "b fused k"],
     size: Grid | None,
     interpolation: Interpolation,
     heads: Heads,
-    grid: Grid | None,
-    prefix: int | None,
-) -> Float[Tensor, "b *heads h w"]:
-    """Values per head and key as maps: without leading tokens, windows laid onto their image."""
-    if windows_of(record) is not None and not isinstance(record, Tensor):
-        on_image: Tensor = record.on_image(columns)  # type: ignore[attr-defined]  # it has windows
-        return resized(_fused(on_image, heads, record), size, interpolation)
-    p = prefix_of(record, prefix)
-    keys = key_grid(record, grid, columns.shape[-1], p)
-    return as_maps(_fused(columns[..., p:], heads, record), keys, size, interpolation)
+    given: Given,
+) -> Tensor:
+    """Values per head and key as maps."""
+    keys = side(record, "keys", columns.shape[0], columns.shape[-1], given)
+    return resized(_fused(laid(columns, keys), heads, record), size, interpolation)
 
 
 def _fused(columns: Tensor, heads: Heads, record: Attention) -> Tensor:

@@ -136,6 +136,17 @@ def test_torchvision_s_label_maps_mean_what_they_mean_there() -> None:
         ((tensor(), MASK.float() * 0.3 + 0.1), "choose a threshold"),
         ((tensor(), {"boxes": torch.tensor([[0, 0, 40, 4]])}), "item 0: expected a box"),
         ((tensor(), {"boxes": torch.tensor([[4, 4, 4, 8]])}), "inside the 12 × 16 image"),
+        (
+            (
+                tensor(),
+                {
+                    "boxes": tv_tensors.BoundingBoxes(
+                        [[3.0, 2.0, 6.0, 4.0, 0.0]], format="XYWHR", canvas_size=(H, W)
+                    )
+                },
+            ),
+            "expected boxes as XYXY, XYWH or CXCYWH, got XYWHR",
+        ),
         ({"mask": MASK}, "a mapping with 'image'"),
         (tensor(), "expected .image, mask."),
     ],

@@ -136,7 +136,7 @@ def test_another_evaluation_s_folder_is_refused(
 ) -> None:
     model = Attending()
     evaluate(model, Patches(4), save=tmp_path / "a", findings=False)
-    with pytest.raises(RunError, match="complete run"):
+    with pytest.raises(RunError, match="holds a complete run; save= needs"):
         evaluate(model, Patches(4), save=tmp_path / "a", findings=False)
     monkeypatch.setattr("attnviz.evaluation.saving.kept", lambda *_: None)
     few = ["iou_at_area"]
@@ -254,6 +254,33 @@ def test_bad_input_is_named_by_item_and_file(
     data = Listed([sample(), sample(**changes)])
     with pytest.raises(InputError, match=message):
         evaluate(Attending(), data, findings=False)
+
+
+def test_ignored_pixels_need_a_mask(unchecked: None) -> None:
+    ignore = torch.zeros(32, 32, dtype=torch.bool)
+    with pytest.raises(InputError, match="ignored pixels without a mask"):
+        evaluate(Attending(), Listed([sample(mask=None, ignore=ignore)]), findings=False)
+
+
+def test_what_is_no_sample_is_refused(unchecked: None) -> None:
+    mixed = Listed([sample(), (torch.zeros(3, 32, 32), 1)])  # type: ignore[list-item]  # the point
+    with pytest.raises(InputError, match=r"item 1: expected an attnviz\.data\.Sample, got tuple"):
+        evaluate(Attending(), mixed, findings=False)
+
+
+def test_a_label_is_needed_where_it_is_the_target() -> None:
+    data = with_labels([0, None])
+    with pytest.raises(InputError, match="item 1: target='label' and no label; give labels"):
+        evaluate(Answer(lambda y: y.mean((2, 3))), data, findings=False)
+    several = with_labels([torch.tensor([0, 1])])
+    with pytest.raises(InputError, match="labels of 2 classes and outputs"):
+        evaluate(Answer(lambda y: y.mean((2, 3))), several, findings=False)
+
+
+def test_calibration_needs_images_with_masks() -> None:
+    bare = Listed([Sample(Patches(1)[0].image, None, label=0)])
+    with pytest.raises(InputError, match="expected calibration images with masks, got none"):
+        evaluate(Attending(), Patches(2), calibration=bare, findings=False)
 
 
 def test_labels_outside_the_classes_are_named() -> None:

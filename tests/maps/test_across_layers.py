@@ -52,7 +52,8 @@ def rollout_twin(records, fuse) -> Tensor:
 )
 def test_rollout_multiplies_half_attention_half_identity(prefix, name, fuse):
     records = layers(prefix)
-    assert_close(maps.rollout(records, fuse=name), rollout_twin(records, fuse))
+    said = {"grid": records[0].key_grid, "prefix": prefix}
+    assert_close(maps.rollout(records, fuse=name, **said), rollout_twin(records, fuse))
 
 
 def test_rollout_of_identity_attention_stays_at_home():

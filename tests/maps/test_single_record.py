@@ -50,7 +50,10 @@ def test_class_row_is_the_first_tokens_row_over_the_places(prefix):
             maps.class_row(record)
         return
     expected = twin(record, lambda a, k: sum(float(head[0, k]) for head in a) / len(a))
-    assert_close(maps.class_row(record), expected)
+    assert_close(maps.class_row(record, grid=record.key_grid, prefix=prefix), expected)
+    if prefix > 1:  # which of them is the class token, if any, is not known
+        with pytest.raises(InputError, match="no class token that is known"):
+            maps.class_row(record)
 
 
 @PREFIXES
@@ -174,7 +177,7 @@ def test_more_queries_than_keys_is_read_on_the_keys_grid():
 def test_a_bare_tensor_does_once_its_grid_is_said():
     record = attention(prefix=1)
     assert_close(av.received(record.weights, grid=(3, 5), prefix=1), maps.received(record))
-    with pytest.raises(InputError, match=r"16 keys and no known grid: pass grid=\(h, w\)"):
+    with pytest.raises(InputError, match=r"which of its 16 keys are which places is unknown"):
         maps.received(record.weights)
 
 
