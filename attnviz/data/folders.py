@@ -130,6 +130,7 @@ class _MaskFolder:
             label=self.labels[index],
             group=None if group is None else str(group),
             name=name,
+            apart=False,
         )
         return scene.prepared(self.moved, index)
 

@@ -111,14 +111,14 @@ def batches(samples: Samples, indices: Sequence[int], size: int) -> Iterator[Bat
     for index in indices:
         sample = checked(samples[index], index)
         mask = None if sample.mask is None else tuple(sample.mask.shape)
-        room = waiting.setdefault((tuple(sample.image.shape), mask), [])
-        room.append((index, sample))
-        if len(room) == size:
-            yield _stacked(room)
-            room.clear()
-    for room in waiting.values():
-        if room:
-            yield _stacked(room)
+        part = waiting.setdefault((tuple(sample.image.shape), mask), [])
+        part.append((index, sample))
+        if len(part) == size:
+            yield _stacked(part)
+            part.clear()
+    for part in waiting.values():
+        if part:
+            yield _stacked(part)
 
 
 def _stacked(part: Sequence[tuple[int, Sample]]) -> Batch:

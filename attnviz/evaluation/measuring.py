@@ -119,7 +119,10 @@ def scored(
     h, w = batch.masks.shape[-2:]
     large = resized(maps, (int(h), int(w)), "bilinear")
     if batch.ignore is None:
-        scores = localization(large, batch.masks, keys, threshold=dict(threshold or {}))
+        boxes = [sample.boxes for sample in batch.samples]
+        scores = localization(
+            large, batch.masks, keys, threshold=dict(threshold or {}), boxes=boxes
+        )
         return {key: one.numpy() for key, one in scores.items()}
     by_image = [
         _without(large[i], batch.masks[i], batch.ignore[i], keys, threshold)

@@ -44,8 +44,8 @@ def test_a_mask_goes_with_the_image_of_its_name_and_folder(tmp_path: Path) -> No
     assert [s.group for s in samples] == ["cat", "cat", "dog"]
     for sample, (h, w) in zip(samples, NAMES.values(), strict=True):
         assert sample.image.shape == (3, h, w)
-        assert sample.boxes is not None
-        assert sample.boxes.tolist() == [[0, 0, w // 2, h // 2]]
+        assert sample.mask is not None
+        assert sample.mask.nonzero().amax(0).tolist() == [h // 2 - 1, w // 2 - 1]
 
 
 def test_what_is_wrong_in_a_folder_is_named_before_the_work(tmp_path: Path) -> None:

@@ -80,8 +80,7 @@ def test_pictures_and_masks_go_through_the_transform_together() -> None:
     assert torch.equal(sample.mask, MASK)
     assert sample.pixels is not None
     np.testing.assert_array_equal(sample.pixels.numpy(), np.asarray(picture()))
-    assert sample.boxes is not None
-    assert sample.boxes.tolist() == [[3, 2, 9, 6]]
+    assert sample.boxes is None  # one mask may show several objects
 
 
 def test_two_objects_keep_their_boxes() -> None:
