@@ -127,6 +127,11 @@ def test_a_folder_of_hugging_face_brings_its_size_normalisation_and_weights(
     images = torch.zeros(1, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(build("hf:saved")(images).logits, model(images).logits)
+    with pytest.raises(InputError, match="hf:saved takes no --setting, got depth"):
+        build("hf:saved", depth=1)
+    Path("saved/preprocessor_config.json").write_text("{")
+    assert run(["evaluate", "hf:saved", "--images", "images", "--masks", "masks"]) == 2
+    assert "preprocessor_config.json: expected JSON" in capsys.readouterr().err
     (weights,) = Path("saved").glob("*.safetensors")
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(InputError, match=r"config.json and weights as .safetensors"):
@@ -144,6 +149,15 @@ def test_a_folder_of_hugging_face_brings_its_size_normalisation_and_weights(
         (
             ["--masks", "masks", *NORMALISED, "--labels", "folder", "--classes", "dots", "lines"],
             "unknown class of an image 'stripes'",
+        ),
+        (
+            ["--coco", "annotations.json", *NORMALISED, "--labels", "folder"],
+            "with --coco an image's label is its largest object's",
+        ),
+        (["--masks", "masks", *NORMALISED, "--categories", "dots"], "--categories: belongs to"),
+        (
+            ["--masks", "masks", *NORMALISED, "--labels", "evaluated_factory.py"],
+            "expected a CSV file with the columns name and label",
         ),
         (["--masks", "masks", *NORMALISED, "--labels", "no.csv"], "'folder' or a CSV file"),
         (["--masks", "masks", *NORMALISED, "--maps", "receivd"], "unknown map 'receivd'"),
