@@ -1,7 +1,7 @@
-"""What a word on the command line must be, checked before any work begins: types for argparse.
+"""Argument types for argparse, checked before any work begins.
 
-The name of a file to be written says its format by its ending; one that promises another is refused
-rather than given a PNG. An empty word, such as an unset variable of the shell leaves, is no answer.
+The extension of an output file sets its format; an unsupported extension is an error. An empty
+argument, as an unset shell variable leaves, is an error too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from attnviz.runs.storage import cause_of
 
 
 def word(text: str) -> str:
-    """Any word but an empty one."""
+    """A string that is not empty."""
     if not text:
         raise ArgumentTypeError("expected a word, got an empty one")
     return text
@@ -62,11 +62,11 @@ def size(text: str) -> tuple[int, int]:
 
 
 seed = whole(0, 2**32 - 1)
-"""What every generator of numpy, torch and Captum can begin with."""
+"""The seeds that the generators of numpy, torch and Captum all accept."""
 
 
 def file(*endings: str) -> Callable[[str], Path]:
-    """A file to be written, whose name ends in one of these."""
+    """An output file with one of these extensions."""
 
     def checked(text: str) -> Path:
         path = _inside_folders(text)

@@ -1,9 +1,8 @@
-"""From words on the command line to a model and images to show it.
+"""Models and input images from command-line arguments.
 
-A model is `module:callable`, `torchvision:name`, `timm:name`, `attnviz:name` or `hf:folder` with a
-model of Hugging Face that was saved there; anything else is
-refused with the nearest form that would be right. Importing somebody's module runs it, as it would
-in Python: no file but the one that was named is read.
+A model is `module:callable`, `torchvision:name`, `timm:name`, `attnviz:name` or `hf:folder`, a
+folder of Hugging Face; anything else is an error that names the nearest valid form. Importing a
+user's module runs its code, as in Python; no file but the named one is read.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ RANGES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 """How images are normalised: mean and standard deviation per channel, of pixels from 0 to 1."""
 
 SIDE = 224
-"""Of images for a model that does not say which it expects."""
+"""Side of the images for a model that does not declare its input size."""
 
 _PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
 
@@ -225,12 +224,12 @@ def _of_processor(folder: Path, model: nn.Module) -> _Expected:
 
 
 def is_factory(word: str) -> bool:
-    """Whether a word on the command line means a model, and not a folder or an address."""
+    """Whether an argument names a model rather than a folder or an address."""
     return ":" in word and "://" not in word and not Path(word).exists()
 
 
 def model_of(args: argparse.Namespace, spec: str) -> nn.Module:
-    """The model that a command was asked for, with its weights, on its device, in eval mode.
+    """The model named by a command's arguments, with its weights, on its device, in eval mode.
 
     Raises:
         InputError: There is no such module, callable or model, or it is none.
@@ -269,7 +268,7 @@ def build(spec: str, **settings: Any) -> nn.Module:
         raise InputError(f"model: {spec} did not take {settings or 'no arguments'}: {error}") from (
             error
         )
-    except Exception as error:  # whatever somebody's code raises
+    except Exception as error:  # user code may raise anything
         raise InputError(
             f"model: {spec} fails with {settings or 'no arguments'}: {type(error).__name__}: "
             f"{first_line(error)}; --debug shows where"
@@ -305,11 +304,11 @@ def images_of(args: argparse.Namespace, model: nn.Module, spec: str) -> tuple[Te
 
 
 def _try(model: nn.Module, images: Tensor) -> None:
-    """One forward pass of one image, so that a model's own error is not taken for one of ours."""
+    """Run one image through the model, so that the model's own errors are reported as such."""
     try:
         with torch.no_grad():
             model(images[:1])
-    except Exception as error:  # whatever somebody's forward raises
+    except Exception as error:  # a user's forward may raise anything
         raise InputError(
             f"model: {type(model).__name__} fails on images {tuple(images[:1].shape)}: "
             f"{type(error).__name__}: {first_line(error)}; --debug shows where"
@@ -347,14 +346,14 @@ def _hugging_face(name: str, **settings: Any) -> Any:
 
 
 def _unknown(library: str, name: str, known: list[str]) -> InputError:
-    """An error that offers the nearest of a thousand names."""
+    """An error for an unknown model name, with the nearest known ones."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f"; nearest are {', '.join(near)}" if near else ""
     return InputError(f"model: {library} has no model {name!r}{hint}")
 
 
 def _own(source: str, name: str) -> Callable[..., Any]:
-    """Somebody's callable, found from the current folder too, as with `python -m`."""
+    """Import a user's callable, from the current folder too, as with `python -m`."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -364,7 +363,7 @@ def _own(source: str, name: str) -> Callable[..., Any]:
             f"model: cannot import {source!r}: {error}; expected {FORMS}, seen from "
             "the current folder"
         ) from error
-    except Exception as error:  # it is their code that runs
+    except Exception as error:  # importing runs user code
         raise InputError(
             f"model: importing {source!r} fails: {type(error).__name__}: {first_line(error)}; "
             "--debug shows where"
@@ -389,7 +388,7 @@ def _installed(package: str) -> Any:
 
 
 def _load(model: nn.Module, file: Path) -> None:
-    """Weights from a file that cannot run code."""
+    """Load weights from a file format that cannot run code."""
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -420,7 +419,7 @@ def _pictures(folder: Path, count: int) -> list[Image.Image]:
 
 
 def _photographs(count: int) -> list[Image.Image]:
-    """Different squares of the photographs that scikit-image carries in its package."""
+    """Distinct square crops of the photographs in the scikit-image package."""
     from skimage import data
 
     whole = [Image.fromarray(getattr(data, name)()) for name in _PHOTOGRAPHS]

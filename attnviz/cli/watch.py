@@ -31,7 +31,7 @@ _TILE = 160
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's options."""
     parser.add_argument("model", help=FORMS, metavar="FACTORY")
     add_model(parser)
     add_images(parser)
@@ -49,7 +49,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Watch one forward pass; 0 when something was seen."""
+    """Watch one forward pass; 0 when anything was recorded."""
     model = model_of(args, args.model)
     images, prepared = images_of(args, model, args.model)
     with torch.no_grad(), watch(model, where=args.where, features=True) as seen:

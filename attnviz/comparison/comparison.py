@@ -1,4 +1,4 @@
-"""The result of a comparison, in every form in which one would want to hand it on."""
+"""The result of a comparison: sentence, tables, LaTeX, CSV, figure."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
-    """Variants ranked by one metric, with what it takes to believe or doubt the ranking.
+    """Variants ranked by one metric, with intervals, tests and notes.
 
     Attributes:
         primary: The metric that ranks.
@@ -61,7 +61,7 @@ class Comparison:
         by_seed: A row per metric, variant and seed: mean over images.
         split: A row per metric and variant: mean over images classified rightly and wrongly, and
             how many scores of each; empty where correctness is not known.
-        notes: What a reader must know beside the numbers.
+        notes: Caveats to read with the numbers.
         images: How many images.
         groups: How many groups (photographs, patients, videos) they come in; 0 if not known.
         confidence: The level of the intervals.
@@ -134,7 +134,7 @@ class Comparison:
         )
 
     def _described(self, rows: pd.DataFrame, levels: str) -> str:
-        """The means of few trainings, and that they are no ranking of architectures."""
+        """The sentence for fewer than three seeds: means only, no ranking of architectures."""
         few, many = int(rows["seeds"].min()), int(rows["seeds"].max())
         trainings = {1: "one training", 2: "two trainings"}
         if few == many:
@@ -158,7 +158,7 @@ class Comparison:
         """The ranking as a GitHub table: each metric with its interval, the best in bold.
 
         Args:
-            metrics: Which; those that are printed, unless given.
+            metrics: Metrics to include; by default those that are printed.
         """
         shown = self._shown(metrics)
         rows = self._cells(shown, bold=lambda text: f"**{text}**")
@@ -193,7 +193,7 @@ class Comparison:
         write_output(Path(path), self.table.to_csv(index=False).encode())
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain Python, ready for JSON: numbers that are no numbers are None."""
+        """Everything as plain Python values, ready for JSON; NaN becomes None."""
         return {
             "primary": self.primary,
             "sentence": self.sentence,
@@ -215,7 +215,7 @@ class Comparison:
         """A dot plot, sorted: interval, a tick per seed, chance and the mask redrawn as lines.
 
         Args:
-            metric: Which; the primary one unless given.
+            metric: Metric to draw; the primary one by default.
             order: The order of the variants that fixes their colours; the rank unless given.
             dark: Draw for a dark page.
         """

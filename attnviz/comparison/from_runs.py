@@ -1,9 +1,9 @@
-"""Run folders as groups, after every check that makes them comparable.
+"""Groups of scores from run folders, after checking that the runs are comparable.
 
-Everything that makes a ranking unfair is refused here, by name: other images, another question,
-"replicates" that were not trained alike. What may differ between variants is the model and how it
-was trained; a difference in training settings is said in a note, since it may be the reason for
-what is seen. Within one variant only the seed may differ.
+Every difference that would bias a ranking is an error that names it: other images, another
+question, replicates with different training settings. What may differ between variants is the model
+and how it was trained; a difference in training settings gives a note, since it may explain the
+ranking. Within one variant only the seed may differ.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def run_groups(
 
     Args:
         runs: Variant → runs.
-        map_name: Whose scores to take; each run's primary map unless given.
+        map_name: The map that is scored; each run's primary map by default.
 
     Raises:
-        InputError: No run is complete, or they may not be ranked; the message says what differs.
+        InputError: No run is complete, or they may not be ranked; the message names the difference.
         RunError: A table cannot be read.
     """
     kept = {
@@ -91,7 +91,7 @@ def _scored(
 
 
 def none_complete(what: str, runs: Sequence[Any]) -> InputError:
-    """The error for runs of which none is complete; it says in what state they are."""
+    """The error for a set of runs without a complete one; it lists their states."""
     states = ", ".join(f"{run.id} is {run.state}" for run in runs[:5]) or "no run at all"
     return InputError(f"{what}expected at least one complete run, got {states}")
 
@@ -109,7 +109,7 @@ def _by_name(runs: Iterable[Any]) -> dict[str, Any]:
 
 
 def samples_of(run: Any) -> Any:
-    """A run's samples, with the columns that a comparison stands on.
+    """A run's samples, with the columns that a comparison needs.
 
     Raises:
         InputError: It has no samples, or not these columns.
@@ -187,7 +187,7 @@ def map_names(frame: Any) -> list[str]:
 
 
 def map_of(run: Any, frame: Any, map_name: str | None) -> str:
-    """The map whose scores count: the one asked for, the run's primary one, or its only one."""
+    """The scored map: the requested one, the run's primary one, or its only one."""
     known = map_names(frame)
     chosen = map_name or run.summary.get("map") or (known[0] if len(known) == 1 else None)
     if chosen is None:
@@ -215,7 +215,7 @@ def _mean_levels(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _same_question(runs: Mapping[str, Any]) -> None:
-    """Refuse runs that saw other images or answer another question."""
+    """Refuse runs with other test images or another question."""
     digests = {name: str(run.dataset) for name, run in runs.items()}
     if len(set(digests.values())) > 1:
         raise InputError(
@@ -233,7 +233,7 @@ def _same_question(runs: Mapping[str, Any]) -> None:
 
 
 def _replicates(variant: str, runs: Mapping[str, Any]) -> None:
-    """Refuse a variant whose runs differ in more than the seed, or not even in that."""
+    """Refuse a variant whose runs differ in more than the seed, or share a seed."""
     odd = {
         key: values
         for key, values in _differing({n: r.settings for n, r in runs.items()}).items()
@@ -277,10 +277,7 @@ def _same_rows(frames: Mapping[str, Any]) -> None:
 
 
 def _trained_unlike(kept: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A note for each setting that all variants have, but not at the same value.
-
-    Not of one by which they are called, as `mha placement 0` and `mha placement 3` are.
-    """
+    """A note for each setting that differs between variants and is not part of their names."""
     settings = {variant: next(iter(runs.values())).settings for variant, runs in kept.items()}
     return [
         f"trained unlike: {key}: {disagreement(values)}"
@@ -292,7 +289,7 @@ def _trained_unlike(kept: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _told_by_names(key: str, values: Mapping[str, str]) -> bool:
-    """Whether each variant's name says its value of a setting; None says nothing."""
+    """Whether each variant's name contains its value of a setting; None needs no mention."""
     words = {"True": "yes", "False": "no"}
     return all(
         value == "None" or f"{key.replace('_', ' ')} {words.get(value, value)}" in variant
@@ -317,7 +314,7 @@ def asks(key: str) -> bool:
 
 
 def incidental(key: str) -> bool:
-    """Whether a setting says where, from which seed or what was measured, not how trained."""
+    """Whether a setting says where, with which seed or what was measured, not how to train."""
     return key in _INCIDENTAL or key.endswith("seed") or key.startswith("evaluation.")
 
 

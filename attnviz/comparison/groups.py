@@ -1,4 +1,4 @@
-"""What a comparison compares: one variant's scores, image by image and seed by seed."""
+"""Scores of one variant by seed and image, the input of a comparison."""
 
 from __future__ import annotations
 
@@ -41,10 +41,7 @@ class Group:
 
     @property
     def clusters(self) -> np.ndarray | None:
-        """Each image's group as a whole number from 0; None where groups tell nothing.
-
-        That is so without groups, and where all images are of one.
-        """
+        """Each image's group as a whole number from 0; None without several groups."""
         return clusters(self.grouping)
 
 

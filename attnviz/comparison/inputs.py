@@ -1,4 +1,4 @@
-"""From what people have, tables of scores or run folders, to one `Group` per variant."""
+"""Convert score tables or run folders to one `Group` per variant."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read_groups(
     map_name: str | None,
     groups: Any = None,
 ) -> tuple[list[Group], list[str]]:
-    """Whatever `compare` was given, as groups on the same images, and notes on what was left out.
+    """Convert the input of `compare` to groups on the same images, and notes on what was left out.
 
     Raises:
         InputError: It is no table and no run, one variant's table without its name, lacks a

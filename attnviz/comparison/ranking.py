@@ -1,4 +1,4 @@
-"""From groups to a `Comparison`: means, intervals, pairs, tests, and what must be said of them."""
+"""Compute a `Comparison` from groups: means, intervals, pairs, tests and notes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from attnviz.statistics.pairs import FEWEST, Adjusted, Pairs, adjusted, all_pair
 from attnviz.statistics.variance import mean_of_valid, sampled
 
 FEW_GROUPS = 4
-"""Groups of images below which a note says that there are few."""
+"""Number of image groups below which a note warns of few groups."""
 
 LEAST_RESAMPLES = 5000
-"""Studies drawn at least: of fewer, the adjustment would be as much of chance as of the scores."""
+"""Minimum number of simulated studies; with fewer, Monte Carlo error dominates the adjustment."""
 
 _TABLE = [
     *("variant", "metric", "mean", "low", "high", "valid", "n", "seeds"),
@@ -224,7 +224,7 @@ def _right_and_wrong(metric: str, group: Group) -> dict[str, Any]:
 
 
 def _notes(groups: Sequence[Group], table: pd.DataFrame, primary: _Ranked) -> Iterable[str]:
-    """What the numbers alone do not say: seeds, groups, kinds of trainings, missing scores."""
+    """Notes on the ranking: seeds, groups, kinds of trainings, missing scores."""
     yield from _few_seeds(groups)
     yield from _few_groups(groups[0])
     for group, found in zip(primary.groups, primary.intervals, strict=True):
