@@ -1,6 +1,6 @@
 """Progress of long work on stderr: a tqdm bar on a terminal, plain lines anywhere else.
 
-A line says how much is done, since when, and how long the rest takes at the same speed. The first
+A line gives the amount done, the time so far, and the estimated rest at the same speed. The first
 comes after `EVERY` seconds, the next ones after `EVERY` more or a tenth of the time so far,
 whichever is longer: work of a few seconds prints nothing, work of a day some eighty lines.
 `TQDM_DISABLE`, which worker processes have set, silences both.
@@ -22,11 +22,11 @@ T = TypeVar("T")
 
 
 class Progress:
-    """How far some work is; a context manager.
+    """Progress of a task; a context manager.
 
     Args:
         total: How many units there are; None if not known.
-        label: What is done, such as `"measure mha-s0"`.
+        label: Name of the task, such as `"measure mha-s0"`.
         unit: The plural of what is counted.
         initial: How many were done before; they do not count for the speed.
         shown: Whether anything is printed, unless `TQDM_DISABLE` is set.
@@ -62,7 +62,7 @@ class Progress:
 
     @property
     def due(self) -> bool:
-        """Whether `update` would print now: what is costly to find out can wait until then."""
+        """Whether `update` would print now, so that costly notes are computed only then."""
         return self.shown and (self._bar is not None or self._passed >= self._due)
 
     def update(self, count: int = 1, notes: Mapping[str, str] | None = None) -> None:
@@ -119,7 +119,7 @@ def tracked(
     shown: bool = True,
     leave: bool = True,
 ) -> Iterator[T]:
-    """The items one after the other, each counted once the next is asked for.
+    """Iterate over items, counting each when the next is requested.
 
     Args:
         items: What is gone through.

@@ -329,7 +329,7 @@ def settled(page: Any) -> None:
 
 
 def first_visit(browser: Any, address: str, until: str = "") -> float:
-    """Milliseconds from nothing to painted, for a reader who was never here."""
+    """Milliseconds from nothing to painted, for a first-time reader."""
     page = new_tab(browser)
     start = time.perf_counter()
     page.goto(address, wait_until="commit")

@@ -1,4 +1,4 @@
-"""The doctor on models that are right, on layers that are wrong, and what it costs.
+"""The doctor on correct models and on faulty layers, and its cost.
 
     python benchmarks/doctor.py                  all three tables
     python benchmarks/doctor.py --only correct   or: faulty, cost
@@ -122,7 +122,7 @@ _TIMM = {
     "poolformerv2_s12": 96, "mixer_s32_224": 224, "resmlp_12_224": 224, "test_resnet": 160,
     "test_efficientnet": 160,
 }  # fmt: skip
-_FIXED = ("patch14", "patch16", "cait")  # these are told their images' size
+_FIXED = ("patch14", "patch16", "cait")  # these need their images' size
 
 
 def _timm() -> Iterator[Correct]:

@@ -1,4 +1,4 @@
-"""Faults injected into models of others, and their mended twins: what the doctor finds and accuses.
+"""Faults injected into published models, and corrected twins: detections and false alarms.
 
     python benchmarks/injected_faults.py             print the tables
     python benchmarks/injected_faults.py --write     and write docs/doctor/injected.json, which

@@ -1,7 +1,7 @@
 """Whether `attnviz.locate` finds the right places, in models of eight families with random weights.
 
-Each place that it gives is compared with what it was not told: single patches of the image are
-changed one at a time, with attention off, and the token that is said to be this place has to be
+Each place that it gives is compared with an independent measurement: single patches of the image
+are changed one at a time, with attention off, and the token that is said to be this place has to be
 among those that change most, the tokens said to be no place have to stay as they are, and the
 changes have to lie round the patch.
 
@@ -9,7 +9,7 @@ changes have to lie round the patch.
     python benchmarks/places.py --only swin --out ""   # some of them, and no file
 
 timm, torchvision and transformers are in the dev group; diffusers, monai and segment-anything are
-in the group `models`; what is not installed is left out and said. Exit code 1 for a wrong place.
+in the group `models`; missing packages are skipped with a note. Exit code 1 for a wrong place.
 """
 
 from __future__ import annotations

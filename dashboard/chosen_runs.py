@@ -1,4 +1,4 @@
-"""Which runs a page compares: what the address chose, or the largest group that may be ranked."""
+"""Runs that a page compares: those of the address, or the largest group that may be ranked."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import streamlit as st
 from dashboard import notices, run_cache
 from dashboard.address import plain, several
 from dashboard.cohorts import Cohort, asked_in_words, cohorts, differences, variants
-from dashboard.controls import chooser, heard, root
+from dashboard.controls import chooser, root, value_or_warning
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a page compares.
+    """The runs that a page compares.
 
     Attributes:
         listing: All runs of the folder.
@@ -41,7 +41,7 @@ class Chosen:
 
 
 def listed() -> run_cache.Listing | None:
-    """The folder's runs, with everything that is wrong with the folder said; None without any."""
+    """The folder's runs, with a notice for each problem of the folder; None without any."""
     listing = run_cache.listing(root())
     if listing.problem:
         nowhere = not listing.late and "://" not in listing.root and not listing.runs
@@ -58,11 +58,11 @@ def listed() -> run_cache.Listing | None:
 
 
 def chosen() -> Chosen | None:
-    """The runs to compare; None, with the reason on the page, where there are none."""
+    """The runs to compare; None, with a notice on the page, where there are none."""
     listing = listed()
     if listing is None:
         return None
-    wanted = heard(several(st.query_params, "runs", [run.id for run in listing.runs]))
+    wanted = value_or_warning(several(st.query_params, "runs", [run.id for run in listing.runs]))
     complete = listing.of("complete")
     if wanted:
         for run in listing.runs:

@@ -1,4 +1,4 @@
-"""Which runs may stand side by side, and what tells them apart."""
+"""Groups of comparable runs, and the settings that distinguish them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attnviz.runs import differing, flat, in_words
 
 @dataclass(frozen=True)
 class Cohort:
-    """Runs that may be ranked together: the same test images, and the same question asked.
+    """Runs that may be ranked together: same test images, same question.
 
     Attributes:
         dataset: The digest of the test images.
@@ -30,7 +30,7 @@ class Cohort:
 
     @property
     def variants(self) -> dict[str, list[Any]]:
-        """Runs by variant, told apart by the settings in which runs of one variant differ."""
+        """Runs by variant, named by the settings in which runs of one variant differ."""
         return variants(self.runs)
 
 
@@ -101,7 +101,7 @@ def question(run: Any) -> tuple[tuple[str, str], ...]:
 
 
 def asked_in_words(question: Sequence[tuple[str, str]]) -> str:
-    """A question as its name and the patch it is asked of: `patch, square of 16, photos`."""
+    """A question as its name and its patch: `patch, square of 16, photos`."""
     asked = {key.removeprefix("patch."): value for key, value in question}
     patch = " of ".join(asked[key] for key in ("shape", "size") if key in asked)
     faint = f"opacity {asked['opacity']}" if asked.get("opacity", "1.0") != "1.0" else ""

@@ -1,4 +1,4 @@
-"""What a run kept of its way: curves by epoch, and the maps of a few pinned images.
+"""Training history of a run: curves by epoch, and maps of a few pinned images.
 
 A run keeps an epoch's maps under `<map>@<epoch>`, `(k, h, w)`, and notes beside the file which test
 images they are of: `about = {"epoch": 3, "images": [0, 2, 4, 6]}`.

@@ -1,4 +1,4 @@
-"""Which models there are, and how a name becomes one."""
+"""Registry of the reference models, and construction by name."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from attnviz.models.transformer import VisionTransformer
 
 @dataclass(frozen=True)
 class Variant:
-    """A reference model's name and what it is.
+    """A reference model: name, summary, primary map, constructor.
 
     Attributes:
         name: What `build_model` takes.
         summary: One sentence.
-        map: Its primary map: the construction that shows where this model looks.
+        map: Its primary map: the construction that fits its attention best.
         build: Makes the model, untrained; its keyword arguments are the model's settings.
     """
 
@@ -50,7 +50,7 @@ def _patch_net(
 def _learned_query(
     *, placement: int = LAST_PLACEMENT, width: int = 32, **settings: Any
 ) -> nn.Module:
-    """Before the last convolution there is no mean to replace: what it gathers is added."""
+    """Build `LearnedQuery`; before the last convolution its result is added, not pooled."""
     added = placement < LAST_PLACEMENT
     make = partial(layers.LearnedQuery, added=added, **settings)
     return PatchNet(make, placement=placement, width=width)

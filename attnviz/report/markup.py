@@ -1,4 +1,4 @@
-"""HTML in which text cannot become markup: whatever is not made by `tag` is escaped."""
+"""HTML construction with escaping: all text not made by `tag` is escaped."""
 
 from __future__ import annotations
 

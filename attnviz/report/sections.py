@@ -28,7 +28,7 @@ _SHOWN = 4  # images in the strip, and best and worst of each variant
 
 
 def ranking(study: Study) -> Html | None:
-    """The table, the dot plot, and what must be said beside them."""
+    """The table, the dot plot and the notes."""
     comparison = study.comparison
     if comparison is None:
         return _unranked(study)
@@ -84,7 +84,7 @@ def _ranked(row: Any, comparison: Any, others: Sequence[str]) -> list[str]:
 
 
 def _unranked(study: Study) -> Html:
-    """What each run says of itself, side by side but in no order."""
+    """Each run's own summary, side by side, without ranking."""
     rows = []
     for run in study.complete:
         name = str(run.summary.get("map"))
@@ -214,7 +214,7 @@ def _few(variant: str, sample: Sample, primary: str, what: str, picked: list[int
 
 
 def training(study: Study) -> Html | None:
-    """Curves, as far as the runs kept them."""
+    """Training curves of the runs that have them."""
     kept = {variant: [run.curves() for run in runs] for variant, runs in study.variants.items()}
     known = {str(name) for tables in kept.values() for table in tables for name in table}
     wanted = ("train_loss", "val_loss", "val_accuracy", f"val_{study.primary}")
@@ -234,7 +234,7 @@ def training(study: Study) -> Html | None:
 
 
 def findings(study: Study) -> Html | None:
-    """What the diagnosis found, the worst first; what several runs share is told once."""
+    """Findings of the diagnosis by severity; findings that several runs share are merged."""
     shared: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for run in study.complete:
         for finding in run.summary.get("findings") or ():
@@ -323,7 +323,7 @@ def runs(study: Study) -> Html:
 
 
 def words(study: Study) -> Html:
-    """What every word of the tables means."""
+    """Definitions of the terms in the tables."""
     shown = [study.primary] if study.comparison is None else study.comparison.metrics
     entries = []
     for metric in shown:
@@ -337,7 +337,7 @@ def words(study: Study) -> Html:
 
 
 def fault(error: AttnvizError) -> Html:
-    """A part of the page that could not be made, and why."""
+    """A notice in place of a part that could not be made."""
     return tag("p", f"cannot be shown: {error}", class_="bad")
 
 

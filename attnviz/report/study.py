@@ -1,4 +1,4 @@
-"""Everything a page is about: the runs, their ranking or why there is none, their test images."""
+"""The content of a report: runs, ranking or the reason for none, test images."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from attnviz.errors import AttnvizError, InputError
 
 @dataclass(frozen=True)
 class Study:
-    """Runs that were made to be compared.
+    """Runs of a comparison.
 
     Attributes:
         runs: All of them, whole or not.
         variants: Variant → its complete runs, in the order of their seeds.
         comparison: The ranking, or None where they may not be ranked.
-        refusal: Why they may not, empty where they may.
+        refusal: The reason why they may not, empty where they may.
         primary: The metric that ranks.
-        map_name: Whose scores were taken, None for each run's primary map.
+        map_name: The map that is scored, None for each run's primary map.
     """
 
     runs: tuple[Any, ...]
@@ -46,7 +46,7 @@ class Study:
         return [run for runs in self.variants.values() for run in runs]
 
     def first(self, variant: str) -> Sample:
-        """What the variant's first seed saw."""
+        """The samples of the variant's first seed."""
         return self._samples[variant]
 
     @cached_property
@@ -59,7 +59,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Sample:
-    """One run's test images, maps and scores, read when asked for."""
+    """One run's test images, maps and scores, read on demand."""
 
     run: Any
     primary: str
@@ -86,7 +86,7 @@ class Sample:
 
     @cached_property
     def dataset(self) -> Any:
-        """The test images that lie beside the run."""
+        """The test images stored beside the run."""
         return self.run.test_set()
 
     def maps(self, indices: Sequence[int]) -> np.ndarray:

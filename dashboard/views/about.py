@@ -103,7 +103,7 @@ def _environment(choice: Chosen) -> None:
 
 
 def _by_value(values: dict[str, str]) -> dict[str, list[str]]:
-    """Which runs say what about one fact, the value that most have first."""
+    """Values of one fact with the runs that have them, the most common value first."""
     found: dict[str, list[str]] = {}
     for run, value in values.items():
         found.setdefault(value, []).append(run)

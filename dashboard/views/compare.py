@@ -1,4 +1,4 @@
-"""Compare: which variant looks at the patch, how sure is that, and what does it look like."""
+"""Compare: ranking of variants, intervals, and maps of the same images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attnviz.statistics.variance import mean_of_valid
 from dashboard import charts, notices, run_cache
 from dashboard.address import plain, whole
 from dashboard.chosen_runs import Chosen, chosen, ranked
-from dashboard.controls import chooser, draw, go, heard, offer, stepper
+from dashboard.controls import chooser, draw, go, offer, stepper, value_or_warning
 from dashboard.dot_plot import dots
 from dashboard.gallery import gallery
 from dashboard.lazy import below
@@ -39,7 +39,7 @@ def main() -> None:
     tables = _tables(choice)
     if not tables:
         return
-    answer = st.container()  # the answer stands above the control that asks for another metric
+    answer = st.container()  # the answer is above the control that chooses another metric
     metric = _metric(tables)
     result = ranked(_readable(choice, tables), metric)
     if result is not None:
@@ -120,7 +120,7 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
     first = tables[shown[0][1].id]
     where = np.flatnonzero(patched(first))
     start = int(where[0]) if len(where) else 0
-    image = heard(whole(st.query_params, "image", 0, len(first) - 1, start))
+    image = value_or_warning(whole(st.query_params, "image", 0, len(first) - 1, start))
     found = notices.readable(lambda: run_cache.pictures(choice.listing.root, digest, [image]))
     if found is None:
         return

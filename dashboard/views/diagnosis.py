@@ -1,4 +1,4 @@
-"""Diagnosis: what is wrong with each run's attention, with the evidence and what to do."""
+"""Diagnosis: findings about each run's attention, with evidence and remedies."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _findings(choice: Chosen) -> tuple[list[dict[str, Any]], list[Any]]:
-    """All findings, each with its run; and the runs that hold none because nobody asked."""
+    """All findings, each with its run; and the runs that were not diagnosed."""
     found: list[dict[str, Any]] = []
     unasked = []
     for run in choice.runs:
@@ -113,7 +113,7 @@ def _filtered(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _group(severity: str, findings: list[dict[str, Any]]) -> None:
-    """The findings of one severity; one fault of one variant is told once, for all of its runs."""
+    """The findings of one severity; the same fault of a variant is listed once."""
     told: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for one in findings:
         key = (one["variant"], one["code"], one["where"], one["remedy"])
@@ -130,7 +130,7 @@ def _group(severity: str, findings: list[dict[str, Any]]) -> None:
 
 
 def _told(same: list[dict[str, Any]]) -> None:
-    """What is wrong in one run's words, whose they are, and each run's own numbers."""
+    """A finding's text, its runs, and each run's own numbers."""
     meaning = plain(same[0]["meaning"])
     if len({one["meaning"] for one in same}) > 1:
         meaning += f" (so in {quoted(same[0]['run'])}; each run's own numbers follow)"
@@ -142,7 +142,7 @@ def _told(same: list[dict[str, Any]]) -> None:
 
 
 def _knockouts(choice: Chosen) -> None:
-    """What each head and gate of a run is worth, where somebody took them away."""
+    """Knockout effects of each head and gate of a run, where measured."""
     cuts = {run.id: found for run in choice.runs if len(found := knockouts(run))}
     if not cuts:
         return

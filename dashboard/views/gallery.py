@@ -1,4 +1,4 @@
-"""Gallery: one run's maps image by image, worst first, with the threshold in the reader's hand."""
+"""Gallery: one run's maps image by image, worst first, with an adjustable threshold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attnviz.definitions import metric_title, short_title
 from dashboard import notices, run_cache
 from dashboard.address import one_of, plain, share, whole
 from dashboard.chosen_runs import Chosen, chosen, one_run
-from dashboard.controls import chooser, go, heard, offer, stepper
+from dashboard.controls import chooser, go, offer, stepper, value_or_warning
 from dashboard.gallery import gallery
 from dashboard.packing import MapLayer, Settings, Tile, pack
 from dashboard.palettes import COLOUR_MAPS
@@ -124,7 +124,7 @@ def _spread(choice: Chosen, run: Any, metric: str, picked: Choice) -> np.ndarray
 
 def _turn(where: np.ndarray, picked: Choice) -> np.ndarray:
     last = pages(len(where)) - 1
-    page = heard(whole(st.query_params, "page", 1, last + 1, 1)) - 1
+    page = value_or_warning(whole(st.query_params, "page", 1, last + 1, 1)) - 1
     first, end = page * picked.per_page + 1, min((page + 1) * picked.per_page, len(where))
     words = (
         f"{len(where)} images, {ORDERS[picked.order]} · {first} to {end} · "
@@ -204,13 +204,13 @@ def _tile(row: pd.Series, place: int, box: tuple[int, ...] | None) -> Tile:
 def _settings(layers: list[MapLayer]) -> Settings:
     """Where the browser's controls stand: from the address, else as the run chose."""
     names = [layer.name for layer in layers]
-    at = names.index(heard(one_of(st.query_params, "map", names, names[0])))
+    at = names.index(value_or_warning(one_of(st.query_params, "map", names, names[0])))
     return Settings(
         map=at,
-        threshold=heard(share(st.query_params, "tau", layers[at].threshold)),
-        opacity=heard(share(st.query_params, "opacity", 0.6)),
-        colours=heard(one_of(st.query_params, "colours", list(COLOUR_MAPS), "inferno")),
-        box=heard(one_of(st.query_params, "box", ("0", "1"), "1")) == "1",
+        threshold=value_or_warning(share(st.query_params, "tau", layers[at].threshold)),
+        opacity=value_or_warning(share(st.query_params, "opacity", 0.6)),
+        colours=value_or_warning(one_of(st.query_params, "colours", list(COLOUR_MAPS), "inferno")),
+        box=value_or_warning(one_of(st.query_params, "box", ("0", "1"), "1")) == "1",
     )
 
 

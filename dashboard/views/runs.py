@@ -1,4 +1,4 @@
-"""Runs: what is in the folder, in which state and why; what tells chosen runs apart."""
+"""Runs: the folder's runs, their states and reasons, and differences of chosen runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dashboard import notices
 from dashboard.address import plain, several
 from dashboard.chosen_runs import listed
 from dashboard.cohorts import asked_in_words, differences, matching, question
-from dashboard.controls import chooser, go, heard, typed
+from dashboard.controls import chooser, go, typed, value_or_warning
 from dashboard.summaries import level
 
 PAGE = {"title": "Runs", "icon": ":material/table_rows:", "order": 6}
@@ -24,7 +24,7 @@ def main() -> None:
     listing = listed()
     if listing is None:
         return
-    wanted = heard(several(st.query_params, "runs", [run.id for run in listing.runs]))
+    wanted = value_or_warning(several(st.query_params, "runs", [run.id for run in listing.runs]))
     left, right = st.columns([3, 1])
     with left:
         words = typed("Filter", "q", "variant, id, setting=value …")

@@ -1,4 +1,4 @@
-"""Sample: one image in every variant, every head, every method; and where each place looks."""
+"""Sample: one image in every variant, head and method, and the attention of each place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attnviz.comparison.from_runs import map_names, patched
 from dashboard import charts, notices, run_cache
 from dashboard.address import one_of, plain, whole
 from dashboard.chosen_runs import chosen
-from dashboard.controls import chooser, draw, heard, offer, stepper
+from dashboard.controls import chooser, draw, offer, stepper, value_or_warning
 from dashboard.gallery import gallery
 from dashboard.lazy import below
 from dashboard.overlap import energy
@@ -58,7 +58,7 @@ def main() -> None:
     first = tables[shown[0][1].id]
     marked = np.flatnonzero(patched(first))
     default = int(marked[0]) if len(marked) else 0
-    image = heard(whole(st.query_params, "image", 0, len(first) - 1, default))
+    image = value_or_warning(whole(st.query_params, "image", 0, len(first) - 1, default))
     _turn(shown, tables, image)
     held = notices.readable(
         lambda: run_cache.pictures(choice.listing.root, str(shown[0][1].dataset), [image])
@@ -87,8 +87,8 @@ def _of_address(runs: Sequence[Any]) -> Any:
 
 def _turn(shown: list[tuple[str, Any]], tables: dict[str, pd.DataFrame], image: int) -> None:
     """Previous and next in the gallery's order, or by number."""
-    order = heard(one_of(st.query_params, "order", list(ORDERS), "number"))
-    outcome = heard(one_of(st.query_params, "outcome", list(OUTCOMES), "all"))
+    order = value_or_warning(one_of(st.query_params, "order", list(ORDERS), "number"))
+    outcome = value_or_warning(one_of(st.query_params, "outcome", list(OUTCOMES), "all"))
     asked = st.query_params.get("run")
     run = next((run for _, run in shown if run.id == asked), shown[0][1])
     table = tables[run.id]

@@ -1,4 +1,4 @@
-"""Training: how the runs came to be; live while one is running, and only then."""
+"""Training: curves and maps by epoch, updated live while a run is running."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dashboard import charts, notices, run_cache
 from dashboard.address import plain, quoted, several
 from dashboard.chosen_runs import listed, one_group
 from dashboard.cohorts import Cohort, cohorts, question, variants
-from dashboard.controls import chooser, draw, heard, many, root
+from dashboard.controls import chooser, draw, many, root, value_or_warning
 from dashboard.epochs import epoch_maps, found_at, seed_bands
 from dashboard.gallery import gallery
 from dashboard.overlap import energy
@@ -38,7 +38,7 @@ def main() -> None:
     listing = listed()
     if listing is None:
         return
-    asked = heard(several(st.query_params, "runs", [run.id for run in listing.runs]))
+    asked = value_or_warning(several(st.query_params, "runs", [run.id for run in listing.runs]))
     groups = cohorts(listing.runs)
     group = None if asked or not groups else one_group(groups)
     running = _running(listing)
@@ -156,7 +156,7 @@ def _panels(tables: dict[str, list[pd.DataFrame]], chance: float | None) -> None
 
 
 def _chance(runs: list[Any]) -> float | None:
-    """What a random map gets, as the first complete run says."""
+    """The chance level, from the first complete run."""
     for run in runs:
         chance = level(run, run.summary.get("map"), "energy_pointing_game", "chance")
         if chance is not None:
