@@ -115,8 +115,7 @@ def _metrics(used: list[str]) -> None:
     st.caption(
         "Only images with a marked object count; one that cannot be scored is left out and "
         "counted. Intervals are of 95 %, over seeds and groups of images, or images where no group "
-        "is known; with one seed they speak of the images alone. A threshold is named where "
-        "validation images chose one."
+        "is known; with one seed they speak of the images alone."
     )
     st.markdown("Levels that stand beside a score:")
     st.markdown("\n".join(f"- **{one.title}**. {one.meaning}" for one in LEVELS.values()))

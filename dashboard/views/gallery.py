@@ -94,7 +94,7 @@ def _controls(run: Any, table: pd.DataFrame, first: str) -> tuple[str, Choice]:
         for s in sorted(set(patch_sizes(table).tolist()))
     }
     with four:
-        size = chooser(f"Size of the {run.thing}", "size", sizes, "any", forget=again)
+        size = chooser(f"Size of the {plain(run.thing)}", "size", sizes, "any", forget=again)
     shape = "any"
     if "shape" in table and table["shape"].nunique() > 1:
         shapes = {"any": "any shape"} | {str(s): str(s) for s in sorted(table["shape"].unique())}
