@@ -66,12 +66,27 @@ def photograph(
 
 def square(photo: Image.Image, side: int) -> NDArray[np.uint8]:
     """The middle square of a photograph, resized with anti-aliasing to `(side, side, 3)`."""
-    span = min(photo.size)
-    x, y = (photo.width - span) // 2, (photo.height - span) // 2
-    crop = photo.convert("RGB").resize(
-        (side, side), Image.Resampling.LANCZOS, box=(x, y, x + span, y + span), reducing_gap=3.0
+    return fitted(photo, side, side)
+
+
+def fitted(photo: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
+    """The middle of a photograph that has these proportions, resized to `(height, width, 3)`.
+
+    Args:
+        photo: Any picture.
+        height: Of the result, in pixels.
+        width: Of the result, in pixels.
+
+    Returns:
+        Bytes; resized with anti-aliasing, nothing is stretched.
+    """
+    scale = min(photo.width / width, photo.height / height)
+    w, h = width * scale, height * scale
+    x, y = (photo.width - w) // 2, (photo.height - h) // 2
+    part = photo.convert("RGB").resize(
+        (width, height), Image.Resampling.LANCZOS, box=(x, y, x + w, y + h), reducing_gap=3.0
     )
-    return np.asarray(crop)
+    return np.asarray(part)
 
 
 def _small_enough(image: Image.Image, name: str, most_pixels: int) -> None:

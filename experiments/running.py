@@ -138,7 +138,7 @@ def _writer(settings: Settings, root: Path, found: Run | None, *, resume: bool) 
             root,
             settings.run_id,
             variant=settings.variant,
-            settings=settings.as_dict(),
+            settings={"factory": f"attnviz:{settings.variant}", **settings.as_dict()},
             seed=settings.seed,
             dataset=digest,
             environment=environment(settings),

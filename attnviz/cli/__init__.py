@@ -29,6 +29,7 @@ INTERRUPTED = 130
 
 COMMANDS = {
     "watch": "print what a model's attention looks like on some images",
+    "evaluate": "run a model over images with masks, and score every map that it gives",
     "attribute": "map what a model looks at with a Captum method",
     "measure": "score maps against masks",
     "compare": "rank runs, with intervals and tests over seeds and images",

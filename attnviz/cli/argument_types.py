@@ -39,6 +39,28 @@ def whole(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
     return checked
 
 
+def target(text: str) -> str | int:
+    """An output that is explained: `label`, `predicted` or an index."""
+    if text in ("label", "predicted"):
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise ArgumentTypeError(f"expected label, predicted or an index, got {text!r}")
+
+
+LARGEST = 4096
+"""The largest side: eight images of it take 1.6 GB before any layer has seen them."""
+
+
+def size(text: str) -> tuple[int, int]:
+    """A size of images: `224`, or height × width as `80x112`."""
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise ArgumentTypeError(f"expected a size in pixels, 224 or 80x112, got {text!r}")
+    height, *width = (whole(1, LARGEST)(side) for side in sides)
+    return height, *(width or [height])  # type: ignore[return-value]  # two, as checked above
+
+
 seed = whole(0, 2**32 - 1)
 """The seeds that the generators of numpy, torch and Captum all accept."""
 

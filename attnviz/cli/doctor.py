@@ -9,11 +9,17 @@ import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
-
+from attnviz.cli.argument_types import word
 from attnviz.cli.json_output import as_json
-from attnviz.cli.model_arguments import FORMS, add_model, images_of, is_factory, model_of
-from attnviz.cli.scoring import as_images, rebuilt
+from attnviz.cli.model_arguments import (
+    FORMS,
+    add_images,
+    add_model,
+    images_of,
+    is_factory,
+    model_of,
+)
+from attnviz.cli.scoring import stored
 from attnviz.diagnosis import Findings, as_sarif, diagnose, diagnose_run
 from attnviz.errors import AttnvizError, InputError, unknown_name
 from attnviz.runs import Run, list_runs, open_run
@@ -29,6 +35,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "what", nargs="+", help=f"folders of runs, or models as {FORMS}", metavar="RUN|FACTORY"
     )
     add_model(parser)
+    add_images(parser)
+    parser.add_argument(
+        "--model", type=word, metavar="FACTORY", help="that built the model of runs of one's own"
+    )
     parser.add_argument(
         "--trained", default="auto", help="yes, no or auto: whether a model's weights are trained"
     )
@@ -68,7 +78,8 @@ def _examined(word: str, args: argparse.Namespace) -> Iterator[Findings]:
 def _of(word: str, args: argparse.Namespace) -> Iterator[Findings]:
     if is_factory(word):
         model = model_of(args, word)
-        yield diagnose(model, images_of(args, model), trained=_TRAINED[args.trained], name=word)
+        images, _ = images_of(args, model, word)
+        yield diagnose(model, images, trained=_TRAINED[args.trained], name=word)
         return
     if Path(word).suffix in _CHECKPOINTS and Path(word).is_file():
         raise InputError(
@@ -91,13 +102,12 @@ def _of_run(found: Run, args: argparse.Namespace) -> Findings:
         return training + Findings(
             unexamined=("the run has no weights (model.safetensors): only its training was read",)
         )
-    dataset = found.test_set()
-    some = list(range(min(_EXAMINED, dataset.count)))
-    images = as_images(dataset.images(some), args.device)
-    masks = torch.from_numpy(dataset.masks(some).copy()).to(args.device)
+    kept = stored(args, found.path)
+    batch = kept.batch(range(min(_EXAMINED, kept.dataset.count)))
     model = diagnose(
-        rebuilt(found, args.device), images, masks, trained=_TRAINED[args.trained], name=found.id
-    )
+        kept.model, batch.images, batch.masks.to(args.device), trained=_TRAINED[args.trained],
+        name=found.id,
+    )  # fmt: skip
     return model + training
 
 

@@ -19,8 +19,11 @@ from attnviz.definitions import LEVELS
 from attnviz.errors import InputError, unknown_name
 from attnviz.runs import ABSENT, differing, in_words
 from attnviz.statistics.clusters import GROUP, labelled
+from attnviz.statistics.variance import mean_of_valid
 
-_NEEDED = ("index", "label", "x0", "y0", "x1", "y1", "correct")
+_NEEDED = ("index", "x0", "y0", "x1", "y1")
+_SHARED = ("label", "name")
+"""Columns that must agree between runs that have them."""
 _QUESTION = {
     *("question", "data", "dataset", "folder", "split", "test", "image", "side"),
     *("patch", "size", "shape", "fill", "opacity", "count", "fraction"),
@@ -52,13 +55,39 @@ def run_groups(
     unfit = [run for group in runs.values() for run in group if run.state != "complete"]
     if not kept:
         raise none_complete("compare: ", unfit)
+    kept, frames, unscored = _scored(kept)
     _same_question({name: run for group in kept.values() for name, run in group.items()})
     for variant, group in kept.items():
         _replicates(variant, group)
-    frames = {name: samples_of(run) for group in kept.values() for name, run in group.items()}
     _same_rows(frames)
     groups = [_group(variant, group, frames, map_name) for variant, group in kept.items()]
-    return groups, [*_trained_unlike(kept), *_left_out(unfit)]
+    return groups, [*_trained_unlike(kept), *_left_out(unfit), *unscored]
+
+
+def _scored(
+    kept: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any], list[str]]:
+    """The runs that have scores, their samples, and a note on each of the others.
+
+    Raises:
+        InputError: No run has.
+    """
+    frames: dict[str, Any] = {}
+    wrong: dict[str, InputError] = {}
+    for group in kept.values():
+        for name, run in group.items():
+            try:
+                frames[name] = samples_of(run)
+            except InputError as error:
+                wrong[name] = error
+    if not frames:
+        raise next(iter(wrong.values()))
+    found = {
+        variant: {name: run for name, run in group.items() if name in frames}
+        for variant, group in kept.items()
+    }
+    notes = [f"left out: {str(error).removeprefix('compare: ')}" for error in wrong.values()]
+    return {variant: group for variant, group in found.items() if group}, frames, notes
 
 
 def none_complete(what: str, runs: Sequence[Any]) -> InputError:
@@ -80,7 +109,13 @@ def _by_name(runs: Iterable[Any]) -> dict[str, Any]:
 
 
 def samples_of(run: Any) -> Any:
-    """A run's samples, with the columns that a comparison needs."""
+    """A run's samples, with the columns that a comparison needs.
+
+    Raises:
+        InputError: It has no samples, or not these columns.
+    """
+    if "samples.parquet" not in getattr(run, "files", {"samples.parquet": None}):
+        raise InputError(f"compare: run {run.id}: expected samples, got a run without any")
     frame = run.samples()
     missing = [column for column in _NEEDED if column not in frame]
     if missing:
@@ -102,7 +137,7 @@ def _group(
         chosen = map_of(run, frame, map_name)
         marked = frame[patched(frame)]
         scores.append(_columns(marked, f"{chosen}/"))
-        correct.append(marked["correct"].to_numpy(dtype=np.float64))
+        correct.append(_correct(marked))
         grouping = grouping or grouping_of(marked)
         levels.append((run.summary.get("metrics") or {}).get(chosen) or {})
     shared = [metric for metric in scores[0] if all(metric in one for one in scores)]
@@ -115,6 +150,14 @@ def _group(
         {metric: _mean_levels([one.get(metric) or {} for one in levels]) for metric in shared},
         grouping,
     )
+
+
+def _correct(frame: Any) -> np.ndarray:
+    """1 where the model was right, NaN where that is not known."""
+    if "correct" not in frame:
+        return np.full(len(frame), np.nan)
+    found: np.ndarray = frame["correct"].to_numpy(dtype=np.float64, na_value=np.nan)
+    return found
 
 
 def grouping_of(frame: Any) -> tuple[Any, ...] | None:
@@ -159,7 +202,7 @@ def map_of(run: Any, frame: Any, map_name: str | None) -> str:
 
 def _accuracy(run: Any, frame: Any) -> float:
     reported = run.summary.get("accuracy")
-    return float(frame["correct"].mean() if reported is None else reported)
+    return mean_of_valid(_correct(frame)).item() if reported is None else float(reported)
 
 
 def _mean_levels(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -194,7 +237,7 @@ def _replicates(variant: str, runs: Mapping[str, Any]) -> None:
     odd = {
         key: values
         for key, values in _differing({n: r.settings for n, r in runs.items()}).items()
-        if not incidental(key)
+        if not incidental(key) and not (key == "factory" and ABSENT in values.values())
     }
     if odd:
         raise InputError(
@@ -220,8 +263,13 @@ def _same_rows(frames: Mapping[str, Any]) -> None:
             f"in the column {GROUP!r}"
         )
     for name, frame in frames.items():
-        for column in _NEEDED[:-1]:
-            if not np.array_equal(against[column].to_numpy(), frame[column].to_numpy()):
+        both = [column for column in _SHARED if column in against and column in frame]
+        for column in (*_NEEDED, *both):
+            if (
+                not against[column]
+                .reset_index(drop=True)
+                .equals(frame[column].reset_index(drop=True))
+            ):
                 raise InputError(
                     f"compare: cannot rank runs measured on different images: {first} and {name} "
                     f"differ in the column {column!r} of their samples"
@@ -234,7 +282,9 @@ def _trained_unlike(kept: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [
         f"trained unlike: {key}: {disagreement(values)}"
         for key, values in _differing(settings).items()
-        if not incidental(key) and ABSENT not in values.values() and not _named_by(key, values)
+        if not (incidental(key) or key == "factory")
+        and ABSENT not in values.values()
+        and not _named_by(key, values)
     ]
 
 
@@ -264,8 +314,8 @@ def asks(key: str) -> bool:
 
 
 def incidental(key: str) -> bool:
-    """Whether a setting describes where or with which seed a run was trained, not how."""
-    return key in _INCIDENTAL or key.endswith("seed")
+    """Whether a setting says where, with which seed or what was measured, not how to train."""
+    return key in _INCIDENTAL or key.endswith("seed") or key.startswith("evaluation.")
 
 
 def _differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from attnviz.comparison.from_runs import run_groups
@@ -15,7 +17,8 @@ from attnviz.statistics.clusters import GROUP, labelled
 from attnviz.statistics.variance import mean_of_valid
 
 Source: TypeAlias = Mapping[str, Any] | Sequence[Any] | str | os.PathLike[str]
-"""What `compare` reads: score tables or runs by variant, a list of runs, or a folder of runs."""
+"""What `compare` reads: score tables, runs or evaluations by variant, a list of runs or of
+evaluations, or a folder of runs."""
 
 
 def read_groups(
@@ -142,7 +145,7 @@ def open_runs(source: Any) -> list[Any]:
 
         return list(list_runs(source))
     if hasattr(source, "samples"):
-        return [source]
+        return [_run_of(source)]
     if not is_list(source):
         raise InputError(
             "compare: expected {variant: scores}, runs, or a folder of runs, "
@@ -157,3 +160,43 @@ def by_variant(runs: Iterable[Any]) -> dict[str, list[Any]]:
     for run in runs:
         grouped.setdefault(str(run.variant), []).append(run)
     return grouped
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """An evaluation that was not saved, as a complete run."""
+
+    id: str
+    location: str
+    variant: str
+    seed: int | None
+    settings: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    samples: Callable[[], Any]
+    state: str = "complete"
+    dataset: str | None = None
+
+
+def _run_of(entry: Any) -> Any:
+    """A run itself; of an evaluation the run where it was saved, or its scores in memory."""
+    if callable(entry.samples):
+        return entry
+    if "run" in entry.facts:
+        from attnviz.runs import open_run
+
+        return open_run(entry.facts["run"])
+    seed = "" if entry.seed is None else f", seed {entry.seed}"
+    name = f"{entry.variant}{seed}"
+    return _Evaluated(
+        id=name,
+        location=f"{name} ({id(entry):x})",
+        variant=entry.variant,
+        seed=entry.seed,
+        settings={"thing": entry.thing},
+        summary={
+            "map": entry.primary,
+            "metrics": entry.summary,
+            "accuracy": None if math.isnan(entry.accuracy) else entry.accuracy,
+        },
+        samples=lambda: entry.samples,
+    )

@@ -37,6 +37,8 @@ class Sample:
         name: The file's name or another word for messages and tables.
         pixels: `(H, W, 3)` uint8, the image as people see it, at the mask's size; None makes it
             from `image` (see `displayed`).
+        value_range: What black and white pixels become in each channel of `image`; None where that
+            is not known.
         extra: Further columns for the table of samples.
     """
 
@@ -48,6 +50,7 @@ class Sample:
     group: str | None = None
     name: str = ""
     pixels: UInt8[Tensor, "H W 3"] | None = None
+    value_range: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
 

@@ -57,6 +57,7 @@ class Scene:
             if self.ignore is not None and bool(self.ignore.any()):
                 ignore = self._moved(self.ignore, preprocessing, index)
             pixels = preprocessing.pixels(image, self.picture.size, index)
+            levels = preprocessing.value_range(self.picture.size, index)
         except InputError as error:
             at = Sample(torch.empty(0, 0, 0), name=self.name)
             raise InputError(f"{called(at, index)}: {error}") from error
@@ -76,6 +77,7 @@ class Scene:
             group=self.group,
             name=self.name,
             pixels=pixels,
+            value_range=levels,
             extra=self.extra,
         )
 

@@ -69,8 +69,9 @@ def measured(answers: Answers, batch: Batch, plan: Plan) -> Measured:
     maps = {name: one.cpu() for name, one in drawn.items()}
     chosen = answers.chosen(scores, batch) if plan.attributions else None
     for name, options in plan.attributions.items():
+        levels = {"value_range": batch.samples[0].value_range or (-1.0, 1.0), **options}
         maps[name] = attribute(
-            answers, batch.images, target=chosen, size="own", **own_layer(answers, options)
+            answers, batch.images, target=chosen, size="own", **own_layer(answers, levels)
         ).cpu()
     columns = columns_of(outputs, batch, plan.task)
     for name, one in maps.items():

@@ -14,13 +14,15 @@ import torch
 from torch import nn
 
 from attnviz.capture import watch
-from attnviz.data.samples import Samples, batches, displayed
+from attnviz.comparison.text import records
+from attnviz.data.samples import Sample, Samples, batches, displayed
 from attnviz.errors import InputError, RunError
 from attnviz.evaluation.answers import Answers
 from attnviz.evaluation.measuring import sample_columns
 from attnviz.evaluation.pieces import FOLDER, Pieces
 from attnviz.maps import drawings
 from attnviz.runs import open_run, resume_run, save_dataset, start_run
+from attnviz.runs.outputs import outside_runs
 from attnviz.runs.writer import RunWriter
 
 _FACTS = "evaluation.json"
@@ -73,8 +75,10 @@ def opened(
         yield Place(Pieces(), None, {})
         return
     path = Path(save)
+    outside_runs(path.parent)
+    scale = _normalisation(samples[0])
     known = {
-        "evaluation": dict(about),
+        "evaluation": {**about, **scale},
         "thing": thing,
         "classes": list(classes or ()),
         **(settings or {}),
@@ -84,14 +88,26 @@ def opened(
     else:
         digest = kept(path.parent, samples, thing)
         writer = start_run(
-            path.parent, path.name, variant=variant, settings=known, seed=seed, dataset=digest
-        )
+            path.parent, path.name, variant=variant, settings=known, seed=seed, dataset=digest,
+            classes=classes or (), thing=thing, mean=scale.get("mean"), std=scale.get("std"),
+        )  # fmt: skip
     with writer:
         folder = path / FOLDER
         pieces = Pieces(folder, lambda name, content: writer.write(f"{FOLDER}/{name}", content))
         facts = path / _FACTS
         found = json.loads(facts.read_text()) if facts.exists() else {}
         yield Place(pieces, writer, found)
+
+
+def _normalisation(sample: Sample) -> dict[str, list[float]]:
+    """Mean and standard deviation by which images were normalised, where that is known."""
+    if sample.value_range is None:
+        return {}
+    black, white = (torch.tensor(level, dtype=torch.float64) for level in sample.value_range)
+    if len(black) not in (1, 3) or not bool((white > black).all()):
+        return {}
+    std = 1 / (white - black).expand(3)
+    return {"mean": (-black * std).tolist(), "std": std.tolist()}
 
 
 def _resumed(path: Path, known: Mapping[str, Any]) -> RunWriter:
@@ -239,5 +255,6 @@ def _summary(result: Result) -> dict[str, Any]:
         "left_out": dict(result.left_out),
         "thresholds": {name: dict(taus) for name, taus in result.thresholds.items()},
         "metrics": result.summary,
+        **({} if result.knockout is None else {"knockout": records(result.knockout.table)}),
         **({} if found is None else {"findings": found.as_dicts(), "diagnosis": found.headline}),
     }

@@ -8,7 +8,15 @@ after them. A model is rebuilt from `(name, settings)`, never from an import pat
 from __future__ import annotations
 
 from attnviz.models.reference import PatchNet
-from attnviz.models.registry import Variant, build_model, rebuild_model, variants
+from attnviz.models.registry import Variant, build_model, rebuild_model, reference_of, variants
 from attnviz.models.transformer import VisionTransformer
 
-__all__ = ["PatchNet", "Variant", "VisionTransformer", "build_model", "rebuild_model", "variants"]
+__all__ = [
+    "PatchNet",
+    "Variant",
+    "VisionTransformer",
+    "build_model",
+    "rebuild_model",
+    "reference_of",
+    "variants",
+]

@@ -230,6 +230,23 @@ def build_model(name: str, **settings: Any) -> nn.Module:
         raise InputError(f"build_model: there is no {name!r} of {settings!r}: {error}") from error
 
 
+def reference_of(variant: str, settings: Mapping[str, Any]) -> str | None:
+    """The reference model that a run says it was built from; None where it does not.
+
+    A run of one's own may be called `cnn` too, so its variant alone says nothing.
+
+    Args:
+        variant: The run's.
+        settings: The run's; `factory` is `attnviz:<name>`. Runs of `experiments` before that was
+            noted are told by their settings `variant` and `question`.
+    """
+    factory = settings.get("factory")
+    if isinstance(factory, str):
+        source, _, name = factory.partition(":")
+        return name if source == "attnviz" else None
+    return variant if settings.get("variant") == variant and "question" in settings else None
+
+
 def rebuild_model(
     name: str, settings: Mapping[str, Any], weights: Mapping[str, np.ndarray]
 ) -> nn.Module:

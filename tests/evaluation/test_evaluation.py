@@ -117,7 +117,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_table(
     data = Patches(12)
     again = evaluate(model, data, save=tmp_path / "halted", findings=False)
     # the first image is looked at to plan; then only the pieces that are missing are computed
-    assert data.read[2:8] == [6, 7, 8, 9, 10, 11]
+    assert [number for number in data.read if number][:6] == [6, 7, 8, 9, 10, 11]
     pd.testing.assert_frame_equal(again.samples, whole.samples)
     run = av.open_run(tmp_path / "halted")
     assert run.state == "complete"
