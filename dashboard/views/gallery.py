@@ -195,10 +195,10 @@ def _layer(
 
 def _tile(row: pd.Series, place: int, box: tuple[int, ...] | None) -> Tile:
     number = int(row.name)
-    said = verdict(row)
+    described = verdict(row)
     where = f"patch at {box}" if box else "no patch"
-    alt = f"Image {number}, {f'classified {said}, ' if said else ''}{where}"
-    return Tile(str(number), f"#{number}", (said,) if said else (), alt, place, box)
+    alt = f"Image {number}, {f'classified {described}, ' if described else ''}{where}"
+    return Tile(str(number), f"#{number}", (described,) if described else (), alt, place, box)
 
 
 def _settings(layers: list[MapLayer]) -> Settings:

@@ -38,21 +38,21 @@ def main() -> None:
     listing = listed()
     if listing is None:
         return
-    asked = value_or_warning(several(st.query_params, "runs", [run.id for run in listing.runs]))
+    requested = value_or_warning(several(st.query_params, "runs", [run.id for run in listing.runs]))
     groups = cohorts(listing.runs)
-    group = None if asked or not groups else one_group(groups)
+    group = None if requested or not groups else one_group(groups)
     running = _running(listing)
     every = max(_EVERY, 2 * st.session_state.get(_TOOK, 0.0))
     body = st.fragment(_body, run_every=every if running else None)
-    body(asked, group, running, every)
+    body(requested, group, running, every)
 
 
-def _body(asked: list[str], group: Cohort | None, running: set[str], every: float) -> None:
+def _body(requested: list[str], group: Cohort | None, running: set[str], every: float) -> None:
     started = time.monotonic()
     listing = run_cache.listing(root())
     if _running(listing) != running:
         st.rerun()  # a run ended, or began: the groups are others, and maybe nothing is live
-    _show(listing, _shown(listing, asked, group))
+    _show(listing, _shown(listing, requested, group))
     first = _TOOK not in st.session_state  # which read the files that later ones find read
     st.session_state[_TOOK] = took = time.monotonic() - started
     if running and took > every and not first:
@@ -97,10 +97,10 @@ def _chosen(labelled: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {names[key]: labelled[names[key]] for key in picked} or labelled
 
 
-def _shown(listing: run_cache.Listing, asked: list[str], group: Cohort | None) -> list[Any]:
+def _shown(listing: run_cache.Listing, requested: list[str], group: Cohort | None) -> list[Any]:
     """The runs of the address; else one group, what goes on now, and what it left unfinished."""
-    if asked:
-        return [run for run in listing.runs if run.id in asked]
+    if requested:
+        return [run for run in listing.runs if run.id in requested]
     shown = [] if group is None else list(group.runs)
     shown += [
         run
@@ -145,9 +145,11 @@ def _panels(tables: dict[str, list[pd.DataFrame]], chance: float | None) -> None
         data = seed_bands(tables, column)
         if data.empty:
             continue
-        said = charts.lines_in_words(data, x="epoch", y="mean", y_title=words[column], name=name)
+        described = charts.lines_in_words(
+            data, x="epoch", y="mean", y_title=words[column], name=name
+        )
         draw(
-            charts.lines, data, alt=said, x="epoch", y="mean", x_title="epoch",
+            charts.lines, data, alt=described, x="epoch", y="mean", x_title="epoch",
             y_title=words[column], order=order, band=True, zero=name != "Loss", whole=True,
         )  # fmt: skip
         st.caption(plain(_last(data, words[column])))
@@ -171,13 +173,13 @@ def _last(data: pd.DataFrame, words: str) -> str:
 
 def _found(data: pd.DataFrame, order: list[str], chance: float | None) -> None:
     """When did attention find the patch?"""
-    said = []
+    epochs = []
     for variant in order:
         part = data[data["variant"] == variant].sort_values("epoch")
         epoch = found_at(part["epoch"].to_numpy(), part["mean"].to_numpy(), chance)
-        said.append(f"{plain(variant)} {'never' if epoch is None else f'in epoch {epoch:g}'}")
+        epochs.append(f"{plain(variant)} {'never' if epoch is None else f'in epoch {epoch:g}'}")
     st.markdown(
-        f"**When did attention find the patch?** {'; '.join(said)}. That is the epoch from which "
+        f"**When did attention find the patch?** {'; '.join(epochs)}. That is the epoch from which "
         "on it stays above half of its last value, if that is at least twice chance."
     )
 
@@ -201,8 +203,8 @@ def _maps(listing: run_cache.Listing, runs: list[Any]) -> None:
         values = notices.readable(lambda one=one: run_cache.all_maps(run, one.name), run)
         if values is not None and len(values) == len(images):
             shares = energy(values, held.masks)
-            said = tuple(f"energy {v:.3f}" if np.isfinite(v) else "no score" for v in shares)
-            layers.append(MapLayer(str(one.epoch), f"epoch {one.epoch}", values, 0.5, said))
+            described = tuple(f"energy {v:.3f}" if np.isfinite(v) else "no score" for v in shares)
+            layers.append(MapLayer(str(one.epoch), f"epoch {one.epoch}", values, 0.5, described))
     if not layers:
         return
     tiles = [
