@@ -77,8 +77,8 @@ class Progress:
                 self._bar.set_postfix(dict(notes), refresh=False)
             self._bar.update(step)
         elif self.due:
-            told = (f"{name} {value}" for name, value in (notes or {}).items())
-            self._print(", ".join([self._amount(), *self._times(), *told]))
+            parts = (f"{name} {value}" for name, value in (notes or {}).items())
+            self._print(", ".join([self._amount(), *self._times(), *parts]))
 
     def _terminal_bar(self, leave: bool) -> Any:
         from tqdm import tqdm
@@ -102,12 +102,12 @@ class Progress:
         return f"{self.done:,} of {self.total:,} {self.unit}"
 
     def _times(self) -> list[str]:
-        told = [f"{interval(self._passed)} so far"]
+        parts = [f"{interval(self._passed)} so far"]
         made = self.done - self._initial
         if self.total is not None and made > 0:
             rest = self._passed * (self.total - self.done) / made
-            told.append(f"about {interval(rest)} left")
-        return told
+            parts.append(f"about {interval(rest)} left")
+        return parts
 
 
 def tracked(

@@ -6,7 +6,7 @@ Builds both with `uv build`, makes one virtual environment per case (the Pythons
 names, every extra, the oldest dependencies that pyproject.toml allows, from the sdist, and one
 from which Captum and Streamlit are taken away again), installs, and does there what a new user
 does: the command line, a model watched and measured, a run saved and read back, the dashboard
-asked over HTTP. A Python that this machine lacks is reported as not run. The exit code is 1 if
+requested over HTTP. A Python that this machine lacks is reported as not run. The exit code is 1 if
 anything failed. Needs `uv` and a package index; some gigabytes on the first run, for torch.
 """
 

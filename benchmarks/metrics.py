@@ -277,16 +277,16 @@ def differences(peers: dict[str, ModuleType]) -> None:
     ]
     print("\nwhere conventions differ: the first score of each (why: theirs | ours)")
     for title, key, values, labels, why in rows:
-        said = f"attnviz {getattr(av, key)(values, labels)[0].item():.5f}"
+        values_text = f"attnviz {getattr(av, key)(values, labels)[0].item():.5f}"
         for name, package in peers.items():
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     theirs = PEERS[name](package, values, labels)
-                said += f", {name} {theirs[key].values[0]:.5f}" if key in theirs else ""
+                values_text += f", {name} {theirs[key].values[0]:.5f}" if key in theirs else ""
             except Exception as error:
-                said += f", {name} raises {type(error).__name__}"
-        print(f"  {title:<30} {said}   ({why})")
+                values_text += f", {name} raises {type(error).__name__}"
+        print(f"  {title:<30} {values_text}   ({why})")
     if "quantus" in peers:
         faithful(peers["quantus"])
 

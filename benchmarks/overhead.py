@@ -236,8 +236,8 @@ def report(title: str, ratios: dict[str, float], demands: dict[str, float]) -> b
         limit = demands.get(name)
         met = limit is None or ratio <= limit
         good = good and met
-        said = "" if limit is None else f"  demanded ≤ {limit:.2f}{'' if met else '  MISSED'}"
-        print(f"  {name:28} × {ratio:.3f}{said}")
+        verdict = "" if limit is None else f"  demanded ≤ {limit:.2f}{'' if met else '  MISSED'}"
+        print(f"  {name:28} × {ratio:.3f}{verdict}")
     return good
 
 

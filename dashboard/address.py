@@ -63,13 +63,13 @@ def share(params: Params, name: str, default: float) -> tuple[float, str | None]
 
 def several(params: Params, name: str, known: Iterable[str]) -> tuple[list[str], str | None]:
     """Ids, separated by commas, each once; unknown ones are left out and named."""
-    asked = list(dict.fromkeys(part for part in str(params.get(name, "")).split(",") if part))
+    requested = list(dict.fromkeys(part for part in str(params.get(name, "")).split(",") if part))
     there = set(known)
-    missing = [part for part in asked if part not in there]
+    missing = [part for part in requested if part not in there]
     if not missing:
-        return asked, None
+        return requested, None
     names = ", ".join(quoted(part) for part in missing[:5]) + ("…" if len(missing) > 5 else "")
-    return [part for part in asked if part in there], (
+    return [part for part in requested if part in there], (
         f"The address asks for {name} {names}, which {'is' if len(missing) == 1 else 'are'} not "
         "in this folder."
     )

@@ -207,9 +207,9 @@ def draw(build: Callable[..., Any], *data: Any, alt: str, **options: Any) -> Non
         alt: The chart in words, with its numbers.
         options: Its options; the theme's colours are added.
     """
-    said = [one.to_csv() if isinstance(one, pd.DataFrame) else repr(one) for one in data]
+    serialised = [one.to_csv() if isinstance(one, pd.DataFrame) else repr(one) for one in data]
     shades = colours()
-    key = (build.__name__, *said, repr(sorted(options.items())), repr(shades))
+    key = (build.__name__, *serialised, repr(sorted(options.items())), repr(shades))
     spec = _spec(key, lambda: build(*data, ink=shades, **options).to_dict())
     st.vega_lite_chart(spec, theme=None, alt=alt)
 

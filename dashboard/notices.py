@@ -72,11 +72,11 @@ def not_ranked(listing: Any) -> None:
     if not others and not listing.left_out:
         return
     counts = Counter(state_in_words(run.state) for run in others)
-    said = [f"{n} {state}" for state, n in counts.items()]
+    parts = [f"{n} {state}" for state, n in counts.items()]
     strays = len(listing.left_out)
     if strays:
-        said.append(f"{strays} folder{'s' if strays > 1 else ''} without run.json")
-    with st.expander(f"Not ranked: {', '.join(said)}"):
+        parts.append(f"{strays} folder{'s' if strays > 1 else ''} without run.json")
+    with st.expander(f"Not ranked: {', '.join(parts)}"):
         for run in others[:50]:
             reason = f" – {plain(run.reason)}" if run.reason else ""
             st.markdown(f"- {quoted(run.id)}: {state_in_words(run.state)}{reason}")

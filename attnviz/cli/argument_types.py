@@ -44,7 +44,7 @@ def target(text: str) -> str | int:
     if text in ("label", "predicted"):
         return text
     if text.isdecimal():
-        return int(text)
+        return whole(0)(text)
     raise ArgumentTypeError(f"expected label, predicted or an index, got {text!r}")
 
 

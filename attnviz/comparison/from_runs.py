@@ -202,8 +202,8 @@ def map_of(run: Any, frame: Any, map_name: str | None) -> str:
 
 
 def _accuracy(run: Any, frame: Any) -> float:
-    told = run.summary.get("accuracy")
-    return mean_of_valid(_correct(frame)).item() if told is None else float(told)
+    reported = run.summary.get("accuracy")
+    return mean_of_valid(_correct(frame)).item() if reported is None else float(reported)
 
 
 def _mean_levels(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -222,14 +222,14 @@ def _same_question(runs: Mapping[str, Any]) -> None:
         raise InputError(
             f"compare: cannot rank runs measured on different images: {disagreement(digests)}"
         )
-    asked = {
+    questions = {
         key: values
         for key, values in _differing({n: r.settings for n, r in runs.items()}).items()
         if asks(key)
     }
-    if asked:
+    if questions:
         raise InputError(
-            f"compare: cannot rank runs that answer different questions: {_listed(asked)}"
+            f"compare: cannot rank runs that answer different questions: {_listed(questions)}"
         )
 
 
@@ -285,11 +285,11 @@ def _trained_unlike(kept: Mapping[str, Mapping[str, Any]]) -> list[str]:
         for key, values in _differing(settings).items()
         if not (incidental(key) or key == "factory")
         and ABSENT not in values.values()
-        and not _told_by_names(key, values)
+        and not _named_by(key, values)
     ]
 
 
-def _told_by_names(key: str, values: Mapping[str, str]) -> bool:
+def _named_by(key: str, values: Mapping[str, str]) -> bool:
     """Whether each variant's name contains its value of a setting; None needs no mention."""
     words = {"True": "yes", "False": "no"}
     return all(
@@ -301,9 +301,9 @@ def _told_by_names(key: str, values: Mapping[str, str]) -> bool:
 def _left_out(runs: Sequence[Any]) -> list[str]:
     """One note on the runs that are not complete."""
     states = Counter(run.state for run in runs)
-    told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     names = ", ".join(run.id for run in runs[:4]) + (", …" if len(runs) > 4 else "")
-    return [f"left out: {told} ({names})"] if runs else []
+    return [f"left out: {counted} ({names})"] if runs else []
 
 
 # Settings

@@ -283,9 +283,12 @@ def _two_kinds(variant: str, kinds: Kinds) -> str:
 
 def _unscored(table: pd.DataFrame) -> Iterable[str]:
     """One note on all the scores that are missing, by metric and variant."""
-    told = []
+    incomplete = []
     for metric, rows in table[table["valid"] < table["n"]].groupby("metric", sort=False):
         missing = (f"{row['variant']} {row['n'] - row['valid']}" for _, row in rows.iterrows())
-        told.append(f"{metric_title(str(metric))} ({', '.join(missing)} of {rows['n'].max()})")
-    if told:
-        yield f"scores that cannot be computed, left out of means and pairs: {'; '.join(told)}"
+        incomplete.append(
+            f"{metric_title(str(metric))} ({', '.join(missing)} of {rows['n'].max()})"
+        )
+    if incomplete:
+        listed = "; ".join(incomplete)
+        yield f"scores that cannot be computed, left out of means and pairs: {listed}"

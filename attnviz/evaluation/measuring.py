@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from attnviz.attribution import attribute
-from attnviz.capture import watch
+from attnviz.capture import Record, watch
 from attnviz.data.samples import Batch, Sample
 from attnviz.errors import InputError
 from attnviz.evaluation.answers import Answers, Task, columns_of
 from attnviz.maps import DrawnMaps, maps_of, resized
 from attnviz.metrics import localization
+from attnviz.places import Layout, locate
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,23 @@ def watched(answers: Answers, batch: Batch, plan: Plan) -> tuple[Any, Tensor, Dr
     explained: dict[str, Any] = {}
     if needs_graph:
         explained = {"outputs": scores, "target": answers.chosen(scores, batch)}
-    return outputs, scores.detach(), maps_of(seen, plan.maps, **explained)
+    records, _ = placed(answers.model, batch.images, seen)
+    return outputs, scores.detach(), maps_of(records, plan.maps, **explained)
+
+
+def placed(
+    model: nn.Module, images: Tensor, seen: Mapping[str, Record]
+) -> tuple[dict[str, Record], dict[str, str]]:
+    """Records with their measured places, and for each that has none the reason.
+
+    A record whose places cannot be measured keeps the grid that the watch found.
+    """
+    if not any(record.kind == "attention" for record in seen.values()):
+        return dict(seen), {}
+    layout = locate(model, images[:1])
+    unknown = {name: str(one.keys.reason) for name, one in layout.items() if not one.keys.known}
+    measured = {name: one for name, one in layout.items() if one.keys.known}
+    return Layout(measured, layout.passes).onto(seen), unknown
 
 
 def own_layer(answers: Answers, options: Mapping[str, Any]) -> dict[str, Any]:

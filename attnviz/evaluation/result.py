@@ -54,6 +54,8 @@ class Evaluation:
         thresholds: Map → metric → τ from the calibration split.
         calibrated_on: Images of the calibration split; 0 without one.
         findings: The doctor's findings, None where it did not examine the model.
+        unmeasured: Layer → why `attnviz.locate` could not measure which token is which place; the
+            maps of such a layer lie on the grid that the watch took from the shape of its tokens.
         knockout: What each head and gate is worth, None where that was not computed.
         pieces: Where the raw maps are.
         parts: Which pieces there are.
@@ -75,6 +77,7 @@ class Evaluation:
     parts: Sequence[range]
     findings: Any = None
     knockout: Any = None
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -120,6 +123,7 @@ class Evaluation:
             layers=layers["layers"],
             about=layers["about"],
             left_out=layers["left_out"],
+            unmeasured=layers["unmeasured"],
             thresholds=plan.thresholds,
             calibrated_on=calibrated_on,
             pieces=pieces,
@@ -368,6 +372,10 @@ def _printed(result: Evaluation, metrics: Sequence[str]) -> str:
     if len(main) < len(result.maps):
         lines.append(f"and {len(result.maps) - len(main)} maps of earlier layers, see .table")
     lines += [f"no map {name}: {why}" for name, why in result.left_out.items()]
+    lines += [
+        f"places of {layer} could not be measured ({why}): its maps lie on the grid of its shape"
+        for layer, why in result.unmeasured.items()
+    ]
     if not result.calibrated_on:
         lines.append("metrics that need a threshold are left out: give calibration=, other images")
     if result.findings is not None:

@@ -254,6 +254,7 @@ def _summary(result: Result) -> dict[str, Any]:
         "layers": dict(result.layers),
         "about": dict(result.about),
         "left_out": dict(result.left_out),
+        "unmeasured": dict(result.unmeasured),
         "thresholds": {name: dict(taus) for name, taus in result.thresholds.items()},
         "metrics": result.summary,
         **({} if result.knockout is None else {"knockout": records(result.knockout.table)}),

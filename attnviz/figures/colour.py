@@ -18,7 +18,7 @@ from attnviz.errors import InputError, unknown_name
 COLOUR_MAPS = ("inferno", "viridis", "cividis", "magma", "plasma", "gray")
 """The available colour maps, all perceptually uniform."""
 
-# Okabe and Ito (2008), told apart with every kind of colour vision; black and yellow left out,
+# Okabe and Ito (2008), distinguishable with every kind of colour vision; black and yellow left out,
 # since neither shows on both a dark and a light page.
 _VARIANT_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 

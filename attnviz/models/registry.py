@@ -273,6 +273,6 @@ def rebuild_model(
     except InputError:
         raise
     except (RuntimeError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise InputError(f"the weights do not fit {name!r} with {own}: {said}") from error
+        message = " ".join(str(error).split())[:200]
+        raise InputError(f"the weights do not fit {name!r} with {own}: {message}") from error
     return model.eval()

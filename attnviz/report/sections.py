@@ -91,7 +91,7 @@ def _unranked(study: Study) -> Html:
         score = ((run.summary.get("metrics") or {}).get(name) or {}).get(study.primary) or {}
         mean, accuracy = score.get("mean"), run.summary.get("accuracy")
         rows.append(
-            [run.id, run.variant, str(run.dataset), _told(mean), _told(accuracy)],
+            [run.id, run.variant, str(run.dataset), _value_text(mean), _value_text(accuracy)],
         )
     header = ["run", "variant", "images", metric_title(study.primary), "accuracy"]
     return table(header, rows, caption="Each run on its own images: not to be ranked")
@@ -168,12 +168,12 @@ def strip(study: Study) -> Html | None:
             cells.append(tag("td", tile(images[k], maps[variant][k], boxes[k], alt, score)))
         rows.append(tag("tr", cells))
     head = tag("tr", (tag("th", name, scope="col") for name in ["image", *samples]))
-    said = (
+    description = (
         f"Below each tile its {metric_title(study.primary)}; first seed of each variant; images "
         "from the lowest to the highest mean over variants. "
         f"Raw maps, {SCALING}; box: the {study.thing}."
     )
-    grid = tag("table", tag("caption", said), tag("thead", head), tag("tbody", rows))
+    grid = tag("table", tag("caption", description), tag("thead", head), tag("tbody", rows))
     label = "the same images in every variant"
     return tag("div", grid, class_="wide strip", tabindex="0", role="group", aria_label=label)
 
@@ -208,8 +208,8 @@ def _few(variant: str, sample: Sample, primary: str, what: str, picked: list[int
     for k, index in enumerate(picked):
         score = number(sample.scores[index])
         answer = "right" if sample.table.iloc[index]["correct"] else "wrong"
-        said = f"{metric_title(primary)} {score}, {answer}"
-        alt = f"{variant}, {what} {k + 1}: test image {index}, {said}"
+        description = f"{metric_title(primary)} {score}, {answer}"
+        alt = f"{variant}, {what} {k + 1}: test image {index}, {description}"
         below = f"{score}, #{index}, {answer}"
         tiles.append(tag("li", tile(images[k], maps[k], boxes[k], alt, below)))
     return tag("div", tag("p", what.capitalize(), class_="soft"), tag("ul", tiles, class_="tiles"))
@@ -279,7 +279,9 @@ def _found(key: tuple[str, ...], seen: Sequence[tuple[str, str]]) -> list[Any]:
 def _evidence(evidence: Any) -> str:
     if not isinstance(evidence, Mapping):
         return "" if evidence is None else str(evidence)
-    return ", ".join(f"{as_words(str(key))} {_told(value)}" for key, value in evidence.items())
+    return ", ".join(
+        f"{as_words(str(key))} {_value_text(value)}" for key, value in evidence.items()
+    )
 
 
 def settings(study: Study) -> Html | None:
@@ -331,8 +333,8 @@ def words(study: Study) -> Html:
     for metric in shown:
         if metric in DEFINITIONS:
             known = DEFINITIONS[metric]
-            said = f"{known.meaning} {known.scale}. "
-            entries.append((metric_title(metric), joined([said, tag("i", known.source)])))
+            description = f"{known.meaning} {known.scale}. "
+            entries.append((metric_title(metric), joined([description, tag("i", known.source)])))
     entries += [(term, joined([text])) for term, text in TERMS]
     entries += [(level.title, joined([level.meaning])) for level in LEVELS.values()]
     return tag("dl", ((tag("dt", name), tag("dd", text)) for name, text in entries))
@@ -344,7 +346,7 @@ def fault(error: AttnvizError) -> Html:
 
 
 def _folded(summary: str, values: Mapping[str, Any]) -> Html:
-    pairs = ((tag("dt", tag("code", key)), tag("dd", _told(v))) for key, v in values.items())
+    pairs = ((tag("dt", tag("code", key)), tag("dd", _value_text(v))) for key, v in values.items())
     return tag("details", tag("summary", summary), tag("dl", pairs))
 
 
@@ -352,7 +354,7 @@ def _date(run: Any) -> str:
     return "–" if run.created is None else f"{run.created:%Y-%m-%d %H:%M}"
 
 
-def _told(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):

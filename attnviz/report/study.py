@@ -74,7 +74,7 @@ class Sample:
 
     run: Any
     primary: str
-    asked: str | None
+    requested: str | None
 
     @cached_property
     def table(self) -> Any:
@@ -84,7 +84,7 @@ class Sample:
     @cached_property
     def map(self) -> str:
         """The name of the map that is shown and scored."""
-        return map_of(self.run, self.table, self.asked)
+        return map_of(self.run, self.table, self.requested)
 
     @cached_property
     def scores(self) -> np.ndarray:

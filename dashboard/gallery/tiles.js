@@ -1,5 +1,5 @@
 // Tiles: an image, its map above the threshold, and its box, all painted here.
-// The data comes once, as one block of bytes; a step of a slider costs no message at all.
+// The data arrives once, as one block of bytes; a step of a slider sends no message.
 
 const COLUMNS_IN_ATLAS = 8;
 const shown = new WeakMap();
@@ -52,7 +52,7 @@ async function load(gallery, head) {
   paint(gallery);
 }
 
-// New steps came: who stood on the last goes on to the newest, everybody else stays.
+// New steps: a reader on the last step moves to the newest, others stay.
 function kept(gallery, head) {
   const { head: before, settings } = gallery;
   if (!before) return { ...head.settings };

@@ -1,5 +1,5 @@
 // The attention of one place, in every head: hover, click, or walk with the arrow keys.
-// All rows lie here as bytes, each divided by its greatest value; nothing is asked of the server.
+// All rows are held here as bytes, each divided by its greatest value; no request to the server.
 
 const shown = new WeakMap();
 const MODES = [

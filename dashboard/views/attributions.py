@@ -243,9 +243,9 @@ def _odd_ones(choice: Chosen) -> None:
     for i, image in enumerate(where):
         for name, found in zip(pair, maps, strict=True):
             energy = scores(table, name, "energy_pointing_game")[image]
-            said = (f"Spearman {values[image]:+.2f}", f"energy {energy:.3f}")
-            alt = f"{name} on image {image}: {', '.join(said)}"
-            tiles.append(Tile(str(image), f"#{image} {name}", said, alt, i, held.box(i)))
+            described = (f"Spearman {values[image]:+.2f}", f"energy {energy:.3f}")
+            alt = f"{name} on image {image}: {', '.join(described)}"
+            tiles.append(Tile(str(image), f"#{image} {name}", described, alt, i, held.box(i)))
             drawn.append(enlarged(found[i][None], *size)[0])
     block = pack(
         held.images, tiles, [MapLayer("map", "map", np.stack(drawn), from_zero=True)], None,

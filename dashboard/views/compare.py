@@ -178,12 +178,12 @@ def _tile(
     name: str, run: Any, row: pd.Series, map_name: str, metric: str, image: int, box: Any
 ) -> Tile:
     score = float(row.get(f"{map_name}/{metric}", np.nan))
-    said = f"{short_title(metric)} {score:.3f}" if np.isfinite(score) else "no score"
+    described = f"{short_title(metric)} {score:.3f}" if np.isfinite(score) else "no score"
     judged = [one for one in (verdict(row),) if one]
     alt = f"{name}, seed {run.seed}, {map_name} on image {image}: " + ", classified ".join(
-        [said, *judged]
+        [described, *judged]
     )
-    return Tile(run.id, name, (said, *judged), alt, 0, box)
+    return Tile(run.id, name, (described, *judged), alt, 0, box)
 
 
 def _same_size(maps: list[np.ndarray], h: int, w: int) -> np.ndarray:

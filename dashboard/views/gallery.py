@@ -196,10 +196,10 @@ def _layer(
 
 def _tile(row: pd.Series, place: int, box: tuple[int, ...] | None, thing: str) -> Tile:
     number = int(row.name)
-    said = verdict(row)
+    described = verdict(row)
     where = f"{thing} at {box}" if box else f"no {thing}"
-    alt = f"Image {number}, {f'classified {said}, ' if said else ''}{where}"
-    return Tile(str(number), f"#{number}", (said,) if said else (), alt, place, box)
+    alt = f"Image {number}, {f'classified {described}, ' if described else ''}{where}"
+    return Tile(str(number), f"#{number}", (described,) if described else (), alt, place, box)
 
 
 def _settings(layers: list[MapLayer]) -> Settings:

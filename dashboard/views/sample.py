@@ -87,16 +87,16 @@ def _corners(box: Sequence[int]) -> str:
 
 def _of_address(runs: Sequence[Any]) -> Any:
     """The run that the address names, where it is one of these; else the first."""
-    asked = st.query_params.get("run")
-    return next((run for run in runs if run.id == asked), runs[0])
+    requested = st.query_params.get("run")
+    return next((run for run in runs if run.id == requested), runs[0])
 
 
 def _turn(shown: list[tuple[str, Any]], tables: dict[str, pd.DataFrame], image: int) -> None:
     """Previous and next in the gallery's order, or by number."""
     order = value_or_warning(one_of(st.query_params, "order", list(ORDERS), "number"))
     outcome = value_or_warning(one_of(st.query_params, "outcome", list(OUTCOMES), "all"))
-    asked = st.query_params.get("run")
-    run = next((run for _, run in shown if run.id == asked), shown[0][1])
+    requested = st.query_params.get("run")
+    run = next((run for _, run in shown if run.id == requested), shown[0][1])
     table = tables[run.id]
     metric = st.query_params.get("metric", "energy_pointing_game")
     size = st.query_params.get("size", "")
@@ -127,11 +127,11 @@ def _variant(
 ) -> None:
     """A row: the image, the run's map, each head, each other map."""
     row = table.iloc[image]
-    said = verdict(row, decimals=3)
+    described = verdict(row, decimals=3)
     if "probability" in row and "logit" in row:
-        said += f", logit {row['logit']:+.2f}"
+        described += f", logit {row['logit']:+.2f}"
     st.header(plain(name))
-    st.caption(f"Seed {run.seed}" + (f", classified {said}" if said else ""))
+    st.caption(f"Seed {run.seed}" + (f", classified {described}" if described else ""))
     tiles = [Tile("image", "image", (), f"Test image {image}", 0, box)]
     maps = [np.zeros((1, 1), np.float32)]
     first = primary_map(run, table)
@@ -163,8 +163,10 @@ def _heads(run: Any, map_name: str, image: int) -> np.ndarray:
 
 
 def _tile(name: str, title: str, value: float, image: int, box: Any) -> Tile:
-    said = f"energy {value:.3f}" if np.isfinite(value) else "no score"
-    return Tile(title, title, (said,), f"{name}, {title} on image {image}: {said}", 0, box)
+    described = f"energy {value:.3f}" if np.isfinite(value) else "no score"
+    return Tile(
+        title, title, (described,), f"{name}, {title} on image {image}: {described}", 0, box
+    )
 
 
 def _show(

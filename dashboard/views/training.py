@@ -39,21 +39,21 @@ def main() -> None:
     listing = listed()
     if listing is None:
         return
-    asked = value_or_warning(several(st.query_params, "runs", [run.id for run in listing.runs]))
+    requested = value_or_warning(several(st.query_params, "runs", [run.id for run in listing.runs]))
     groups = cohorts(listing.runs)
-    group = None if asked or not groups else one_group(groups)
+    group = None if requested or not groups else one_group(groups)
     running = _running(listing)
     every = max(_EVERY, 2 * st.session_state.get(_TOOK, 0.0))
     body = st.fragment(_body, run_every=every if running else None)
-    body(asked, group, running, every)
+    body(requested, group, running, every)
 
 
-def _body(asked: list[str], group: Cohort | None, running: set[str], every: float) -> None:
+def _body(requested: list[str], group: Cohort | None, running: set[str], every: float) -> None:
     started = time.monotonic()
     listing = run_cache.listing(root())
     if _running(listing) != running:
         st.rerun()  # a run ended, or began: the groups are others, and maybe nothing is live
-    _show(listing, _shown(listing, asked, group))
+    _show(listing, _shown(listing, requested, group))
     first = _TOOK not in st.session_state  # which read the files that later ones find read
     st.session_state[_TOOK] = took = time.monotonic() - started
     if running and took > every and not first:
@@ -98,10 +98,10 @@ def _chosen(labelled: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {names[key]: labelled[names[key]] for key in picked} or labelled
 
 
-def _shown(listing: run_cache.Listing, asked: list[str], group: Cohort | None) -> list[Any]:
+def _shown(listing: run_cache.Listing, requested: list[str], group: Cohort | None) -> list[Any]:
     """The runs of the address; else one group, what goes on now, and what it left unfinished."""
-    if asked:
-        return [run for run in listing.runs if run.id in asked]
+    if requested:
+        return [run for run in listing.runs if run.id in requested]
     shown = [] if group is None else list(group.runs)
     shown += [
         run
@@ -146,9 +146,11 @@ def _panels(tables: dict[str, list[pd.DataFrame]], runs: list[Any]) -> None:
         data = seed_bands(tables, column)
         if data.empty:
             continue
-        said = charts.lines_in_words(data, x="epoch", y="mean", y_title=words[column], name=name)
+        described = charts.lines_in_words(
+            data, x="epoch", y="mean", y_title=words[column], name=name
+        )
         draw(
-            charts.lines, data, alt=said, x="epoch", y="mean", x_title="epoch",
+            charts.lines, data, alt=described, x="epoch", y="mean", x_title="epoch",
             y_title=words[column], order=order, band=True, zero=name != "Loss", whole=True,
         )  # fmt: skip
         st.caption(plain(_last(data, words[column])))
@@ -191,18 +193,18 @@ def _found(
 ) -> None:
     """From which epoch on does the map lie on the object, of a network that answers?"""
     right = accuracy.set_index(["variant", "epoch"])["mean"]
-    said = []
+    told = []
     for variant in order:
         part = data[data["variant"] == variant].sort_values("epoch")
         epochs = part["epoch"].to_numpy()
         known = np.array([right.get((variant, epoch), np.nan) for epoch in epochs], dtype=float)
         if not np.isfinite(known).any():
-            said.append(f"{plain(variant)} not said, its accuracy is not known")
+            told.append(f"{plain(variant)} unknown, without a curve of its accuracy")
             continue
         epoch = found_at(epochs, part["mean"].to_numpy(), known, chance, guess)
-        said.append(f"{plain(variant)} {'never' if epoch is None else f'from epoch {epoch:g} on'}")
+        told.append(f"{plain(variant)} {'never' if epoch is None else f'from epoch {epoch:g} on'}")
     st.markdown(
-        f"**When does the map find the {plain(thing)}?** {'; '.join(said)}. From that epoch on its "
+        f"**When does the map find the {plain(thing)}?** {'; '.join(told)}. From that epoch on its "
         "score, a mean over seeds, stays above half of its last value, which is at least twice "
         f"chance, and the network no longer guesses: its accuracy is above {(1 + guess) / 2:.2f}, "
         f"halfway from {guess:.2f}, the share of the most frequent class, to 1."
@@ -228,8 +230,8 @@ def _maps(listing: run_cache.Listing, runs: list[Any]) -> None:
         values = notices.readable(lambda one=one: run_cache.all_maps(run, one.name), run)
         if values is not None and len(values) == len(images):
             shares = energy(values, held.masks)
-            said = tuple(f"energy {v:.3f}" if np.isfinite(v) else "no score" for v in shares)
-            layers.append(MapLayer(str(one.epoch), f"epoch {one.epoch}", values, 0.5, said))
+            described = tuple(f"energy {v:.3f}" if np.isfinite(v) else "no score" for v in shares)
+            layers.append(MapLayer(str(one.epoch), f"epoch {one.epoch}", values, 0.5, described))
     if not layers:
         return
     tiles = [

@@ -52,7 +52,7 @@ def main() -> None:
     if run is None:
         return
     if _WEIGHTS not in run.files:
-        said = f"`{run.id}` keeps no weights, so its model cannot be run."
+        said = f"`{run.id}` keeps no weights, so its model cannot run."
         if not question(run):  # not trained by `experiments`
             st.info(f"{said} This page rebuilds attnviz's reference models from a run's weights.")
             return

@@ -65,6 +65,37 @@ def test_a_vision_transformer_of_others_gives_class_row_and_rollout() -> None:
     assert result.raw("rollout").shape == (6, 4, 4)
 
 
+class ClassLast(nn.Module):
+    """A vision transformer whose class token stands last, behind its places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 16, 8, stride=8)
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        self.block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens, self.token.expand(len(x), -1, -1)], 1)
+        found: Tensor = self.head(self.block(tokens)[:, -1])
+        return found
+
+
+def test_places_are_measured_and_a_class_token_that_stands_last_shifts_no_map() -> None:
+    model, data = ClassLast().eval(), Patches(4, classes=2)
+    result = evaluate(model, data, maps=["received"], findings=False)
+    images = torch.stack([data[i].image for i in range(4)])
+    with torch.no_grad(), av.watch(model) as seen:
+        model(images)
+    (record,) = seen.values()
+    assert record.weights is not None
+    right = record.weights.mean((1, 2))[:, :16].view(4, 4, 4)
+    np.testing.assert_allclose(result.raw("received"), right, atol=1e-6)
+    assert not result.unmeasured
+
+
 def test_a_model_without_attention_is_given_grad_cam_at_its_last_convolution() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
