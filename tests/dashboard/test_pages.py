@@ -675,6 +675,7 @@ class TestWithout:
 
 class TestMany:
     def test_a_thousand_runs_are_listed_and_filtered(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(run_cache, "PATIENCE", 60.0)  # checks of types at run time take longer
         made_runs.many_runs(tmp_path, 1000)
         at = opened(monkeypatch, "runs", tmp_path, q="run-07 mha")
         assert len(at.dataframe[0].value) == 100
