@@ -32,7 +32,7 @@ def main() -> None:
     ]
     page = st.navigation(pages, position="hidden")
     with st.sidebar:
-        st.markdown("**attnviz** · which variant looks at the patch?")
+        st.markdown("**attnviz** · where does a model look?")
         for target in pages:
             st.page_link(target, query_params=carried())
         st.caption(f"Runs in {quoted(root())}")

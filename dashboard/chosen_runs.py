@@ -9,6 +9,7 @@ from typing import Any
 
 import streamlit as st
 
+from attnviz.comparison.groups import thing_of
 from dashboard import notices, run_cache
 from dashboard.address import plain, several
 from dashboard.cohorts import Cohort, cohorts, differences, question_in_words, variants
@@ -33,6 +34,11 @@ class Chosen:
     def groups(self) -> dict[str, list[Any]]:
         """The runs by variant."""
         return variants(self.runs)
+
+    @property
+    def thing(self) -> str:
+        """What the runs look for, such as "lesion"; "object" where they do not agree."""
+        return thing_of(self.runs)
 
     @property
     def digest(self) -> str:

@@ -33,7 +33,7 @@ class Tile:
         lines: The further lines.
         alt: The picture in words, with its number.
         image: Its place among the images of the block.
-        box: Half-open `(x0, y0, x1, y1)`, or None where there is no patch.
+        box: `(x0, y0, x1, y1)` with x1 and y1 outside, or None where there is none.
     """
 
     key: str
@@ -155,7 +155,7 @@ def pack_rows(
         query_grid: How many rows and columns of places the queries are.
         key_grid: The same of the keys.
         prefix: How many class and register tokens come before the places, among both.
-        box: Half-open `(x0, y0, x1, y1)`, or None where there is no patch.
+        box: `(x0, y0, x1, y1)` with x1 and y1 outside, or None where there is none.
         colours: The colour map.
 
     Raises:
@@ -197,7 +197,7 @@ def pack_rows(
 
 
 def _shares(rows: np.ndarray, cover: np.ndarray) -> np.ndarray:
-    """Share of each row on the patch, `(heads, q)`, before rows are rounded to bytes."""
+    """How much of each row lies in the box, `(heads, q)`, before rows are rounded to bytes."""
     total = rows.sum(axis=-1)
     inside = rows @ cover.ravel()
     return np.divide(inside, total, out=np.zeros_like(total), where=total > 0)

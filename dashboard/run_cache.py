@@ -168,7 +168,7 @@ class Pictures:
     Attributes:
         images: `(n, h, w, 3)` uint8.
         masks: `(n, h, w)` bool.
-        boxes: `(n, 4)`, half-open `x0 y0 x1 y1`.
+        boxes: `(n, 4)`, `x0 y0 x1 y1` with x1 and y1 outside.
     """
 
     images: np.ndarray
@@ -176,7 +176,7 @@ class Pictures:
     boxes: np.ndarray
 
     def box(self, place: int = 0) -> tuple[int, ...] | None:
-        """The box of one of these images; None where it has no patch."""
+        """The box of one of these images; None where it has none."""
         return tuple(int(v) for v in self.boxes[place]) if self.masks[place].any() else None
 
 
@@ -194,7 +194,7 @@ def _pictures(root: str, digest: str, where: tuple[int, ...]) -> Pictures:
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def dataset_info(root: str, digest: str) -> Mapping[str, Any]:
-    """The metadata of a data set: source, split, patch, photographs."""
+    """The metadata of a data set: source, split, photographs."""
     return dict(open_dataset(root, digest).info)
 
 

@@ -21,7 +21,7 @@ ORDERS = {
     "disagreement": "most disagreement between variants",
     "number": "by number",
 }
-OUTCOMES = {"all": "all", "right": "classified rightly", "wrong": "classified wrongly"}
+OUTCOMES = {"all": "all", "right": "answered correctly", "wrong": "answered wrongly"}
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Choice:
     Attributes:
         order: A key of `ORDERS`.
         outcome: A key of `OUTCOMES`.
-        size: Only patches with this longer side in pixels, or None.
-        shape: Only patches of this shape, or None.
+        size: Only objects with this longer side in pixels, or None.
+        shape: Only objects of this shape, or None.
         page: Counted from 0.
     """
 

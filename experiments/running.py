@@ -142,6 +142,7 @@ def _writer(settings: Settings, root: Path, found: Run | None, *, resume: bool) 
             seed=settings.seed,
             dataset=digest,
             environment=environment(settings),
+            thing="patch",
         )
     if found.state in ("broken", "newer"):
         raise RunError(f"{found.path}: {found.reason}; delete the folder to train it again")

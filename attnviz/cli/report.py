@@ -29,8 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--title",
-        default="Which variant looks at the patch?",
-        help="of the page (default: %(default)s)",
+        help="of the page (default: which variant looks at what the runs look for)",
     )
 
 

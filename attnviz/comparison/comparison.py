@@ -64,6 +64,7 @@ class Comparison:
         notes: Caveats to read with the numbers.
         images: How many images.
         groups: How many groups (photographs, patients, videos) they come in; 0 if not known.
+        thing: What is looked for, such as "lesion".
         confidence: The level of the intervals.
         resamples: How many studies the adjustment for all pairs is drawn from.
     """
@@ -76,6 +77,7 @@ class Comparison:
     notes: tuple[str, ...]
     images: int
     groups: int
+    thing: str
     confidence: float
     resamples: int
 
@@ -102,7 +104,7 @@ class Comparison:
 
     @property
     def sentence(self) -> str:
-        """The answer to "which variant looks at the patch most", in one sentence."""
+        """The answer to "which variant looks at the object most", in one sentence."""
         rows = self.of(self.primary)
         first, pairs = rows.iloc[0], self._pairs_of(self.variants[0])
         if not np.isfinite(first["mean"]):
@@ -118,7 +120,8 @@ class Comparison:
             return self._described(rows, levels)
         if self.winner is not None:
             gap = pairs.iloc[0]
-            verb = "looks at the patch most" if is_localization(self.primary) else "ranks first"
+            looks = f"looks at the {self.thing} most"
+            verb = looks if is_localization(self.primary) else "ranks first"
             return (
                 f"{first.variant} {verb}: {self._score(first)}{levels}; "
                 f"{with_sign(gap.difference, fineness(gap))} over {gap.other}, "
@@ -200,6 +203,7 @@ class Comparison:
             "winner": self.winner,
             "images": self.images,
             "groups": self.groups,
+            "thing": self.thing,
             "confidence": self.confidence,
             "resamples": self.resamples,
             "notes": list(self.notes),

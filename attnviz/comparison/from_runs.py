@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from attnviz.comparison.groups import Group
+from attnviz.comparison.groups import Group, thing_of
 from attnviz.definitions import LEVELS
 from attnviz.errors import InputError, unknown_name
 from attnviz.runs import ABSENT, differing, in_words
@@ -149,6 +149,7 @@ def _group(
         tuple(_accuracy(run, frames[name]) for name, run in runs.items()),
         {metric: _mean_levels([one.get(metric) or {} for one in levels]) for metric in shared},
         grouping,
+        thing_of(runs.values()),
     )
 
 
@@ -175,7 +176,7 @@ def _columns(frame: Any, prefix: str) -> dict[str, np.ndarray]:
 
 
 def patched(frame: Any) -> np.ndarray:
-    """Which images have a patch, (n,) bool."""
+    """Which images have a marked object, (n,) bool."""
     marked = (frame["x1"] > frame["x0"]) & (frame["y1"] > frame["y0"])
     return np.asarray(marked.to_numpy())
 

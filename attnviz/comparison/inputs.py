@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from attnviz.comparison.from_runs import run_groups
@@ -112,7 +112,7 @@ def _narrowed(
     levels = {name: {**group.levels.get(name, {}), **given.get(name, {})} for name in chosen}
     values = {name: group.values[name] for name in chosen}
     accuracy = group.accuracy or (float("nan"),) * len(group.seeds)
-    return Group(group.variant, group.seeds, values, group.correct, accuracy, levels, grouping)
+    return replace(group, values=values, accuracy=accuracy, levels=levels, grouping=grouping)
 
 
 def _levels(baselines: Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
@@ -170,6 +170,7 @@ class _Evaluated:
     location: str
     variant: str
     seed: int | None
+    thing: str
     settings: Mapping[str, Any]
     summary: Mapping[str, Any]
     samples: Callable[[], Any]
@@ -192,6 +193,7 @@ def _run_of(entry: Any) -> Any:
         location=f"{name} ({id(entry):x})",
         variant=entry.variant,
         seed=entry.seed,
+        thing=entry.thing,
         settings={"thing": entry.thing},
         summary={
             "map": entry.primary,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from attnviz.comparison.comparison import Comparison
-from attnviz.comparison.groups import Group
+from attnviz.comparison.groups import Group, thing_of
 from attnviz.comparison.text import number
 from attnviz.definitions import LEVELS, is_lower_better, metric_title
 from attnviz.statistics.intervals import Interval, gap_intervals, interval
@@ -73,6 +73,7 @@ def rank(
         notes=(*_notes(groups, table, found[primary]), *notes),
         images=groups[0].images,
         groups=len(set(groups[0].grouping or ())),
+        thing=thing_of(groups),
         confidence=confidence,
         resamples=resamples,
     )

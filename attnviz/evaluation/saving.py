@@ -206,6 +206,7 @@ def saved(
     with start_run(
         target.parent, target.name, variant=result.variant, seed=result.seed,
         settings={"thing": result.thing, "classes": list(result.classes), **(settings or {})},
+        thing=result.thing, classes=result.classes,
     ) as writer:  # fmt: skip
         _write(writer, result, model)
         return writer.finish(_summary(result))

@@ -43,7 +43,7 @@ def write_report(
     *,
     primary: str = "energy_pointing_game",
     map_name: str | None = None,
-    title: str = "Which variant looks at the patch?",
+    title: str | None = None,
 ) -> Study:
     """Write one HTML report about some runs, atomically.
 
@@ -52,7 +52,7 @@ def write_report(
         out: Where to; replaced if it is there.
         primary: The metric that ranks.
         map_name: The map that is scored; each run's primary map by default.
-        title: Of the page.
+        title: Of the page; by default the question that it answers.
 
     Returns:
         The content of the page; `.refusal` is the reason if there is no ranking.
@@ -64,7 +64,7 @@ def write_report(
     from attnviz.runs.outputs import write_output
 
     study = study_of(runs, primary=primary, map_name=map_name)
-    write_output(Path(out), page_of(study, title=title).encode())
+    write_output(Path(out), page_of(study, title=title or study.question).encode())
     return study
 
 

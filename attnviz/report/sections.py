@@ -70,7 +70,7 @@ def _how(study: Study) -> str:
     assert comparison is not None, "only called where there is a ranking"
     grouped = f" of {comparison.groups} groups" if comparison.groups else ""
     title = metric_title(study.primary)
-    return f"Ranked by {title} on {comparison.images} images{grouped} with a patch"
+    return f"Ranked by {title} on {comparison.images} images{grouped} with a marked {study.thing}"
 
 
 def _ranked(row: Any, comparison: Any, others: Sequence[str]) -> list[str]:
@@ -117,9 +117,9 @@ def differences(study: Study) -> Html | None:
     split = study.comparison.split
     split = split[split["metric"] == study.primary]
     if len(split):
-        header = ["variant", "answered rightly", "scores", "wrongly", "scores"]
+        header = ["variant", "correct answers", "scores", "wrong answers", "scores"]
         rows = [_split(row) for _, row in split.iterrows()]
-        caption = f"{metric_title(study.primary).capitalize()} by whether the model was right"
+        caption = f"{metric_title(study.primary).capitalize()} by whether the answer was correct"
         parts.append(table(header, rows, caption=caption))
     return joined(parts) if parts else None
 
@@ -159,7 +159,8 @@ def strip(study: Study) -> Html | None:
     maps = {variant: sample.maps(picked) for variant, sample in samples.items()}
     rows = []
     for k, index in enumerate(picked):
-        bare = tile(images[k], None, boxes[k], f"test image {index}, patch outlined", f"#{index}")
+        alt = f"test image {index}, {study.thing} outlined"
+        bare = tile(images[k], None, boxes[k], alt, f"#{index}")
         cells = [tag("td", bare)]
         for variant, sample in samples.items():
             score = number(sample.scores[index])
@@ -169,7 +170,8 @@ def strip(study: Study) -> Html | None:
     head = tag("tr", (tag("th", name, scope="col") for name in ["image", *samples]))
     description = (
         f"Below each tile its {metric_title(study.primary)}; first seed of each variant; images "
-        f"from the lowest to the highest mean over variants. Raw maps, {SCALING}; box: the patch."
+        "from the lowest to the highest mean over variants. "
+        f"Raw maps, {SCALING}; box: the {study.thing}."
     )
     grid = tag("table", tag("caption", description), tag("thead", head), tag("tbody", rows))
     label = "the same images in every variant"

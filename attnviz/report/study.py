@@ -11,6 +11,7 @@ import numpy as np
 
 from attnviz.comparison import Comparison, compare
 from attnviz.comparison.from_runs import by_seed, map_of, none_complete, patched, samples_of
+from attnviz.comparison.groups import thing_of
 from attnviz.comparison.inputs import Source, by_variant, open_runs
 from attnviz.errors import AttnvizError, InputError
 
@@ -39,6 +40,16 @@ class Study:
     def order(self) -> list[str]:
         """The variants, first in rank first; by name where there is no rank."""
         return sorted(self.variants) if self.comparison is None else self.comparison.variants
+
+    @property
+    def thing(self) -> str:
+        """What the runs look for, such as "lesion"."""
+        return thing_of(self.complete)
+
+    @property
+    def question(self) -> str:
+        """What the page answers."""
+        return f"Which variant looks at the {self.thing}?"
 
     @property
     def complete(self) -> list[Any]:
@@ -77,7 +88,7 @@ class Sample:
 
     @cached_property
     def scores(self) -> np.ndarray:
-        """The primary score of each test image, NaN where it has none or no patch."""
+        """The primary score of each test image, NaN where it has none or no object."""
         column = f"{self.map}/{self.primary}"
         if column not in self.table:
             raise InputError(f"run {self.run.id} has no {self.primary!r} of the map {self.map!r}")

@@ -246,7 +246,7 @@ function summarise({ head, settings, status }, scores) {
   const mean = scores.reduce((sum, value) => sum + value, 0) / scores.length;
   status.textContent = scores.length
     ? `Mean IoU of these ${scores.length} ${head.counted} at threshold ${settings.threshold.toFixed(2)}: ${mean.toFixed(3)}`
-    : `None of these ${head.counted} has both a patch and a map that varies, so there is no IoU.`;
+    : `None of these ${head.counted} has both a mask and a map that varies, so there is no IoU.`;
 }
 
 function describe({ masks, settings, tiles }) {

@@ -32,10 +32,12 @@ _CURVE_IMAGES = 200
 
 def main() -> None:
     """The page, from the answer down to the table."""
-    st.title("Which variant looks at the patch?")
+    title = st.container()  # which names what the chosen runs look for
     choice = chosen()
     if choice is None:
+        title.title("Compare")
         return
+    title.title(f"Which variant looks at the {plain(choice.thing)}?")
     tables = _tables(choice)
     if not tables:
         return
@@ -102,7 +104,7 @@ def _answer(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataF
     by = "; ".join(f"{plain(one)} of {plain(', '.join(names))}" for one, names in judged.items())
     st.caption(
         f"Large dots: means; bars: 95 % intervals; small dots: one training each. "
-        f"{result.images} images{grouped} with a patch. Maps: {by}. "
+        f"{result.images} images{grouped} with a marked {plain(choice.thing)}. Maps: {by}. "
         + " ".join(plain(note[:1].upper() + note[1:]) + "." for note in result.notes)
     )
     runs = choice.groups.get(opened or "")
@@ -129,7 +131,8 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
         "image",
         before,
         after if after is not None or before is not None else start,
-        f"Image **{image}** of {len(first)} · ← → go through those with a patch",
+        f"Image **{image}** of {len(first)} · ← → go through those with a marked "
+        f"{plain(choice.thing)}",
     )
     tiles, maps, h, w = [], [np.zeros((1, 1))], *found.images.shape[1:3]
     box = found.box()
@@ -137,8 +140,9 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
         Tile(
             "",
             "the image",
-            ("its patch in the box",) if box else ("without a patch",),
-            f"Test image {image}" + (f", the patch at {box}" if box else ""),
+            (f"{choice.thing} in the box",) if box else (f"no {choice.thing}",),
+            f"Test image {image}"
+            + (f", the {choice.thing} at {box}" if box else f", no {choice.thing}"),
             0,
             box,
         )
@@ -263,8 +267,8 @@ def _curves(choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
     )
     bands = ", bands over seeds" if len(parts) <= charts.MOST_BANDS else ""
     st.caption(
-        f"On the first {_CURVE_IMAGES} images with a patch{bands}. Best here (an oracle "
-        f"threshold, chosen on these images): {best}."
+        f"On the first {_CURVE_IMAGES} images with a marked {plain(choice.thing)}{bands}. Best "
+        f"here (an oracle threshold, chosen on these images): {best}."
     )
 
 

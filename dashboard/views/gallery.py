@@ -90,10 +90,11 @@ def _controls(run: Any, table: pd.DataFrame, first: str) -> tuple[str, Choice]:
     with three:
         outcome = chooser("Images", "outcome", outcomes, "all", forget=again)
     sizes = {"any": "any size"} | {
-        str(s): f"{s} px" if s else "no patch" for s in sorted(set(patch_sizes(table).tolist()))
+        str(s): f"{s} px" if s else f"no {run.thing}"
+        for s in sorted(set(patch_sizes(table).tolist()))
     }
     with four:
-        size = chooser("Patch", "size", sizes, "any", forget=again)
+        size = chooser(f"Size of the {plain(run.thing)}", "size", sizes, "any", forget=again)
     shape = "any"
     if "shape" in table and table["shape"].nunique() > 1:
         shapes = {"any": "any shape"} | {str(s): str(s) for s in sorted(table["shape"].unique())}
@@ -150,7 +151,7 @@ def _tiles(
     if not layers:
         return
     rows = table.iloc[shown]
-    tiles = [_tile(row, i, held.box(i)) for i, (_, row) in enumerate(rows.iterrows())]
+    tiles = [_tile(row, i, held.box(i), run.thing) for i, (_, row) in enumerate(rows.iterrows())]
     settings = _settings(layers)
     by = layers[settings.map]
     chose = ""
@@ -159,7 +160,7 @@ def _tiles(
     st.caption(
         f"{plain(run.variant)}, seed {run.seed}. Coloured is what lies at or above the threshold "
         f"τ of the map, each scaled to its own range{chose}"
-        ". The box is the patch. A click or Enter opens it."
+        f". The box is the {plain(run.thing)}. A click or Enter opens it."
     )
     block = pack(
         held.images,
@@ -193,10 +194,10 @@ def _layer(
     return MapLayer(name, name, values, threshold_of(run, name), words)
 
 
-def _tile(row: pd.Series, place: int, box: tuple[int, ...] | None) -> Tile:
+def _tile(row: pd.Series, place: int, box: tuple[int, ...] | None, thing: str) -> Tile:
     number = int(row.name)
     described = verdict(row)
-    where = f"patch at {box}" if box else "no patch"
+    where = f"{thing} at {box}" if box else f"no {thing}"
     alt = f"Image {number}, {f'classified {described}, ' if described else ''}{where}"
     return Tile(str(number), f"#{number}", (described,) if described else (), alt, place, box)
 

@@ -65,8 +65,8 @@ def main() -> None:
     )
     if held is None:
         return
-    box = held.box()
-    where = f"its patch at {box}, half-open x0 y0 x1 y1" if box else "without a patch"
+    box, thing = held.box(), plain(choice.thing)
+    where = f"{thing} at {_corners(box)}" if box else f"no {thing}"
     st.caption(
         f"Test image {image}, {where}. Each map is coloured from 0 to its own maximum, "
         "and what is negative is left out, as the energy does."
@@ -77,6 +77,12 @@ def main() -> None:
     _picker(shown, image, held, box)
     if any(run.gate_names for _, run in shown):
         below(lambda: _gates(shown, image), "Channel gates of this image", key="gates")
+
+
+def _corners(box: Sequence[int]) -> str:
+    """A box in words: its columns and its rows, the last ones included."""
+    x0, y0, x1, y1 = box
+    return f"columns {x0} to {x1 - 1}, rows {y0} to {y1 - 1}"
 
 
 def _of_address(runs: Sequence[Any]) -> Any:

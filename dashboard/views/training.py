@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from attnviz.comparison.groups import thing_of
 from attnviz.definitions import metric_title
 from dashboard import charts, notices, run_cache
 from dashboard.address import plain, quoted, several
@@ -72,7 +73,7 @@ def _show(listing: run_cache.Listing, runs: list[Any]) -> None:
             if table is not None and "epoch" in table:
                 tables.setdefault(label, []).append(table)
     if tables:
-        _panels(tables, _chance(runs))
+        _panels(tables, runs)
     else:
         st.info("None of these runs has curves.", icon=":material/show_chart:")
     _maps(listing, runs)
@@ -132,7 +133,7 @@ def _progress(runs: list[Any]) -> None:
             )
 
 
-def _panels(tables: dict[str, list[pd.DataFrame]], chance: float | None) -> None:
+def _panels(tables: dict[str, list[pd.DataFrame]], runs: list[Any]) -> None:
     """Loss, accuracy and localisation by epoch: mean over seeds, band from least to greatest."""
     order = list(tables)
     for name, wanted in _PANELS.items():
@@ -154,7 +155,8 @@ def _panels(tables: dict[str, list[pd.DataFrame]], chance: float | None) -> None
         )  # fmt: skip
         st.caption(plain(_last(data, words[column])))
         if name == "Localisation":
-            _found(data, order, chance)
+            accuracy = seed_bands(tables, "val_accuracy")
+            _found(data, accuracy, order, _chance(runs), thing_of(runs), _guess(runs))
 
 
 def _chance(runs: list[Any]) -> float | None:
@@ -171,16 +173,41 @@ def _last(data: pd.DataFrame, words: str) -> str:
     return f"Last {words}: " + ", ".join(f"{r.variant} {r.mean:.3f}" for r in last.itertuples())
 
 
-def _found(data: pd.DataFrame, order: list[str], chance: float | None) -> None:
-    """When did attention find the patch?"""
-    epochs = []
+def _guess(runs: list[Any]) -> float:
+    """The accuracy of answering with the most frequent class of the test images."""
+    for run in runs:
+        if run.state == "complete":
+            table = notices.readable(lambda run=run: run_cache.samples(run), run)
+            if table is not None and "label" in table and len(table):
+                return float(table["label"].value_counts(normalize=True).max())
+    return 0.5
+
+
+def _found(
+    data: pd.DataFrame,
+    accuracy: pd.DataFrame,
+    order: list[str],
+    chance: float | None,
+    thing: str,
+    guess: float,
+) -> None:
+    """From which epoch on does the map lie on the object, of a network that answers?"""
+    right = accuracy.set_index(["variant", "epoch"])["mean"]
+    told = []
     for variant in order:
         part = data[data["variant"] == variant].sort_values("epoch")
-        epoch = found_at(part["epoch"].to_numpy(), part["mean"].to_numpy(), chance)
-        epochs.append(f"{plain(variant)} {'never' if epoch is None else f'in epoch {epoch:g}'}")
+        epochs = part["epoch"].to_numpy()
+        known = np.array([right.get((variant, epoch), np.nan) for epoch in epochs], dtype=float)
+        if not np.isfinite(known).any():
+            told.append(f"{plain(variant)} unknown, without a curve of its accuracy")
+            continue
+        epoch = found_at(epochs, part["mean"].to_numpy(), known, chance, guess)
+        told.append(f"{plain(variant)} {'never' if epoch is None else f'from epoch {epoch:g} on'}")
     st.markdown(
-        f"**When did attention find the patch?** {'; '.join(epochs)}. That is the epoch from which "
-        "on it stays above half of its last value, if that is at least twice chance."
+        f"**When does the map find the {plain(thing)}?** {'; '.join(told)}. From that epoch on its "
+        "score, a mean over seeds, stays above half of its last value, which is at least twice "
+        f"chance, and the network no longer guesses: its accuracy is above {(1 + guess) / 2:.2f}, "
+        f"halfway from {guess:.2f}, the share of the most frequent class, to 1."
     )
 
 

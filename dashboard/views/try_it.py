@@ -11,7 +11,7 @@ import streamlit as st
 
 from attnviz.comparison.from_runs import patched
 from dashboard import notices, run_cache
-from dashboard.address import plain, whole
+from dashboard.address import plain, quoted, whole
 from dashboard.chosen_runs import Chosen, chosen, one_run
 from dashboard.cohorts import question
 from dashboard.controls import chooser, many, number, ratio, value_or_warning
@@ -68,6 +68,12 @@ def main() -> None:
             icon=":material/extension_off:",
         )
         notices.command("pip install torch torchvision")
+        return
+    if run.variant not in import_module("attnviz.models").variants():
+        st.info(
+            f"{quoted(run.id)} is of a model of its own, {plain(run.variant)}. This page rebuilds "
+            "attnviz's reference models from a run's weights, and no others."
+        )
         return
     model = notices.readable(lambda: _model(run_cache.stamp(run, _WEIGHTS), run), run)
     if model is None:
