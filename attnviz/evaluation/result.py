@@ -19,6 +19,7 @@ from attnviz.errors import AttnvizError, InputError, unknown_name
 from attnviz.evaluation.measuring import Plan
 from attnviz.evaluation.pieces import Pieces
 from attnviz.evaluation.saving import saved
+from attnviz.runs import open_run
 from attnviz.statistics.summary import summarised
 
 if TYPE_CHECKING:
@@ -169,11 +170,16 @@ class Evaluation:
     def raw(self, name: str) -> np.ndarray:
         """A map of all images on its own grid, `(n, h, w)`.
 
+        Of a saved evaluation it is read from the run, which keeps scaled float16.
+
         Raises:
             InputError: There is no such map.
+            RunError: The run is gone, or cannot be read.
         """
         if name not in self.summary:
             raise unknown_name("map", name, self.summary)
+        if "run" in self.facts:
+            return open_run(self.facts["run"]).maps(name)
         return self.pieces.joined(f"maps/{name}", self.parts)
 
     def by(self, column: str, metric: str = PRIMARY, map: str | None = None) -> pd.DataFrame:

@@ -126,35 +126,35 @@ def _resumed(path: Path, known: Mapping[str, Any]) -> RunWriter:
 
 
 def kept(root: Path, samples: Samples, thing: str) -> str:
-    """The images, masks, boxes and labels beside the runs that share them; their digest.
+    """Keep images, masks, boxes and labels beside the runs that share them, a few at a time.
+
+    Returns:
+        The digest by which a run names them.
 
     Raises:
         InputError: Images of different sizes.
     """
-    images, masks, labels = [], [], []
-    numbers = []
+    return save_dataset(root, _arrays(samples), info={"thing": thing})
+
+
+def _arrays(samples: Samples) -> Iterator[dict[str, np.ndarray]]:
+    """What is kept of the images, in their order."""
+    size: tuple[int, ...] | None = None
     for batch in batches(samples, range(len(samples)), 64):
-        numbers += list(batch.indices)
-        masks.append(batch.masks.numpy())
-        images.append(torch.stack([_shown(sample, batch.masks.shape[-2:])
-                                   for sample in batch.samples]).numpy())  # fmt: skip
-        labels += [_label(sample.label) for sample in batch.samples]
-    sizes = {part.shape[1:3] for part in masks}
-    if len(sizes) > 1:
-        raise InputError(
-            f"save: expected images of one size, got {sorted(sizes)}; "
-            "resize image and mask to one size, or evaluate without save="
-        )
-    order = np.argsort(numbers)
-    boxes = sample_columns([samples[i] for i in range(len(samples))])[0]
-    return save_dataset(
-        root,
-        images=np.concatenate(images)[order],
-        masks=np.concatenate(masks)[order],
-        boxes=np.stack([boxes[key] for key in ("x0", "y0", "x1", "y1")], 1),
-        labels=np.array(labels)[order],
-        info={"thing": thing},
-    )
+        here = tuple(batch.masks.shape[-2:])
+        size = size or here
+        if here != size:
+            raise InputError(
+                f"save: expected images of one size, got {sorted({size, here})}; "
+                "resize image and mask to one size, or evaluate without save="
+            )
+        boxes = sample_columns(batch.samples)[0]
+        yield {
+            "images": torch.stack([_shown(sample, size) for sample in batch.samples]).numpy(),
+            "masks": batch.masks.numpy(),
+            "boxes": np.stack([boxes[key] for key in ("x0", "y0", "x1", "y1")], 1),
+            "labels": np.array([_label(sample.label) for sample in batch.samples]),
+        }
 
 
 def _shown(sample: Any, size: Sequence[int]) -> torch.Tensor:

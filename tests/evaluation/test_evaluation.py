@@ -372,10 +372,11 @@ def test_an_image_without_a_mask_has_no_score_and_no_zero() -> None:
 def test_a_run_is_complete_readable_and_ranked(tmp_path: Path) -> None:
     for seed in (0, 1):
         torch.manual_seed(seed)
-        evaluate(
+        result = evaluate(
             Attending(2), Patches(12, classes=2), save=tmp_path / f"own-{seed}", variant="own",
             seed=seed, thing="lesion", classes=["no", "yes"], rows=2, knockout=2, faithfulness=2,
         )  # fmt: skip
+    assert result.raw("received").shape == (12, 8, 8)  # of a saved one, read from its run
     run = av.open_run(tmp_path / "own-0")
     assert run.verify() == []
     assert run.summary["thing"] == "lesion"
@@ -384,6 +385,13 @@ def test_a_run_is_complete_readable_and_ranked(tmp_path: Path) -> None:
     assert run.test_set().images().shape == (12, 32, 32, 3)
     assert "received/deletion_auc" in run.samples()
     assert av.compare(tmp_path).variants == ["own"]
+
+
+def test_images_of_different_sizes_are_not_kept_as_one_data_set(tmp_path: Path) -> None:
+    data = Listed([Patches(1)[0], Patches(1, side=48)[0]])
+    with pytest.raises(InputError, match="save: expected images of one size, got"):
+        evaluate(Attending(), data, save=tmp_path / "mixed", findings=False)
+    assert not (tmp_path / "mixed").exists()
 
 
 def test_a_check_fails_with_the_interval_in_its_message() -> None:
