@@ -405,7 +405,7 @@ def _load(model: nn.Module, file: Path) -> None:
 
 
 def _pictures(folder: Path, count: int) -> list[Image.Image]:
-    if folder.is_file():
+    if os.path.isfile(folder):
         files = [folder]
     elif not os.path.isdir(folder):  # pathlib raises where a name is too long
         files = []
