@@ -1,7 +1,7 @@
 """Scores of a stored run: its maps, its test images and its model, a piece at a time.
 
 A run is read a piece at a time, so that the maps of ten thousand images never are in memory at
-once. Pieces are the same whoever computes them, and so are the numbers.
+once. Pieces and numbers are the same in every process.
 """
 
 from __future__ import annotations
