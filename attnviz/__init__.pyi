@@ -33,6 +33,7 @@ from attnviz.maps import query_row as query_row
 from attnviz.maps import received as received
 from attnviz.maps import rollout as rollout
 from attnviz.maps import rows_inside as rows_inside
+from attnviz.maps import token_map as token_map
 from attnviz.metrics import agreement as agreement
 from attnviz.metrics import baselines as baselines
 from attnviz.metrics import calibrate_threshold as calibrate_threshold

@@ -6,6 +6,7 @@ with the construction's name. Nothing here is normalised; resizing is stated and
 
 * of one record's weights: `received`, `query_row`, `key_column`, `rows_inside`, `class_row`,
   `head_mean`, `head_max`, `head_min`
+* of a word, through the layers and the forward passes of a generation: `token_map`
 * through the layers: `rollout`, `gradient_weighted`
 * weighed by a gradient: `gradient_weighted`, `attention_gradcam`
 * of gates: `gate_map`, `channel_gated`
@@ -39,6 +40,7 @@ from attnviz.maps.single_record import (
     received,
     rows_inside,
 )
+from attnviz.maps.token_maps import token_map
 
 __all__ = [
     "CONSTRUCTIONS",
@@ -64,5 +66,6 @@ __all__ = [
     "resized",
     "rollout",
     "rows_inside",
+    "token_map",
     "watch_options",
 ]
