@@ -217,7 +217,7 @@ def _shares(rows: np.ndarray, cover: np.ndarray) -> np.ndarray:
     """How much of each row lies in the box, `(heads, q)`, before rows are rounded to bytes."""
     total = rows.sum(axis=-1)
     inside = rows @ cover.ravel()
-    return np.divide(inside, total, out=np.zeros_like(total), where=total > 0)
+    return np.asarray(np.divide(inside, total, out=np.zeros_like(total), where=total > 0))
 
 
 def pack_image(image: np.ndarray, *, x: int, y: int, size: int) -> bytes:
@@ -269,7 +269,8 @@ def scaled_integers(values: np.ndarray, bits: int, *, from_zero: bool = False) -
     span = flat.max(axis=1, keepdims=True) - low
     share = np.divide(flat - low, span, out=np.zeros_like(flat), where=span > 0).clip(0)
     top = (1 << bits) - 1
-    return np.rint(share * top).astype("<u2" if bits == 16 else "u1").reshape(values.shape)
+    whole = np.rint(share * top).astype("<u2" if bits == 16 else "u1")
+    return np.asarray(whole.reshape(values.shape))
 
 
 def _layer(parts: list[bytes], layer: MapLayer, bits: int) -> dict[str, object]:
