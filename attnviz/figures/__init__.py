@@ -4,6 +4,7 @@
     overlays  a map over its image, with the box drawn
     sheets    contact sheets: tiles, images by variant, heads of one query
     plots     dot plot, training curves
+    packing   images, maps and attention as bytes for the components in a browser
     files     atomic writing of images
 
 Input maps are raw. A figure that scales them states so in its caption.

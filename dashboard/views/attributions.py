@@ -13,6 +13,7 @@ import streamlit as st
 from attnviz.comparison.from_runs import grouping_of, map_names, patched
 from attnviz.definitions import SHOWN_LEVELS, is_lower_better, metric_title, short_title
 from attnviz.figures import resized
+from attnviz.figures.packing import MapLayer, Settings, Tile, pack
 from attnviz.statistics.clusters import clusters
 from attnviz.statistics.intervals import interval
 from attnviz.statistics.pairs import FEWEST
@@ -23,7 +24,6 @@ from dashboard.chosen_runs import Chosen, chosen, one_run
 from dashboard.controls import chooser, draw, go, offer
 from dashboard.dot_plot import dots
 from dashboard.gallery import gallery
-from dashboard.packing import MapLayer, Settings, Tile, pack
 from dashboard.selection import AGREEMENT, agreement_names, metric_names, primary_map, scores
 from dashboard.summaries import level
 

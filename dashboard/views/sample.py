@@ -10,6 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from attnviz.comparison.from_runs import map_names, patched
+from attnviz.figures.packing import MapLayer, Settings, Tile, pack, pack_rows
 from dashboard import charts, notices, run_cache
 from dashboard.address import one_of, plain, whole
 from dashboard.chosen_runs import chosen
@@ -17,7 +18,6 @@ from dashboard.controls import chooser, draw, offer, stepper, value_or_warning
 from dashboard.gallery import gallery
 from dashboard.lazy import below
 from dashboard.overlap import energy
-from dashboard.packing import MapLayer, Settings, Tile, pack, pack_rows
 from dashboard.picker import picker
 from dashboard.selection import (
     ORDERS,

@@ -11,6 +11,7 @@ import streamlit as st
 
 from attnviz.comparison.from_runs import patched
 from attnviz.figures import resized
+from attnviz.figures.packing import MapLayer, Settings, Tile, pack, pack_image
 from dashboard import notices, run_cache
 from dashboard.address import plain, quoted, whole
 from dashboard.chosen_runs import Chosen, chosen, one_run
@@ -18,7 +19,6 @@ from dashboard.cohorts import question
 from dashboard.controls import chooser, many, number, ratio, value_or_warning
 from dashboard.gallery import gallery
 from dashboard.overlap import energy
-from dashboard.packing import MapLayer, Settings, Tile, pack, pack_image
 from dashboard.pointer import pointer
 from dashboard.selection import chosen_threshold, threshold_of
 from dashboard.upload import upload
