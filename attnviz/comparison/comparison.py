@@ -167,8 +167,8 @@ class Comparison:
         rows = self._cells(shown, bold=lambda text: f"**{text}**")
         header = ["rank", "variant", *map(metric_title, shown), *self._accuracy]
         lines = [header, ["---:", "---", *["---:"] * (len(header) - 2)], *rows]
-        rows = "\n".join(f"| {' | '.join(markdown(c) for c in line)} |" for line in lines)
-        return "\n\n".join([rows, self.sentence, *self.notes])
+        body = "\n".join(f"| {' | '.join(markdown(c) for c in line)} |" for line in lines)
+        return "\n\n".join([body, self.sentence, *self.notes])
 
     def to_latex(self, metrics: Sequence[str] | None = None) -> str:
         """The ranking as a booktabs table, caption and label included.
