@@ -141,7 +141,7 @@ class Collector:
         """A reduction that reads no weights, or those of a few queries."""
         if not isinstance(way, reductions.Rows):
             return way(record)
-        rows = fusion.weights(fused, way.queries(fused.query.shape[-2]))
+        rows = fusion.weights(fused, way.queries(fused.query.shape[-2], record.name))
         chosen = self.options.heads
         return rows if chosen is None else _chosen(rows, record, chosen)
 

@@ -43,17 +43,17 @@ class Rows:
         self.chosen = queries
         self.__name__ = name
 
-    def queries(self, count: int) -> list[int]:
-        """The numbers of the rows to keep of so many queries."""
+    def queries(self, count: int, name: str) -> list[int]:
+        """The numbers of the rows to keep, of so many queries of a record of this name."""
         if max(self.chosen) >= count:
-            raise InputError(f"reductions.rows: expected queries below {count}, got {self.chosen}")
+            raise InputError(f"reductions.rows: {name!r} has {count} queries, got {self.chosen}")
         return list(self.chosen)
 
     def __call__(self, record: Record) -> Tensor | None:
         """The rows of a record that has its weights."""
         if record.weights is None:
             return None
-        return record.weights[..., self.queries(record.weights.shape[-2]), :]
+        return record.weights[..., self.queries(record.weights.shape[-2], record.name), :]
 
 
 def rows(*queries: int) -> Reduction:
@@ -85,7 +85,7 @@ class Steps(Rows):
         else:
             self.chosen = tuple(prompt)
 
-    def queries(self, count: int) -> list[int]:
+    def queries(self, count: int, name: str) -> list[int]:
         """The chosen rows of the prompt, in the pass that holds it, and the last row."""
         words = self._words.get(count, self.chosen)
         return sorted({n for n in words if n < count and count > 1} | {count - 1})
@@ -101,7 +101,7 @@ class StepQueries:
         """Read from the shape alone."""
         if record.kind != "attention" or len(record.shape) != 4:
             return None
-        return torch.tensor(self.steps.queries(record.shape[-2]))
+        return torch.tensor(self.steps.queries(record.shape[-2], record.name))
 
 
 def key_codes(record: Record) -> Tensor | None:
