@@ -27,6 +27,12 @@ def pixels() -> Tensor:
     return torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(3))
 
 
+@pytest.fixture(scope="module")
+def layout(model: Any, pixels: Tensor) -> Any:
+    """The places of the prompt that most tests use."""
+    return av.locate(model, pixels[:1], inputs=inputs_of(prompt(5, 6)))
+
+
 def generated(model: Any, given: dict[str, Any], reduce: Any = "steps", **options: Any) -> Any:
     with torch.no_grad(), av.watch(model, reduce=reduce) as seen:
         out = model.generate(**given, max_new_tokens=TOKENS, do_sample=False, **options)
@@ -44,11 +50,10 @@ def places(ids: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("token", [0, 2, -1])
 def test_the_map_of_a_generated_token_is_the_row_it_was_predicted_from(
-    model: Any, pixels: Tensor, token: int
+    model: Any, pixels: Tensor, layout: Any, token: int
 ) -> None:
     inputs = inputs_of(prompt(5, 6))
     seen, _ = generated(model, inputs(pixels[:1]))
-    layout = av.locate(model, pixels[:1], inputs=inputs)
     maps = av.token_map(seen, token, layout=layout)
     row = mean_row(by_hand(model, inputs(pixels[:1]), max_new_tokens=TOKENS), token)
     at = places(inputs(pixels)["input_ids"][0])
@@ -57,10 +62,11 @@ def test_the_map_of_a_generated_token_is_the_row_it_was_predicted_from(
     torch.testing.assert_close(av.token_map(whole, token, layout=layout), maps)
 
 
-def test_rows_by_layer_and_head_and_their_mean_over_tokens(model: Any, pixels: Tensor) -> None:
+def test_rows_by_layer_and_head_and_their_mean_over_tokens(
+    model: Any, pixels: Tensor, layout: Any
+) -> None:
     inputs = inputs_of(prompt(5, 6))
     seen, _ = generated(model, inputs(pixels[:1]))
-    layout = av.locate(model, pixels[:1], inputs=inputs)
     each = torch.stack(
         [
             av.token_map(seen, token, layout=layout, layers=layer, heads="each")
@@ -157,9 +163,8 @@ def test_one_of_several_images_and_tiles_of_one(model: Any, pixels: Tensor) -> N
         av.token_map(seen, 2, layout=layout, image=2)
 
 
-def test_words_of_the_prompt_are_their_own_query(model: Any, pixels: Tensor) -> None:
+def test_words_of_the_prompt_are_their_own_query(model: Any, pixels: Tensor, layout: Any) -> None:
     inputs, text = inputs_of(prompt(5, 6)), Letters()
-    layout = av.locate(model, pixels[:1], inputs=inputs)
     seen, out = generated(model, inputs(pixels[:1]), reduce=reductions.Steps(layout))
     word = av.token_map(seen, prompt="w005", layout=layout, output=out, tokenizer=text)
     hand = by_hand(model, inputs(pixels[:1]), max_new_tokens=TOKENS)
@@ -174,9 +179,8 @@ def test_words_of_the_prompt_are_their_own_query(model: Any, pixels: Tensor) -> 
         av.token_map(few, prompt=18, layout=layout)
 
 
-def test_words_are_found_in_the_text(model: Any, pixels: Tensor) -> None:
+def test_words_are_found_in_the_text(model: Any, pixels: Tensor, layout: Any) -> None:
     inputs, text = inputs_of(prompt(5, 6)), Letters()
-    layout = av.locate(model, pixels[:1], inputs=inputs)
     seen, out = generated(model, inputs(pixels[:1]))
     answer = out[0, -TOKENS:].tolist()
     for i, token in enumerate(answer):
@@ -207,11 +211,11 @@ def test_words_are_found_in_the_text(model: Any, pixels: Tensor) -> None:
     ],
 )
 def test_requests_that_have_no_map_say_why(
-    model: Any, pixels: Tensor, options: dict[str, Any], message: str
+    model: Any, pixels: Tensor, layout: Any, options: dict[str, Any], message: str
 ) -> None:
     inputs = inputs_of(prompt(5, 6))
     seen, _ = generated(model, inputs(pixels[:1]))
-    known = {"layout": av.locate(model, pixels[:1], inputs=inputs), **options}
+    known = {"layout": layout, **options}
     with pytest.raises(InputError, match=re.escape(message)):
         av.token_map(seen, **known)
 
