@@ -59,10 +59,17 @@ def test_a_vision_transformer_of_others_gives_class_row_and_rollout() -> None:
     model = timm.models.VisionTransformer(
         img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=3
     )
-    result = evaluate(model, Patches(6, classes=3), attributions=["saliency"], findings=False)
+    data = Patches(6, classes=3)
+    result = evaluate(model, data, attributions=["saliency"], findings=False)
     assert result.primary == "class_row"
-    assert {"class_row", "rollout", "class_row.blocks.0.attn", "saliency"} == set(result.maps)
+    assert {"class_row", "rollout", "saliency"} == set(result.maps)
     assert result.raw("rollout").shape == (6, 4, 4)
+    assert "1 maps of earlier layers are left out: layers=True" in str(result)
+    every = evaluate(model, data, layers=True, findings=False)
+    assert {"class_row", "rollout", "class_row.blocks.0.attn"} == set(every.maps)
+    pd.testing.assert_series_equal(
+        every.samples["class_row/pixel_ap"], result.samples["class_row/pixel_ap"]
+    )
 
 
 class ClassLast(nn.Module):
