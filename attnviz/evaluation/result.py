@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from attnviz.comparison.from_runs import grouping_of
-from attnviz.comparison.text import aligned, records
+from attnviz.comparison.text import records
 from attnviz.definitions import is_lower_better
 from attnviz.errors import AttnvizError, InputError, unknown_name
 from attnviz.evaluation.calibration import PRIMARY
@@ -22,11 +22,13 @@ from attnviz.evaluation.pieces import Pieces
 from attnviz.evaluation.saving import Rows, saved, summary_of, written
 from attnviz.runs import RunWriter, open_run
 from attnviz.statistics.summary import summarised
+from attnviz.text import table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PRINTED = ("energy_pointing_game", "max_iou", "pointing_game", "pixel_auroc")
+_COLUMNS = ("map", "metric", "mean", "95 % CI", "chance", "redrawn", "valid")
 _DEMAND = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?[0-9.]+(?:e[-+]?[0-9]+)?)\s*")
 
 
@@ -448,7 +450,7 @@ def _cell(numbers: Mapping[str, Any] | None) -> str:
 def _printed(result: Evaluation, metrics: Sequence[str]) -> str:
     """The table of maps and metrics, what is missing, and what was found."""
     lines = [_first_line(result)]
-    rows = [("map", "metric", "mean", "95 % CI", "chance", "redrawn", "valid")]
+    rows: list[tuple[str, ...]] = []
     main = [name for name in result.maps if name in result.main_maps]
     for name in main:
         for key in metrics:
@@ -459,7 +461,7 @@ def _printed(result: Evaluation, metrics: Sequence[str]) -> str:
                     (name, key, _number(numbers["mean"]), span, _number(numbers.get("chance")),
                      _number(numbers.get("redrawn")), f"{numbers['valid']}/{numbers['n']}")
                 )  # fmt: skip
-    lines += aligned(rows)
+    lines.append(table(_COLUMNS, rows, right=range(2, len(_COLUMNS))))
     if len(main) < len(result.maps):
         lines.append(f"and {len(result.maps) - len(main)} maps of earlier layers, see .table")
     if result.earlier:
