@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from attnviz.comparison.from_runs import grouping_of
-from attnviz.comparison.text import aligned
 from attnviz.definitions import is_lower_better
 from attnviz.errors import AttnvizError, InputError, unknown_name
 from attnviz.evaluation.measuring import Plan
@@ -21,6 +20,7 @@ from attnviz.evaluation.pieces import Pieces
 from attnviz.evaluation.saving import saved
 from attnviz.runs import open_run
 from attnviz.statistics.summary import summarised
+from attnviz.text import table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +29,7 @@ PRIMARY = "energy_pointing_game"
 """The metric that ranks, declared before anything is measured."""
 
 _PRINTED = ("energy_pointing_game", "max_iou", "pointing_game", "pixel_auroc")
+_COLUMNS = ("map", "metric", "mean", "95 % CI", "chance", "redrawn", "valid")
 _DEMAND = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?[0-9.]+(?:e[-+]?[0-9]+)?)\s*")
 
 
@@ -363,7 +364,7 @@ def _cell(numbers: Mapping[str, Any] | None) -> str:
 def _printed(result: Evaluation, metrics: Sequence[str]) -> str:
     """The table of maps and metrics, what is missing, and what was found."""
     lines = [_first_line(result)]
-    rows = [("map", "metric", "mean", "95 % CI", "chance", "redrawn", "valid")]
+    rows: list[tuple[str, ...]] = []
     main = [name for name in result.maps if name in result.main_maps]
     for name in main:
         for key in metrics:
@@ -374,7 +375,7 @@ def _printed(result: Evaluation, metrics: Sequence[str]) -> str:
                     (name, key, _number(numbers["mean"]), span, _number(numbers.get("chance")),
                      _number(numbers.get("redrawn")), f"{numbers['valid']}/{numbers['n']}")
                 )  # fmt: skip
-    lines += aligned(rows)
+    lines.append(table(_COLUMNS, rows, right=range(2, len(_COLUMNS))))
     if len(main) < len(result.maps):
         lines.append(f"and {len(result.maps) - len(main)} maps of earlier layers, see .table")
     lines += [f"no map {name}: {why}" for name, why in result.left_out.items()]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dashboard.packing import (
+from attnviz.figures.packing import (
     MapLayer,
     Settings,
     Tile,

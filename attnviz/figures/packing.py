@@ -2,7 +2,11 @@
 
 The block is a little-endian header length, a checksum, a JSON header, and the parts it names. The
 images travel as one WebP picture, the maps as 16-bit numbers each scaled to its own range, the
-masks as bits. Nothing in it is parsed as HTML.
+masks as bits. Nothing in it is parsed as HTML. The dashboard's components and the notebook's widget
+read the same blocks.
+
+Each palette is its matplotlib namesake at 17 anchors, so that the browser interpolates it without a
+table of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +21,20 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from PIL import Image
 
-from dashboard.palettes import COLOUR_MAPS
+_ANCHORS = {
+    "inferno": "000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754 "
+    "d24644 e45a31 f1731d f98e09 fcac11 f9cb35 f2ea69 fcffa4",
+    "viridis": "440154 48186a 472d7b 424086 3b528b 33638d 2c728e 26828e 21918c "
+    "1fa088 28ae80 3fbc73 5ec962 84d44b addc30 d8e219 fde725",
+    "magma": "000004 0a0822 1d1147 36106b 51127c 6a1c81 832681 9c2e7f b73779 "
+    "d0416f e75263 f56b5c fc8961 fea772 fec488 fde2a3 fcfdbf",
+    "cividis": "00224e 002e6a 1a386f 32436d 434e6c 535a6d 61656f 6f7073 7d7c78 "
+    "8c8878 9b9476 aba072 bcae6c cdbb63 dec958 f0d846 fee838",
+    "gray": "000000 101010 202020 303030 404040 505050 606060 707070 808080 "
+    "909090 a0a0a0 b0b0b0 c0c0c0 d0d0d0 e0e0e0 f0f0f0 ffffff",
+}
+PALETTES = {name: [int(c, 16) for c in text.split()] for name, text in _ANCHORS.items()}
+"""Name → anchors from low to high, each a packed 0xRRGGBB."""
 
 ATLAS_COLUMNS = 8
 _WIDE = 2_000_000  # bytes of 16-bit maps; beyond it they travel in 8 bits
@@ -124,7 +141,7 @@ def pack(
         "maps": maps,
         "masks": bits,
         "settings": asdict(settings),
-        "palettes": COLOUR_MAPS,
+        "palettes": PALETTES,
         "label": label,
         "controls": controls,
         "opens": opens,
@@ -191,7 +208,7 @@ def pack_rows(
         "outside": [] if box is None else (outside + extra_q).tolist(),
         "chance": float(cover.mean()),
         "place": _middle(box, image.shape[:2], query_grid),
-        "palette": COLOUR_MAPS[colours],
+        "palette": PALETTES[colours],
     }
     return _block(head, parts)
 
@@ -200,7 +217,7 @@ def _shares(rows: np.ndarray, cover: np.ndarray) -> np.ndarray:
     """How much of each row lies in the box, `(heads, q)`, before rows are rounded to bytes."""
     total = rows.sum(axis=-1)
     inside = rows @ cover.ravel()
-    return np.divide(inside, total, out=np.zeros_like(total), where=total > 0)
+    return np.asarray(np.divide(inside, total, out=np.zeros_like(total), where=total > 0))
 
 
 def pack_image(image: np.ndarray, *, x: int, y: int, size: int) -> bytes:
@@ -252,7 +269,8 @@ def scaled_integers(values: np.ndarray, bits: int, *, from_zero: bool = False) -
     span = flat.max(axis=1, keepdims=True) - low
     share = np.divide(flat - low, span, out=np.zeros_like(flat), where=span > 0).clip(0)
     top = (1 << bits) - 1
-    return np.rint(share * top).astype("<u2" if bits == 16 else "u1").reshape(values.shape)
+    whole = np.rint(share * top).astype("<u2" if bits == 16 else "u1")
+    return np.asarray(whole.reshape(values.shape))
 
 
 def _layer(parts: list[bytes], layer: MapLayer, bits: int) -> dict[str, object]:
