@@ -13,6 +13,7 @@ from attnviz.capture.attention_layout import Layout, head_count, layout
 from attnviz.capture.call_stack import Place
 from attnviz.capture.fused_weights import Fused
 from attnviz.capture.grids import Geometry, token_counts
+from attnviz.capture.lineage import numbered
 from attnviz.capture.op_mode import apart
 from attnviz.capture.provenance import Scores, Squash, Tag
 from attnviz.capture.record import Record, changed
@@ -78,7 +79,28 @@ class AttentionRecords:
             leaf=self._collector.leaf(raw, read.present),
         )  # fmt: skip
         record = self._recorder.placed(record, squash.place, scope, weights)
+        record = self._in_product(record, operand, query, key, read, images)
         return self._recorder.apply(record, squash, operand, read.restore)
+
+    def _in_product(
+        self, record: Record, operand: Tensor, query: int, key: int, read: Layout,
+        images: int | None,
+    ) -> Record:  # fmt: skip
+        """The record with the places of its tokens, read off the axes of its weights."""
+        lineage, lead = self._recorder.lineage, list(read.order[:-2])
+        sides = (numbered(lineage, operand, axis, lead, read.rows) for axis in (query, key))
+        return self._recorder.lies(record, *sides, images)
+
+    def _in_kernel(
+        self, record: Record, queries: Tensor, keys: Tensor, images: int | None
+    ) -> Record:  # fmt: skip
+        """The record with the places of a kernel's queries and keys `(b, heads, tokens, d)`."""
+        sides = [
+            numbered(self._recorder.lineage, x, x.dim() - 2, list(range(x.dim() - 2)),
+                     lambda sums: sums.reshape(len(sums), -1))
+            for x in (queries, keys)
+        ]  # fmt: skip
+        return self._recorder.lies(record, sides[0], sides[1], images)
 
     @apart
     def fused(
@@ -112,6 +134,7 @@ class AttentionRecords:
             leaf=self._collector.leaf(given, lambda slope: fusion.slope(fused, split(slope))),
         )  # fmt: skip
         record = self._recorder.placed(self._with_operands(record, fused), place, scope, None)
+        record = self._in_kernel(record, fused.query, fused.key, scope.shape.images)
         edit = self._recorder.edit_of(record, place)
         if not self._recorder.trusted:
             record = changed(record, check=fusion.discrepancy(fused, output, weights))
@@ -131,7 +154,11 @@ class AttentionRecords:
 
     @apart
     def projected(
-        self, fused: Fused, output: Tensor, finished: Callable[[Tensor, Any], Tensor]
+        self,
+        fused: Fused,
+        output: Tensor,
+        finished: Callable[[Tensor, Any], Tensor],
+        sources: tuple[Tensor, Tensor],
     ) -> Tensor | None:
         """A kernel has run that projects its operands and its output as well.
 
@@ -139,6 +166,7 @@ class AttentionRecords:
             fused: The projected operands.
             output: The kernel's output.
             finished: Called with A V of some rows and these rows; returns the kernel's output.
+            sources: Queries and keys before they were projected, `(b, tokens, width)`.
         """
         found = self._ran(fused)
         if found is None:
@@ -158,6 +186,7 @@ class AttentionRecords:
             exact=False, check=float(off), op="fast path",
         )  # fmt: skip
         record = self._recorder.placed(self._with_operands(record, fused), place, scope, weights)
+        record = self._in_kernel(record, *sources, scope.shape.images)
         edit = self._recorder.edit_of(record, place)
         record = self._recorder.keep(record, edit)
         if edit is None or record.weights is None:
@@ -208,6 +237,7 @@ class AttentionRecords:
         )  # fmt: skip
         squash = Squash("product", place, tuple(operand.shape))
         record = self._recorder.placed(record, place, scope, weights)
+        record = self._in_product(record, operand, query, key, read, scope.shape.images)
         return self._recorder.apply(record, squash, operand, read.restore)
 
     def _ran(self, fused: Fused) -> tuple[Place, Scope] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from attnviz.capture.gate_layout import Pooling, arrange, pooling
-from attnviz.capture.grids import Geometry, geometry
+from attnviz.capture.grids import Geometry
 from attnviz.capture.op_mode import apart
 from attnviz.capture.provenance import Squash, Tag
 from attnviz.capture.record import Record, changed
@@ -78,10 +78,9 @@ class GateRecords:
         if record.kind == "attention" or record.axis == "branch" or pool is None:
             return
         weights = pool.present(gate)
-        shape = geometry(self._recorder.stack.calls(), 1, weights.shape[-1])
         self._collector.keep(changed(
             record, kind="attention", weights=weights, scale=None, axis="k", how="pooled",
-            heads=weights.shape[1], key_grid=shape.key, prefix=shape.prefix, features=None,
+            heads=weights.shape[1], features=None,
         ), number)  # fmt: skip
 
     @apart

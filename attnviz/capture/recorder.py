@@ -12,11 +12,13 @@ from attnviz.capture.capture import Capture
 from attnviz.capture.collector import Collector
 from attnviz.capture.edits import Edit, checked
 from attnviz.capture.grids import Geometry
+from attnviz.capture.lineage import Lineage, Numbered, proven
 from attnviz.capture.options import Options
 from attnviz.capture.provenance import Squash, Tag
 from attnviz.capture.record import Record, changed
 from attnviz.capture.scopes import Scope, Scopes
 from attnviz.errors import UnsupportedError
+from attnviz.token_places import Places, RecordPlaces
 
 Restore = Callable[[Tensor, Tensor], Tensor]
 """From values as a record shows them, and the model's operand, to values in the operand's shape."""
@@ -30,14 +32,22 @@ class Recorder:
         stack: The running modules.
         scopes: Modules and grids.
         collector: Keeps the records.
+        lineage: Which elements of tensors are which places.
         edited: The names and globs of edits that were applied.
         passed_over: Names that `where=` did not choose.
         trusted: Whether recomputed weights were checked before, on the same model.
     """
 
     def __init__(
-        self, options: Options, stack: CallStack, scopes: Scopes, collector: Collector
+        self,
+        options: Options,
+        stack: CallStack,
+        scopes: Scopes,
+        collector: Collector,
+        lineage: Lineage,
     ) -> None:
+        self.lineage = lineage
+        self._sides: dict[int, tuple[Numbered | None, Numbered | None, int | None]] = {}
         self.options = options
         self.stack = stack
         self.scopes = scopes
@@ -67,13 +77,11 @@ class Recorder:
 
     def placed(self, record: Record, place: Place, scope: Scope, weights: Tensor | None) -> Record:
         """The record with its source line, its module and its grids."""
-        shape, attends = scope.shape, record.kind == "attention"
+        shape = scope.shape
         record = changed(
             record, name=record.name or self._root, source=place.source, path=place.path,
             origin=place.name or self._root, module=type(scope.module).__name__,
             images=shape.images, image=shape.image,
-            query_grid=shape.query if attends else None, key_grid=shape.key if attends else None,
-            prefix=shape.prefix if attends else 0,
         )  # fmt: skip
         if weights is None:
             return record
@@ -162,9 +170,22 @@ class Recorder:
         if torch.is_grad_enabled():
             self._guarded.append(output)
 
+    def lies(
+        self, record: Record, queries: Numbered | None, keys: Numbered | None, images: int | None
+    ) -> Record:
+        """The record with the places of its tokens, where they were followed from a feature map."""
+        self._sides[len(self.seen)] = queries, keys, images
+        return _with_places(record, queries, keys, images)
+
     def finish(self) -> None:
         """Finish one forward pass: list what was not applied, and reset."""
         self._flush()
+        for number, sides in self._sides.items():
+            known = [side for side in sides[:2] if side is not None and side.space.read]
+            if known and number < len(self.seen):  # the head has read its token by now
+                kept = self.seen._records[number]
+                self.seen._set(number, _with_places(kept, *sides))
+        self._sides.clear()
         self.seen.unused = [self._unused(squash) for squash in self._made if _matters(squash)]
         self._made.clear()
         self._call = None
@@ -192,6 +213,30 @@ class Recorder:
     @property
     def _root(self) -> str:
         return type(self.stack.model).__name__
+
+
+def _with_places(
+    record: Record, queries: Numbered | None, keys: Numbered | None, images: int | None
+) -> Record:
+    places = proven(queries, images), proven(keys, images)
+    if places == (None, None):
+        return record
+    of = [one or Places(reason="it was not followed from a feature map") for one in places]
+    record = changed(record, places=RecordPlaces(*of))
+    if record.windows is not None:
+        return record
+    grids = [_plain(one) for one in places]
+    prefix = next((lead for grid, lead in reversed(grids) if grid is not None), 0)
+    return changed(record, query_grid=grids[0][0], key_grid=grids[1][0], prefix=prefix)
+
+
+def _plain(places: Places | None) -> tuple[tuple[int, ...] | None, int]:
+    """The grid and the leading tokens of places that lie row by row; (None, 0) of others."""
+    if places is None or places.grid is None:
+        return None, 0
+    lead = next(i for i, cell in enumerate(places.cell) if cell >= 0)
+    own = places.cell[lead:]
+    return (places.grid, lead) if own == tuple(range(len(own))) else (None, 0)
 
 
 def before_dropout(tag: Tag, operand: Tensor) -> Tensor:

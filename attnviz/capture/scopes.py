@@ -63,7 +63,7 @@ class Scopes:
         def find() -> Scope:
             calls = self._stack.calls(ends=not keys)
             name, module = self._named(where, calls)
-            return Scope(name, module, geometry(calls, queries, keys, maps=self.maps, width=width))
+            return Scope(name, module, geometry(calls))
 
         scope: Scope = self._once((where.name, where.source, queries, keys), find)
         if self._batch is None or scope.shape.images is None:
