@@ -134,6 +134,8 @@ def _split(
 ) -> tuple[tuple[int, ...], int | None]:
     """Which of the leading sizes are heads; a single one is split where its parts are known."""
     heads = head_count(module)
+    if images and images > 1 and total == images and heads in (None, 1):
+        return (total,), None
     if len(sizes) == 1:
         if heads and total % heads == 0 and total != images:
             return (total // heads, heads), 1

@@ -88,15 +88,17 @@ class AttentionRecords:
     ) -> Record:  # fmt: skip
         """The record with the places of its tokens, read off the axes of its weights."""
         lineage, lead = self._recorder.lineage, list(read.order[:-2])
-        sides = (numbered(lineage, operand, axis, lead, read.rows) for axis in (query, key))
-        return self._recorder.lies(record, *sides, images)
+        queries, keys = (
+            numbered(lineage, operand, [axis], lead, read.rows) for axis in (query, key)
+        )
+        return self._recorder.lies(record, queries, keys, images)
 
     def _in_kernel(
         self, record: Record, queries: Tensor, keys: Tensor, images: int | None
     ) -> Record:  # fmt: skip
         """The record with the places of a kernel's queries and keys `(b, heads, tokens, d)`."""
         sides = [
-            numbered(self._recorder.lineage, x, x.dim() - 2, list(range(x.dim() - 2)),
+            numbered(self._recorder.lineage, x, [x.dim() - 2], list(range(x.dim() - 2)),
                      lambda sums: sums.reshape(len(sums), -1))
             for x in (queries, keys)
         ]  # fmt: skip

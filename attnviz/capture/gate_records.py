@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor
 
 from attnviz.capture.gate_layout import Pooling, arrange, pooling
 from attnviz.capture.grids import Geometry
+from attnviz.capture.lineage import numbered
 from attnviz.capture.op_mode import apart
 from attnviz.capture.provenance import Squash, Tag
 from attnviz.capture.record import Record, changed
@@ -58,6 +60,7 @@ class GateRecords:
             record = self._recorder.placed(
                 self._pooled_record(tag, squash, gate, pool, scope.name), squash.place, scope, None
             )
+            record = self._in_pool(record, gate, pool, scope.shape.images)
             replaced = self._recorder.apply(record, squash, gate, pool.restore)
         else:
             record, restore = self._gate_record(tag, squash, gate, other, repeated, scope)
@@ -78,10 +81,27 @@ class GateRecords:
         if record.kind == "attention" or record.axis == "branch" or pool is None:
             return
         weights = pool.present(gate)
+        record = self._in_pool(record, gate, pool, record.images, number)
         self._collector.keep(changed(
             record, kind="attention", weights=weights, scale=None, axis="k", how="pooled",
             heads=weights.shape[1], features=None,
         ), number)  # fmt: skip
+
+    def _in_pool(
+        self, record: Record, gate: Tensor, pool: Pooling, images: int | None,
+        number: int | None = None,
+    ) -> Record:  # fmt: skip
+        """The record with the places of its keys, read off the axes of its weights."""
+        lead = len(pool.shape) - gate.dim()
+        keys = [a - lead for a in pool.keys if a >= lead]
+        rest = [a - lead for a in pool.rest if a >= lead and pool.shape[a] > 1]
+        side = numbered(
+            self._recorder.lineage, gate, keys, rest, lambda sums: sums.reshape(len(sums), -1)
+            if rest else sums.reshape(1, 1),
+        )  # fmt: skip
+        if side is not None and images and len(side.rows) == 1:
+            side.rows = np.repeat(side.rows, images)
+        return self._recorder.lies(record, None, side, images, number)
 
     @apart
     def finish(self) -> None:

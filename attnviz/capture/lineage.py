@@ -39,7 +39,8 @@ _UNCHANGED = {
     "cudnn_batch_norm", "miopen_batch_norm", "native_group_norm", "_fused_rms_norm", "_softmax",
     "softmax", "_safe_softmax", "clone", "_to_copy", "native_dropout", "dropout", "masked_fill",
     "masked_fill_", "where", "clamp", "clamp_min", "clamp_max", "detach", "alias", "nan_to_num",
-    "_transformer_encoder_layer_fwd", "_native_multi_head_attention", "layer_norm", "group_norm", "batch_norm", "to", "contiguous", "addcmul", "lerp", "hardsigmoid",
+    "_transformer_encoder_layer_fwd", "_native_multi_head_attention", "layer_norm", "group_norm",
+    "batch_norm", "to", "contiguous", "addcmul", "lerp", "hardsigmoid",
 }  # fmt: skip
 _POOLED = {
     "max_pool2d_with_indices", "max_pool2d", "avg_pool2d", "_adaptive_avg_pool2d", "avg_pool3d",
@@ -477,14 +478,14 @@ class Numbered:
 
 
 def numbered(
-    lineage: Lineage, tensor: Tensor, tokens: int, lead: Sequence[int], present: Present
+    lineage: Lineage, tensor: Tensor, tokens: Sequence[int], lead: Sequence[int], present: Present
 ) -> Numbered | None:
     """Numbers of places along one axis of weights, queries or keys; None where not known.
 
     Args:
         lineage: What is known.
         tensor: The tensor.
-        tokens: Its axis of tokens.
+        tokens: Its axes of tokens, slowest first.
         lead: Its leading axes.
         present: From values along the leading axes to `(b, heads)`.
     """
@@ -492,10 +493,9 @@ def numbered(
     if origin is None:
         return None
     for space in origin.spaces():
-        along = origin.along(tensor, tokens, space)
-        if along is None and tensor.shape[tokens] > 1:
+        own = _outer(origin, tensor, tokens, space)
+        if own is None:
             continue
-        own = np.zeros(tensor.shape[tokens], np.int64) if along is None else along
         sums = np.zeros([tensor.shape[a] for a in lead], np.int64)
         for i, a in enumerate(lead):
             adds = origin.along(tensor, a, space)
@@ -506,6 +506,19 @@ def numbered(
             return None  # heads that lie at different places
         return Numbered(space, rows[:, 0], own + origin.start(tensor, space))
     return None
+
+
+def _outer(
+    origin: Origin, tensor: Tensor, tokens: Sequence[int], space: Space
+) -> Numbers | None:  # fmt: skip
+    """What steps along some axes add together, flat; None where none of them adds anything."""
+    found, total = False, np.zeros([tensor.shape[a] for a in tokens], np.int64)
+    for i, a in enumerate(tokens):
+        adds = origin.along(tensor, a, space)
+        if adds is not None:
+            found = True
+            total += adds.reshape([-1 if k == i else 1 for k in range(len(tokens))])
+    return total.ravel() if found else None
 
 
 def proven(side: Numbered | None, images: int | None) -> Places | None:

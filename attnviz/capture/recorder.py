@@ -171,10 +171,23 @@ class Recorder:
             self._guarded.append(output)
 
     def lies(
-        self, record: Record, queries: Numbered | None, keys: Numbered | None, images: int | None
+        self,
+        record: Record,
+        queries: Numbered | None,
+        keys: Numbered | None,
+        images: int | None,
+        number: int | None = None,
     ) -> Record:
-        """The record with the places of its tokens, where they were followed from a feature map."""
-        self._sides[len(self.seen)] = queries, keys, images
+        """The record with the places of its tokens, where they were followed from a feature map.
+
+        Args:
+            record: The record.
+            queries: Numbers of its queries' places.
+            keys: Numbers of its keys' places.
+            images: How many images there are.
+            number: Which record it is; the next one if not given.
+        """
+        self._sides[len(self.seen) if number is None else number] = queries, keys, images
         return _with_places(record, queries, keys, images)
 
     def finish(self) -> None:
