@@ -131,12 +131,13 @@ def signals(count: int) -> Row:
     try:
         for _ in range(count):
             try:
-                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 4e-3))
-                _watched(model, x)
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 4e-3))
+                    _watched(model, x)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
                 pass
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
             survived += _as_before(before, model, x, plain)
     finally:
         signal.signal(signal.SIGALRM, old)

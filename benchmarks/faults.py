@@ -5,17 +5,18 @@
     uv run python benchmarks/faults.py steps
     uv run python benchmarks/faults.py damage
     uv run python benchmarks/faults.py surroundings
+    uv run python benchmarks/faults.py attacks
     uv run python benchmarks/faults.py command --runs runs [--kills 20] [--longest 30] -- COMMAND …
 
 `kills` ends a writer with SIGKILL at random moments, `steps` in each of its system calls in turn;
 `work` does the same as `kills` to a small network that is trained, measured and attributed by
 `experiments` and the command line: what is finished afterwards must be, to the last bit, what it
 would have been undisturbed. `damage` spoils files of a finished run; `surroundings` fills the
-disk, forbids to write, writes twice and turns the clock back. `command` kills any command that
-writes runs (such as `python -m experiments sweep …`, which resumes) with all its processes, again
-and again, then lets it end. After each fault the folder is listed, verified and, where something
-is unfinished, finished. The exit code is 1 if a run was unreadable, or lost once it was
-complete.
+disk, forbids to write, writes twice and turns the clock back; `attacks` counts what else was done
+to runs, command line and dashboard. `command` kills any command that writes runs (such as
+`python -m experiments sweep …`, which resumes) with all its processes, again and again, then lets
+it end. After each fault the folder is listed, verified and, where something is unfinished,
+finished. The exit code is 1 if a run was unreadable, or lost once it was complete.
 """
 
 from __future__ import annotations
@@ -172,6 +173,15 @@ def surroundings(args: argparse.Namespace) -> int:
     return 0
 
 
+def attacks(args: argparse.Namespace) -> int:
+    """Links, sizes, names, forks, interrupts, foreign hosts: tried and survived."""
+    from benchmarks.run_attacks import HEADER, rows
+
+    found = list(rows())
+    print(table(HEADER, found))
+    return 0 if all(tried == survived for _, tried, survived in found) else 1
+
+
 def command(args: argparse.Namespace) -> int:
     """Kill a command that writes runs, again and again; then let it end."""
     rng, tally, complete = random.Random(args.seed), Tally(), {}
@@ -220,7 +230,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     jobs: dict[str, Callable[[argparse.Namespace], int]] = {
         "kills": kills, "work": work, "steps": steps, "damage": damage,
-        "surroundings": surroundings, "command": command,
+        "surroundings": surroundings, "attacks": attacks, "command": command,
     }  # fmt: skip
     parser.add_argument("what", choices=jobs)
     parser.add_argument("--kills", type=int, default=120)

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from attnviz.comparison import compare
-from attnviz.comparison.intervals import interval
-from attnviz.comparison.pairs import FEWEST, adjusted, all_pairs
-from attnviz.comparison.variance import sampled
+from attnviz.statistics.intervals import interval
+from attnviz.statistics.pairs import FEWEST, adjusted, all_pairs
+from attnviz.statistics.variance import sampled
 
 SEEDS = (1, 2, 3, 5, 10)
 VARIANTS = (2, 6, 19)

@@ -33,8 +33,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from attnviz.runs import open_run, start_run
 from attnviz.text import table
-from experiments.data import load_images
 from experiments.evaluation import environment
+from experiments.loading import load_images
 from experiments.published import build_published, published_loss
 from experiments.running import run_training
 from experiments.settings import Settings

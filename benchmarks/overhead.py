@@ -9,7 +9,7 @@ worth.
 Floors, printed beside: what no watch of this kind can go below. "ops through Python" hands every op
 to Python and does nothing with it: a large convolution leaves the caches cold, and Python reads its
 own code from memory again for each op. "hook that keeps" and "hook that reduces" know where the
-weights are. "told" computes a fused kernel's weights, or their column means, at the kernel itself.
+weights are. "kernel" computes the weights of a fused kernel, or their column means, beside it.
 
 Peers: a forward hook on the module that attends (what a tutorial does; it sees outputs, not
 weights), timm's `AttentionExtract` on the unfused model (the fused one it cannot see), captum's
@@ -178,7 +178,7 @@ def keeping(model: nn.Module, x: Tensor, of: Callable[[Tensor], Tensor] = lambda
     return run
 
 
-def told(model: nn.Module, x: Tensor, of: Callable[[Fused, Tensor], Any]) -> Run:
+def beside_kernel(model: nn.Module, x: Tensor, of: Callable[[Fused, Tensor], Any]) -> Run:
     """The fused kernel is replaced by itself and what a watch computes beside it."""
     given = F.scaled_dot_product_attention
 
@@ -317,8 +317,8 @@ def _fused(args: argparse.Namespace) -> bool:
             **ours(model, x),
             "unfused, plain": theirs["plain"],
             "unfused, watch, received": theirs["watch, received"],
-            "floor: told, keeping": told(model, x, from_sums),
-            "floor: told, received": told(model, x, column_means),
+            "floor: kernel, keeping": beside_kernel(model, x, from_sums),
+            "floor: kernel, received": beside_kernel(model, x, column_means),
         }
         ratios = medians(runs, args.repeats)
         good &= report(f"{title}, batch {args.batch}", ratios, demands)

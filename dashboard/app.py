@@ -19,18 +19,7 @@ if str(_HERE.parent) not in sys.path:  # the pages say `from dashboard.x import 
 
 from dashboard.address import quoted  # noqa: E402
 from dashboard.controls import carried, dress, root  # noqa: E402 - the path comes first
-
-PAGES = (
-    ("compare", "Compare", ":material/leaderboard:"),
-    ("gallery", "Gallery", ":material/grid_view:"),
-    ("sample", "Sample", ":material/image_search:"),
-    ("attributions", "Attributions", ":material/layers:"),
-    ("diagnosis", "Diagnosis", ":material/troubleshoot:"),
-    ("training", "Training", ":material/show_chart:"),
-    ("runs", "Runs", ":material/table_rows:"),
-    ("try_it", "Try it", ":material/touch_app:"),
-    ("about", "About this data", ":material/info:"),
-)
+from dashboard.pages import listed  # noqa: E402
 
 
 def main() -> None:
@@ -38,8 +27,8 @@ def main() -> None:
     st.set_page_config(page_title="attnviz", page_icon=str(_HERE / "icon.png"), layout="wide")
     dress()
     pages = [
-        st.Page(f"views/{name}.py", title=title, icon=icon, default=name == "compare")
-        for name, title, icon in PAGES
+        st.Page(f"views/{page.name}.py", title=page.title, icon=page.icon, default=not number)
+        for number, page in enumerate(listed())
     ]
     page = st.navigation(pages, position="hidden")
     with st.sidebar:

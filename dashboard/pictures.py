@@ -55,8 +55,3 @@ def _drawn(
     if flat:
         return figures.outlined(figures.enlarged(image, scale), tile.box, scale=scale)
     return figures.overlay(image, values, tile.box, alpha=opacity, cmap=colours, scale=scale)
-
-
-def in_words(tiles: Sequence[Tile]) -> str:
-    """All tiles of a sheet as text, each with its number."""
-    return "; ".join(tile.alt for tile in tiles)

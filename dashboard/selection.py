@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from attnviz.comparison.from_runs import map_names
-from attnviz.comparison.variance import mean_of_valid
 from attnviz.definitions import is_lower_better
+from attnviz.statistics.variance import mean_of_valid
 
 PAGE_SIZE = 48
 AGREEMENT = "agreement_"

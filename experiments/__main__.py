@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from attnviz.cli import Parser, complain
 from attnviz.cli.argument_types import folder, whole
-from attnviz.executors import add_workers, chosen_workers
+from attnviz.cli.worker_arguments import add_workers, chosen_workers
 from experiments.axes import SINGLE, add_axes, chosen_axes, grid
 from experiments.settings import Settings, add_arguments, chosen
 
@@ -119,7 +119,7 @@ def _quickstart(args: argparse.Namespace) -> int:
 
 
 def _reproduce(args: argparse.Namespace) -> int:
-    from experiments.data import load_images
+    from experiments.loading import load_images
     from experiments.reproduction import protocol, report
 
     given = {"data": "stl10", **chosen(args)}

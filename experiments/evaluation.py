@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from attnviz.comparison.summary import summarised
 from attnviz.diagnosis import diagnose
 from attnviz.errors import InputError
 from attnviz.maps import resized
@@ -26,10 +25,11 @@ from attnviz.metrics.thresholds import calibrate_all
 from attnviz.models import variants
 from attnviz.models.pixels import as_bytes
 from attnviz.runs import Run, RunWriter, save_dataset
+from attnviz.statistics.summary import summarised
 from experiments import checkpoints
-from experiments.data import about, groups, load_images
 from experiments.faithfulness import chosen_images, faithful_columns, knocked_out
 from experiments.leaks import split_findings
+from experiments.loading import about, groups, load_images
 from experiments.maps import ROWS_BYTES, Seen, look
 from experiments.questions import Asked
 from experiments.settings import Settings

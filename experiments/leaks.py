@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from attnviz.diagnosis import Findings, diagnose_split
-from experiments.data import groups
+from experiments.loading import groups
 from experiments.settings import Settings
 from experiments.training import Loader
 

@@ -12,15 +12,13 @@ from types import MappingProxyType
 from typing import Any
 
 from attnviz.errors import InputError, unknown_name
+from experiments.data.registry import sources
 
 INCIDENTAL = frozenset({"device", "threads"})
 """Settings that do not change the result, and so not the name of a run."""
 
 SIZED = frozenset({"linear_tokens_channels"})
 """Models whose weights fit images of one size only."""
-
-_PHOTOS = 2
-"""Revision of the `photos` data set; a run on other crops of the same settings is another run."""
 
 _LEAST = {
     **dict.fromkeys(("train_images", "val_images", "test_images", "side", "size"), 1),
@@ -45,7 +43,7 @@ class Settings:
     seed: int = _setting(0, "of the weights, the order of the images and the training patches")
     placement: int | None = _setting(None, "where the attention sits, 0 to 3; the model's own")
 
-    data: str = _setting("photos", "where images come from", choices=("photos", "stl10", "folder"))
+    data: str = _setting("photos", "where images come from", choices=tuple(sources()))
     path: str | None = _setting(None, "the folder of images, or the one that holds STL-10")
     train_images: int = _setting(960, "how many images to train on")
     val_images: int = _setting(200, "how many images choose the epoch and the thresholds")
@@ -134,7 +132,8 @@ class Settings:
     def run_id(self) -> str:
         """The run's name: variant, seed, and a digest of every setting that changes the result."""
         content = {k: v for k, v in self.as_dict().items() if k not in INCIDENTAL}
-        content |= {"photos": _PHOTOS} if self.data == "photos" else {}
+        revision = sources()[self.data].revision
+        content |= {self.data: revision} if revision else {}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return f"{self.variant}-s{self.seed}-{digest[:8]}"
 

@@ -24,7 +24,7 @@ from attnviz.progress import Progress
 from attnviz.runs import RunWriter
 from experiments import checkpoints
 from experiments.checkpoints import TrainingState
-from experiments.data import load_images
+from experiments.loading import load_images
 from experiments.questions import Asked, ask, patch_seed
 from experiments.settings import Settings
 

@@ -1,4 +1,4 @@
-"""All that one watch has seen: a mapping from dotted names to records, and a table of them."""
+"""The result of a watch: a mapping from dotted names to records, and a table of them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Capture(Mapping[str, Record]):
     record within `attn`.
 
     Attributes:
-        unused: Softmaxes of q · k and gates that were computed and never met the data.
-        output: In a stream, what the model put out.
+        unused: Softmaxes of q · k and gates that were computed and never multiplied with data.
+        output: In a stream, the model's output.
         batch: In a stream, the loader's own item.
     """
 
@@ -69,7 +69,7 @@ class Capture(Mapping[str, Record]):
     def __getitem__(self, name: str) -> Record:
         if not isinstance(name, str):
             raise MissingRecordError(
-                f"a capture is asked by name, got {name!r}: for the last record, "
+                f"expected the name of a record, got {name!r}: for the last record, "
                 "list(seen.values())[-1]"
             )
         if name in self._by_name:
@@ -102,7 +102,7 @@ class Capture(Mapping[str, Record]):
 
 
 class MissingRecordError(InputError, KeyError):
-    """A capture was asked for a name that it has not seen."""
+    """A capture holds no record of a name."""
 
     __str__ = Exception.__str__
 

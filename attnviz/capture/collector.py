@@ -1,4 +1,4 @@
-"""What is kept of a record: chosen heads, reductions, device and type; and its graph, if asked."""
+"""Keeps records: chosen heads, reductions, device, type and, with `keep_graph`, the graph."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Collector:
     """Puts records into a capture.
 
     Attributes:
-        options: What the watch was asked to keep.
+        options: The options of the watch.
         seen: The capture.
         aliased: By storage, which fields of which records share it with the model.
     """
@@ -73,7 +73,7 @@ class Collector:
         self.store(changed(record, weights=None), reduced, number)
 
     def store(self, record: Record, reduced: dict[str, Tensor], number: int | None = None) -> None:
-        """Put a record in, on the device and in the type that were asked for."""
+        """Put a record in, on the device and in the type that the options name."""
         changes: dict[str, Any] = {
             field: self._moved(tensor if self.options.keep_graph else tensor.detach())
             for field in _TENSORS
@@ -123,13 +123,13 @@ class Collector:
         return {name: _joined(ways[asked[name]], values) for name, values in parts.items()}
 
     def graph(self) -> AbstractContextManager[None]:
-        """Within a rule nothing is differentiated; this opens the graph again, where asked."""
+        """With `keep_graph`, switch autograd on again; within a rule it is off."""
         if self.options.keep_graph and torch.is_grad_enabled():
             return differentiated()
         return nullcontext()
 
     def leaf(self, tensor: Tensor, read: Callable[[Tensor], Tensor]) -> Leaf | None:
-        """What to differentiate by, where asked."""
+        """The tensor to differentiate by, with `keep_graph`; None without."""
         return Leaf(tensor, read) if self.options.keep_graph else None
 
     def finish(self) -> None:

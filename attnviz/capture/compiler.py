@@ -20,6 +20,13 @@ from torch.utils import _python_dispatch
 _COMPILERS = ("torch._dynamo", "torch.nn.attention.flex_attention")
 
 
+def hide(function: Any) -> None:
+    """Keep the compiler from a function and all that it calls."""
+    frames: Any = torch._C._dynamo.eval_frame  # there without the compiler, which is imported late
+    skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
+    frames.set_code_exec_strategy(function.__code__, skip)
+
+
 class _Switches:
     """The compiler's switches, and who holds them.
 

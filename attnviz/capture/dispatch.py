@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from attnviz.capture import rules  # noqa: F401  # fills the table of rules
+from attnviz.capture.compiler import hide
 from attnviz.capture.op_mode import OpMode, apart, modes
 from attnviz.capture.provenance import PARAMETER
 from attnviz.capture.registry import FOUND, RULES, Rule
@@ -112,6 +113,9 @@ class Watcher(OpMode):
         with self:
             out = func.decompose(*args, **kwargs)
         return func(*args, **kwargs) if out is NotImplemented else out
+
+
+hide(Watcher.__torch_dispatch__)  # the mode is off while it runs, so that nothing else does
 
 
 def _run_on_subclass(

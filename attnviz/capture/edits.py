@@ -1,4 +1,4 @@
-"""Ready edits: what to put in the place of a model's weights or gates while it runs.
+"""Edits: replacements for a model's attention weights or gates while it runs.
 
 An edit is a function of the values as a record shows them, attention `(b, heads, q, k)` or a gate
 `(b, c, 1, 1)`, `(b, 1, h, w)`, that returns values of the same shape. One with a second argument is
@@ -32,12 +32,12 @@ def uniform(values: Tensor, record: Record) -> Tensor:
 
 
 def zero(values: Tensor, record: Record) -> Tensor:
-    """Nothing passes."""
+    """All weights or gates are zero."""
     return torch.zeros_like(values)
 
 
 def identity(values: Tensor, record: Record) -> Tensor:
-    """Each query looks at its own place alone, a gate is open.
+    """Each query attends to its own place alone; a gate is 1.
 
     Raises:
         InputError: As many queries as keys are needed.
@@ -53,7 +53,7 @@ def identity(values: Tensor, record: Record) -> Tensor:
 
 
 def head_off(*heads: int) -> Edit:
-    """These heads attend to nothing; they count from 0."""
+    """The weights of these heads are zero; heads count from 0."""
 
     def edit(values: Tensor, record: Record) -> Tensor:
         _attention("head_off", record)
@@ -87,7 +87,7 @@ def swap(first: int = 0, second: int = 1) -> Edit:
 
 
 def roll(keys: int = 1) -> Edit:
-    """Every row looks `keys` keys further on, round the end; leading tokens stay where they are."""
+    """Each row is shifted by `keys` keys, cyclically; leading tokens stay where they are."""
 
     def edit(values: Tensor, record: Record) -> Tensor:
         _attention("roll", record)

@@ -1,7 +1,7 @@
-"""Fused attention: the kernel runs as it is, and its weights are computed once more beside it.
+"""Fused attention: the kernel runs as it is, and its weights are recomputed from its arguments.
 
-The kernel's own arguments say all that is needed: queries, keys, mask, causality, scale. A V on a
-few rows against the kernel's output tells whether they were read rightly.
+These are queries, keys, mask, causality and scale. A V of a few rows is compared with the kernel's
+output, which shows whether the arguments were read correctly.
 """
 
 from __future__ import annotations

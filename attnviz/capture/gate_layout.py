@@ -1,4 +1,4 @@
-"""Which axes a gate ranges over, and its one shape for all memory layouts."""
+"""The axes that a gate ranges over, and one layout for all memory formats."""
 
 from __future__ import annotations
 

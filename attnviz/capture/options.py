@@ -1,4 +1,4 @@
-"""What a watch was asked to look for, and to keep."""
+"""The options of a watch, and the choice of modules by name, kind or function."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Choice = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """A watch's options, once they are read. See `watch`."""
+    """The options of a watch, checked. See `watch`."""
 
     where: Choice = None
     heads: tuple[int, ...] | None = None
@@ -31,7 +31,7 @@ class Options:
     operands: bool = False
 
     def wants(self, kind: str, names: Sequence[str], module: nn.Module) -> bool:
-        """Whether a record of this kind under one of these names is asked for."""
+        """Whether `where` chooses a record of this kind under one of these names."""
         if self.where is None:
             return True
         if callable(self.where):

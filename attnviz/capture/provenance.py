@@ -29,7 +29,7 @@ class Scores:
     """A product of data with data: the logits of an attention, or part of a linear one.
 
     Attributes:
-        query: The left factor, kept only if operands were asked for.
+        query: The left factor, kept with `operands=True`.
         key: The right factor, the same.
         scale: What the product has been multiplied by since, and its factors before it.
         width: The length of the contracted axis, d_k.
@@ -128,7 +128,7 @@ class Tag:
 
 
 def storage_key(tensor: Tensor) -> int:
-    """What tells a tensor's storage from all others that are alive."""
+    """A number that identifies a tensor's storage among those that are alive."""
     key: int = cast(Any, tensor.untyped_storage())._cdata
     return key
 

@@ -1,4 +1,4 @@
-"""What was seen of one attention or one gate."""
+"""The record of one attention or one gate."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Leaf:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Record:
-    """One attention or one gate, seen once.
+    """One attention or one gate, in one forward pass.
 
     Attributes:
         name: The module's dotted name; `name#0`, `name#1` where it was seen several times.

@@ -1,4 +1,4 @@
-"""What the records of attention and of gates share: choice, place, edits, and how they are kept."""
+"""The steps that records of attention and of gates share: choice, place, edit, keeping."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Recorder:
         self, record: Record, squash: Squash, operand: Tensor, restore: Restore,
         *, once: bool = False,
     ) -> Tensor | None:  # fmt: skip
-        """Edit a record where asked, and keep it once for each part of a softmax's result.
+        """Edit a record, if an edit names it, and keep it once for each part of a softmax's result.
 
         Args:
             record: The record, with the values that the model is about to apply.
@@ -276,7 +276,7 @@ def _refuse_gradient(_: Tensor) -> None:
 
 
 def _matters(squash: Squash) -> bool:
-    """Whether an unused result looks as if it was meant for something."""
+    """Whether an unused result is a softmax of q · k or has the shape of a gate."""
     if squash.used:
         return False
     if squash.op == "softmax":

@@ -1,4 +1,4 @@
-"""What to keep of attention instead of its weights, computed while the model runs.
+"""Reductions of attention weights, computed while the model runs.
 
 A thousand images of 4 × 576 × 576 weights are 5 GB, and what each place receives is 9 MB. A
 reduction is a function of a record that still has its weights, and returns a tensor, or None where
@@ -63,7 +63,7 @@ def entropy(record: Record) -> Tensor | None:
 
 
 def distance(record: Record) -> Tensor | None:
-    """`(b, heads, q)`: how far each place looks, the mean distance to its keys, in places.
+    """`(b, heads, q)`: the mean distance from each place to its keys, in places.
 
     `Σ_k a_k ‖p_q − p_k‖` over the keys that are places, their weights made to sum to one
     (Dosovitskiy et al. 2021, appendix D.7). None where queries or keys have no known grid.

@@ -84,7 +84,7 @@ def stream(
 
 
 def _watched(watcher: Watcher, session: Session, images: Tensor) -> Capture:
-    """What is seen of one batch."""
+    """The capture of one batch."""
     session.collector.seen = seen = Capture()
     first = session.scopes.begin(images.shape)
     with uncompiled():

@@ -36,7 +36,7 @@ class Move:
 
 
 class Cuts:
-    """The last few cuts into windows, by what attention over them looks like."""
+    """The last few cuts into windows, by the shape of attention over them."""
 
     def __init__(self) -> None:
         self._cuts: dict[tuple[int, int], Windows] = {}

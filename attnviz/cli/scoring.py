@@ -19,16 +19,17 @@ from torch import Tensor, nn
 
 from attnviz.cli.argument_types import seed
 from attnviz.cli.devices import add_device
+from attnviz.cli.worker_arguments import add_workers, chosen_workers
 from attnviz.comparison.from_runs import none_complete
-from attnviz.comparison.summary import summarised
 from attnviz.definitions import SHOWN_LEVELS
 from attnviz.errors import InputError, RunError
-from attnviz.executors import add_workers, chosen_workers, executor_of
+from attnviz.executors import executor_of
 from attnviz.maps import resized
 from attnviz.metrics import METRICS, baselines, localization
 from attnviz.models import rebuild_model
 from attnviz.models.pixels import as_input
 from attnviz.runs import Dataset, Run, list_runs
+from attnviz.statistics.summary import summarised
 from attnviz.text import table
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from attnviz.comparison.pairs import FEWEST
 from attnviz.comparison.text import (
     WELL_KNOWN,
     aligned,
@@ -35,6 +34,7 @@ from attnviz.definitions import (
     short_title,
 )
 from attnviz.errors import unknown_name
+from attnviz.statistics.pairs import FEWEST
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from attnviz.comparison.groups import GROUP, Group, labelled
+from attnviz.comparison.groups import Group
 from attnviz.definitions import LEVELS
 from attnviz.errors import InputError, unknown_name
 from attnviz.runs import ABSENT, differing, in_words
+from attnviz.statistics.clusters import GROUP, labelled
 
 _NEEDED = ("index", "label", "x0", "y0", "x1", "y1", "correct")
 _QUESTION = {

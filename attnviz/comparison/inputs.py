@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from attnviz.comparison.from_runs import run_groups
-from attnviz.comparison.groups import GROUP, Group, array, labelled
+from attnviz.comparison.groups import Group, array
 from attnviz.comparison.tables import is_list, table_group
-from attnviz.comparison.variance import mean_of_valid
 from attnviz.definitions import DEFINITIONS, LEVELS, level_key
 from attnviz.errors import InputError, unknown_name
+from attnviz.statistics.clusters import GROUP, labelled
+from attnviz.statistics.variance import mean_of_valid
 
 Source: TypeAlias = Mapping[str, Any] | Sequence[Any] | str | os.PathLike[str]
 """What `compare` reads: score tables or runs by variant, a list of runs, or a folder of runs."""

@@ -11,12 +11,12 @@ import pandas as pd
 
 from attnviz.comparison.comparison import Comparison
 from attnviz.comparison.groups import Group
-from attnviz.comparison.intervals import Interval, gap_intervals, interval
-from attnviz.comparison.kinds import Kinds
-from attnviz.comparison.pairs import FEWEST, Adjusted, Pairs, adjusted, all_pairs
 from attnviz.comparison.text import number
-from attnviz.comparison.variance import mean_of_valid, sampled
 from attnviz.definitions import LEVELS, is_lower_better, metric_title
+from attnviz.statistics.intervals import Interval, gap_intervals, interval
+from attnviz.statistics.kinds import Kinds
+from attnviz.statistics.pairs import FEWEST, Adjusted, Pairs, adjusted, all_pairs
+from attnviz.statistics.variance import mean_of_valid, sampled
 
 FEW_GROUPS = 4
 """Groups of images below which a note says that there are few."""

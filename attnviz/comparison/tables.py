@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from attnviz.comparison.groups import GROUP, Group, array, labelled
-from attnviz.comparison.variance import mean_of_valid
+from attnviz.comparison.groups import Group, array
 from attnviz.errors import InputError
+from attnviz.statistics.clusters import GROUP, labelled
+from attnviz.statistics.variance import mean_of_valid
 
 
 def table_group(variant: str, entry: Any, primary: str) -> Group:

@@ -28,6 +28,7 @@ from attnviz.data.samples import Sample, Samples, batches, class_names
 from attnviz.data.sources import samples_of
 from attnviz.errors import InputError, unknown_name
 from attnviz.evaluation.answers import Answers, Target, task_of, tensor_of
+from attnviz.evaluation.examining import examined
 from attnviz.evaluation.measuring import (
     Plan,
     last_convolution,
@@ -38,6 +39,7 @@ from attnviz.evaluation.measuring import (
 )
 from attnviz.evaluation.pieces import Pieces, parts_of
 from attnviz.evaluation.result import Evaluation
+from attnviz.evaluation.saving import finished, opened
 from attnviz.maps import CONSTRUCTIONS, drawings, maps_of, resized, watch_options
 from attnviz.metrics import METRICS, baselines
 from attnviz.metrics.thresholds import calibrate_all
@@ -138,8 +140,6 @@ def evaluate(
     classes = classes or class_names(samples)
     thing = thing or str(getattr(samples, "thing", "object"))
     held = None if calibration is None else samples_of(calibration)
-    from attnviz.evaluation.saving import finished, opened
-
     where = torch.device(device) if device is not None else device_of(model)
     with evaluating(model, where):
         answers, plan = planned(
@@ -161,10 +161,12 @@ def evaluate(
                 layers=place.remembered("layers", lambda: layers_of(answers, samples, plan)),
                 calibrated_on=0 if held is None else len(held),
             )  # fmt: skip
-            result = result.examined(
-                answers, samples, faithfulness=faithfulness, knockout=knockout, findings=findings
-            )
-            return finished(place, result, model, answers, samples, rows)
+            result = examined(
+                result, answers, samples,
+                faithfulness=faithfulness, knockout=knockout, findings=findings,
+            )  # fmt: skip
+            path = finished(place, result, model, answers, samples, rows)
+            return result if path is None else replace(result, facts={"run": str(path)})
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from attnviz.comparison.from_runs import grouping_of
-from attnviz.comparison.summary import summarised
 from attnviz.data.samples import Batch, Samples, batches
 from attnviz.errors import NothingSeenError
 from attnviz.evaluation.answers import Answers
+from attnviz.evaluation.result import Evaluation
 from attnviz.maps import resized
-
-if TYPE_CHECKING:
-    from attnviz.evaluation.result import Evaluation
+from attnviz.statistics.summary import summarised
 
 EXAMINED = 32
 """Images that the doctor sees."""
 
 
-def examination(
+def examined(
     result: Evaluation,
     answers: Answers,
     samples: Samples,
@@ -30,8 +29,8 @@ def examination(
     faithfulness: int,
     knockout: int,
     findings: bool,
-) -> dict[str, Any]:
-    """The fields of an evaluation that change by it."""
+) -> Evaluation:
+    """The evaluation with faithfulness, knockout and findings, as far as they are wanted."""
     changes: dict[str, Any] = {}
     if faithfulness:
         changes |= _faithful(result, answers, _chosen(samples, faithfulness))
@@ -39,7 +38,7 @@ def examination(
         changes["knockout"] = _knocked_out(answers, _chosen(samples, knockout))
     if findings:
         changes["findings"] = _diagnosed(answers, _chosen(samples, EXAMINED))
-    return changes
+    return replace(result, **changes)
 
 
 def _chosen(samples: Samples, count: int) -> list[Batch]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,13 @@ import numpy as np
 import pandas as pd
 
 from attnviz.comparison.from_runs import grouping_of
-from attnviz.comparison.summary import summarised
-from attnviz.data.samples import Samples
+from attnviz.comparison.text import aligned
 from attnviz.definitions import is_lower_better
 from attnviz.errors import AttnvizError, InputError, unknown_name
-from attnviz.evaluation.answers import Answers
 from attnviz.evaluation.measuring import Plan
 from attnviz.evaluation.pieces import Pieces
+from attnviz.evaluation.saving import saved
+from attnviz.statistics.summary import summarised
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -253,21 +254,6 @@ class Evaluation:
             f"{rest} \\\\\n\\bottomrule\n\\end{{tabular}}\n"
         )
 
-    def examined(
-        self,
-        answers: Answers,
-        samples: Samples,
-        *,
-        faithfulness: int,
-        knockout: int,
-        findings: bool,
-    ) -> Evaluation:
-        """With what takes further passes of the model on a few images."""
-        from attnviz.evaluation.examining import examination
-
-        return replace(self, **examination(self, answers, samples, faithfulness=faithfulness,
-                                           knockout=knockout, findings=findings))  # fmt: skip
-
     def save(
         self, path: Any, model: Any = None, *, settings: Mapping[str, Any] | None = None
     ) -> Any:
@@ -281,17 +267,13 @@ class Evaluation:
         Raises:
             RunError: A run is already there, or it cannot be written.
         """
-        from attnviz.evaluation.saving import saved
-
         return saved(self, path, model, settings)
 
     def __repr__(self) -> str:
         return f"Evaluation({self.variant!r}, {len(self.samples)} images, maps {self.maps})"
 
     def __str__(self) -> str:
-        from attnviz.evaluation.printing import printed
-
-        return printed(self, _PRINTED)
+        return _printed(self, _PRINTED)
 
     def _scores(self, name: str, metric: str) -> np.ndarray:
         if name not in self.summary:
@@ -366,3 +348,41 @@ def _cell(numbers: Mapping[str, Any] | None) -> str:
     low, high = numbers.get("low"), numbers.get("high")
     span = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
     return f"{numbers['mean']:.3f}{span}"
+
+
+def _printed(result: Evaluation, metrics: Sequence[str]) -> str:
+    """The table of maps and metrics, what is missing, and what was found."""
+    lines = [_first_line(result)]
+    rows = [("map", "metric", "mean", "95 % CI", "chance", "redrawn", "valid")]
+    main = [name for name in result.maps if name in result.main_maps]
+    for name in main:
+        for key in metrics:
+            numbers = result.summary[name].get(key)
+            if numbers is not None:
+                span = f"[{_number(numbers['low'])}, {_number(numbers['high'])}]"
+                rows.append(
+                    (name, key, _number(numbers["mean"]), span, _number(numbers.get("chance")),
+                     _number(numbers.get("redrawn")), f"{numbers['valid']}/{numbers['n']}")
+                )  # fmt: skip
+    lines += aligned(rows)
+    if len(main) < len(result.maps):
+        lines.append(f"and {len(result.maps) - len(main)} maps of earlier layers, see .table")
+    lines += [f"no map {name}: {why}" for name, why in result.left_out.items()]
+    if not result.calibrated_on:
+        lines.append("metrics that need a threshold are left out: give calibration=, other images")
+    if result.findings is not None:
+        lines.append(str(result.findings.headline))
+    return "\n".join(lines)
+
+
+def _first_line(result: Evaluation) -> str:
+    seed = "" if result.seed is None else f", seed {result.seed}"
+    line = f"{result.variant}{seed}: {len(result.samples)} images"
+    if not math.isnan(result.accuracy):
+        line += f", accuracy {result.accuracy:.3f}"
+    groups = result.samples["group"].nunique() if "group" in result.samples else 0
+    return line + (f", {groups} groups" if groups else "")
+
+
+def _number(value: Any) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,10 +23,11 @@ from attnviz.maps import drawings
 from attnviz.runs import open_run, resume_run, save_dataset, start_run
 from attnviz.runs.writer import RunWriter
 
-if TYPE_CHECKING:
-    from attnviz.evaluation.result import Evaluation
-
 _FACTS = "evaluation.json"
+
+
+Result: TypeAlias = Any
+"""An `Evaluation`, whose file lies above this one."""
 
 
 @dataclass
@@ -160,15 +161,15 @@ def _label(label: Any) -> int:
 
 def finished(
     place: Place,
-    result: Evaluation,
+    result: Result,
     model: nn.Module,
     answers: Answers,
     samples: Samples,
     rows: int,
-) -> Evaluation:
+) -> Path | None:
     """Complete the run: table, maps, whole attention of a few images, weights, summary."""
     if place.writer is None:
-        return result
+        return None
     writer = place.writer
     _write(writer, result, model)
     if rows:
@@ -178,11 +179,11 @@ def finished(
         writer.drop(f"{FOLDER}/{path.name}")
     writer.drop(_FACTS)
     run = writer.finish(_summary(result))
-    return _of_run(result, run)
+    return Path(run.path)
 
 
 def saved(
-    result: Evaluation, path: Any, model: nn.Module | None, settings: Mapping[str, Any] | None
+    result: Result, path: Any, model: nn.Module | None, settings: Mapping[str, Any] | None
 ) -> Any:
     """An evaluation that was not saved, as a run without its images."""
     target = Path(path)
@@ -194,7 +195,7 @@ def saved(
         return writer.finish(_summary(result))
 
 
-def _write(writer: RunWriter, result: Evaluation, model: nn.Module | None) -> None:
+def _write(writer: RunWriter, result: Result, model: nn.Module | None) -> None:
     writer.samples(result.samples)
     for name in result.maps:
         about = {"layer": result.layers.get(name, ""), "drawn": result.about.get(name, "")}
@@ -205,7 +206,7 @@ def _write(writer: RunWriter, result: Evaluation, model: nn.Module | None) -> No
 
 
 def _write_rows(
-    writer: RunWriter, result: Evaluation, answers: Answers, samples: Samples, rows: int
+    writer: RunWriter, result: Result, answers: Answers, samples: Samples, rows: int
 ) -> None:
     """Whole attention of the first images, for each layer that has a map."""
     names = {layer: name for name, layer in result.layers.items()}
@@ -226,7 +227,7 @@ def _write_rows(
         writer.rows(drawing.name, record.weights.cpu().numpy(), batch.indices, about=about)
 
 
-def _summary(result: Evaluation) -> dict[str, Any]:
+def _summary(result: Result) -> dict[str, Any]:
     found = result.findings
     return {
         "accuracy": None if np.isnan(result.accuracy) else result.accuracy,
@@ -240,10 +241,3 @@ def _summary(result: Evaluation) -> dict[str, Any]:
         "metrics": result.summary,
         **({} if found is None else {"findings": found.as_dicts(), "diagnosis": found.headline}),
     }
-
-
-def _of_run(result: Evaluation, run: Any) -> Evaluation:
-    """The result, its raw maps now read from the run."""
-    from dataclasses import replace
-
-    return replace(result, facts={"run": str(run.path)})

@@ -1,6 +1,6 @@
 """Who does the work: processes of this machine, or a Dask cluster, behind one interface.
 
-    flags    what the command line asks for
+    workers  how many, and where
     pool     processes of this machine
     cluster  a Dask cluster
     fitness  which of a cluster's workers can share the work
@@ -21,14 +21,12 @@ from typing import Any, TypeVar
 
 from attnviz.errors import RunError
 from attnviz.executors.cluster import crew, is_cancelled
-from attnviz.executors.flags import Workers, add_workers, chosen_workers, cores
 from attnviz.executors.pool import interruptible, processes
+from attnviz.executors.workers import Workers, cores
 from attnviz.progress import tracked
 
 __all__ = [
     "Workers",
-    "add_workers",
-    "chosen_workers",
     "cores",
     "executor_of",
     "interruptible",

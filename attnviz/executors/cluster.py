@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 
 from attnviz.errors import InputError, RunError
 from attnviz.executors.fitness import SEEN_WITHIN, in_sight, unfit, versions
-from attnviz.executors.flags import Workers
 from attnviz.executors.pool import environment
+from attnviz.executors.workers import Workers
 
 CONNECT_WITHIN = 10.0
 """Seconds in which a scheduler answers, or is taken to be away."""

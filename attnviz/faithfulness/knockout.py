@@ -79,8 +79,8 @@ class Knockout:
         """
         import pandas as pd
 
-        from attnviz.comparison.intervals import half_width
-        from attnviz.comparison.variance import sampled
+        from attnviz.statistics.intervals import half_width
+        from attnviz.statistics.variance import sampled
 
         effects = self.effects.double().cpu().numpy()
         means = effects.mean(1)

@@ -65,7 +65,7 @@ class ScoreTable(dict[str, Tensor]):
         Raises:
             InputError: There is not one group for each image.
         """
-        from attnviz.comparison.summary import summarised
+        from attnviz.statistics.summary import summarised
 
         rows = {
             key: summarised(key, scores.cpu().numpy(), group=group, confidence=confidence)

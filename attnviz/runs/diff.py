@@ -58,7 +58,7 @@ def _other(first: Any, second: Any) -> bool:
 
 
 def _repeats(key: str, columns: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether a model's own setting says, wherever it is given, what the plain one says."""
+    """Whether a model's own setting equals the plain one wherever it is given."""
     inside, _, name = key.rpartition(".")
     plain = columns.get(name, {})
     return inside == "model" and all(

@@ -1,7 +1,7 @@
 """JSON as it is kept in run folders: strict, sealed, and bounded in size and depth.
 
-A document may come from a stranger. What is not finite in it (`1e999`, `NaN`) reads as null, and
-one that is nested more deeply than any of ours is refused before code that recurses meets it.
+A document may come from an untrusted source. Numbers that are not finite (`1e999`, `NaN`) read as
+null; one that is nested more deeply than 64 levels is refused before any recursive code reads it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Below a run's folder only regular files and folders of the same file system tree count. A symbolic
 link, a junction or a mount would lead elsewhere: it is neither read through nor written through
-nor removed. The folder itself is the user's to name, and may be reached through a link.
+nor removed. The folder itself is named by the user and may be reached through a link.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def inside(root: Path, name: str, *, make: bool = False) -> Path:
                 os.mkdir(path)
             continue
         except NotADirectoryError:
-            continue  # the part above was reported, or is a file; opening says so
+            continue  # a file stands where a folder should; opening reports it
         wrong = _wrong(path, part, found, mounts)
         if wrong is None and last and not stat.S_ISREG(found.st_mode):
             wrong = "a folder, expected a file"
@@ -122,7 +122,7 @@ def _walk(root: Path, prefix: str, depth: int, hidden: bool, mounts: _Mounts) ->
         name = prefix + entry.name
         try:
             status = entry.stat(follow_symlinks=False)
-        except FileNotFoundError:  # it went away while we looked
+        except FileNotFoundError:  # it was removed meanwhile
             continue
         except OSError as error:
             yield Entry(name, "unreadable", _cause(error))

@@ -1,9 +1,9 @@
 """What is wrong with one run or one set of test images, file by file.
 
-Sizes notice truncation; only the checksum notices a flipped byte; opening each file notices that
-what was written was never right; a look at the folder notices links and other things that must not
-be there. Files are hashed in blocks. A writer may replace a file meanwhile, so one that looks wrong
-is judged again by the run's new header before it is called so.
+Sizes show truncation, checksums flipped bytes; opening each file shows content that was never
+valid; a walk of the folder shows links and other entries that must not be there. Files are hashed
+in blocks. A writer may replace a file meanwhile, so one that looks wrong is judged again by the
+run's new header before it is reported.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _header_fault(store: Store, where: str, name: str) -> Fault | None:
             return None
     except MissingFileError:
         return Fault(where, name, "missing", "no such file")
-    except (RunError, ValueError):  # it was readable a moment ago: somebody is writing
+    except (RunError, ValueError):  # replaced by a writer at this moment
         return None
     detail = "is not as it was written (a byte changed, or it was edited by hand)"
     return Fault(where, name, "checksum", detail)

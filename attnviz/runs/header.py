@@ -1,11 +1,11 @@
-"""run.json: what a run says about itself, read without trusting a byte of it.
+"""run.json: the header of a run, checked field by field.
 
 The file is written last and replaced whole, so what it lists is there. A reader checks every field
-before using it: a folder may come from a stranger, from a newer attnviz or from a broken disk. The
-state is the reader's judgement: a writer that died cannot say so.
+before using it: a folder may come from an untrusted source, a newer attnviz or a broken disk. The
+state is derived by the reader, since a writer that died cannot write it.
 
-Clocks lie: a heartbeat from the future counts as fresh, and nothing is subtracted but the
-heartbeat from the reader's own clock.
+Clocks may be wrong: a heartbeat from the future counts as fresh, and the only difference taken is
+that of the reader's own clock and the heartbeat.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ State: TypeAlias = Literal["complete", "running", "stale", "stopped", "broken", 
 
 STATES: tuple[State, ...] = ("complete", "running", "stale", "stopped", "broken", "newer")
 STALE_AFTER = 300.0
-"""Seconds without a heartbeat after which a run that says it is running is called stale."""
+"""Seconds without a heartbeat after which a run with the status "running" is stale."""
 
 THING = "object"
 """What is looked for, where a run does not name it."""
@@ -182,7 +182,7 @@ def is_gone(writer: Mapping[str, Any]) -> bool:
 
 
 def _unreaped(pid: int) -> bool:
-    """Whether a process has ended and nobody has asked how; it still answers to signals.
+    """Whether a process has ended and its parent has not reaped it; signals still reach it.
 
     In a container without an init that may last until the container ends.
     """

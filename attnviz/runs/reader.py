@@ -56,13 +56,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its header at once, its arrays and tables when asked for.
+    """One run: the header is read at once, arrays and tables on demand.
 
     Attributes:
         id: The name of its folder.
-        state: "complete", "running", "stale" (says it is running, but nobody is), "stopped",
-            "broken" (a file is missing, has the wrong size, or run.json makes no sense) or
-            "newer" (written under a schema that this version does not know).
+        state: "complete", "running", "stale" (the status is "running", but its process is gone or
+            silent), "stopped", "broken" (a file is missing or has the wrong size, or run.json is
+            invalid) or "newer" (written under a schema that this version does not know).
         reason: Why it is in that state; empty for complete and running runs.
         variant: The name under which `attnviz.models.build_model` knows its model.
         settings: What it was started with.
@@ -280,8 +280,8 @@ class Run:
                 raise
             return use(now)
 
-    def _names(self, room: str) -> tuple[str, ...]:
-        found = (array_name(room, name) for name in self.files)
+    def _names(self, folder: str) -> tuple[str, ...]:
+        found = (array_name(folder, name) for name in self.files)
         return tuple(name for name in found if name is not None)
 
     def _file_of(self, name: str) -> str:
@@ -295,15 +295,15 @@ class Run:
             raise unknown_name(f"file of run {self.id}", name, self.files)
         return self.files[name]
 
-    def _named(self, room: str, name: str) -> str:
-        known = self._names(room)
+    def _named(self, folder: str, name: str) -> str:
+        known = self._names(folder)
         if name not in known:
             if not known:
-                raise InputError(f"run {self.id} has no {room}, so none called {name!r}")
-            raise unknown_name(f"{room} of run {self.id}", name, known)
-        return array_file(room, name)
+                raise InputError(f"run {self.id} has no {folder}, so none called {name!r}")
+            raise unknown_name(f"{folder} of run {self.id}", name, known)
+        return array_file(folder, name)
 
-    def _scaled(self, room: str, name: str, indices: Indices | None) -> NDArray[np.float32]:
+    def _scaled(self, folder: str, name: str, indices: Indices | None) -> NDArray[np.float32]:
         chosen = None if indices is None else list(indices)
 
         def read(file: File) -> NDArray[np.float32]:
@@ -315,7 +315,7 @@ class Run:
                     raise
                 raise RunError(f"read {self.location}/{file.at}: {error}") from error
 
-        return self._at(self._named(room, name), read)
+        return self._at(self._named(folder, name), read)
 
 
 @dataclass(frozen=True)
@@ -486,7 +486,7 @@ def _judged(
 
 
 def _shown(run: Run) -> str:
-    """The reason or variant, with control characters spelled out: strangers may have written it."""
+    """The reason or variant, with control characters spelled out."""
     return repr(run.reason or run.variant)[1:-1]
 
 

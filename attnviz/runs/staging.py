@@ -42,7 +42,10 @@ def begun(path: Path, content: Document) -> tuple[Path, Lock]:
         lock = Lock(aside)
         write_whole(aside / HEADER, sealed(content))
     except BaseException as error:
+        taken = isinstance(error, FileNotFoundError) and path.parent.is_dir()
         removed(aside, lock)
+        if taken:  # swept by another process that makes the same run, before it was locked
+            raise _made_elsewhere(path) from error
         if isinstance(error, OSError) and not isinstance(error, RunError):
             raise unwritable(path, error) from error
         raise
@@ -56,9 +59,13 @@ def into_place(aside: Path, path: Path, lock: Lock) -> None:
     except OSError as error:
         removed(aside, lock)
         if path.exists():
-            raise BusyError(f"write {path}: another process made it at the same moment") from error
+            raise _made_elsewhere(path) from error
         raise unwritable(path, error) from error
     sync_folder(path.parent)
+
+
+def _made_elsewhere(path: Path) -> BusyError:
+    return BusyError(f"write {path}: another process made it at the same moment")
 
 
 def removed(aside: Path, lock: Lock | None) -> None:
@@ -76,8 +83,8 @@ def tidy(folder: Path) -> None:
     """
     kept = {file.at for file in parse(LocalStore(folder).read(HEADER, SIZE_LIMIT)).files.values()}
     for entry in walk(folder, depth=DEPTH, hidden=True):
-        room, _, name = entry.name.rpartition("/")
-        unnamed = room in ARRAYS and entry.name not in kept
+        above, _, name = entry.name.rpartition("/")
+        unnamed = above in ARRAYS and entry.name not in kept
         if entry.what == "file" and (unnamed or _PARTIAL.fullmatch(name)):
             with suppress(OSError):
                 (folder / entry.name).unlink()

@@ -37,7 +37,7 @@ Catalogue: TypeAlias = "dict[str, Sizes | RunError]"
 T = TypeVar("T")
 
 WHOLE_LIMIT = 1 << 32
-"""Bytes of a file that is read whole, unless its reader says otherwise; larger ones by parts."""
+"""Bytes of a file that is read whole, unless its reader gives another limit."""
 
 DEPTH = 4
 """Levels of a run's folder."""
@@ -475,7 +475,7 @@ def _catalogue(root: Path, marker: str) -> Catalogue:
                     held = os.path.lexists(os.path.join(entry.path, marker))
                     folders[entry.name] = _sizes(Path(entry.path), points) if held else {}
                     if not held:
-                        os.scandir(entry.path).close()  # a folder that may not be read says so
+                        os.scandir(entry.path).close()  # raises where the folder is not readable
                 elif entry.is_file():
                     files[entry.name] = entry.stat().st_size
             except OSError as error:  # a link onto itself, a folder that may not be read

@@ -1,8 +1,8 @@
 """The samples' table: Parquet that is bounded before it is unfolded.
 
 A few kilobytes of Parquet can stand for gigabytes: long runs of one value, well-compressed pages.
-So what the file's own metadata says is added up first, and the table is then read in small batches
-whose size is counted, since metadata may lie. Text is read as the few different values that it has.
+The sizes in the file's metadata are added up first; the table is then read in small batches whose
+sizes are counted, since metadata may be wrong. Text is read dictionary-encoded.
 """
 
 from __future__ import annotations

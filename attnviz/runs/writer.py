@@ -263,7 +263,7 @@ class RunWriter:
 
     def _scaled(
         self,
-        room: str,
+        folder: str,
         name: str,
         array: Array,
         ranks: tuple[int, ...],
@@ -271,12 +271,12 @@ class RunWriter:
         about: Mapping[str, Any] | None,
         **extra: Array,
     ) -> None:
-        file = array_file(room, name)
+        file = array_file(folder, name)
         array = np.asarray(array)
         if array.ndim not in ranks or array.dtype.kind not in "fiub":
             wanted = " or ".join(map(str, ranks))
             raise InputError(
-                f"{room} {name!r}: expected a real array of rank {wanted}, "
+                f"{folder} {name!r}: expected a real array of rank {wanted}, "
                 f"got {array.dtype} of shape {array.shape}"
             )
         content = to_bytes({**scaled(array, axes), **extra})
@@ -382,7 +382,7 @@ class RunWriter:
 
 
 def _inside(folder: Path, name: str, *, make: bool = False) -> Path:
-    """See `entries.inside`; whatever goes wrong is a `RunError` that says what was to be done."""
+    """See `entries.inside`; every failure is a `RunError` that begins with "write"."""
     try:
         return inside(folder, name, make=make)
     except OutsideError as error:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from dashboard.components import can_run, component
+from dashboard.components import component
 
 _below = component(__file__, "below")
 
@@ -28,7 +28,7 @@ def below(draw: Callable[[], None], label: str, *, key: str) -> None:
 
 def _part(draw: Callable[[], None], label: str, seen: str) -> None:
     place = st.empty()
-    if can_run() and not st.session_state.get(seen):
+    if not st.session_state.get(seen):
         with place:
             near = _below(
                 data={"label": label}, key=f"{seen}_place", on_near_change=lambda: None

@@ -1,7 +1,7 @@
 """The upload component: the reader's own image, made small before it is sent.
 
 Streamlit's own uploader fails axe (its drop zone is a labelled element without a role), and sends
-the whole file. Where components cannot run, it stands in.
+the whole file.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 import base64
 import binascii
 
-import streamlit as st
-
 from attnviz.errors import InputError
-from dashboard.components import can_run, component
+from dashboard.components import component
 from dashboard.uploads import FORMATS, MOST_BYTES
 
 _upload = component(__file__, "upload")
@@ -28,9 +26,6 @@ def upload(side: int, *, key: str) -> bytes | None:
     Raises:
         InputError: What came is no file.
     """
-    if not can_run():
-        file = st.file_uploader("Your own image", type=[name.lower() for name in FORMATS], key=key)
-        return None if file is None else file.getvalue()
     limits = {"side": side, "bytes": MOST_BYTES, "formats": [f"image/{f.lower()}" for f in FORMATS]}
     sent = _upload(data=limits, key=key, on_picture_change=lambda: None).picture
     return None if sent is None else unpacked(sent)

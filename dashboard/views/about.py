@@ -15,6 +15,8 @@ from dashboard.address import plain
 from dashboard.chosen_runs import Chosen, chosen
 from dashboard.selection import metric_names, patch_sizes
 
+PAGE = {"title": "About this data", "icon": ":material/info:", "order": 8}
+
 
 def main() -> None:
     """The page."""

@@ -10,20 +10,20 @@ import pandas as pd
 import streamlit as st
 
 from attnviz.comparison.from_runs import map_names, patched
-from attnviz.comparison.variance import mean_of_valid
 from attnviz.definitions import SHOWN_LEVELS, metric_title, short_title
+from attnviz.statistics.variance import mean_of_valid
 from dashboard import charts, notices, run_cache
 from dashboard.address import plain
 from dashboard.chosen_runs import Chosen, chosen, one_run
-from dashboard.components import can_run
 from dashboard.controls import chooser, draw, go, offer
 from dashboard.dot_plot import dots
 from dashboard.gallery import gallery
 from dashboard.overlap import enlarged
 from dashboard.packing import MapLayer, Settings, Tile, pack
-from dashboard.pictures import in_words, sheet
 from dashboard.selection import AGREEMENT, agreement_names, metric_names, primary_map, scores
 from dashboard.summaries import level
+
+PAGE = {"title": "Attributions", "icon": ":material/layers:", "order": 3}
 
 _WORDS = {"spearman": "Spearman", "ssim": "SSIM", "topk_iou": "top-k IoU"}
 _REFERENCE = "layer_gradcam"
@@ -192,17 +192,14 @@ def _odd_ones(choice: Chosen) -> None:
             alt = f"{name} on image {image}: {', '.join(said)}"
             tiles.append(Tile(str(image), f"#{image} {name}", said, alt, i, held.box(i)))
             drawn.append(enlarged(found[i][None], *size)[0])
-    if can_run():
-        block = pack(
-            held.images, tiles, [MapLayer("map", "map", np.stack(drawn), from_zero=True)], None,
-            settings=Settings(threshold=0.0), label="Images on which the maps disagree",
-            controls=False, pairs=True,
-        )  # fmt: skip
-        opened = gallery(block, key="odd")
-        if opened is not None:
-            go("sample", image=opened, run=run.id)
-    else:
-        st.image(sheet(held.images, tiles, drawn), alt=in_words(tiles))
+    block = pack(
+        held.images, tiles, [MapLayer("map", "map", np.stack(drawn), from_zero=True)], None,
+        settings=Settings(threshold=0.0), label="Images on which the maps disagree",
+        controls=False, pairs=True,
+    )  # fmt: skip
+    opened = gallery(block, key="odd")
+    if opened is not None:
+        go("sample", image=opened, run=run.id)
 
 
 main()

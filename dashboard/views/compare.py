@@ -10,21 +10,21 @@ import streamlit as st
 
 from attnviz.comparison.from_runs import map_names, patched
 from attnviz.comparison.text import begun
-from attnviz.comparison.variance import mean_of_valid
 from attnviz.definitions import metric_title, short_title
 from attnviz.figures import png_bytes
+from attnviz.statistics.variance import mean_of_valid
 from dashboard import charts, notices, run_cache
 from dashboard.address import plain, whole
 from dashboard.chosen_runs import Chosen, chosen, ranked
-from dashboard.components import can_run
 from dashboard.controls import chooser, draw, go, heard, offer, stepper
 from dashboard.dot_plot import dots
 from dashboard.gallery import gallery
 from dashboard.lazy import below
 from dashboard.overlap import iou_curves
 from dashboard.packing import MapLayer, Settings, Tile, pack
-from dashboard.pictures import in_words, sheet
 from dashboard.selection import metric_names, neighbours, primary_map, verdict
+
+PAGE = {"title": "Compare", "icon": ":material/leaderboard:", "order": 0}
 
 PRIMARY = "energy_pointing_game"
 _CURVE_IMAGES = 200
@@ -165,12 +165,9 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
         arrows=False,
         tile=7,
     )
-    if can_run():
-        opened = gallery(block, key="strip")
-        if opened is not None:
-            go("sample", image=image)
-    else:
-        st.image(sheet(found.images, tiles, maps, columns=7), alt=in_words(tiles))
+    opened = gallery(block, key="strip")
+    if opened is not None:
+        go("sample", image=image)
 
 
 def _tile(

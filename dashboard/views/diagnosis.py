@@ -15,6 +15,8 @@ from dashboard.controls import chooser, draw, offer
 from dashboard.notices import command
 from dashboard.summaries import knockouts
 
+PAGE = {"title": "Diagnosis", "icon": ":material/troubleshoot:", "order": 4}
+
 _SEVERITIES = ("error", "warning", "note")
 _ICONS = {"error": ":material/error:", "warning": ":material/warning:", "note": ":material/info:"}
 

@@ -13,12 +13,11 @@ from attnviz.definitions import metric_title, short_title
 from dashboard import notices, run_cache
 from dashboard.address import one_of, plain, share, whole
 from dashboard.chosen_runs import Chosen, chosen, one_run
-from dashboard.components import can_run
-from dashboard.controls import chooser, colours, go, heard, offer, stepper
+from dashboard.controls import chooser, go, heard, offer, stepper
 from dashboard.gallery import gallery
 from dashboard.packing import MapLayer, Settings, Tile, pack
-from dashboard.palettes import COLOUR_MAPS, DARK
-from dashboard.pictures import in_words, sheet
+from dashboard.palettes import COLOUR_MAPS
+from dashboard.pictures import sheet
 from dashboard.selection import (
     ORDERS,
     OUTCOMES,
@@ -35,6 +34,8 @@ from dashboard.selection import (
     threshold_of,
     verdict,
 )
+
+PAGE = {"title": "Gallery", "icon": ":material/grid_view:", "order": 1}
 
 _LAYERS = 6  # maps that travel to the browser with each page
 
@@ -160,22 +161,17 @@ def _tiles(
         f"τ of the map, each scaled to its own range{chose}"
         ". The box is the patch. A click or Enter opens it."
     )
-    if can_run():
-        block = pack(
-            held.images,
-            tiles,
-            layers,
-            held.masks,
-            settings=settings,
-            label=f"Images of {run.variant}, {metric}",
-        )
-        opened = gallery(block, key="gallery")
-        if opened is not None:
-            go("sample", image=opened, run=run.id, **_order())
-    else:
-        dark = colours() is DARK
-        picture = sheet(held.images, tiles, by.values, dark=dark, opacity=settings.opacity)
-        st.image(picture, alt=in_words(tiles))
+    block = pack(
+        held.images,
+        tiles,
+        layers,
+        held.masks,
+        settings=settings,
+        label=f"Images of {run.variant}, {metric}",
+    )
+    opened = gallery(block, key="gallery")
+    if opened is not None:
+        go("sample", image=opened, run=run.id, **_order())
     _downloads(run, rows, held, tiles, by, settings)
 
 

@@ -15,6 +15,8 @@ from dashboard.cohorts import asked_in_words, differences, matching, question
 from dashboard.controls import chooser, go, heard, typed
 from dashboard.summaries import level
 
+PAGE = {"title": "Runs", "icon": ":material/table_rows:", "order": 6}
+
 
 def main() -> None:
     """The page."""

@@ -13,14 +13,12 @@ from attnviz.comparison.from_runs import map_names, patched
 from dashboard import charts, notices, run_cache
 from dashboard.address import one_of, plain, whole
 from dashboard.chosen_runs import chosen
-from dashboard.components import can_run
 from dashboard.controls import chooser, draw, heard, offer, stepper
 from dashboard.gallery import gallery
 from dashboard.lazy import below
 from dashboard.overlap import energy
 from dashboard.packing import MapLayer, Settings, Tile, pack, pack_rows
 from dashboard.picker import picker
-from dashboard.pictures import in_words, sheet
 from dashboard.selection import (
     ORDERS,
     OUTCOMES,
@@ -32,6 +30,8 @@ from dashboard.selection import (
     spread,
     verdict,
 )
+
+PAGE = {"title": "Sample", "icon": ":material/image_search:", "order": 2}
 
 _ROWS_LIMIT = 24_000_000  # bytes of attention that are sent to the browser at once
 
@@ -166,9 +166,6 @@ def _show(
 ) -> None:
     from dashboard.overlap import enlarged
 
-    if not can_run():
-        st.image(sheet(held.images, tiles, maps), alt=in_words(tiles))
-        return
     h, w = held.images.shape[1:3]
     values = np.concatenate([enlarged(one[None], h, w) for one in maps])
     gallery(
@@ -232,9 +229,6 @@ def _picker(shown: list[tuple[str, Any]], image: int, held: run_cache.Pictures, 
         return
     block = notices.readable(lambda: _rows(run, layer, images.index(image), held, box), run)
     if block is None:
-        return
-    if not can_run():
-        st.caption("This browser cannot run the picker.")
         return
     picker(block, key="picker")
 

@@ -14,14 +14,14 @@ from dashboard import charts, notices, run_cache
 from dashboard.address import plain, quoted, several
 from dashboard.chosen_runs import listed, one_group
 from dashboard.cohorts import Cohort, cohorts, question, variants
-from dashboard.components import can_run
 from dashboard.controls import chooser, draw, heard, many, root
 from dashboard.epochs import epoch_maps, found_at, seed_bands
 from dashboard.gallery import gallery
 from dashboard.overlap import energy
 from dashboard.packing import MapLayer, Settings, Tile, pack
-from dashboard.pictures import in_words, sheet
 from dashboard.summaries import level
+
+PAGE = {"title": "Training", "icon": ":material/show_chart:", "order": 5}
 
 _PANELS = {
     "Loss": ("val_loss", "train_loss"),
@@ -209,9 +209,6 @@ def _maps(listing: run_cache.Listing, runs: list[Any]) -> None:
         Tile(str(i), f"#{i}", (), f"Image {i}", place, held.box(place))
         for place, i in enumerate(images)
     ]
-    if not can_run():
-        st.image(sheet(held.images, tiles, layers[-1].values), alt=in_words(tiles))
-        return
     gallery(
         pack(
             held.images, tiles, layers, held.masks, label=f"Maps of {run.id} by epoch",

@@ -14,16 +14,16 @@ from dashboard import notices, run_cache
 from dashboard.address import plain, whole
 from dashboard.chosen_runs import Chosen, chosen, one_run
 from dashboard.cohorts import question
-from dashboard.components import can_run
 from dashboard.controls import chooser, heard, many, number, ratio
 from dashboard.gallery import gallery
 from dashboard.overlap import energy, enlarged
 from dashboard.packing import MapLayer, Settings, Tile, pack, pack_image
-from dashboard.pictures import in_words, sheet
 from dashboard.pointer import pointer
 from dashboard.selection import chosen_threshold, threshold_of
 from dashboard.upload import upload
 from dashboard.uploads import decoded
+
+PAGE = {"title": "Try it", "icon": ":material/touch_app:", "order": 7}
 
 _WEIGHTS = "model.safetensors"
 _SHAPES = ("square", "disc", "ring", "bar", "line", "cross", "L", "dots", "texture")
@@ -135,9 +135,6 @@ def _patch(side: int, run: Any) -> Patch:
 
 def _place(picture: np.ndarray, patch: Patch) -> None:
     """The image, to be clicked."""
-    if not can_run():
-        st.image(picture, alt=f"The image with its patch at {patch.x}, {patch.y}")
-        return
     placed = pointer(pack_image(picture, x=patch.x, y=patch.y, size=patch.size), key="pointer")
     if placed is not None and placed != (patch.x, patch.y):
         st.query_params.update(x=str(placed[0]), y=str(placed[1]))
@@ -185,16 +182,13 @@ def _views(answer: Any, run: Any, picture: np.ndarray, mask: np.ndarray, patch: 
         tiles.append(Tile(view.name, view.name, (*built, said), alt, 0, box))
         maps.append(enlarged(view.values[None], *mask.shape)[0])
     threshold = threshold_of(run, views[0].construction)
-    if can_run():
-        masks = np.repeat(mask[None], len(tiles), axis=0)
-        block = pack(
-            picture[None], tiles, [MapLayer("map", "map", np.stack(maps), threshold)], masks,
-            settings=Settings(threshold=threshold), label="What the model looked at", opens=False,
-            counted="maps", tile=8,
-        )  # fmt: skip
-        gallery(block, key="live")
-    else:
-        st.image(sheet(picture[None], tiles, maps, columns=4), alt=in_words(tiles))
+    masks = np.repeat(mask[None], len(tiles), axis=0)
+    block = pack(
+        picture[None], tiles, [MapLayer("map", "map", np.stack(maps), threshold)], masks,
+        settings=Settings(threshold=threshold), label="What the model looked at", opens=False,
+        counted="maps", tile=8,
+    )  # fmt: skip
+    gallery(block, key="live")
     construction = views[0].construction
     chosen = chosen_threshold(run, construction) is not None
     chose = f"; validation images chose {threshold:.2f} for {construction}" if chosen else ""

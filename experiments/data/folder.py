@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 
 from attnviz.errors import InputError
 from attnviz.image_files import SUFFIXES, photograph, square
+from experiments.data.registry import source
 
 SHARES = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}
 """Which part of the shuffled files each split takes, unless the folder has train, val and test."""
 
 
+@source("folder")
 def folder_images(
     split: str, count: int, *, path: str | Path, seed: int, side: int = 96
 ) -> NDArray[np.uint8]:

@@ -21,7 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from experiments.data.registry import source
+
 SPLITS = ("test", "train", "val")
+
+REVISION = 2
+"""Of the list below; a run on other crops of the same settings is another run."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,22 @@ PHOTOGRAPHS = (
 )  # fmt: skip
 
 
+def photo_scenes(split: str, count: int) -> list[str]:
+    """The scene of each of `photo_crops`, `count` names."""
+    names = [one.scene for one in _of(split)]
+    return [names[number % len(names)] for number in range(count)]
+
+
+def about_photographs() -> dict[str, dict[str, str]]:
+    """Split → name of a photograph → what it shows, its licence and its package."""
+    return {split: {one.name: one.about for one in _of(split)} for split in SPLITS}
+
+
+def _about() -> dict[str, object]:
+    return {"photographs": about_photographs()}
+
+
+@source("photos", on_disk=False, revision=REVISION, groups=photo_scenes, about=_about)
 def photo_crops(split: str, count: int, *, seed: int, side: int = 96) -> NDArray[np.uint8]:
     """Deterministic crops of one split's photographs.
 
@@ -94,17 +115,6 @@ def photo_crops(split: str, count: int, *, seed: int, side: int = 96) -> NDArray
         `(count, side, side, 3)`, 0 to 255.
     """
     return _crops(split, count, seed, side).copy()
-
-
-def photo_scenes(split: str, count: int) -> list[str]:
-    """The scene of each of `photo_crops`, `count` names."""
-    names = [one.scene for one in _of(split)]
-    return [names[number % len(names)] for number in range(count)]
-
-
-def about_photographs() -> dict[str, dict[str, str]]:
-    """Split → name of a photograph → what it shows, its licence and its package."""
-    return {split: {one.name: one.about for one in _of(split)} for split in SPLITS}
 
 
 def _of(split: str) -> list[Photograph]:

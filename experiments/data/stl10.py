@@ -10,6 +10,7 @@ from PIL import Image
 
 from attnviz.errors import InputError
 from attnviz.image_files import square
+from experiments.data.registry import source
 
 HOW = (
     "download stl10_binary.tar.gz from the data set's home page, unpack it, and pass the folder "
@@ -19,6 +20,7 @@ VALIDATION = 0.2
 """The share of the training split that validates."""
 
 
+@source("stl10", how=HOW)
 def stl10_images(
     split: str, count: int, *, path: str | Path, seed: int, side: int = 96
 ) -> NDArray[np.uint8]:

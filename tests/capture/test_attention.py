@@ -393,6 +393,7 @@ def test_a_module_called_twice_has_two_records() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.filterwarnings("ignore:torch.compile with fullgraph=True found no compiled")
 def test_flex_attention_is_seen_with_its_own_scores() -> None:
     from torch.nn.attention.flex_attention import flex_attention
 

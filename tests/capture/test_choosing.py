@@ -93,7 +93,7 @@ def test_a_capture_is_a_mapping_with_lenient_names() -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_a_capture_is_no_list():
-    with pytest.raises(InputError, match=r"a capture is asked by name, got -1: for the last"):
+    with pytest.raises(InputError, match=r"expected the name of a record, got -1: for the last"):
         Capture()[-1]
 
 

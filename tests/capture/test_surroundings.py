@@ -8,6 +8,7 @@ import gc
 import io
 import pdb
 import pickle
+import subprocess
 import sys
 import threading
 import tracemalloc
@@ -138,7 +139,8 @@ def _profiled(model: nn.Module, x: Tensor) -> Any:
 
 
 def _graph(model: nn.Module, x: Tensor) -> Any:
-    return [str(node.target) for node in make_fx(model)(x).graph.nodes]
+    graph = make_fx(model)(x).graph  # torch 2.9 adds an unused detach under any mode
+    return [str(node.target) for node in graph.nodes if "detach" not in str(node.target)]
 
 
 def _called(model: nn.Module, x: Tensor) -> Any:
@@ -248,7 +250,10 @@ def test_a_fused_kernel_on_distributed_tensors_is_seen_on_the_local_ones(mesh: A
             return out.to_local()
 
     model, x = Attend(), torch.randn(2, 2, 5, 8)
-    plain = model(x)
+    try:
+        plain = model(x)
+    except NotImplementedError as error:  # torch 2.9 and 2.10
+        pytest.skip(f"this torch has no such kernel for distributed tensors: {error}")
     with watch(model) as seen:
         assert torch.equal(model(x), plain)
     (record,) = seen.values()
@@ -403,6 +408,31 @@ def test_threads_that_overlap_leave_the_compiler_as_it_was(loaded: bool) -> None
     _in_threads(one, two)
     assert state()[1] == before[1]
     assert state()[2] in (None, "default")
+
+
+COMPILED_WITHIN = """
+import sys, torch
+from attnviz.capture import watch
+from tests.capture import nets
+assert "torch._dynamo" not in sys.modules
+model, x = nets.around(nets.Attention()), nets.images()
+with torch.no_grad(), watch(model) as seen:
+    compiled = torch.compile(model, backend="eager")
+    out = compiled(x)
+    frames = torch._dynamo.utils.counters["frames"]
+    assert not frames, frames
+assert list(seen) == ["attn"], list(seen)
+with torch.no_grad():
+    assert torch.equal(compiled(x), out)
+"""
+
+
+def test_a_compiler_that_is_imported_within_a_watch_compiles_nothing_in_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", COMPILED_WITHIN],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_first_watches_in_eight_threads() -> None:

@@ -328,7 +328,8 @@ def test_scripted_models_are_seen(way: str) -> None:
 
     model, x = nets.around(Simple()), nets.images()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated upstream
+        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated upstream,
+        warnings.simplefilter("ignore", DeprecationWarning)  # which torch 2.10 to 2.12 say so
         scripted = torch.jit.script(model) if way == "script" else torch.jit.trace(model, x)
     with torch.no_grad():
         for _ in range(3):  # the executor profiles its first runs

@@ -13,18 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from attnviz.runs import open_run, save_run
 from dashboard import run_cache
+from dashboard.pages import listed
 from tests.dashboard import made_runs
 from tests.dashboard.conftest import APP
 
-PAGES = (
-    "compare", "gallery", "sample", "attributions", "diagnosis", "training", "runs", "try_it",
-    "about",
-)  # fmt: skip
+PAGES = tuple(page.name for page in listed())
 RANKED = tuple(page for page in PAGES if page not in ("runs", "training"))
 
 
@@ -658,12 +655,6 @@ class TestWithout:
         path.write_text(json.dumps(content))
         at = opened(monkeypatch, "try_it", copied, run="mha-0")
         assert said in words(at)
-
-    def test_without_components_the_gallery_is_a_contact_sheet(self, good_root, monkeypatch):
-        monkeypatch.delattr(st.components, "v2")
-        at = opened(monkeypatch, "gallery", good_root, run="mha-0")
-        (picture,) = at.main.get("image")
-        assert "Image" in picture.proto.imgs[0].alt
 
 
 class TestMany:

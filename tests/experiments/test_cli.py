@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from attnviz import list_runs, open_run
-from attnviz.executors import Workers, chosen_workers
+from attnviz.cli.worker_arguments import chosen_workers
+from attnviz.executors import Workers
 from experiments.__main__ import _parser, main
 from experiments.axes import SINGLE, chosen_axes, grid
 from experiments.quickstart import PICTURE, VARIANTS

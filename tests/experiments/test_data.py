@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from attnviz import InputError
-from experiments.data import about, groups, load_images, photos
+from experiments.data import photos
 from experiments.data.folder import folder_images
 from experiments.data.photos import PHOTOGRAPHS, SPLITS, photo_crops, photo_scenes
 from experiments.data.stl10 import stl10_images
+from experiments.loading import about, groups, load_images
 from experiments.settings import Settings
 
 

@@ -443,6 +443,31 @@ def test_a_file_that_may_not_be_read_breaks_its_run_alone(open_tmp: Path) -> Non
     ], done.stderr
 
 
+def test_a_folder_that_may_not_be_read_breaks_its_run_alone(open_tmp: Path) -> None:
+    for name in "abc":
+        make(open_tmp / name)
+    (open_tmp / "a" / "maps").chmod(0)
+    (open_tmp / "b").chmod(0)
+    code = (
+        "found = list_runs(sys.argv[1])\n"
+        "for run in found: print(run.id, run.state, run.reason)\n"
+        "print(found.left_out)\n"
+        "print(*verify(sys.argv[1]), sep='\\n')"
+    )
+    done = as_nobody(code, open_tmp)
+    (open_tmp / "a" / "maps").chmod(0o755)
+    (open_tmp / "b").chmod(0o755)
+    said = done.stdout.splitlines()
+    assert said[:3] == [
+        "a broken maps/received.safetensors: permission denied",
+        "c complete ",
+        "{'b': 'permission denied'}",
+    ], done.stderr
+    assert "a/maps: permission denied" in said
+    assert "b/run.json: permission denied" in said
+    assert not any(line.startswith("c/") for line in said)
+
+
 def test_what_killed_writers_left_is_cleared_by_the_next(tmp_path: Path) -> None:
     code = (
         "import os, sys; from attnviz.runs import lifecycle, start_run\n"

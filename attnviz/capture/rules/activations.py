@@ -1,4 +1,4 @@
-"""Rules for what makes weights: softmax, sigmoid, hard sigmoid, tanh, and these written by hand."""
+"""Rules for functions that make weights and gates: softmax, sigmoid, hard sigmoid, tanh."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Rules for ops that write a tensor anew without changing what it means.
+"""Rules for ops that copy, cast, join or resize a tensor and keep its meaning.
 
-Views need none: they share their storage, and the tag with it.
+Views need none: they share the storage, and with it the tag.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def overwrite(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     "aten._unsafe_index.Tensor",
 )  # fmt: skip
 def look_up(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
-    """A table of biases stays a parameter; where to look is computed from places alone."""
+    """A table of biases stays a parameter; the indices into it are computed from places alone."""
     out = func(*args, **kwargs)
     if session.is_parameter(args[0]):
         session.tags.put(out, PARAMETER)

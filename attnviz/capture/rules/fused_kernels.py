@@ -1,4 +1,4 @@
-"""Rules for kernels that attend as a whole, and never hold weights that anyone could see."""
+"""Rules for fused attention kernels, whose weights are recomputed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules for matrix products: where weights meet values, and where queries meet keys."""
+"""Rules for matrix products: weights times values, and queries times keys."""
 
 from __future__ import annotations
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from attnviz.comparison.intervals import gap_intervals
-from attnviz.comparison.kinds import rank_sum
-from attnviz.comparison.pairs import Pairs, adjusted, all_pairs, smallest_p
-from attnviz.comparison.variance import sampled
+from attnviz.statistics.intervals import gap_intervals
+from attnviz.statistics.kinds import rank_sum
+from attnviz.statistics.pairs import Pairs, adjusted, all_pairs, smallest_p
+from attnviz.statistics.variance import sampled
 
 
 def rng(seed: int = 0) -> np.random.Generator:

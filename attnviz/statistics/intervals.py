@@ -1,6 +1,6 @@
 """Confidence intervals of mean scores and of their differences, within the score's bounds.
 
-- Any score: mean ± t·SE, with the variance and degrees of freedom of `attnviz.comparison.variance`,
+- Any score: mean ± t·SE, with the variance and degrees of freedom of `attnviz.statistics.variance`,
   cut where the score's range ends.
 - Hits (0 or 1): Wilson's interval (1927) with an effective sample size, which never leaves 0 … 1
   and has a width where every image was hit; no more than there are images where they come in
@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attnviz.comparison.kinds import Kinds, two_kinds
-from attnviz.comparison.pairs import Adjusted, Pairs
-from attnviz.comparison.variance import Array, Sample, group_freedom, sampled, spread
 from attnviz.definitions import limits_of
+from attnviz.statistics.kinds import Kinds, two_kinds
+from attnviz.statistics.pairs import Adjusted, Pairs
+from attnviz.statistics.variance import Array, Sample, group_freedom, sampled, spread
 
 
 @dataclass(frozen=True)

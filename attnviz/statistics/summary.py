@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from attnviz.comparison.groups import clusters, labelled
-from attnviz.comparison.intervals import interval
 from attnviz.errors import InputError
+from attnviz.statistics.clusters import clusters, labelled
+from attnviz.statistics.intervals import interval
 
 
 def summarised(

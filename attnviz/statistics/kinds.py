@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from attnviz.comparison.variance import Array, Sample
+from attnviz.statistics.variance import Array, Sample
 
 
 @dataclass(frozen=True)

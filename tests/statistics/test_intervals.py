@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from attnviz.comparison.intervals import (
+from attnviz.statistics.intervals import (
     clopper_pearson,
     half_width,
     interval,
     wilson,
 )
-from attnviz.comparison.kinds import two_kinds
-from attnviz.comparison.variance import sampled
+from attnviz.statistics.kinds import two_kinds
+from attnviz.statistics.variance import sampled
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -6,7 +6,7 @@ rise and fall together over all variants, as those of several maps of one networ
 decided once per metric by an F test of seeds in the table seeds × variants (`SHARED`), not pair by
 pair, where choosing the smaller variance would be a test too many.
 
-p is Student's t with the variance and degrees of freedom of `attnviz.comparison.variance`. The
+p is Student's t with the variance and degrees of freedom of `attnviz.statistics.variance`. The
 adjustment for all pairs draws whole studies without any difference from the fitted variances and
 takes the smallest p of each (single-step min-p; Westfall and Young 1993): an adjusted p is the
 share of such studies whose smallest p is no greater. The interval of each pair is widened to the
@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from attnviz.comparison.kinds import rank_sum, two_kinds
-from attnviz.comparison.variance import (
+from attnviz.statistics.kinds import rank_sum, two_kinds
+from attnviz.statistics.variance import (
     Array,
     Sample,
     Spread,
@@ -74,7 +74,7 @@ class Pairs:
         images: Images that both can score in some seed.
         seeds: The smaller number of seeds of the two.
         p: Two-sided, unadjusted; NaN where the variance is not known.
-        rank_p: p by ranks over seeds (`attnviz.comparison.kinds`); NaN where no variant's
+        rank_p: p by ranks over seeds (`attnviz.statistics.kinds`); NaN where no variant's
             trainings fall into two kinds.
         paired: Whether seeds are paired.
         null: Variances that studies without a difference are drawn from.

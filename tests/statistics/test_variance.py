@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from attnviz.comparison.variance import (
+from attnviz.statistics.variance import (
     group_freedom,
     mean_of_valid,
     sampled,
