@@ -12,7 +12,7 @@ from torch import Tensor
 from attnviz.errors import InputError
 from attnviz.token_places import RecordPlaces
 
-Grid = tuple[int, ...]
+Grid = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
