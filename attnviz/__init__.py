@@ -1,9 +1,9 @@
-"""attnviz: watch a model's attention, map it, measure it against a place that is known.
+"""attnviz: watch a model's attention, map it, measure it against known places.
 
-The public names stand in `__init__.pyi`, one import each. Type checkers read that file as it is;
-here its lines are read as a table, and a name's module is imported when the name is first used, so
-that `import attnviz` costs next to nothing and `attnviz ls` never loads torch. A new public name
-is one line there.
+The public names are listed in `__init__.pyi`, one import each. Type checkers read that file as it
+is; this module reads its lines as a table, and a name's module is imported when the name is first
+used, so that `import attnviz` costs next to nothing and `attnviz ls` never loads torch. A new
+public name is one line there.
 """
 
 from __future__ import annotations

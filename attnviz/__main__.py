@@ -29,7 +29,7 @@ def main() -> int:
         _on_interrupt(signal.default_int_handler)
         code = run()
         _on_interrupt(signal.SIG_DFL)
-    except KeyboardInterrupt:  # between two lines of ours
+    except KeyboardInterrupt:  # between two lines of this package
         _on_interrupt(signal.SIG_DFL)
         return INTERRUPTED
     return code

@@ -1,9 +1,10 @@
-"""What every metric is, and the reference levels that stand beside its scores.
+"""Definitions of all metrics and reference levels.
 
-A metric is described here once: key, title, meaning, range, direction, source, bound, and whether
-it needs a threshold. The code of a metric is bound to its definition by `attnviz.metrics.metric`;
-tables, comparison, report and dashboard read the definition and hold no table of their own. A
-metric from outside the package is defined the same way (CONTRIBUTING.md, "A metric").
+Each metric is described here once: key, title, meaning, range, direction, source, bound, and
+whether it needs a threshold. The code of a metric is bound to its definition by
+`attnviz.metrics.metric`; tables, comparison, report and dashboard read the definition and hold no
+table of their own. A metric from outside the package is defined the same way (CONTRIBUTING.md, "A
+metric").
 
 Nothing here needs torch.
 """
@@ -23,7 +24,7 @@ Better: TypeAlias = Literal["higher", "lower"]
 """Which scores are better."""
 
 Family: TypeAlias = Literal["localization", "concentration", "faithfulness", "agreement", "other"]
-"""What a metric needs and says.
+"""Family of a metric: its inputs and subject.
 
 A map and a mask (localization), a map alone (concentration), a map and the model (faithfulness),
 two maps (agreement), or anything else (other).
@@ -54,7 +55,7 @@ class MetricDefinition:
         bound: The best score that any map can reach: a number, or words such as "D/|G|"; "unknown"
             unless given. Not a reference level of the grid: see `LEVELS`.
         threshold: Whether it needs a threshold τ, calibrated on the validation split.
-        family: What it needs and says; see `Family`.
+        family: Inputs and subject; see `Family`.
         short: Its name below a picture; the title unless given.
 
     Raises:
@@ -426,7 +427,7 @@ _ENDLESS = (math.inf, -math.inf)  # JSON has no infinity: an open end is left ou
 
 
 def adopt(documents: Any) -> None:
-    """Take over the definitions that a run folder holds, unless the process knows better.
+    """Take over the definitions that a run folder holds, unless the process has its own.
 
     Only data: types are checked, texts are shortened and lose what Markdown or a terminal would
     act on. What does not make a definition is left out.
@@ -485,7 +486,7 @@ def is_localization(key: str) -> bool:
 
 
 def limits_of(key: str) -> tuple[float, float]:
-    """Between what a metric's mean can lie; without end where that is not known."""
+    """Limits of a metric's mean; infinite where unknown."""
     known = _DEFINED.get(key)
     return (-math.inf, math.inf) if known is None else (known.low, known.high)
 

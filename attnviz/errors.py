@@ -1,8 +1,8 @@
-"""What attnviz raises.
+"""Exceptions of attnviz.
 
-Every message says which operation failed, what it expected, what came, and the nearest remedy:
-lower case, no exclamation mark. Each class also is the built-in error a caller would expect, so
-`except ValueError` keeps working.
+Every message states the failed operation, what it expected, what it got and the nearest remedy:
+lower case, no exclamation mark. Each class also inherits from the matching built-in exception, so
+`except ValueError` works.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class InputError(AttnvizError, ValueError):
 
 
 class NothingSeenError(AttnvizError, LookupError):
-    """A watch ended without having seen any attention or gate."""
+    """A watch ended without recording any attention or gate."""
 
 
 class UnsupportedError(AttnvizError, RuntimeError):
@@ -41,9 +41,9 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> InputError:
     """An error for a name that does not exist, with the nearest one that does.
 
     Args:
-        what: What the name stands for, such as `"variant"`.
-        name: What came.
-        known: All the names that would have been right.
+        what: The kind of name, such as `"variant"`.
+        name: The unknown name.
+        known: All valid names.
 
     Returns:
         The error, to be raised by the caller. Of many names it lists the nearest.

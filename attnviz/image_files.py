@@ -1,9 +1,9 @@
-"""Pictures from files that strangers made: decoded within limits, upright, in three channels.
+"""Safe decoding of untrusted image files: size-limited, upright, RGB.
 
-Whatever the file says of itself, no more pixels are decoded than `most_pixels`, and only formats
+Regardless of the file's header, no more than `most_pixels` pixels are decoded, and only formats
 that Pillow decodes in its own process are tried (an EPS by the name of `a.png` would start a
-PostScript interpreter). What a picture shows is what a viewer shows: rotated as its EXIF says,
-transparent places on white, of an animation the first frame, 16 bits rounded down to 8.
+PostScript interpreter). The result matches an image viewer: rotated by EXIF, transparency on white,
+first frame of an animation, 16 bits rounded down to 8.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from attnviz.errors import InputError
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 MOST_PIXELS = 80_000_000
-"""More than any camera's photograph, less than where Pillow itself begins to warn."""
+"""Above the size of camera photographs, below Pillow's own warning threshold."""
 
 
 def photograph(
@@ -32,11 +32,11 @@ def photograph(
     formats: Sequence[str] = FORMATS,
     most_pixels: int = MOST_PIXELS,
 ) -> Image.Image:
-    """A picture as a viewer would show it.
+    """Decode an image as a viewer would show it.
 
     Args:
         source: A file, or its content.
-        name: What the message calls it.
+        name: Its name in error messages.
         formats: Pillow's names of the formats that are taken.
         most_pixels: Larger pictures are refused before they are decoded.
 
@@ -45,11 +45,11 @@ def photograph(
 
     Raises:
         InputError: Too large, of another format, damaged, or with values that are no colours; the
-            message begins with the name and says which.
+            message begins with the name and states the reason.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks; what matters is refused below
+            warnings.simplefilter("ignore")  # Pillow's warnings; invalid files are refused below
             file = io.BytesIO(source) if isinstance(source, bytes) else source
             with Image.open(file, formats=list(formats)) as image:
                 _small_enough(image, name, most_pixels)
@@ -66,12 +66,27 @@ def photograph(
 
 def square(photo: Image.Image, side: int) -> NDArray[np.uint8]:
     """The middle square of a photograph, resized with anti-aliasing to `(side, side, 3)`."""
-    span = min(photo.size)
-    x, y = (photo.width - span) // 2, (photo.height - span) // 2
-    crop = photo.convert("RGB").resize(
-        (side, side), Image.Resampling.LANCZOS, box=(x, y, x + span, y + span), reducing_gap=3.0
+    return fitted(photo, side, side)
+
+
+def fitted(photo: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
+    """The middle of a photograph that has these proportions, resized to `(height, width, 3)`.
+
+    Args:
+        photo: Any picture.
+        height: Of the result, in pixels.
+        width: Of the result, in pixels.
+
+    Returns:
+        Bytes; resized with anti-aliasing, nothing is stretched.
+    """
+    scale = min(photo.width / width, photo.height / height)
+    w, h = width * scale, height * scale
+    x, y = (photo.width - w) // 2, (photo.height - h) // 2
+    part = photo.convert("RGB").resize(
+        (width, height), Image.Resampling.LANCZOS, box=(x, y, x + w, y + h), reducing_gap=3.0
     )
-    return np.asarray(crop)
+    return np.asarray(part)
 
 
 def _small_enough(image: Image.Image, name: str, most_pixels: int) -> None:

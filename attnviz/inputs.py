@@ -1,7 +1,7 @@
-"""Checks of images, maps and masks: one place, one wording for all packages.
+"""Input checks of images, maps and masks, shared by all packages.
 
-Targets are checked in `attnviz.targets`. Every check raises an `InputError` that says what was
-expected, what came, and the nearest remedy.
+Targets are checked in `attnviz.targets`. Every check raises an `InputError` that states what was
+expected, what was given, and the nearest remedy.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def maps_with_masks(maps: Any, masks: Any) -> tuple[Tensor, Tensor]:
         raise InputError(
             f"masks: expected bool, got {labels.dtype}; say which values count, as in masks > 0"
         )
-    if values.ndim < 3:  # (h, w) may be one map without a batch axis: never guessed
+    if values.ndim < 3:  # (h, w) may be one map without a batch axis: an error
         raise InputError(
             f"maps: expected (b, h, w) or more place axes, got {tuple(values.shape)}; a single map "
             "is maps[None], places without a grid are maps[:, None]"

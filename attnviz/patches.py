@@ -1,4 +1,4 @@
-"""Put a patch whose place is known into images.
+"""Inject patches at known positions into images.
 
 The place of a patch follows from `(seed, index)` alone, through a counter-based generator: image 7
 gets the same patch in a batch of one and in a batch of a thousand, on any device, in any order.
@@ -97,20 +97,20 @@ def inject_patch(
 
 
 def _places(keys: Tensor, rows: int, columns: int, size: int, count: int) -> Int[Tensor, "b n 2"]:
-    """Upper left corners `(y, x)` of each image's patches, drawn from the room that is left."""
+    """Upper left corners `(y, x)` of each image's patches, drawn from the free positions."""
     row, column = torch.arange(rows, device=keys.device), torch.arange(columns, device=keys.device)
     free = torch.ones(len(keys), rows, columns, dtype=torch.bool, device=keys.device)
     corners = []
     for patch in range(count):
-        room = free.flatten(1).cumsum(1, dtype=torch.int32)
-        if not bool((room[:, -1] > 0).all()):
+        free_counts = free.flatten(1).cumsum(1, dtype=torch.int32)
+        if not bool((free_counts[:, -1] > 0).all()):
             raise InputError(
                 f"inject_patch: found no room for {count} patches of {size} pixels that do not "
                 f"overlap in {rows + size - 1} × {columns + size - 1} pixels; "
                 "expected fewer or smaller patches"
             )
-        chosen = _below(_draw(keys, 1 + patch), room[:, -1]).to(torch.int32)
-        place = torch.searchsorted(room, chosen[:, None], right=True)[:, 0]
+        chosen = _below(_draw(keys, 1 + patch), free_counts[:, -1]).to(torch.int32)
+        place = torch.searchsorted(free_counts, chosen[:, None], right=True)[:, 0]
         corner = torch.stack([place // columns, place % columns], dim=1)
         near_y = (row - corner[:, :1]).abs() < size
         near_x = (column - corner[:, 1:]).abs() < size

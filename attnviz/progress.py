@@ -1,6 +1,6 @@
 """Progress of long work on stderr: a tqdm bar on a terminal, plain lines anywhere else.
 
-A line says how much is done, since when, and how long the rest takes at the same speed. The first
+A line gives the amount done, the time so far, and the estimated rest at the same speed. The first
 comes after `EVERY` seconds, the next ones after `EVERY` more or a tenth of the time so far,
 whichever is longer: work of a few seconds prints nothing, work of a day some eighty lines.
 `TQDM_DISABLE`, which worker processes have set, silences both.
@@ -22,11 +22,11 @@ T = TypeVar("T")
 
 
 class Progress:
-    """How far some work is; a context manager.
+    """Progress of a task; a context manager.
 
     Args:
         total: How many units there are; None if not known.
-        label: What is done, such as `"measure mha-s0"`.
+        label: Name of the task, such as `"measure mha-s0"`.
         unit: The plural of what is counted.
         initial: How many were done before; they do not count for the speed.
         shown: Whether anything is printed, unless `TQDM_DISABLE` is set.
@@ -62,7 +62,7 @@ class Progress:
 
     @property
     def due(self) -> bool:
-        """Whether `update` would print now: what is costly to find out can wait until then."""
+        """Whether `update` would print now, so that costly notes are computed only then."""
         return self.shown and (self._bar is not None or self._passed >= self._due)
 
     def update(self, count: int = 1, notes: Mapping[str, str] | None = None) -> None:
@@ -77,8 +77,8 @@ class Progress:
                 self._bar.set_postfix(dict(notes), refresh=False)
             self._bar.update(step)
         elif self.due:
-            told = (f"{name} {value}" for name, value in (notes or {}).items())
-            self._print(", ".join([self._amount(), *self._times(), *told]))
+            parts = (f"{name} {value}" for name, value in (notes or {}).items())
+            self._print(", ".join([self._amount(), *self._times(), *parts]))
 
     def _terminal_bar(self, leave: bool) -> Any:
         from tqdm import tqdm
@@ -102,12 +102,12 @@ class Progress:
         return f"{self.done:,} of {self.total:,} {self.unit}"
 
     def _times(self) -> list[str]:
-        told = [f"{interval(self._passed)} so far"]
+        parts = [f"{interval(self._passed)} so far"]
         made = self.done - self._initial
         if self.total is not None and made > 0:
             rest = self._passed * (self.total - self.done) / made
-            told.append(f"about {interval(rest)} left")
-        return told
+            parts.append(f"about {interval(rest)} left")
+        return parts
 
 
 def tracked(
@@ -119,7 +119,7 @@ def tracked(
     shown: bool = True,
     leave: bool = True,
 ) -> Iterator[T]:
-    """The items one after the other, each counted once the next is asked for.
+    """Iterate over items, counting each when the next is requested.
 
     Args:
         items: What is gone through.

@@ -1,4 +1,4 @@
-"""The names of what flows through attnviz, as types that carry their shape.
+"""Type aliases of images, maps, masks and scores, with their shapes.
 
 The axis words are always `b` (images), `c` (channels), `h w` (places), `heads`, `q` (queries) and
 `k` (keys). The types document; only the tests check them at run time (jaxtyping and beartype).
@@ -18,7 +18,7 @@ Maps: TypeAlias = Float[Tensor, "b h w"]
 """One raw map per image: how much each place counts. Nothing is normalised."""
 
 Masks: TypeAlias = Bool[Tensor, "b h w"]
-"""Where the thing to be found is."""
+"""Where the object is."""
 
 Boxes: TypeAlias = Int[Tensor, "b 4"]
 """Half-open boxes `[x0, y0, x1, y1)` in pixels; all zero where an image has none."""
@@ -27,4 +27,4 @@ Scores: TypeAlias = Float[Tensor, "b"]
 """One number per image, never averaged."""
 
 Weights: TypeAlias = Float[Tensor, "b heads q k"]
-"""Attention weights; each row (over `k`) sums to one unless the record says otherwise."""
+"""Attention weights; each row (over `k`) sums to one unless the record states otherwise."""

@@ -1,7 +1,7 @@
-"""Targets: which of a model's outputs is explained.
+"""Targets: the model output to explain.
 
 One rule for everything that takes a gradient or reads a confidence: a model with a single output
-needs no target, a model with several outputs needs one. A target is never guessed.
+needs no target, a model with several outputs needs one. There is no default target.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Assertions for a test suite: does a model look where it should."""
+"""Assertions about a model's attention for test suites."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def assert_looks_at(
     model: Any, data: Any, *, map: str | None = None, options: dict[str, Any] | None = None,
     **demands: str,
 ) -> Evaluation:  # fmt: skip
-    """Fail a test where a model's map scores worse than demanded.
+    """Fail a test if a model's map scores worse than required.
 
     Args:
         model: Any module from images to outputs.

@@ -1,7 +1,6 @@
 """Plain text for a terminal: aligned columns, control characters spelled out.
 
-Names and reasons come out of files that others have written; a control character in them is shown,
-not sent.
+Names and reasons may come from untrusted files; control characters in them are escaped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is known of a sequence of tokens: which place of the image each one is.
+"""Places of tokens: the grid cell of each token of a sequence.
 
 A token is a place if it stands for one cell of a grid over the image. Class and register tokens,
 words, learned queries, padding and sampling points are no places and have the cell −1.
@@ -18,13 +18,13 @@ Sides: TypeAlias = tuple[int, ...]
 Role: TypeAlias = Literal[
     "place", "class", "register", "word", "query", "padding", "point", "global", "other"
 ]
-"""What a token is.
+"""Role of a token.
 
-`"place"` a cell of the grid; `"class"` a token that the head reads; `"register"` a token of
-parameters that it does not read; `"word"` a token of another input than the image; `"query"` a
-learned query; `"padding"` a token that fills up; `"point"` a sampling point of deformable
-attention; `"global"` a token made of the whole image; `"other"` a token that is no place, of which
-no more is known.
+`"place"` a cell of the grid; `"class"` a token that the head reads;
+`"register"` a token of parameters that it does not read; `"word"` a token of another input than the
+image; `"query"` a learned query; `"padding"` a token that fills up; `"point"` a sampling point of
+deformable attention; `"global"` a token made of the whole image; `"other"` a token that is no
+place, of which no more is known.
 """
 
 Status: TypeAlias = Literal["proven", "measured", "unknown"]
@@ -47,7 +47,7 @@ class Places:
         cell: For each token the number of its cell, counted row by row, or −1. Windows of one
             image follow each other.
         role: For each token what it is.
-        image: For each token the number of the image it lies on, −1 for none. None where all
+        image: For each token the number of its image, −1 for none. None where all
             images have their tokens in the same order, one image after the other; `cell` and
             `role` then describe one of them.
         grids: The grid of each image, where they differ.

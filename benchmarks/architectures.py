@@ -1,4 +1,4 @@
-"""What `attnviz.watch` sees in models that others wrote: expected, seen, unchanged, overhead.
+"""Records of `attnviz.watch` on published models: expected, seen, unchanged, overhead.
 
 The models of torchvision, timm and transformers are built with random weights; nothing is
 downloaded. How many records to expect is counted without `attnviz`: from the modules of the
@@ -35,7 +35,7 @@ SQUEEZE = "SqueezeExcite"
 
 @dataclass(frozen=True)
 class Entry:
-    """A model, and what in it attends or gates.
+    """A model, and its attention and gate classes.
 
     Attributes:
         name: `library:name`.

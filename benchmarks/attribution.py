@@ -1,4 +1,4 @@
-"""What attribution costs beside Captum's own call, pytorch-grad-cam, and the least it could cost.
+"""Cost of attribution beside Captum's own call, pytorch-grad-cam, and a lower bound.
 
     uv run python benchmarks/attribution.py                # two to three minutes
     uv run python benchmarks/attribution.py --images 4 --ig-images 2 --steps 8 --repeats 2   # smoke
@@ -11,10 +11,10 @@ maps and resizes them, which its users cannot switch off; its values are compare
 Integrated Gradients: `attribute` within its memory budget, beside its floor, which is as many
 forwards and gradients of the images as there are steps, in the same batches, and nothing else.
 
-Candidates take turns within one process, each of which is told on stderr as it ends; a ratio is the
-median of the ratios of the turns. Peak memory is that of a fresh process per candidate above what
-it held before (Linux; on CUDA the allocator's); ours is taken for twice the images again, since a
-budget that grows with the images is none.
+Candidates take turns within one process, each of which is printed to stderr as it ends; a ratio is
+the median of the ratios of the turns. Peak memory is that of a fresh process per candidate above
+what it held before (Linux; on CUDA the allocator's); ours is taken for twice the images again,
+since a budget that grows with the images is none.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LAYER = "features.conv3"
 LIMITS = {("layer_gradcam", "captum"): 1.1, ("integrated_gradients", "floor"): 1.1}
 LEAST = {("layer_gradcam", "pytorch-grad-cam"): 2.0}
 GROWTH = 1.1
-"""By how much our peak may be larger for twice the images."""
+"""Maximum growth of our peak for twice the images."""
 MIB = 2**20
 
 Call = Callable[[], Tensor]
@@ -116,7 +116,7 @@ def seconds(calls: Mapping[str, Call], repeats: int, device: str) -> dict[str, l
 
 
 def say(line: str) -> None:
-    """Tell somebody who waits how far this is."""
+    """Print progress to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -157,7 +157,7 @@ def _resident(field: str) -> int:
 
 
 def peak(kind: str, settings: dict[str, Any]) -> int | None:
-    """Bytes, or None where the process was ended by the system for want of memory."""
+    """Bytes, or None where the system killed the process for lack of memory."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(kind, settings, sender))

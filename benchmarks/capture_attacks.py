@@ -1,4 +1,4 @@
-"""What is done to a watch on purpose, and whether everything is left as it was found.
+"""Attacks on a watch, and whether all state is restored.
 
     uv run python benchmarks/capture_attacks.py            # some minutes
     uv run python benchmarks/capture_attacks.py --quick    # a tenth of it
@@ -60,7 +60,7 @@ def made() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def state() -> tuple[object, ...]:
-    """What a watch could leave behind."""
+    """State that a watch could leave changed."""
     compiler = sys.modules.get("torch._dynamo.eval_frame")
     return (
         op_mode.modes(),

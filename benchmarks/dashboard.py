@@ -15,9 +15,9 @@ What is measured, medians of the rounds, orders alternating:
     change    a click on a page link → the other page's script has run and its picture is painted;
               for `empty` a page of one title
     first     a new reader's first visit, warm server: from nothing to the page's script having run
-              and everything that it has asked for by then being drawn; `answer` is when the
+              and all content requested by then being drawn; `answer` is when the
               sentence, the dot plot and the strip of pictures of Compare are painted, `ours` when
-              what lies below them has come too (it is asked for when it comes into view)
+              what lies below them has come too (it is requested when it comes into view)
     memory    resident memory of our server with one and with three readers, each on every page
     requests  what the page asks the network for during a step
 
@@ -329,7 +329,7 @@ def settled(page: Any) -> None:
 
 
 def first_visit(browser: Any, address: str, until: str = "") -> float:
-    """Milliseconds from nothing to painted, for a reader who was never here."""
+    """Milliseconds from nothing to painted, for a first-time reader."""
     page = new_tab(browser)
     start = time.perf_counter()
     page.goto(address, wait_until="commit")

@@ -1,21 +1,24 @@
-"""The doctor on models that are right, on layers that are wrong, and what it costs.
+"""The doctor on correct models and on faulty layers, and its cost.
 
     python benchmarks/doctor.py                  all three tables
     python benchmarks/doctor.py --only correct   or: faulty, cost
 
 Exit code 1 if a correct model has an error, a faulty layer lacks its code or has another error, or
-the cost is 20 forward passes or more. Nothing is downloaded: weights are random, but for the
+the cost is more than 25 forward passes. Nothing is downloaded: weights are random, but for the
 reference models, which are also trained for some seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,10 @@ from attnviz.patches import inject_patch
 from tests.diagnosis.twins import TWINS
 
 REFERENCES = ("cnn", "mha", "mha_conv1d", "cbam_channel", "cbam", "vit")
-LIMIT = 20.0  # forward passes that a diagnosis may cost
+LIMIT = 25.0  # forward passes that the standard examination may cost
+WRITE = False  # whether the numbers on correct models go to docs/doctor/correct.json
+_COSTED = ("torchvision swin_t", "timm vit_tiny_patch16_224", "timm cait_xxs24_224",
+           "timm efficientnet_b0", "timm test_coatnet", "timm cs3se_edgenet_x")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,9 +114,15 @@ _TIMM = {
     "lambda_resnet26t": 128, "seresnet18": 96, "skresnet18": 96,
     "resnest14d": 96, "gcresnet33ts": 96, "ecaresnet26t": 96, "efficientnet_b0": 96,
     "mobilenetv3_small_100": 96, "ghostnet_100": 96, "convnext_atto": 96, "poolformer_s12": 96,
-    "cs3se_edgenet_x": 96, "repvit_m1": 96,
+    "cs3se_edgenet_x": 96, "repvit_m1": 96, "convnextv2_atto": 96, "mobilenetv4_conv_small": 96,
+    "hgnetv2_b0": 96, "rexnet_100": 96, "tinynet_e": 96, "botnet26t_256": 256,
+    "visformer_tiny": 224, "pit_ti_224": 224, "twins_pcpvt_small": 224, "crossvit_tiny_240": 240,
+    "tnt_s_legacy_patch16_224": 224, "convit_tiny": 224, "coat_lite_tiny": 224,
+    "focalnet_tiny_srf": 224, "fastvit_t8": 128, "tiny_vit_5m_224": 224, "efficientformer_l1": 224,
+    "poolformerv2_s12": 96, "mixer_s32_224": 224, "resmlp_12_224": 224, "test_resnet": 160,
+    "test_efficientnet": 160,
 }  # fmt: skip
-_FIXED = ("patch14", "patch16", "cait")  # these are told their images' size
+_FIXED = ("patch14", "patch16", "cait")  # these need their images' size
 
 
 def _timm() -> Iterator[Correct]:
@@ -159,14 +171,23 @@ def correct_table() -> bool:
     print("Correct models: no error is right\n")
     print("| model | images | attention | gates | errors | warnings | notes | s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    count, wrong = 0, 0
+    count, wrong, alarms = 0, 0, Counter[str]()
     for one in correct_models():
-        found, seconds = examine(one)
+        try:
+            found, seconds = examine(one)
+        except RuntimeError as error:  # a name that this version of the library does not have
+            print(f"| {one.name} | not examined: {str(error)[:60]} |", flush=True)
+            continue
         count, wrong = count + 1, wrong + bool(found.errors)
+        alarms.update(found.codes)
         cells = [one.name, f"{one.side}²", *(str(n) for n in found.checked.values())]
         cells += [", ".join(part.codes) for part in (found.errors, found.warnings, found.notes)]
         print(f"| {' | '.join(cells)} | {seconds:.1f} |", flush=True)
     print(f"\n{count} models, {wrong} with an error\n")
+    if WRITE:
+        path = Path(__file__).parents[1] / "docs" / "doctor" / "correct.json"
+        written = {"models": count, "alarms": dict(sorted(alarms.items()))}
+        path.write_text(json.dumps(written, indent=1) + "\n")
     return not wrong
 
 
@@ -189,34 +210,37 @@ def faulty_table() -> bool:
     return right == len(TWINS)
 
 
-def cost_table(n: int = 64, repeats: int = 5) -> bool:
-    print(f"Cost of a diagnosis of {n} images of 96², in forward passes of those images\n")
-    print("| model | forward ms | diagnosis ms | ratio | with masks ms | ratio |")
-    print("| --- | --- | --- | --- | --- | --- |")
+def cost_table(n: int = 8) -> bool:
+    """Forward passes of a standard examination, counted by a hook on the model."""
+    print(f"Cost of the standard examination of {n} images, in forward passes of {n} images\n")
+    print("| model | calls | images | passes | backward passes |")
+    print("| --- | --- | --- | --- | --- |")
     worst = 0.0
-    for name in ("cnn", "mha_reshape", *REFERENCES[1:]):
+    models = [Correct(f"attnviz {name}", 96, partial(build_model, name)) for name in REFERENCES]
+    models += [one for one in (*_torchvision(), *_timm()) if one.name in _COSTED]
+    for one in models:
         torch.manual_seed(0)
-        model = build_model(name).eval()
-        images, _, masks = patched(n, 0, 96)
-        with torch.no_grad():
-            plain = _median(lambda m=model, x=images: m(x), repeats)
-        bare = _median(lambda m=model, x=images: diagnose(m, x), repeats)
-        full = _median(lambda m=model, x=images, y=masks: diagnose(m, x, y, trained=True), repeats)
-        worst = max(worst, bare / plain, full / plain)
-        print(f"| {name} | {plain * 1e3:.0f} | {bare * 1e3:.0f} | {bare / plain:.1f} "
-              f"| {full * 1e3:.0f} | {full / plain:.1f} |", flush=True)  # fmt: skip
-    print(f"\nworst {worst:.1f}, limit {LIMIT:.0f}; {torch.get_num_threads()} threads\n")
-    return worst < LIMIT
+        model = one.make().eval()
+        images, _, _ = patched(n, 0, one.side)
+        plain: list[float] = []
+        differentiated: list[float] = []
 
+        def count(
+            _: Any, args: Any, to: list[float] = plain, back: list[float] = differentiated,
+            area: int = one.side**2,
+        ) -> None:  # fmt: skip
+            images = len(args[0]) * args[0].shape[-1] * args[0].shape[-2] / area
+            (back if torch.is_grad_enabled() else to).append(images)
 
-def _median(run: Callable[[], Any], repeats: int) -> float:
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[repeats // 2]
+        model.register_forward_pre_hook(count)
+        diagnose(model, images, trained=True)  # which applies every rule
+        passes = (sum(plain) + sum(differentiated)) / n
+        worst = max(worst, passes)
+        print(f"| {one.name} | {len(plain) + len(differentiated)} | "
+              f"{sum(plain) + sum(differentiated):.0f} | {passes:.1f} | {len(differentiated)} |",
+              flush=True)  # fmt: skip
+    print(f"\nworst {worst:.1f} passes, limit {LIMIT:.0f}\n")
+    return worst <= LIMIT
 
 
 TABLES = {"correct": correct_table, "faulty": faulty_table, "cost": cost_table}
@@ -225,7 +249,11 @@ TABLES = {"correct": correct_table, "faulty": faulty_table, "cost": cost_table}
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=TABLES)
-    only = parser.parse_args().only
+    parser.add_argument("--write", action="store_true", help="docs/doctor/correct.json")
+    args = parser.parse_args()
+    only = args.only
+    global WRITE
+    WRITE = args.write
     warnings.simplefilter("ignore")  # foreign libraries' deprecations
     results = [table() for name, table in TABLES.items() if only in (None, name)]
     return 0 if all(results) else 1

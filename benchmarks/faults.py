@@ -1,4 +1,4 @@
-"""What becomes of run folders when things go wrong, as tables.
+"""Effects of faults on run folders, as tables.
 
     uv run python benchmarks/faults.py kills [--kills 120] [--seed 0]
     uv run python benchmarks/faults.py work [--kills 120] [--seed 0]

@@ -1,4 +1,4 @@
-"""What a stranger gets: wheel and sdist, installed into fresh environments and tried.
+"""Wheel and sdist, installed into fresh environments and tested.
 
     uv run python benchmarks/fresh_install.py [--case "3.11 lowest" …] [--keep FOLDER]
 
@@ -6,7 +6,7 @@ Builds both with `uv build`, makes one virtual environment per case (the Pythons
 names, every extra, the oldest dependencies that pyproject.toml allows, from the sdist, and one
 from which Captum and Streamlit are taken away again), installs, and does there what a new user
 does: the command line, a model watched and measured, a run saved and read back, the dashboard
-asked over HTTP. A Python that this machine lacks is reported as not run. The exit code is 1 if
+requested over HTTP. A Python that this machine lacks is reported as not run. The exit code is 1 if
 anything failed. Needs `uv` and a package index; some gigabytes on the first run, for torch.
 """
 
@@ -67,7 +67,7 @@ class Case:
     Attributes:
         name: For the table.
         python: Its version, major and minor.
-        extras: What stands in the brackets.
+        extras: Names of the extras.
         lowest: Whether dependencies are the oldest that are allowed, not the newest.
         sdist: Whether the source distribution is installed, and not the wheel.
         without: Packages taken away again after the installation.
@@ -131,7 +131,7 @@ def uv(*words: str | Path) -> str:
 
 
 def interpreter(version: str) -> str | None:
-    """An interpreter of that version on this machine, asked by running it."""
+    """An interpreter of that version on this machine, verified by running it."""
     homes = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"), reverse=True)
     for candidate in [*map(str, homes), f"python{version}", sys.executable]:
         where = shutil.which(candidate)
@@ -152,7 +152,7 @@ def built(folder: Path) -> tuple[Path, Path]:
 
 
 def requirements(wheel: Path, extras: tuple[str, ...]) -> list[str]:
-    """What the wheel asks for, as its own metadata says."""
+    """Requirements of the wheel, from its metadata."""
     (found,) = importlib.metadata.distributions(path=[str(wheel)])
     wanted = []
     for line in found.requires or ():
@@ -209,7 +209,7 @@ def reads(place: Place, case: Case) -> None:
 
 
 def serves(place: Place, case: Case) -> None:
-    """The dashboard answers, or says in one line what to install."""
+    """The dashboard responds, or names in one line what to install."""
     port = free_port()
     words = ("dashboard", "runs", "--no-browser", "--port", str(port))
     if "streamlit" in case.without:
@@ -223,7 +223,7 @@ def serves(place: Place, case: Case) -> None:
 
 
 def refuses(place: Place, case: Case) -> None:
-    """What needs a package that is not there says so in one line that names the remedy."""
+    """A feature without its package raises an error of one line that names the remedy."""
     lacking = []
     if "captum" in case.without:
         model, images = "av.build_model('cnn')", "torch.rand(1, 3, 96, 96)"

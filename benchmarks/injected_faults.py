@@ -1,4 +1,4 @@
-"""Faults injected into models of others, and their mended twins: what the doctor finds and accuses.
+"""Faults injected into published models, and corrected twins: detections and false alarms.
 
     python benchmarks/injected_faults.py             print the tables
     python benchmarks/injected_faults.py --write     and write docs/doctor/injected.json, which
@@ -221,7 +221,6 @@ GATES: dict[str, tuple[Callable[[Tensor], Tensor], set[str]]] = {
     "gate under no_grad": (torch.no_grad()(lambda x: x.sigmoid()), {"detached"}),
     "gate by threshold": (lambda x: (x.sigmoid() > 0.5).to(x), {"detached"}),
     "softmax over the batch as gate": (lambda x: x.softmax(0), {"gate-over-batch"}),
-    "gate computed, ones used": (lambda x: x.sigmoid() * 0 + 1, {"not-applied", "no-effect"}),
     "gate computed and dropped": (
         lambda x: (x.sigmoid(), torch.ones_like(x))[1], {"not-applied"}
     ),
@@ -240,6 +239,7 @@ SPATIAL_GATES: dict[str, tuple[Callable[[Tensor], Tensor], set[str]]] = {
 TRAINED_GATES: dict[str, tuple[Callable[[Tensor], Tensor], set[str]]] = {
     "gate closed": (lambda x: (x - 30).sigmoid(), {"gate-closed"}),
     "gate open": (lambda x: (x + 30).sigmoid(), {"gate-open"}),
+    "gate computed, ones used": (lambda x: x.sigmoid() * 0 + 1, {"gate-open", "not-applied"}),
     "gate constant": (lambda x: (x * 0).sigmoid(), {"gate-constant", "not-applied"}),
 }
 
@@ -280,11 +280,8 @@ def no_residual(host: nn.Module) -> nn.Module:
 
 def last_token(host: nn.Module) -> nn.Module:
     """The head reads `x[:, -1]`."""
-    if hasattr(host, "forward_head"):
-        host.forward_head = lambda x, **_: host.head(x[:, -1])  # type: ignore[assignment]
-        return host
-    encoder = host.get_submodule("encoder")  # torchvision's, whose head reads token 0
-    encoder.register_forward_hook(lambda _module, _args, out: out.flip(1))
+    head = host.get_submodule("head")
+    host.forward_head = lambda x, **_: head(x[:, -1])  # type: ignore[assignment]
     return host
 
 
@@ -297,13 +294,13 @@ def zero_head(host: nn.Module) -> nn.Module:
 
 def reshaped_patches(host: nn.Module) -> nn.Module:
     """Tokens as a reshape of the feature map."""
-    conv = next(one for one in host.modules() if isinstance(one, nn.Conv2d))
 
-    def scramble(_module: nn.Module, _args: Any, out: Tensor) -> Tensor:
-        b, c, h, w = out.shape
-        return out.reshape(b, h * w, c).transpose(1, 2).reshape(out.shape)
+    def forward(self: Any, images: Tensor) -> Tensor:
+        x = self.proj(images)
+        return x.reshape(len(x), -1, x.shape[1])
 
-    conv.register_forward_hook(scramble)
+    patches = host.get_submodule("patch_embed")
+    patches.forward = types.MethodType(forward, patches)  # type: ignore[method-assign]
     return host
 
 
@@ -421,9 +418,13 @@ def timm_vit() -> nn.Module:
 def timm_swin() -> nn.Module:
     from timm.models.swin_transformer import SwinTransformer
 
-    return SwinTransformer(
+    model = SwinTransformer(
         64, 4, embed_dim=24, depths=(2, 2), num_heads=(2, 4), window_size=4, num_classes=2
     )
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = True  # the path through F.scaled_dot_product_attention
+    return model
 
 
 def timm_coatnet() -> nn.Module:
@@ -441,10 +442,21 @@ def timm_resnet(attention: str) -> nn.Module:
     )  # fmt: skip
 
 
+class LikeMultihead(Attention):
+    """Attention with the call of `nn.MultiheadAttention`, whose own kernel hides its steps."""
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:  # noqa: D102
+        return super().forward(x), None
+
+
 def torchvision_vit() -> nn.Module:
     from torchvision.models import VisionTransformer
 
-    return VisionTransformer(64, 8, 3, 4, 48, 96, num_classes=2)
+    model = VisionTransformer(64, 8, 3, 4, 48, 96, num_classes=2)
+    for module in model.modules():
+        if type(module).__name__ == "EncoderBlock":
+            module.self_attention = LikeMultihead(48, 4)
+    return model
 
 
 def detr() -> nn.Module:
@@ -454,14 +466,16 @@ def detr() -> nn.Module:
         embedding_size=16, hidden_sizes=[16, 24, 32, 48], depths=[1, 1, 1, 1], layer_type="basic",
         out_features=["stage3"],
     )  # fmt: skip
-    return hf.DetrForObjectDetection(
+    model = hf.DetrForObjectDetection(
         hf.DetrConfig(
             use_timm_backbone=False, use_pretrained_backbone=False, backbone=None,
             backbone_config=backbone, d_model=32, encoder_layers=2, decoder_layers=2,
             encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64,
-            decoder_ffn_dim=64, num_queries=6, num_labels=2, attn_implementation="sdpa",
+            decoder_ffn_dim=64, num_queries=6, num_labels=2, attn_implementation="eager",
         )
     )  # fmt: skip
+    model.config._attn_implementation = "sdpa"  # the backbone has none
+    return model
 
 
 _NO_HEADS = tuple(  # shapes of windows or of cross-attention do not allow the others
@@ -477,7 +491,7 @@ HOSTS: dict[str, Host] = {
     ),
     "torchvision ViT": Host(
         torchvision_vit, 64, attention=True,
-        models=("no residual", "head on the last token", "first layer detached"),
+        models=("no residual", "first layer detached", "attention frozen"),
     ),
     "timm Swin": Host(
         timm_swin, 64, attention=_NO_HEADS, models=("head of zeros", "attention frozen")

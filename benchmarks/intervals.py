@@ -51,13 +51,13 @@ class Study:
 
 @dataclass(frozen=True)
 class World:
-    """What studies are drawn from.
+    """A distribution of studies.
 
     Attributes:
         name: What it is called in the table.
         draw: (rng, variants, seeds, whether the first variant is better) → a study.
         groups: (images,) each image's group, or None.
-        metric: Under whose bounds the scores are.
+        metric: Metric that bounds the scores.
         bell: Whether seeds spread like a bell.
         hits: Whether scores are hits near 1.
     """
@@ -172,14 +172,14 @@ def worlds() -> list[World]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a comparison says of one study: the winner's number, and whether any pair is clear."""
+    """The outcome of one comparison: the winner's number, and whether any pair is clear."""
 
     winner: int | None
     clear: bool
 
 
 def verdict(scores: np.ndarray, groups: np.ndarray | None, seed: int = 0) -> Verdict:
-    """The same as `compare` says, without its tables."""
+    """The same outcome as `compare`, without its tables."""
     count = len(scores)
     if scores.shape[1] < FEWEST:
         return Verdict(None, False)

@@ -45,7 +45,7 @@ _EPOCHS = 3  # of our own timing; the first warms up
 
 
 class OneByOne(torch.utils.data.Dataset[Tensor]):
-    """Images that become tensors when they are asked for."""
+    """A data set that converts images to tensors on access."""
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
         self.pixels = pixels

@@ -1,7 +1,7 @@
 """How long the localisation metrics take beside Quantus, torchmetrics and scikit-learn.
 
-One run measures all: maps of 96 × 96, the same arrays for everyone, one thread, each package by
-the call its documentation shows. Peers that are not installed are named and left out.
+One run measures all: maps of 96 × 96, the same arrays for all packages, one thread, each package by
+its documented call. Peers that are not installed are named and left out.
 
     uv run --group benchmarks python benchmarks/metrics.py            # minutes: Quantus is slow
     uv run --group benchmarks python benchmarks/metrics.py --n 64     # a smoke run
@@ -51,7 +51,7 @@ TOP = 1000
 
 @dataclass(frozen=True)
 class Timed:
-    """How long one call took for a map, in µs, and what it said."""
+    """How long one call took for a map, in µs, and its result."""
 
     micros: float
     values: np.ndarray
@@ -262,7 +262,7 @@ def growth(repeats: int) -> bool:
 
 
 def differences(peers: dict[str, ModuleType]) -> None:
-    """Print what everybody says of the same special cases, and why they differ."""
+    """Print each package's values on special cases, and why they differ."""
     maps, masks = data(4)
     empty, flat = torch.zeros_like(masks), torch.ones_like(maps)
     logits, far = (maps - 0.5) * 200, masks
@@ -277,16 +277,16 @@ def differences(peers: dict[str, ModuleType]) -> None:
     ]
     print("\nwhere conventions differ: the first score of each (why: theirs | ours)")
     for title, key, values, labels, why in rows:
-        said = f"attnviz {getattr(av, key)(values, labels)[0].item():.5f}"
+        values_text = f"attnviz {getattr(av, key)(values, labels)[0].item():.5f}"
         for name, package in peers.items():
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     theirs = PEERS[name](package, values, labels)
-                said += f", {name} {theirs[key].values[0]:.5f}" if key in theirs else ""
+                values_text += f", {name} {theirs[key].values[0]:.5f}" if key in theirs else ""
             except Exception as error:
-                said += f", {name} raises {type(error).__name__}"
-        print(f"  {title:<30} {said}   ({why})")
+                values_text += f", {name} raises {type(error).__name__}"
+        print(f"  {title:<30} {values_text}   ({why})")
     if "quantus" in peers:
         faithful(peers["quantus"])
 

@@ -3,10 +3,10 @@
 Each model runs plainly, watched, reduced and streamed in turn, `--repeats` times; a ratio is taken
 within each turn, and their median is printed, so that a machine that slows down slows all of them.
 Each turn begins with another one of them, so that none always follows the one that leaves the most
-memory behind. The plain forward is in each turn twice, and "plain, again" says what a ratio is
-worth.
+memory behind. The plain forward is in each turn twice, and "plain, again" shows the noise of a
+ratio.
 
-Floors, printed beside: what no watch of this kind can go below. "ops through Python" hands every op
+Floors, printed beside: lower bounds for any watch of this kind. "ops through Python" hands every op
 to Python and does nothing with it: a large convolution leaves the caches cold, and Python reads its
 own code from memory again for each op. "hook that keeps" and "hook that reduces" know where the
 weights are. "kernel" computes the weights of a fused kernel, or their column means, beside it.
@@ -236,8 +236,8 @@ def report(title: str, ratios: dict[str, float], demands: dict[str, float]) -> b
         limit = demands.get(name)
         met = limit is None or ratio <= limit
         good = good and met
-        said = "" if limit is None else f"  demanded ≤ {limit:.2f}{'' if met else '  MISSED'}"
-        print(f"  {name:28} × {ratio:.3f}{said}")
+        verdict = "" if limit is None else f"  demanded ≤ {limit:.2f}{'' if met else '  MISSED'}"
+        print(f"  {name:28} × {ratio:.3f}{verdict}")
     return good
 
 

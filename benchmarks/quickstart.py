@@ -1,4 +1,4 @@
-"""How long the quickstart takes, beside the settings that it had before.
+"""Time of the quickstart, beside its former settings.
 
     uv run python benchmarks/quickstart.py [--repeats 1] [--workers N]
 

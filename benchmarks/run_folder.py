@@ -1,4 +1,4 @@
-"""What run folders cost: listing many, reading one map of many, writing one.
+"""Cost of run folders: listing many, reading one map of many, writing one.
 
     uv run python benchmarks/run_folder.py [--runs 1000]
 

@@ -1,4 +1,4 @@
-"""What surrounds a writer goes wrong: the disk, the permissions, another process, the clock.
+"""Faults around a writer: disk, permissions, another process, the clock.
 
 Used by `faults.py surroundings`. The tests of `tests/runs/test_faults.py` assert what this prints.
 """
@@ -76,7 +76,7 @@ def two_processes(root: Path) -> tuple[str, str]:
 
 
 def two_makers(root: Path) -> tuple[str, str]:
-    """Two processes make the same run, twenty times; how often each of them got it."""
+    """Two processes make the same run, twenty times; how often each of them succeeded."""
     code = (
         "try: make(Path(sys.argv[1]) / sys.argv[2]); print('made it')\n"
         "except RunError as error: print(str(error).split(': ')[-1].split(';')[0])"

@@ -3,7 +3,7 @@
     uv run python benchmarks/sweep.py [--variant cbam] [--seeds 8] [--epochs 2] [--rounds 1]
 
 The workers are processes on loopback that have been started, and have imported what a run needs,
-before the clock is; what is measured is what they are told to do: a plan of trainings that differ
+before the clock is; what is measured is their work: a plan of trainings that differ
 in their seed, trained and measured into an empty folder. The runs of both must be the same to the
 last bit. The exit code is 1 if two workers are less than 1.7 times as fast.
 """

@@ -61,8 +61,8 @@ def ran(version: str, options: list[str]) -> tuple[str, str, str, str]:
     done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
     counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|error)", done.stdout)}
     if not counts:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        return version, "not run", "", said[-1][:80] if said else f"exit code {done.returncode}"
+        output = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        return version, "not run", "", output[-1][:80] if output else f"exit code {done.returncode}"
     which = re.findall(r"^(?:FAILED|ERROR) \S*::(\S+)", done.stdout, re.MULTILINE)
     failed = counts.get("failed", 0) + counts.get("error", 0)
     return version, str(counts.get("passed", 0)), str(failed), ", ".join(which[:8])

@@ -1,4 +1,4 @@
-"""How long a training step takes beside the published code's, in one run, on the same batch.
+"""Time of a training step beside the published code's, in one run, on the same batch.
 
     uv run python benchmarks/training_step.py [--batch 32] [--steps 12]
 

@@ -1,8 +1,8 @@
-"""What the address asks for, and how a stranger's text is shown.
+"""Query parameters of the address, and display of untrusted text.
 
-The address (URL) is the state. Each reader here takes the query parameters and returns a value
-together with a complaint, which is None or the sentence to show: a bad value is said, and never
-replaced in silence.
+The address (URL) is the state. Each function here takes the query parameters and returns a value
+and a warning, which is None or the sentence to show: a bad value is reported, never replaced
+silently.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Params = Mapping[str, Any]
 def one_of(
     params: Params, name: str, options: Sequence[str], default: str
 ) -> tuple[str, str | None]:
-    """One of some words; the default, with a complaint, where the address has another."""
+    """One of some words; the default, with a warning, where the address has another."""
     value = params.get(name)
     if value is None or value in options:
         return (default if value is None else str(value)), None
@@ -63,24 +63,24 @@ def share(params: Params, name: str, default: float) -> tuple[float, str | None]
 
 def several(params: Params, name: str, known: Iterable[str]) -> tuple[list[str], str | None]:
     """Ids, separated by commas, each once; unknown ones are left out and named."""
-    asked = list(dict.fromkeys(part for part in str(params.get(name, "")).split(",") if part))
+    requested = list(dict.fromkeys(part for part in str(params.get(name, "")).split(",") if part))
     there = set(known)
-    missing = [part for part in asked if part not in there]
+    missing = [part for part in requested if part not in there]
     if not missing:
-        return asked, None
+        return requested, None
     names = ", ".join(quoted(part) for part in missing[:5]) + ("…" if len(missing) > 5 else "")
-    return [part for part in asked if part in there], (
+    return [part for part in requested if part in there], (
         f"The address asks for {name} {names}, which {'is' if len(missing) == 1 else 'are'} not "
         "in this folder."
     )
 
 
 def quoted(value: Any) -> str:
-    """A stranger's text as code, short, and unable to end its own quotation."""
+    """Untrusted text as short inline code that cannot end its own quotation."""
     text = "".join(c if c.isprintable() and c not in "`$" else "·" for c in str(value))
     return f"`{text[:160]}…`" if len(text) > 160 else f"`{text or ' '}`"
 
 
 def plain(value: Any) -> str:
-    """A stranger's text for Markdown: every character that could mark something up is escaped."""
+    """Untrusted text for Markdown, with all markup characters escaped."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-.!|~$:&" else c for c in str(value))

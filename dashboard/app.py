@@ -14,7 +14,7 @@ from pathlib import Path
 import streamlit as st
 
 _HERE = Path(__file__).resolve().parent
-if str(_HERE.parent) not in sys.path:  # the pages say `from dashboard.x import …`
+if str(_HERE.parent) not in sys.path:  # the pages use `from dashboard.x import …`
     sys.path.insert(0, str(_HERE.parent))
 
 from dashboard.address import quoted  # noqa: E402
@@ -32,7 +32,7 @@ def main() -> None:
     ]
     page = st.navigation(pages, position="hidden")
     with st.sidebar:
-        st.markdown("**attnviz** · which variant looks at the patch?")
+        st.markdown("**attnviz** · where does a model look?")
         for target in pages:
             st.page_link(target, query_params=carried())
         st.caption(f"Runs in {quoted(root())}")
@@ -41,9 +41,9 @@ def main() -> None:
 
 
 def _known() -> bool:
-    """Whether this reader may see the runs: where Streamlit's log-in is set up, who has logged in.
+    """Whether this user may see the runs: with Streamlit's log-in configured, only when logged in.
 
-    It is set up by `[auth]` in `.streamlit/secrets.toml`, see docs/sharing.md.
+    It is configured by `[auth]` in `.streamlit/secrets.toml`, see docs/sharing.md.
     """
     set_up = st.secrets.load_if_toml_exists() and "auth" in st.secrets
     if not set_up or st.user.get("is_logged_in"):

@@ -1,6 +1,6 @@
 """The charts, as Altair objects. No Streamlit here: a theme comes in as an `Ink`.
 
-Each chart has a companion that says it in words with its numbers, for those who cannot see it.
+Each chart has a companion that describes it as text with its numbers, for screen readers.
 Orders are always passed on explicitly: a layered chart sorted by `"-x"` comes out wrong.
 """
 
@@ -18,7 +18,7 @@ from attnviz.definitions import LEVELS, SHOWN_LEVELS, metric_title
 from dashboard.palettes import DASHES, Ink
 
 MOST_BANDS = 8
-"""Of so many lines each still has a band; more would cover one another."""
+"""Maximum number of lines that are drawn with bands."""
 
 _ROW = 34  # pixels per variant in a dot plot
 _AXIS = 56  # pixels for the axis and the words above
@@ -110,7 +110,7 @@ def lines(
     zero: bool = True,
     whole: bool = False,
 ) -> Any:
-    """Lines by `variant`, told apart by colour and by dash; `low` and `high` make a band.
+    """Lines by `variant`, distinguished by colour and dash; `low` and `high` make a band.
 
     Args:
         data: Long table with the columns `variant`, `x` and `y`, and `low`, `high` for bands.
@@ -169,7 +169,7 @@ def _cycled(values: Sequence[Any], n: int) -> list[Any]:
 
 
 def _dashes(n: int) -> list[list[int]]:
-    """A pattern for each of n lines: a colour that comes again comes with another pattern."""
+    """A pattern for each of n lines: a repeated colour has another pattern."""
     return [DASHES[(i + i // len(DASHES)) % len(DASHES)] for i in range(n)]
 
 
@@ -247,7 +247,7 @@ def intervals(
         label=[f"{value:+.{decimals}f}".replace("-", "−") for value in data["mean"]],
         at=data[["mean", "high"]].max(axis=1),
     )
-    narrow = "width < 250"  # there the numbers would leave no room for the dots
+    narrow = "width < 250"  # there the numbers would cover the dots
     room = alt.Scale(nice=False, padding=alt.ExprRef(f"{narrow} ? 8 : 52"))
     y = alt.Y(f"{row}:N", sort=list(order), title=None, axis=alt.Axis(ticks=False, domain=False))
     base = alt.Chart(data).encode(y=y)

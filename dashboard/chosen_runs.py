@@ -1,4 +1,4 @@
-"""Which runs a page compares: what the address chose, or the largest group that may be ranked."""
+"""Runs that a page compares: those of the address, or the largest group that may be ranked."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 
 import streamlit as st
 
+from attnviz.comparison.groups import thing_of
 from dashboard import notices, run_cache
 from dashboard.address import plain, several
-from dashboard.cohorts import Cohort, asked_in_words, cohorts, differences, variants
-from dashboard.controls import chooser, heard, root
+from dashboard.cohorts import Cohort, cohorts, differences, question_in_words, variants
+from dashboard.controls import chooser, root, value_or_warning
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a page compares.
+    """The runs that a page compares.
 
     Attributes:
         listing: All runs of the folder.
@@ -35,13 +36,18 @@ class Chosen:
         return variants(self.runs)
 
     @property
+    def thing(self) -> str:
+        """What the runs look for, such as "lesion"; "object" where they do not agree."""
+        return thing_of(self.runs)
+
+    @property
     def digest(self) -> str:
         """The test images of the first run."""
         return str(self.runs[0].dataset)
 
 
 def listed() -> run_cache.Listing | None:
-    """The folder's runs, with everything that is wrong with the folder said; None without any."""
+    """The folder's runs, with a notice for each problem of the folder; None without any."""
     listing = run_cache.listing(root())
     if listing.problem:
         nowhere = not listing.late and "://" not in listing.root and not listing.runs
@@ -58,11 +64,11 @@ def listed() -> run_cache.Listing | None:
 
 
 def chosen() -> Chosen | None:
-    """The runs to compare; None, with the reason on the page, where there are none."""
+    """The runs to compare; None, with a notice on the page, where there are none."""
     listing = listed()
     if listing is None:
         return None
-    wanted = heard(several(st.query_params, "runs", [run.id for run in listing.runs]))
+    wanted = value_or_warning(several(st.query_params, "runs", [run.id for run in listing.runs]))
     complete = listing.of("complete")
     if wanted:
         for run in listing.runs:
@@ -105,22 +111,22 @@ def _cohort_of(listing: run_cache.Listing, found: Sequence[Cohort]) -> Chosen:
     if len(found) == 1:
         return Chosen(listing, group.runs, group)
     others = len(found) - 1
-    said = "1 other group of runs is" if others == 1 else f"{others} other groups of runs are"
-    with st.expander(f"{said} not ranked with these"):
+    counted = "1 other group of runs is" if others == 1 else f"{others} other groups of runs are"
+    with st.expander(f"{counted} not ranked with these"):
         st.markdown("They differ in:")
         st.dataframe(differences([one.runs[0] for one in found]), alt="Settings that differ")
     return Chosen(listing, group.runs, group)
 
 
 def _name(cohort: Cohort) -> str:
-    asked = hashlib.sha256(repr(cohort.question).encode()).hexdigest()[:4]
-    return f"{cohort.dataset[:10]}-{asked}"
+    question = hashlib.sha256(repr(cohort.question).encode()).hexdigest()[:4]
+    return f"{cohort.dataset[:10]}-{question}"
 
 
 def _in_words(cohort: Cohort) -> str:
     names = list(cohort.variants)
     count = f"{len(names)} variants" if len(names) > 2 else " and ".join(names)
-    parts = (asked_in_words(cohort.question), count, cohort.dataset[:10])
+    parts = (question_in_words(cohort.question), count, cohort.dataset[:10])
     return " · ".join(part for part in parts if part)
 
 
@@ -141,9 +147,9 @@ def ranked(choice: Chosen, metric: str) -> Any | None:
 def one_run(choice: Chosen) -> Any | None:
     """The run that the address names, or the first; chosen among the complete ones."""
     listing = choice.listing
-    asked = st.query_params.get("run")
-    named = listing.find(asked) if asked else None
-    if asked and named is not None and named.state != "complete":
+    requested = st.query_params.get("run")
+    named = listing.find(requested) if requested else None
+    if requested and named is not None and named.state != "complete":
         state = notices.state_in_words(named.state)
         st.warning(f"`{named.id}`: {state}. {plain(named.reason)}", icon=":material/pending:")
         if named.state in ("running", "stale", "stopped"):

@@ -1,4 +1,4 @@
-"""Which runs may stand side by side, and what tells them apart."""
+"""Groups of comparable runs, and the settings that distinguish them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attnviz.runs import differing, flat, in_words
 
 @dataclass(frozen=True)
 class Cohort:
-    """Runs that may be ranked together: the same test images, and the same question asked.
+    """Runs that may be ranked together: same test images, same question.
 
     Attributes:
         dataset: The digest of the test images.
@@ -30,7 +30,7 @@ class Cohort:
 
     @property
     def variants(self) -> dict[str, list[Any]]:
-        """Runs by variant, told apart by the settings in which runs of one variant differ."""
+        """Runs by variant, named by the settings in which runs of one variant differ."""
         return variants(self.runs)
 
 
@@ -40,7 +40,7 @@ def cohorts(runs: Iterable[Any]) -> list[Cohort]:
     for run in runs:
         if run.state == "complete":
             grouped.setdefault((str(run.dataset), question(run)), []).append(run)
-    found = [_cohort(dataset, asked, members) for (dataset, asked), members in grouped.items()]
+    found = [_cohort(dataset, same, members) for (dataset, same), members in grouped.items()]
     return sorted(found, key=lambda one: (-len(one.variants), -len(one.runs), one.dataset))
 
 
@@ -100,12 +100,12 @@ def question(run: Any) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((key, str(value)) for key, value in settings.items() if asks(key)))
 
 
-def asked_in_words(question: Sequence[tuple[str, str]]) -> str:
-    """A question as its name and the patch it is asked of: `patch, square of 16, photos`."""
-    asked = {key.removeprefix("patch."): value for key, value in question}
-    patch = " of ".join(asked[key] for key in ("shape", "size") if key in asked)
-    faint = f"opacity {asked['opacity']}" if asked.get("opacity", "1.0") != "1.0" else ""
-    parts = (asked.get("question"), patch, faint, asked.get("data"))
+def question_in_words(question: Sequence[tuple[str, str]]) -> str:
+    """A question as its name and its patch: `patch, square of 16, photos`."""
+    settings = {key.removeprefix("patch."): value for key, value in question}
+    patch = " of ".join(settings[key] for key in ("shape", "size") if key in settings)
+    faint = f"opacity {settings['opacity']}" if settings.get("opacity", "1.0") != "1.0" else ""
+    parts = (settings.get("question"), patch, faint, settings.get("data"))
     return ", ".join(part for part in parts if part)
 
 

@@ -10,7 +10,7 @@ import streamlit as st
 
 
 def component(file: str, name: str) -> Any:
-    """The component that `name.html`, `name.css` and `name.js` beside a file make.
+    """Build the component from `name.html`, `name.css` and `name.js` beside a file.
 
     A key may be any text: Streamlit takes none with two underscores, as a variant's name may have.
     """

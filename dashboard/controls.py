@@ -1,8 +1,8 @@
-"""What every page begins with: where the runs are, what was chosen, what is wrong with it.
+"""Controls shared by all pages: folder of runs, selections bound to the address, warnings.
 
 The address is the state. A control is bound to a query parameter here: its value comes from the
 address at each run and goes back there when the reader changes it, so that every view can be sent
-to a colleague. Streamlit's own `bind=` would drop a bad value without a word.
+to a colleague. Streamlit's own `bind=` would drop a bad value silently.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dashboard.palettes import Ink, ink
 T = TypeVar("T")
 
 CARRIED = ("runs", "run", "metric", "image", "data")
-"""The query parameters that stay when the reader goes to another page."""
+"""The query parameters that are kept on the way to another page."""
 
 _STYLE = """<style>
 [data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] * { opacity: 1; }
@@ -42,7 +42,7 @@ def root() -> str:
 
 
 def dress() -> None:
-    """Captions as dark as text: in Streamlit's own theme they fail the contrast that axe asks."""
+    """Style captions as dark as text: Streamlit's own theme fails the contrast check of axe."""
     st.html(_STYLE)
 
 
@@ -52,7 +52,7 @@ def colours() -> Ink:
 
 
 def carried(**more: Any) -> dict[str, str]:
-    """The choices that go along to another page, with more or other ones."""
+    """Query parameters for another page: those carried over, updated."""
     kept = {name: st.query_params[name] for name in CARRIED if name in st.query_params}
     return kept | {name: str(value) for name, value in more.items()}
 
@@ -62,8 +62,8 @@ def go(page: str, **choices: Any) -> None:
     st.switch_page(f"views/{page}.py", query_params=carried(**choices))
 
 
-def heard(answer: tuple[T, str | None]) -> T:
-    """A value read from the address; its complaint, if there is one, is shown."""
+def value_or_warning(answer: tuple[T, str | None]) -> T:
+    """A value read from the address; its warning, if any, is shown."""
     value, complaint = answer
     if complaint:
         st.warning(complaint, icon=":material/link_off:")
@@ -90,7 +90,7 @@ def chooser(
         forget: Query parameters that lose their meaning when this one changes.
     """
     keys = list(options)
-    value = heard(one_of(st.query_params, name, keys, default))
+    value = value_or_warning(one_of(st.query_params, name, keys, default))
     words = options if isinstance(options, Mapping) else {key: key for key in keys}
     key = f"choose_{name}"
     st.session_state[key] = value
@@ -125,7 +125,7 @@ def number(label: str, name: str, low: int, high: int, value: int) -> None:
 def ratio(label: str, name: str, default: float, *, help: str | None = None) -> float:
     """A slider from 0 to 1 that is bound to a query parameter."""
     key = f"ratio_{name}"
-    value = heard(share(st.query_params, name, default))
+    value = value_or_warning(share(st.query_params, name, default))
     st.session_state[key] = value
     st.slider(
         label, 0.0, 1.0, step=0.05, key=key, help=help, on_change=_write,
@@ -137,7 +137,7 @@ def ratio(label: str, name: str, default: float, *, help: str | None = None) -> 
 def many(label: str, name: str, options: Mapping[str, str]) -> list[str]:
     """A choice of several that is bound to a query parameter, separated by commas."""
     key = f"many_{name}"
-    value = heard(several(st.query_params, name, options))
+    value = value_or_warning(several(st.query_params, name, options))
     st.session_state[key] = value
     st.multiselect(
         label, list(options), key=key, format_func=lambda one: options.get(one, one),
@@ -197,7 +197,7 @@ def _set(name: str, value: int | None) -> None:
 
 
 def draw(build: Callable[..., Any], *data: Any, alt: str, **options: Any) -> None:
-    """Show a chart of `dashboard.charts`.
+    """Draw a chart of `dashboard.charts`.
 
     Its specification is kept by content: to make and validate one costs Altair 40 ms and more.
 
@@ -207,9 +207,9 @@ def draw(build: Callable[..., Any], *data: Any, alt: str, **options: Any) -> Non
         alt: The chart in words, with its numbers.
         options: Its options; the theme's colours are added.
     """
-    said = [one.to_csv() if isinstance(one, pd.DataFrame) else repr(one) for one in data]
+    serialised = [one.to_csv() if isinstance(one, pd.DataFrame) else repr(one) for one in data]
     shades = colours()
-    key = (build.__name__, *said, repr(sorted(options.items())), repr(shades))
+    key = (build.__name__, *serialised, repr(sorted(options.items())), repr(shades))
     spec = _spec(key, lambda: build(*data, ink=shades, **options).to_dict())
     st.vega_lite_chart(spec, theme=None, alt=alt)
 
@@ -220,5 +220,5 @@ def _spec(key: tuple[str, ...], _make: Callable[[], dict[str, Any]]) -> dict[str
 
 
 def offer(label: str, make: Callable[[], bytes], name: str, mime: str, *, key: str) -> None:
-    """A download that is made when it is asked for, not on every run of the page."""
+    """A download that is created on request, not on every run of the page."""
     st.download_button(label, make, file_name=name, mime=mime, key=key, on_click="ignore")

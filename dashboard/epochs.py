@@ -1,4 +1,4 @@
-"""What a run kept of its way: curves by epoch, and the maps of a few pinned images.
+"""Training history of a run: curves by epoch, and maps of a few pinned images.
 
 A run keeps an epoch's maps under `<map>@<epoch>`, `(k, h, w)`, and notes beside the file which test
 images they are of: `about = {"epoch": 3, "images": [0, 2, 4, 6]}`.
@@ -73,14 +73,31 @@ def seed_bands(tables: Mapping[str, Sequence[pd.DataFrame]], column: str) -> pd.
     return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
 
 
-def found_at(epochs: np.ndarray, values: np.ndarray, chance: float | None = None) -> float | None:
-    """The epoch from which on a score stays at or above half of its last value.
+def found_at(
+    epochs: np.ndarray,
+    values: np.ndarray,
+    accuracy: np.ndarray,
+    chance: float | None = None,
+    guess: float = 0.5,
+) -> float | None:
+    """The epoch from which on a score stays above half of its last value and answers are no guess.
 
     None where it never rose: the last value is less than twice chance, or than twice the first
-    value where chance is not known.
+    value where chance is not known. A map of a network that still guesses is no finding, however
+    high its score: accuracy must be nearer to 1 than to guessing from that epoch on.
+
+    Args:
+        epochs: Ascending, `(n,)`.
+        values: A score of the map at each, `(n,)`.
+        accuracy: The network's at each, `(n,)`; NaN counts as a guess.
+        chance: What a random map scores.
+        guess: The accuracy of a network that guesses.
     """
-    values, epochs = values[np.isfinite(values)], epochs[np.isfinite(values)]
+    known = np.isfinite(values)
+    values, epochs, accuracy = values[known], epochs[known], accuracy[known]
     if not len(values) or values[-1] < 2 * (values[0] if chance is None else chance):
         return None
-    below = np.flatnonzero(values < values[-1] / 2)
+    if not accuracy[-1] > (1 + guess) / 2:
+        return None
+    below = np.flatnonzero((values < values[-1] / 2) | ~(accuracy > (1 + guess) / 2))
     return float(epochs[below[-1] + 1]) if len(below) else float(epochs[0])

@@ -27,7 +27,7 @@ _ONE_AT_A_TIME = Lock()  # readers share the models
 
 @dataclass(frozen=True)
 class Switch:
-    """Something a reader can change while the model runs.
+    """A head or gate that can be switched while the model runs.
 
     Attributes:
         key: How the address names it: the layer, and the head where it is one.
@@ -53,7 +53,7 @@ class View:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said, and where it looked.
+    """The model's output and its maps.
 
     Attributes:
         logit: Above zero means "there is a patch".
@@ -119,7 +119,7 @@ def as_input(image: np.ndarray) -> torch.Tensor:
 
 
 def ask(model: nn.Module, image: np.ndarray, off: Sequence[str] = ()) -> Answer:
-    """What the model says of an image, with some of its heads or gates switched.
+    """Run the model on an image, with some of its heads or gates switched.
 
     Args:
         model: In eval mode.

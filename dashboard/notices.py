@@ -1,4 +1,4 @@
-"""Every bad state in words: what is wrong, where, and one command to copy. Never a traceback."""
+"""Notices for bad states: the problem, its place, and a command to copy. Never a traceback."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def command(text: str) -> None:
 
 
 def nothing_here(root: str, reason: str | None = None) -> None:
-    """No such folder, or no runs in it."""
+    """Notice: no such folder, or no runs in it."""
     st.warning(
         f"No runs in {quoted(root)}. {plain(reason) + '. ' if reason else ''}"
         "Train the variants and come back:",
@@ -33,7 +33,7 @@ def nothing_here(root: str, reason: str | None = None) -> None:
 
 
 def unreachable(root: str, reason: str, age: float | None) -> None:
-    """The store did not answer."""
+    """Notice: the store did not answer."""
     shown = (
         "There is no earlier listing to show."
         if age is None
@@ -72,11 +72,11 @@ def not_ranked(listing: Any) -> None:
     if not others and not listing.left_out:
         return
     counts = Counter(state_in_words(run.state) for run in others)
-    said = [f"{n} {state}" for state, n in counts.items()]
+    parts = [f"{n} {state}" for state, n in counts.items()]
     strays = len(listing.left_out)
     if strays:
-        said.append(f"{strays} folder{'s' if strays > 1 else ''} without run.json")
-    with st.expander(f"Not ranked: {', '.join(said)}"):
+        parts.append(f"{strays} folder{'s' if strays > 1 else ''} without run.json")
+    with st.expander(f"Not ranked: {', '.join(parts)}"):
         for run in others[:50]:
             reason = f" – {plain(run.reason)}" if run.reason else ""
             st.markdown(f"- {quoted(run.id)}: {state_in_words(run.state)}{reason}")
@@ -90,7 +90,7 @@ def not_ranked(listing: Any) -> None:
 
 
 def state_in_words(state: str) -> str:
-    """A run's state as a reader says it."""
+    """A run's state as text for the reader."""
     return {"running": "training", "stale": "stopped?", "newer": "newer schema"}.get(state, state)
 
 

@@ -1,4 +1,4 @@
-"""IoU of a map at every threshold, with numpy: what the gallery does in the browser.
+"""IoU of a map at every threshold, in numpy, as the gallery computes it in the browser.
 
 The same steps as `attnviz.metrics.iou`: the map at the image's size by bilinear interpolation with
 half-pixel centres, scaled from its least to its greatest value, then cut at τ.
@@ -64,7 +64,7 @@ def _at_least(reached: np.ndarray, steps: int) -> np.ndarray:
 
 
 def energy(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """The share of each map's positive mass that lies in its mask, `(n,)`; NaN without either."""
+    """The share of each map's positive mass inside its mask, `(n,)`; NaN without either."""
     large = np.maximum(enlarged(maps, *masks.shape[1:]), 0)
     total = large.sum(axis=(1, 2))
     inside = (large * masks).sum(axis=(1, 2))

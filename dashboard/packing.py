@@ -2,7 +2,7 @@
 
 The block is a little-endian header length, a checksum, a JSON header, and the parts it names. The
 images travel as one WebP picture, the maps as 16-bit numbers each scaled to its own range, the
-masks as bits. Nothing in it is looked at as HTML.
+masks as bits. Nothing in it is parsed as HTML.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Tile:
     """One picture of the gallery.
 
     Attributes:
-        key: What comes back when the tile is opened.
+        key: The value returned when the tile is opened.
         title: The bold line below the picture.
         lines: The further lines.
         alt: The picture in words, with its number.
         image: Its place among the images of the block.
-        box: Half-open `(x0, y0, x1, y1)`, or None where there is no patch.
+        box: `(x0, y0, x1, y1)` with x1 and y1 outside, or None where there is none.
     """
 
     key: str
@@ -52,7 +52,7 @@ class MapLayer:
         name: Its key in the address.
         label: Its name for the reader.
         values: `(n, h, w)`.
-        threshold: What the validation images chose for it.
+        threshold: The threshold calibrated on the validation images.
         words: One line per tile that is shown while this map is.
         from_zero: Whether colours begin at zero, as the energy counts, and what is negative is
             left out; else at the map's least value, as the IoU's threshold counts.
@@ -93,7 +93,7 @@ def pack(
     tile: float = 7.0,
     pairs: bool = False,
 ) -> bytes:
-    """Everything that a gallery shows, as bytes.
+    """Pack the content of a gallery as bytes.
 
     Args:
         images: `(k, h, w, 3)` uint8, each once, however many tiles show it.
@@ -101,7 +101,7 @@ def pack(
         layers: The maps, each with one entry per tile.
         masks: `(tiles, h, w)` bool; None leaves the IoU out.
         settings: Where the controls stand at first.
-        label: What this list is, for a screen reader.
+        label: Description of this list, for a screen reader.
         controls: Whether threshold, opacity, box and colours can be changed.
         opens: Whether a tile can be opened.
         arrows: Whether the arrow keys walk from tile to tile.
@@ -155,7 +155,7 @@ def pack_rows(
         query_grid: How many rows and columns of places the queries are.
         key_grid: The same of the keys.
         prefix: How many class and register tokens come before the places, among both.
-        box: Half-open `(x0, y0, x1, y1)`, or None where there is no patch.
+        box: `(x0, y0, x1, y1)` with x1 and y1 outside, or None where there is none.
         colours: The colour map.
 
     Raises:
@@ -197,7 +197,7 @@ def pack_rows(
 
 
 def _shares(rows: np.ndarray, cover: np.ndarray) -> np.ndarray:
-    """How much of each row lies on the patch, `(heads, q)`, before rows are rounded to bytes."""
+    """How much of each row lies in the box, `(heads, q)`, before rows are rounded to bytes."""
     total = rows.sum(axis=-1)
     inside = rows @ cover.ravel()
     return np.divide(inside, total, out=np.zeros_like(total), where=total > 0)

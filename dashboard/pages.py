@@ -1,4 +1,4 @@
-"""The pages of the dashboard: every file of `views/` that says so in a constant `PAGE`."""
+"""The pages of the dashboard: every file of `views/` with a constant `PAGE`."""
 
 from __future__ import annotations
 

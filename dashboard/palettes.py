@@ -1,4 +1,4 @@
-"""Colours that everybody can tell apart, and that keep their contrast in both themes.
+"""Colours safe for colour vision deficiency, with sufficient contrast in both themes.
 
 The colour maps are perceptually uniform and safe for colour-blind people; each is its matplotlib
 namesake at 17 anchors, so that the browser can interpolate it without a table of its own. The
@@ -65,7 +65,7 @@ DARK = Ink(
 )
 
 DASHES = ([], [6, 3], [2, 2], [8, 3, 2, 3], [10, 4], [4, 2, 1, 2], [1, 3], [12, 2, 2, 2])
-"""Line patterns beside the colours, so that no line is told by its colour alone."""
+"""Line patterns, so that lines do not differ by colour alone."""
 
 
 def ink(theme: str | None) -> Ink:

@@ -1,4 +1,4 @@
-"""Pictures made here: for a browser that cannot run the gallery, and for downloads."""
+"""Server-side pictures, for browsers that cannot run the gallery and for downloads."""
 
 from __future__ import annotations
 

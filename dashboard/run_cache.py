@@ -1,4 +1,4 @@
-"""Reading runs for the pages: each file once, however many readers and pages ask.
+"""Cached reading of runs: each file once for all readers and pages.
 
 What is kept is keyed by the file's path, time and size (or its checksum, on a remote store), never
 by the array itself: Streamlit hashes only a sample of a large array, and a changed element can
@@ -90,7 +90,7 @@ def listing(root: str) -> Listing:
 
 
 def stamp(run: Any, *names: str) -> tuple[Any, ...]:
-    """What tells one state of a run's files from another: path, and time and size of each.
+    """Cache key of a run's files: path, time and size of each.
 
     Args:
         run: The run.
@@ -163,12 +163,12 @@ def _curves(key: tuple[Any, ...], _run: Any) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Test images with what is to be found in them.
+    """Test images with the masks and boxes of their objects.
 
     Attributes:
         images: `(n, h, w, 3)` uint8.
         masks: `(n, h, w)` bool.
-        boxes: `(n, 4)`, half-open `x0 y0 x1 y1`.
+        boxes: `(n, 4)`, `x0 y0 x1 y1` with x1 and y1 outside.
     """
 
     images: np.ndarray
@@ -176,7 +176,7 @@ class Pictures:
     boxes: np.ndarray
 
     def box(self, place: int = 0) -> tuple[int, ...] | None:
-        """The box of one of these images; None where it has no patch."""
+        """The box of one of these images; None where it has none."""
         return tuple(int(v) for v in self.boxes[place]) if self.masks[place].any() else None
 
 
@@ -194,7 +194,7 @@ def _pictures(root: str, digest: str, where: tuple[int, ...]) -> Pictures:
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def dataset_info(root: str, digest: str) -> Mapping[str, Any]:
-    """The metadata of a data set: source, split, patch, photographs."""
+    """The metadata of a data set: source, split, photographs."""
     return dict(open_dataset(root, digest).info)
 
 
@@ -202,7 +202,7 @@ def comparison(groups: Mapping[str, Sequence[Any]], metric: str) -> Comparison:
     """The runs ranked by one metric.
 
     Raises:
-        InputError: They were measured on different images or asked different questions.
+        InputError: They were measured on different images or for different questions.
         RunError: A file of one of them cannot be read.
     """
     key = tuple(

@@ -1,4 +1,4 @@
-"""Which images of a run are shown, in which order, and by which map's scores."""
+"""Selection and order of a run's images, by the scores of a map."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ORDERS = {
     "disagreement": "most disagreement between variants",
     "number": "by number",
 }
-OUTCOMES = {"all": "all", "right": "classified rightly", "wrong": "classified wrongly"}
+OUTCOMES = {"all": "all", "right": "answered correctly", "wrong": "answered wrongly"}
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Choice:
     Attributes:
         order: A key of `ORDERS`.
         outcome: A key of `OUTCOMES`.
-        size: Only patches with this longer side in pixels, or None.
-        shape: Only patches of this shape, or None.
+        size: Only objects with this longer side in pixels, or None.
+        shape: Only objects of this shape, or None.
         page: Counted from 0.
     """
 
@@ -75,7 +75,7 @@ def in_order(
     metric: str = "",
     disagreement: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Positions of the images that pass the filters, in the order asked for.
+    """Positions of the images that pass the filters, in the chosen order.
 
     Images that cannot be scored come last; ties keep their number. The metrics of which less is
     better are turned round, so that "worst" always means worst.
@@ -106,7 +106,7 @@ def in_order(
 
 
 def verdict(row: Mapping[str, Any], decimals: int = 2) -> str:
-    """What the model said of an image, as far as its table tells: `right, p = 0.99`."""
+    """The model's verdict on an image, from its table: `right, p = 0.99`."""
     known = {key: row[key] for key in ("correct", "probability", "logit") if key in row}
     known = {key: float(value) for key, value in known.items() if not pd.isna(value)}
     parts = []

@@ -1,4 +1,4 @@
-"""A stranger's picture, decoded safely: bytes, format and pixels are limited beforehand."""
+"""Safe decoding of uploaded images: limits on bytes, format and pixels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def decoded(content: bytes, side: int) -> np.ndarray:
         side: What the model takes, in pixels.
 
     Raises:
-        InputError: Too large, no picture, or one of another format; the message says which.
+        InputError: Too large, no picture, or one of another format; the message states the reason.
     """
     if len(content) > MOST_BYTES:
         raise InputError(

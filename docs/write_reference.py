@@ -1,8 +1,8 @@
-"""Write maps.md, metrics.md and reference.md from docstrings, tutorial.ipynb from its page.
+"""Write maps.md, metrics.md and reference.md from docstrings, and tutorial.ipynb from tutorial.md.
 
     uv run python docs/write_reference.py
 
-A test holds the pages to what this writes.
+A test compares the pages with this script's output.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _HEAD = """\
 
 Each takes raw maps and boolean masks, `(b, h, w)`, `(b, d, h, w)` or of more place axes, and gives
 one score per image. The conventions are the same everywhere: nothing is normalised unless the
-definition says so; an image that cannot be scored is NaN, and `localization(…).why(key)` says why;
-ties score their expectation under fair tie-breaking; a score never depends on the other images of
-the batch. Reference levels come from `attnviz.baselines`, thresholds from the validation split
-(`calibrate_threshold`); the best per image is called an oracle. *Bound* is the best score that any
-map can reach.
+definition states it; an image that cannot be scored is NaN, and `localization(…).why(key)` gives
+the reason; ties score their expectation under fair tie-breaking; a score never depends on the other
+images of the batch. Reference levels come from `attnviz.baselines`, thresholds from the validation
+split (`calibrate_threshold`); the best per image is called an oracle. *Bound* is the best score
+that any map can reach.
 
 This page is written by `docs/write_reference.py` from the docstrings.
 
@@ -43,7 +43,8 @@ _MAPS_HEAD = """\
 A *construction* turns attention or a gate into maps `(b, h, w)`, raw and at the record's own grid
 unless a size is given. Two constructions of one record can correlate at .99 or at .01, so that a
 map is always shown with its construction's name. `av.maps_of(seen)` draws the primary map of each
-record and says why a record has none; `attnviz.maps.construction` registers a map of one's own.
+record and gives the reason for a record without one; `attnviz.maps.construction` registers a custom
+map.
 
 This page is written by `docs/write_reference.py` from the table and the docstrings.
 
@@ -79,7 +80,7 @@ def peers() -> str:
 
 
 def metrics_page() -> str:
-    """Every metric: name, range, source, and what its docstring says."""
+    """Every metric: name, range, source and docstring."""
     rows = [
         f"| [`{m.key}`](#{m.key}) | {m.title} | {m.limits} | {m.better} | {m.chance or '–'} | "
         f"{m.bound_in_words} | {m.source} |".replace("|G|", "\\|G\\|")
@@ -95,7 +96,7 @@ def reference_page() -> str:
     """Every public name of `attnviz` with its signature and the first sentence about it."""
     parts = [
         "# Reference\n\nEvery name of `import attnviz as av`, and its package. "
-        "`help(av.watch)` says the rest.\n\nThis page is written by `docs/write_reference.py`.",
+        "`help(av.watch)` has the details.\n\nThis page is written by `docs/write_reference.py`.",
         "| name | package | what it is |\n| --- | --- | --- |",
     ]
     rows = []

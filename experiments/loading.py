@@ -1,4 +1,4 @@
-"""The images of a training's splits, their photographs, and what is told of them."""
+"""Load the images of a training's splits, their photographs and their metadata."""
 
 from __future__ import annotations
 

@@ -138,10 +138,11 @@ def _writer(settings: Settings, root: Path, found: Run | None, *, resume: bool) 
             root,
             settings.run_id,
             variant=settings.variant,
-            settings=settings.as_dict(),
+            settings={"factory": f"attnviz:{settings.variant}", **settings.as_dict()},
             seed=settings.seed,
             dataset=digest,
             environment=environment(settings),
+            thing="patch",
         )
     if found.state in ("broken", "newer"):
         raise RunError(f"{found.path}: {found.reason}; delete the folder to train it again")

@@ -144,7 +144,9 @@ class Settings:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Settings:
         """The settings that a run folder kept."""
-        return cls(**{name: value for name, value in content.items() if name != "model"})
+        return cls(
+            **{name: value for name, value in content.items() if name not in ("model", "factory")}
+        )
 
 
 def add_arguments(

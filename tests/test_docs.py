@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,35 @@ def test_the_index_leads_to_every_page() -> None:
     missing = [name for name in sorted(pages) if f"]({name})" not in index]
     assert not missing, missing
     assert "](doctor/README.md)" in index
+
+
+def test_the_commands_of_the_evaluation_page_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from attnviz.cli import run
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    page = (DOCS / "evaluate.md").read_text()
+    made, models, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, object] = {"__name__": "page"}
+    for code in (made, models):
+        exec(compile(code, "evaluate.md", "exec"), names)
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+             for line in block.splitlines()]  # fmt: skip
+    assert "attnviz dashboard cli" in lines
+    for line in lines:
+        program, *words = shlex.split(line)
+        assert program == "attnviz"
+        if words[0] != "dashboard":
+            assert run(words) == 0, line
+    assert attnviz.open_run("cli/cbam-0").maps("saliency").shape[0] == 12
+
+
+def test_twelve_lines_lead_from_a_model_to_a_ranking() -> None:
+    page = (DOCS / "evaluate.md").read_text()
+    blocks = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+              if "av.evaluate" in code]  # fmt: skip
+    assert len(blocks) == 3
+    for code in blocks:
+        assert len([line for line in code.splitlines() if line.strip()]) <= 12

@@ -134,9 +134,10 @@ def from_the_lab(content: bytes, name: str, folder: Path) -> np.ndarray:
 def from_the_command_line(content: bytes, name: str, folder: Path) -> np.ndarray:
     (folder / name).write_bytes(content)
     args = argparse.Namespace(
-        normalise="unit", count=1, size=SIDE, images=str(folder), device="cpu"
-    )
-    (image,) = images_of(args, nn.Identity())
+        normalise="unit", mean=None, std=None, count=1, size=(SIDE, SIDE), images=str(folder),
+        device="cpu",
+    )  # fmt: skip
+    (image,), _ = images_of(args, nn.Identity(), "own:model")
     return (image * 255).round().numpy().astype(np.uint8).transpose(1, 2, 0)
 
 

@@ -17,9 +17,9 @@ import torch
 
 from attnviz.attribution import attribute
 from attnviz.capture import watch
-from attnviz.cli.scoring import with_columns
 from attnviz.diagnosis.registry import named
 from attnviz.errors import AttnvizError
+from attnviz.evaluation.stored import with_columns
 from attnviz.executors import cluster
 from attnviz.figures import comparison_picture
 from attnviz.layers import LearnedQuery, MultiHeadAttention

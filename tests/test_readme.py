@@ -25,6 +25,7 @@ def test_the_code_of_every_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # where a page writes a module
     names: dict[str, object] = {"__name__": "page"}
     for code in blocks(page.read_text(), "python"):
         exec(compile(code, str(page), "exec"), names)

@@ -88,7 +88,7 @@ class TestContent:
     def test_the_sentence_answers_first(self, root: Path) -> None:
         two(root)
         text = written(root).text
-        assert text.index("mha looks at the patch most: energy 0.69") < text.index("Ranking")
+        assert text.index("mha looks at the object most: energy 0.69") < text.index("Ranking")
 
     def test_one_training_each_is_described_not_ranked(self, root: Path) -> None:
         write_run(root, "mha", energy=0.7)
@@ -96,7 +96,7 @@ class TestContent:
         text = written(root).text
         assert "One training each: energy mha 0." in text
         assert "in an order which another training may turn round" in text
-        assert "looks at the patch most" not in text
+        assert "looks at the object most" not in text
 
     def test_the_ranking_has_every_variant_and_level(self, root: Path) -> None:
         two(root)
@@ -170,7 +170,7 @@ class TestPictures:
         images = written(root).all("img")
         assert len(images) > 20
         for image in images:
-            if "patch outlined" not in image["alt"]:
+            if "object outlined" not in image["alt"]:
                 assert re.search(r"\d\.\d\d", image["alt"]), image["alt"]
 
     def test_every_picture_can_be_decoded_and_has_its_size(self, root: Path) -> None:
@@ -269,7 +269,7 @@ class TestFaults:
         content[:16] = b"\xff" * 16
         target.write_bytes(bytes(content))
         text = written(root).text
-        assert "mha looks at the patch most" in text
+        assert "mha looks at the object most" in text
         assert re.search(r"cannot be shown: .*attend", text)
         assert "mha: attend, mha-0" in text
 
@@ -278,7 +278,7 @@ class TestFaults:
         shutil.rmtree(root / "datasets")
         text = written(root).text
         assert "cannot be shown:" in text
-        assert "mha looks at the patch most" in text
+        assert "mha looks at the object most" in text
 
     def test_what_cannot_be_scored_is_no_picture(self, root: Path) -> None:
         digest = dataset(root)

@@ -35,7 +35,13 @@ class AttentionRecords:
 
     @apart
     def product(
-        self, tag: Tag, operand: Tensor, query: int, key: int, known: Tag | None
+        self,
+        tag: Tag,
+        operand: Tensor,
+        query: int,
+        key: int,
+        known: Tag | None,
+        values: Tensor | None = None,
     ) -> Tensor | None:
         """A softmax's result is contracted with values.
 
@@ -45,6 +51,7 @@ class AttentionRecords:
             query: The operand's axis of queries.
             key: The operand's axis of keys, the one that is contracted.
             known: The tag of the values, if they have one.
+            values: The values, `(…, keys, d)`.
         """
         squash = tag.squash
         if squash is None:
@@ -76,6 +83,7 @@ class AttentionRecords:
             d_k=None if found is None else found.width,
             query=None if found is None else read.operand(found.query, queries),
             key=None if found is None else read.operand(found.key, keys),
+            value=read.operand(values, keys) if self._recorder.options.operands else None,
             leaf=self._collector.leaf(raw, read.present),
         )  # fmt: skip
         record = self._recorder.placed(record, squash.place, scope, weights)
@@ -257,6 +265,7 @@ class AttentionRecords:
         return changed(
             record, logit_scale=fused.scale, d_k=fused.query.shape[-1],
             query=fused.query if keep else None, key=fused.key if keep else None,
+            value=fused.value if keep else None,
         )  # fmt: skip
 
     def _recomputed(self, fused: Fused, logsumexp: Tensor | None) -> Tensor:

@@ -28,7 +28,7 @@ def hide(function: Any) -> None:
 
 
 class _Switches:
-    """The compiler's switches, and who holds them.
+    """Compiler switches that a watch sets, with a count of the watches that hold them.
 
     Torch's modes set flags that keep the compiler, even one that is imported later, from new code;
     a stance keeps it from the code that it has compiled. Every line may be interrupted, and is

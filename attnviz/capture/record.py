@@ -88,6 +88,7 @@ class Record:
         d_k: The width of queries and keys, None where not found.
         query: `(b, heads, q, d)` with `operands=True`, as they met in the product.
         key: `(b, heads, k, d)`, the same.
+        value: `(b, heads, k, d)`, the same.
         windows: Where the windows lie, None for attention over the whole image.
         features: With `features=True`, what the gate multiplies, laid out as `scale` is.
         reduced: Results of `reduce=`, by name.
@@ -126,6 +127,7 @@ class Record:
     d_k: int | None = None
     query: Tensor | None = None
     key: Tensor | None = None
+    value: Tensor | None = None
     windows: Windows | None = None
     features: Tensor | None = None
     reduced: Mapping[str, Tensor] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """The command line: a table of commands, of which only the chosen one is imported.
 
-Each command is a module of this package with two functions: `arguments(parser)`, which says what
-it takes, and `run(args)`, which does it and returns the exit code. A command whose module is not
+Each command is a module of this package with two functions: `arguments(parser)`, which adds its
+options, and `run(args)`, which runs it and returns the exit code. A command whose module is not
 installed does not appear.
 
 Exit codes: 0 all well, 1 something is wrong with what was looked at (a broken run, a finding that
@@ -29,6 +29,7 @@ INTERRUPTED = 130
 
 COMMANDS = {
     "watch": "print what a model's attention looks like on some images",
+    "evaluate": "run a model over images with masks, and score every map that it gives",
     "attribute": "map what a model looks at with a Captum method",
     "measure": "score maps against masks",
     "compare": "rank runs, with intervals and tests over seeds and images",
@@ -53,7 +54,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        argv: The words after `attnviz`; by default those of this process.
+        argv: The arguments after `attnviz`; by default those of this process.
 
     Returns:
         The exit code.
@@ -71,7 +72,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("attnviz", "interrupted")
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, closed it
         _discard_output()
         return 0
     except Exception as error:
@@ -82,7 +83,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def complain(error: Exception, program: str = "attnviz") -> int:
-    """Say in one line on stderr what went wrong; the exit code."""
+    """Print an error to stderr in one line; return the exit code."""
     if _is_of_output(error):
         _discard_output()
         return _say(program, f"write standard output: {str(error.args[1]).lower()}")
@@ -115,10 +116,10 @@ def _run(words: list[str]) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are those of every other mistake: one line."""
+    """An argument parser that reports usage errors as `InputError`, in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what is wrong, with where to look."""
+        """Raise an `InputError` that names the command's `--help`."""
         raise InputError(f"{message}; {self.prog} --help says what it takes")
 
 
@@ -153,7 +154,7 @@ def _say(program: str, message: str) -> int:
 
 
 def _any_text(*streams: object) -> None:
-    """Let every character be printed: one that an encoding lacks is spelled out."""
+    """Print every character: escape those that the encoding lacks."""
     for stream in streams:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -170,6 +171,6 @@ def _is_of_output(error: Exception) -> bool:
 
 
 def _discard_output() -> None:
-    """Point stdout at nothing, or Python would complain once more when it exits."""
+    """Point stdout at the null device, so that Python reports no second error at exit."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,7 +1,7 @@
-"""What a word on the command line must be, checked before any work begins: types for argparse.
+"""Argument types for argparse, checked before any work begins.
 
-The name of a file to be written says its format by its ending; one that promises another is refused
-rather than given a PNG. An empty word, such as an unset variable of the shell leaves, is no answer.
+The extension of an output file sets its format; an unsupported extension is an error. An empty
+argument, as an unset shell variable leaves, is an error too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from attnviz.runs.storage import cause_of
 
 
 def word(text: str) -> str:
-    """Any word but an empty one."""
+    """A string that is not empty."""
     if not text:
         raise ArgumentTypeError("expected a word, got an empty one")
     return text
@@ -39,12 +39,34 @@ def whole(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
     return checked
 
 
+def target(text: str) -> str | int:
+    """An output that is explained: `label`, `predicted` or an index."""
+    if text in ("label", "predicted"):
+        return text
+    if text.isdecimal():
+        return whole(0)(text)
+    raise ArgumentTypeError(f"expected label, predicted or an index, got {text!r}")
+
+
+LARGEST = 4096
+"""The largest side: eight images of it take 1.6 GB before any layer has seen them."""
+
+
+def size(text: str) -> tuple[int, int]:
+    """A size of images: `224`, or height × width as `80x112`."""
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise ArgumentTypeError(f"expected a size in pixels, 224 or 80x112, got {text!r}")
+    height, *width = (whole(1, LARGEST)(side) for side in sides)
+    return height, *(width or [height])  # type: ignore[return-value]  # two, as checked above
+
+
 seed = whole(0, 2**32 - 1)
-"""What every generator of numpy, torch and Captum can begin with."""
+"""The seeds that the generators of numpy, torch and Captum all accept."""
 
 
 def file(*endings: str) -> Callable[[str], Path]:
-    """A file to be written, whose name ends in one of these."""
+    """An output file with one of these extensions."""
 
     def checked(text: str) -> Path:
         path = _inside_folders(text)

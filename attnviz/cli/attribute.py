@@ -6,33 +6,28 @@ import argparse
 from concurrent.futures import Executor
 from functools import partial
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from attnviz.attribution import attribute, methods
-from attnviz.cli.argument_types import whole, word
+from attnviz.cli.argument_types import target, whole, word
 from attnviz.cli.json_output import as_json
 from attnviz.cli.pairs import pairs, value
-from attnviz.cli.scoring import (
-    add_runs,
-    as_images,
-    complete_runs,
-    crew,
-    in_order,
-    merged_metrics,
-    pieces,
-    rebuilt,
-    score_table,
-    scores_of,
-    summaries_of,
-    with_columns,
-)
+from attnviz.cli.scoring import add_runs, complete_runs, crew, score_table, stored
 from attnviz.comparison.from_runs import grouping_of
 from attnviz.errors import InputError
+from attnviz.evaluation.pieces import parts_of
+from attnviz.evaluation.stored import (
+    PIECE,
+    StoredRun,
+    in_order,
+    localized,
+    merged_metrics,
+    with_columns,
+)
 from attnviz.executors import spread
-from attnviz.runs import Run, amend_run, open_run
+from attnviz.runs import Run, amend_run
 from attnviz.text import table
 
 
@@ -45,7 +40,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--layer", type=word, metavar="NAME", help="dotted name, for layer methods")
     parser.add_argument(
-        "--target", type=whole(0), metavar="INDEX", help="for models of several outputs"
+        "--target",
+        type=target,
+        metavar="WHICH",
+        help="output of several that is explained: label, predicted or an index (default: label, "
+        "or predicted where there are no labels)",
     )
     parser.add_argument("--sign", default="positive", help="positive, abs or signed")
     parser.add_argument("--channels", help="sum, mean, max_abs or norm; the method's own")
@@ -88,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """What `attribute` is told."""
     options: dict[str, Any] = {"method": args.method, "sign": args.sign, "seed": args.seed}
-    for name in ("layer", "target", "channels"):
+    for name in ("layer", "channels"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
     if args.baseline is not None:
@@ -107,19 +106,19 @@ def _attributed(
     executor: Executor | None,
 ) -> dict[str, Any]:
     """Draw, score (before anything is rounded), and amend the run."""
-    dataset = found.test_set()
-    parts = pieces(dataset.count)
+    bench = stored(args, found.path)
+    parts = parts_of(bench.dataset.count, PIECE)
     alone = len(parts) == 1  # then the rows are counted, else the parts
     drawn = spread(
-        partial(_drawn, found.path.absolute(), options, args, alone and not args.json), parts,
+        partial(_drawn, bench, options, args.memory, alone and not args.json), parts,
         executor, label=f"attribute {found.id}", shown=not (args.json or alone),
     )  # fmt: skip
     maps = np.concatenate([maps for maps, _ in drawn])
     columns = in_order([(p, scores) for p, (_, scores) in zip(parts, drawn, strict=True)])
     grid = (maps.shape[-2], maps.shape[-1])
-    summaries = summaries_of(columns, dataset, grid, group=grouping_of(found.samples()))
+    summaries = bench.summarised(columns, grid, group=grouping_of(found.samples()))
     samples = with_columns(found.samples(), name, columns, anew=True)
-    about = {key: value for key, value in options.items() if key != "seed"} | {"seed": args.seed}
+    about = {**options, **({} if args.target is None else {"target": args.target})}
     with amend_run(found.path) as writer:
         writer.maps(name, maps, about=about)
         writer.samples(samples)
@@ -128,14 +127,12 @@ def _attributed(
 
 
 def _drawn(
-    path: Path, options: dict[str, Any], args: argparse.Namespace, shown: bool, part: range
+    bench: StoredRun, options: dict[str, Any], memory: int, shown: bool, part: range
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The maps of one piece's images, and their scores."""
-    run = open_run(path)
-    dataset = run.test_set()
-    images = as_images(dataset.images(list(part)), args.device)
+    batch = bench.batch(part)
     maps = attribute(
-        rebuilt(run, args.device), images, size="own", memory=args.memory * 2**20, progress=shown,
-        **options,
+        bench.explained, batch.images, target=bench.chosen(batch), size="own",
+        value_range=bench.value_range, memory=memory * 2**20, progress=shown, **options,
     ).cpu()  # fmt: skip
-    return maps.numpy(), scores_of(maps, dataset.masks(list(part)))
+    return maps.numpy(), localized(maps, batch.masks)

@@ -12,7 +12,7 @@ from attnviz.text import printable
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's options."""
     parser.add_argument("runs", nargs="+", help="folders of runs, or of single runs")
     parser.add_argument(
         "--primary",
@@ -52,7 +52,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare, print, and write the figure if asked for."""
+    """Compare, print, and write the figure if requested."""
     result = compare(
         open_runs(args.runs),
         primary=args.primary,
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _text(result: Comparison, args: argparse.Namespace) -> str:
-    """The result in the form asked for; only JSON escapes what a terminal would obey itself."""
+    """The result in the requested form; only JSON escapes control characters itself."""
     if args.json:
         return as_json(result.to_dict())
     if args.csv:

@@ -1,6 +1,6 @@
 """`attnviz dashboard RUNS`: browse runs in a browser, on this machine alone.
 
-The dashboard is no part of the package's namespace. In a checkout it lies beside `attnviz/`; in an
+The dashboard is no part of the package's namespace. In a checkout it is beside `attnviz/`; in an
 installed wheel below `attnviz/app/`. Either way the folder that holds it goes onto the
 path of the process that runs it, and nothing but `attnviz` lands in site-packages.
 
@@ -31,7 +31,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's options."""
     parser.add_argument("runs", nargs="?", default="runs", help="a folder of runs (default: runs)")
     parser.add_argument("--port", type=whole(1, 65535), default=8501, help="default: 8501")
     parser.add_argument(
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def open_to_others(args: argparse.Namespace) -> str:
-    """What is to be known before others can reach the pages."""
+    """The warning to print before other machines can reach the pages."""
     names = ", ".join(allowed_hosts(args.host, args.allow_host))
     return (
         f"everyone who reaches port {args.port} can read these runs and use this machine: there is "
@@ -96,7 +96,7 @@ def allowed_hosts(host: str, others: Sequence[str] = ()) -> list[str]:
 
 
 def _names_of_this_machine() -> list[str]:
-    """Its host name and its addresses, as far as it knows them."""
+    """This machine's host name and addresses, as far as the system lists them."""
     name = socket.gethostname()
     found = [name, f"{name.partition('.')[0]}.local"]
     with suppress(OSError):
@@ -121,7 +121,7 @@ def app() -> Path:
 
 
 def command(page: Path, args: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
-    """The words and the environment of the process that serves the pages."""
+    """The command line and environment of the server process."""
     words = [
         *(sys.executable, "-m", "streamlit", "run", str(page)),
         *("--server.address", args.host, "--server.port", str(args.port)),

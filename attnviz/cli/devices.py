@@ -1,4 +1,4 @@
-"""`--device`, checked before anything is read: that torch knows it and that it computes."""
+"""`--device`: check that torch supports the device and can compute on it, before reading input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from attnviz.text import first_line
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """The argument of every command that runs a model."""
+    """Add `--device` to a command that runs a model."""
     parser.add_argument(
         "--device", type=_device, default="cpu", help="cpu, cuda, cuda:1 … (default: cpu)"
     )

@@ -15,7 +15,7 @@ _FACTS = ("variant", "seed", "dataset", "state")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's options."""
     parser.add_argument("run", nargs="+", help="the folders of two or more runs")
     parser.add_argument("--environment", action="store_true", help="versions and devices too")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -21,7 +21,7 @@ _SUFFIXES = (".csv", ".json", ".parquet")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's options."""
     parser.add_argument("runs", help="a folder of runs, or of one run")
     parser.add_argument(
         "--table",

@@ -9,5 +9,5 @@ from attnviz.runs.documents import plain
 
 
 def as_json(value: Any) -> str:
-    """A value as strict JSON; times in ISO 8601, numbers that are none as null."""
+    """A value as strict JSON; times in ISO 8601, NaN and infinities as null."""
     return json.dumps(plain(value, "output"), indent=1, allow_nan=False)

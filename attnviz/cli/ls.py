@@ -12,7 +12,7 @@ from attnviz.text import printable, table
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's options."""
     parser.add_argument("runs", help="a folder of runs, or an address such as s3://bucket/runs")
     parser.add_argument("--state", choices=STATES, action="append", help="only runs in this state")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -42,7 +42,7 @@ def _row(run: Run, header: tuple[str, ...]) -> tuple[object, ...]:
 
 
 def as_dict(run: Run) -> dict[str, Any]:
-    """What a line about a run says, for JSON too."""
+    """One run's entry in the listing, as a dictionary."""
     return {
         "id": run.id,
         "state": run.state,

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from functools import cached_property, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from attnviz.attribution import methods
-from attnviz.cli.argument_types import whole, word
+from attnviz.cli.argument_types import target, whole, word
 from attnviz.cli.json_output import as_json
-from attnviz.cli.scoring import (
-    add_runs,
-    as_images,
-    complete_runs,
-    crew,
-    in_order,
-    merged_metrics,
-    pieces,
-    rebuilt,
-    score_table,
-    scores_of,
-    summaries_of,
-    with_columns,
-)
+from attnviz.cli.scoring import add_runs, complete_runs, crew, score_table, stored
 from attnviz.comparison.from_runs import grouping_of
 from attnviz.comparison.text import records
 from attnviz.errors import InputError, unknown_name
+from attnviz.evaluation.pieces import parts_of
+from attnviz.evaluation.stored import PIECE, StoredRun, in_order, merged_metrics, with_columns
 from attnviz.executors import spread
 from attnviz.faithfulness import (
     DEFAULT,
@@ -42,9 +29,8 @@ from attnviz.faithfulness import (
     knockout,
     randomisation,
 )
-from attnviz.maps import resized
 from attnviz.metrics import agreement
-from attnviz.runs import Run, amend_run, open_run
+from attnviz.runs import Run, amend_run
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +56,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mprt", action="store_true",
         help="whether maps of Captum's methods change when the weights are random",
+    )  # fmt: skip
+    parser.add_argument(
+        "--target", type=target, metavar="WHICH",
+        help="output of several that is explained: label, predicted or an index (default: label, "
+        "or predicted where there are no labels)",
     )  # fmt: skip
     parser.add_argument("--knockout", action="store_true", help="what each head and gate is worth")
     parser.add_argument(
@@ -101,58 +92,14 @@ def _check(args: argparse.Namespace) -> None:
             raise unknown_name("faithfulness metric", key, METRICS)
 
 
-class Bench:
-    """A run on which something is measured.
-
-    Attributes:
-        run: The run.
-        dataset: Its test images.
-        args: What the command was told.
-    """
-
-    def __init__(self, path: Path, args: argparse.Namespace) -> None:
-        self.run = open_run(path)
-        self.dataset = self.run.test_set()
-        self.args = args
-
-    @cached_property
-    def model(self) -> nn.Module:
-        """Its trained model; built when it is first asked for."""
-        return rebuilt(self.run, self.args.device)
-
-    def maps(self, name: str, part: Sequence[int]) -> Tensor:
-        """`(k, h, w)` maps on their own grid; heads are averaged."""
-        maps = torch.from_numpy(np.array(self.run.maps(name, list(part))))
-        return maps.mean(1) if maps.ndim == 4 else maps
-
-    def upsampled(self, name: str, part: Sequence[int]) -> Tensor:
-        """`(k, H, W)` maps at the images' size, bilinearly."""
-        h, w = self.dataset.masks([0]).shape[-2:]
-        return resized(self.maps(name, part), (h, w), "bilinear").to(self.args.device)
-
-    def images(self, part: Sequence[int]) -> Tensor:
-        """`(k, 3, h, w)`."""
-        return as_images(self.dataset.images(list(part)), self.args.device)
-
-    def threshold(self, name: str) -> Mapping[str, float] | None:
-        """A map's τ by metric, from the validation images."""
-        found: Mapping[str, Mapping[str, float]] = self.run.summary.get("thresholds") or {}
-        return found.get(name)
-
-    @property
-    def asked(self) -> range:
-        """The images that the model is asked about."""
-        return range(min(self.dataset.count, self.args.images or self.dataset.count))
-
-
 def _measured(found: Run, args: argparse.Namespace, executor: Executor | None) -> dict[str, Any]:
-    bench = Bench(found.path.absolute(), args)
+    bench = stored(args, found.path)
     names = _chosen(found, args.maps, bench.dataset.count)
     if args.agree_with:
         _chosen(found, [args.agree_with], bench.dataset.count)
-    tasks = [(name, part) for name in names for part in pieces(bench.dataset.count)]
+    tasks = [(name, part) for name in names for part in parts_of(bench.dataset.count, PIECE)]
     results = spread(
-        partial(_scores_of, bench.run.path, args), tasks, executor,
+        partial(_scores_of, bench, args), tasks, executor,
         label=f"measure {found.id}", shown=not args.json,
     )  # fmt: skip
     samples, summaries = found.samples(), {}
@@ -161,15 +108,14 @@ def _measured(found: Run, args: argparse.Namespace, executor: Executor | None) -
         columns = in_order([(part, scores) for (map_, part), scores in done if map_ == name])
         samples = with_columns(samples, name, columns)
         metrics, grid = args.metrics, found.entry(f"maps/{name}").shape or ()
-        summaries[name] = summaries_of(
+        summaries[name] = bench.summarised(
             columns,
-            bench.dataset,
             (grid[-2], grid[-1]),
             metrics,
-            bench.threshold(name),
+            bench.thresholds(name),
             group=grouping_of(samples),
         )
-    cuts = _knocked(bench, executor) if args.knockout else None
+    cuts = _knocked(bench, args, executor) if args.knockout else None
     rows = [] if cuts is None else records(cuts.table)
     with amend_run(found.path) as writer:
         writer.samples(samples)
@@ -197,35 +143,43 @@ def _chosen(found: Run, names: Sequence[str] | None, count: int) -> list[str]:
 
 
 def _scores_of(
-    path: Path, args: argparse.Namespace, task: tuple[str, range]
+    bench: StoredRun, args: argparse.Namespace, task: tuple[str, range]
 ) -> dict[str, np.ndarray]:
     """Everything that was asked for about one map of one piece's images."""
-    (name, part), bench = task, Bench(path, args)
+    name, part = task
     columns: dict[str, np.ndarray] = {}
     if args.metrics != []:
-        masks = bench.dataset.masks(list(part))
-        columns |= scores_of(bench.maps(name, part), masks, args.metrics, bench.threshold(name))
+        columns |= bench.localized(name, part, args.metrics)
     if args.agree_with and args.agree_with != name:
-        columns |= _agreement(bench, name, part)
-    asked = range(part.start, min(part.stop, bench.asked.stop))
+        columns |= _agreement(bench, name, part, args.agree_with)
+    asked = range(part.start, min(part.stop, _asked(bench, args).stop))
     if asked and args.faithfulness is not None:
-        columns |= _faithfulness(bench, name, asked)
+        columns |= _faithfulness(bench, name, asked, args)
     if asked and args.mprt:
-        columns |= _mprt(bench, name, asked)
+        columns |= _mprt(bench, name, asked, args.seed)
     return columns
 
 
-def _agreement(bench: Bench, name: str, part: range) -> dict[str, np.ndarray]:
-    one, other = (bench.upsampled(n, part).cpu() for n in (name, bench.args.agree_with))
+def _asked(bench: StoredRun, args: argparse.Namespace) -> range:
+    """The images on which the model is run."""
+    return range(min(bench.dataset.count, args.images or bench.dataset.count))
+
+
+def _agreement(bench: StoredRun, name: str, part: range, with_map: str) -> dict[str, np.ndarray]:
+    one, other = (bench.upsampled(n, part).cpu() for n in (name, with_map))
     return {f"agreement_{key}": _column(value) for key, value in agreement(one, other).items()}
 
 
-def _faithfulness(bench: Bench, name: str, part: range) -> dict[str, np.ndarray]:
-    args = bench.args
+def _faithfulness(
+    bench: StoredRun, name: str, part: range, args: argparse.Namespace
+) -> dict[str, np.ndarray]:
+    batch = bench.batch(part)
     scores = faithfulness_scores(
-        bench.model,
-        bench.images(part),
+        bench.explained,
+        batch.images,
         bench.upsampled(name, part),
+        target=bench.chosen(batch),
+        value_range=bench.value_range,
         metrics=args.faithfulness or DEFAULT,
         baseline=args.baseline,
         steps=args.steps,
@@ -234,27 +188,33 @@ def _faithfulness(bench: Bench, name: str, part: range) -> dict[str, np.ndarray]
     return {key: _column(score) for key, score in scores.items()}
 
 
-def _mprt(bench: Bench, name: str, part: range) -> dict[str, np.ndarray]:
+def _mprt(bench: StoredRun, name: str, part: range, seed: int) -> dict[str, np.ndarray]:
     """The randomisation check of a map that a method of Captum drew; none for other maps."""
     about = dict(bench.run.about(f"maps/{name}"))
     method = about.pop("method", name)
     if method not in methods():
         return {}
-    seed = about.pop("seed", bench.args.seed)
-    check = randomisation(bench.model, bench.images(part), method, seed=seed, **about)
+    seed, target = about.pop("seed", seed), about.pop("target", None)
+    batch = bench.batch(part)
+    check = randomisation(
+        bench.explained, batch.images, method, seed=seed,
+        target=bench.chosen(batch) if target is None else target,
+        **about,
+    )  # fmt: skip
     return {"mprt": _column(check.mprt)}
 
 
-def _knocked(bench: Bench, executor: Executor | None) -> Knockout:
-    """What is worth what, over all images at once: one piece of work."""
-    cut = partial(_cut, bench.run.path)
-    (cuts,) = spread(cut, [bench.args], executor, label=f"knock out {bench.run.id}", shown=False)
+def _knocked(bench: StoredRun, args: argparse.Namespace, executor: Executor | None) -> Knockout:
+    """The worth of each head and gate, over all images at once: one piece of work."""
+    cut = partial(_cut, bench)
+    asked = _asked(bench, args)
+    (cuts,) = spread(cut, [asked], executor, label=f"knock out {bench.run.id}", shown=False)
     return cuts
 
 
-def _cut(path: Path, args: argparse.Namespace) -> Knockout:
-    bench = Bench(path, args)
-    return knockout(bench.model, bench.images(bench.asked))
+def _cut(bench: StoredRun, asked: range) -> Knockout:
+    batch = bench.batch(asked)
+    return knockout(bench.explained, batch.images, target=bench.chosen(batch))
 
 
 def _column(scores: Tensor) -> np.ndarray:

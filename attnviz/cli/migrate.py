@@ -1,7 +1,7 @@
 """`attnviz migrate RUNS`: write headers of an earlier form anew.
 
-Earlier versions wrote the level `redrawn` as `ceiling`, which a reader still accepts; this writes
-the present name down. A header that was edited by hand is sealed again, so that `attnviz verify`
+Earlier versions wrote the level `redrawn` as `ceiling`, which a reader still accepts; this command
+writes the present name. A header that was edited by hand is sealed again, so that `attnviz verify`
 accepts the edit.
 """
 
@@ -16,13 +16,13 @@ from attnviz.text import printable
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's options."""
     parser.add_argument("runs", help="a folder of runs, or of one run")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Migrate each run; 1 if one could not be."""
+    """Migrate each run; 1 if any migration failed."""
     results = {run.id: _migrated(run) for run in list_runs(args.runs)}
     if args.json:
         print(as_json(results))

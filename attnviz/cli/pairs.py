@@ -1,4 +1,4 @@
-"""`KEY=VALUE` on the command line: a value that is JSON is what it says, any other is text."""
+"""`KEY=VALUE` options: values are parsed as JSON where possible, else kept as text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attnviz.errors import InputError
 
 
 def pairs(flag: str, words: Sequence[str]) -> dict[str, Any]:
-    """What several `KEY=VALUE` after one flag say.
+    """Parse the `KEY=VALUE` arguments of one option.
 
     Raises:
         InputError: One of them has no `=`.

@@ -12,7 +12,7 @@ from attnviz.text import printable
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's options."""
     parser.add_argument("runs", nargs="+", help="folders of runs, or of single runs")
     parser.add_argument(
         "--out", type=file(".html", ".htm"), default="report.html", metavar="HTML",
@@ -29,13 +29,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--title",
-        default="Which variant looks at the patch?",
-        help="of the page (default: %(default)s)",
+        help="of the page (default: which variant looks at what the runs look for)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page; 1 where its runs may not be ranked, which the page says, too."""
+    """Write the page; 1 where its runs cannot be ranked, which the page states too."""
     study = write_report(
         open_runs(args.runs), args.out, primary=args.primary, map_name=args.map, title=args.title
     )

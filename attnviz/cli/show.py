@@ -1,4 +1,4 @@
-"""`attnviz show RUN`: what a run says about itself."""
+"""`attnviz show RUN`: print a run's header."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CUT = ("name", "head", "way", "effect", "low", "high", "size", "images")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's options."""
     parser.add_argument("run", help="the folder of a run, or its address")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -68,7 +68,7 @@ def _sections(run: Run) -> Iterator[str]:
 
 
 def scores(run: Run) -> Iterator[dict[str, Any]]:
-    """The summary's metrics, one by one, as far as they have the form they should."""
+    """The summary's metrics, one by one; malformed entries are left out."""
     for name, entries in _items(run.summary.get("metrics")):
         for metric, score in _items(entries):
             if isinstance(score, Mapping):

@@ -10,7 +10,7 @@ from attnviz.text import printable
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's options."""
     parser.add_argument("runs", help="a folder of runs, or of one run")
     parser.add_argument("--json", action="store_true", help="print JSON")
 

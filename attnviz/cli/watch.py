@@ -21,7 +21,7 @@ from attnviz import maps
 from attnviz.capture import Capture, watch
 from attnviz.cli.argument_types import folder, word
 from attnviz.cli.json_output import as_json
-from attnviz.cli.model_arguments import FORMS, RANGES, add_model, images_of, model_of
+from attnviz.cli.model_arguments import FORMS, add_images, add_model, images_of, model_of
 from attnviz.errors import InputError
 from attnviz.text import printable
 
@@ -31,9 +31,10 @@ _TILE = 160
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's options."""
     parser.add_argument("model", help=FORMS, metavar="FACTORY")
     add_model(parser)
+    add_images(parser)
     parser.add_argument(
         "--image", dest="images", type=word, metavar="FILE", help="a picture, or a folder"
     )
@@ -48,13 +49,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Watch one forward pass; 0 when something was seen."""
+    """Watch one forward pass; 0 when anything was recorded."""
     model = model_of(args, args.model)
-    images = images_of(args, model)
+    images, prepared = images_of(args, model, args.model)
     with torch.no_grad(), watch(model, where=args.where, features=True) as seen:
         model(images)
     drawn, left_out = draw(seen)
-    written = _write(args.out, drawn, _pixels(images, args.normalise)) if args.out else []
+    written = _write(args.out, drawn, prepared.pixels(images)) if args.out else []
     if args.json:
         print(as_json(_as_dict(args.model, seen, drawn, left_out, written)))
         return 0
@@ -80,13 +81,6 @@ def draw(seen: Capture) -> tuple[dict[str, Tensor], dict[str, str]]:
         except InputError as error:
             left_out[name] = str(error)
     return drawn, left_out
-
-
-def _pixels(images: Tensor, normalise: str) -> np.ndarray:
-    """The images as they were before they were normalised, `(n, h, w, 3)` bytes."""
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in RANGES[normalise])
-    pixels = (images.cpu() * std + mean).clamp(0, 1) * 255
-    return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 def _write(out: Path, drawn: dict[str, Tensor], pixels: np.ndarray) -> list[str]:

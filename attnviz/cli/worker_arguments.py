@@ -12,8 +12,8 @@ def add_workers(parser: argparse.ArgumentParser, *, default: str) -> None:
     """The flags `--workers`, `--scheduler` and `--dask-local`, of which one may be given.
 
     Args:
-        parser: What they are added to.
-        default: What happens without any, for the help.
+        parser: The parser to extend.
+        default: The default, described for the help text.
     """
     group = parser.add_argument_group("workers").add_mutually_exclusive_group()
     group.add_argument(

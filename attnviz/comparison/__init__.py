@@ -1,4 +1,4 @@
-"""Compare variants: which looks at the patch most, how sure is that, may they be compared at all.
+"""Rank comparable model variants by a metric, with intervals and tests.
 
 The unit of replication of an architecture is the training seed: a thousand images of one test set
 are not a thousand trainings. Crops of one photograph are not independent images either. Interval,
@@ -43,11 +43,11 @@ def compare(
     """Rank variants by one metric, with intervals and tests over seeds, groups and images.
 
     A mean is the mean over seeds of each seed's mean over images. Its variance has a part by seeds
-    and one by groups of images (photographs, patients, videos), each image being its own group
-    unless told; the interval is Student's t with Satterthwaite's degrees of freedom, bounded for
-    scores between 0 and 1. A difference is paired over images, and over seeds only where seeds of
-    the same name score alike. Intervals of differences, their adjusted p and "clear" say the same
-    thing, adjusted for all pairs. A winner is clear of all others, each with three seeds or more.
+    and one by groups of images (photographs, patients, videos), each image being its own group by
+    default; the interval is Student's t with Satterthwaite's degrees of freedom, bounded for scores
+    between 0 and 1. A difference is paired over images, and over seeds only where seeds of the same
+    name score alike. Intervals of differences, their adjusted p and "clear" say the same thing,
+    adjusted for all pairs. A winner is clear of all others, each with three seeds or more.
     docs/intervals.md has the formulas and measured coverage.
 
     Args:
@@ -65,10 +65,10 @@ def compare(
         primary: The metric that ranks, declared beforehand.
         metrics: The metrics to report; all that every variant has, unless given.
         resamples: How many studies without a difference are drawn, from the fitted variances, to
-            adjust for the number of pairs; 5,000 at least.
+            adjust for the number of pairs; at least 5,000.
         confidence: The level of the intervals, between 0 and 1.
-        seed: Of these studies; the same seed gives the same numbers.
-        baselines: For tables: the levels to stand beside the scores, `{metric: {"chance": …,
+        seed: Seed of these studies; the same seed gives the same numbers.
+        baselines: For tables: the reference levels of the scores, `{metric: {"chance": …,
             "redrawn": …}}` or `{"chance": {metric: …}, …}`; values are numbers or one
             number per image. Runs bring their own.
         map_name: For runs: which map's scores to take; each run's primary map unless given.
@@ -81,7 +81,7 @@ def compare(
 
     Raises:
         InputError: Something is missing or misshapen, or the variants were measured on different
-            images or asked different questions; the message says which.
+            images or for different questions; the message names the difference.
         RunError: A run cannot be read.
 
     Example:

@@ -1,4 +1,4 @@
-"""The result of a comparison, in every form in which one would want to hand it on."""
+"""The result of a comparison: sentence, tables, LaTeX, CSV, figure."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
-    """Variants ranked by one metric, with what it takes to believe or doubt the ranking.
+    """Variants ranked by one metric, with intervals, tests and notes.
 
     Attributes:
         primary: The metric that ranks.
@@ -61,9 +61,10 @@ class Comparison:
         by_seed: A row per metric, variant and seed: mean over images.
         split: A row per metric and variant: mean over images classified rightly and wrongly, and
             how many scores of each; empty where correctness is not known.
-        notes: What a reader must know beside the numbers.
+        notes: Caveats to read with the numbers.
         images: How many images.
         groups: How many groups (photographs, patients, videos) they come in; 0 if not known.
+        thing: What is looked for, such as "lesion".
         confidence: The level of the intervals.
         resamples: How many studies the adjustment for all pairs is drawn from.
     """
@@ -76,6 +77,7 @@ class Comparison:
     notes: tuple[str, ...]
     images: int
     groups: int
+    thing: str
     confidence: float
     resamples: int
 
@@ -102,7 +104,7 @@ class Comparison:
 
     @property
     def sentence(self) -> str:
-        """The answer to "which variant looks at the patch most", in one sentence."""
+        """The answer to "which variant looks at the object most", in one sentence."""
         rows = self.of(self.primary)
         first, pairs = rows.iloc[0], self._pairs_of(self.variants[0])
         if not np.isfinite(first["mean"]):
@@ -118,7 +120,8 @@ class Comparison:
             return self._described(rows, levels)
         if self.winner is not None:
             gap = pairs.iloc[0]
-            verb = "looks at the patch most" if is_localization(self.primary) else "ranks first"
+            looks = f"looks at the {self.thing} most"
+            verb = looks if is_localization(self.primary) else "ranks first"
             return (
                 f"{first.variant} {verb}: {self._score(first)}{levels}; "
                 f"{with_sign(gap.difference, fineness(gap))} over {gap.other}, "
@@ -134,7 +137,7 @@ class Comparison:
         )
 
     def _described(self, rows: pd.DataFrame, levels: str) -> str:
-        """The means of few trainings, and that they are no ranking of architectures."""
+        """The sentence for fewer than three seeds: means only, no ranking of architectures."""
         few, many = int(rows["seeds"].min()), int(rows["seeds"].max())
         trainings = {1: "one training", 2: "two trainings"}
         if few == many:
@@ -158,7 +161,7 @@ class Comparison:
         """The ranking as a GitHub table: each metric with its interval, the best in bold.
 
         Args:
-            metrics: Which; those that are printed, unless given.
+            metrics: Metrics to include; by default those that are printed.
         """
         shown = self._shown(metrics)
         rows = self._cells(shown, bold=lambda text: f"**{text}**")
@@ -193,13 +196,14 @@ class Comparison:
         write_output(Path(path), self.table.to_csv(index=False).encode())
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain Python, ready for JSON: numbers that are no numbers are None."""
+        """Everything as plain Python values, ready for JSON; NaN becomes None."""
         return {
             "primary": self.primary,
             "sentence": self.sentence,
             "winner": self.winner,
             "images": self.images,
             "groups": self.groups,
+            "thing": self.thing,
             "confidence": self.confidence,
             "resamples": self.resamples,
             "notes": list(self.notes),
@@ -215,7 +219,7 @@ class Comparison:
         """A dot plot, sorted: interval, a tick per seed, chance and the mask redrawn as lines.
 
         Args:
-            metric: Which; the primary one unless given.
+            metric: Metric to draw; the primary one by default.
             order: The order of the variants that fixes their colours; the rank unless given.
             dark: Draw for a dark page.
         """

@@ -1,9 +1,9 @@
-"""Run folders as groups, after every check that makes them comparable.
+"""Groups of scores from run folders, after checking that the runs are comparable.
 
-Everything that makes a ranking unfair is refused here, by name: other images, another question,
-"replicates" that were not trained alike. What may differ between variants is the model and how it
-was trained; a difference in training settings is said in a note, since it may be the reason for
-what is seen. Within one variant only the seed may differ.
+Every difference that would bias a ranking is an error that names it: other images, another
+question, replicates with different training settings. What may differ between variants is the model
+and how it was trained; a difference in training settings gives a note, since it may explain the
+ranking. Within one variant only the seed may differ.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from attnviz.comparison.groups import Group
+from attnviz.comparison.groups import Group, thing_of
 from attnviz.definitions import LEVELS
 from attnviz.errors import InputError, unknown_name
 from attnviz.runs import ABSENT, differing, in_words
 from attnviz.statistics.clusters import GROUP, labelled
+from attnviz.statistics.variance import mean_of_valid
 
-_NEEDED = ("index", "label", "x0", "y0", "x1", "y1", "correct")
+_NEEDED = ("index", "x0", "y0", "x1", "y1")
+_SHARED = ("label", "name")
+"""Columns that must agree between runs that have them."""
 _QUESTION = {
     *("question", "data", "dataset", "folder", "split", "test", "image", "side"),
     *("patch", "size", "shape", "fill", "opacity", "count", "fraction"),
@@ -38,10 +41,10 @@ def run_groups(
 
     Args:
         runs: Variant → runs.
-        map_name: Whose scores to take; each run's primary map unless given.
+        map_name: The map that is scored; each run's primary map by default.
 
     Raises:
-        InputError: No run is complete, or they may not be ranked; the message says what differs.
+        InputError: No run is complete, or they may not be ranked; the message names the difference.
         RunError: A table cannot be read.
     """
     kept = {
@@ -52,17 +55,43 @@ def run_groups(
     unfit = [run for group in runs.values() for run in group if run.state != "complete"]
     if not kept:
         raise none_complete("compare: ", unfit)
+    kept, frames, unscored = _scored(kept)
     _same_question({name: run for group in kept.values() for name, run in group.items()})
     for variant, group in kept.items():
         _replicates(variant, group)
-    frames = {name: samples_of(run) for group in kept.values() for name, run in group.items()}
     _same_rows(frames)
     groups = [_group(variant, group, frames, map_name) for variant, group in kept.items()]
-    return groups, [*_trained_unlike(kept), *_left_out(unfit)]
+    return groups, [*_trained_unlike(kept), *_left_out(unfit), *unscored]
+
+
+def _scored(
+    kept: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any], list[str]]:
+    """The runs that have scores, their samples, and a note on each of the others.
+
+    Raises:
+        InputError: No run has.
+    """
+    frames: dict[str, Any] = {}
+    wrong: dict[str, InputError] = {}
+    for group in kept.values():
+        for name, run in group.items():
+            try:
+                frames[name] = samples_of(run)
+            except InputError as error:
+                wrong[name] = error
+    if not frames:
+        raise next(iter(wrong.values()))
+    found = {
+        variant: {name: run for name, run in group.items() if name in frames}
+        for variant, group in kept.items()
+    }
+    notes = [f"left out: {str(error).removeprefix('compare: ')}" for error in wrong.values()]
+    return {variant: group for variant, group in found.items() if group}, frames, notes
 
 
 def none_complete(what: str, runs: Sequence[Any]) -> InputError:
-    """The error for runs of which none is complete; it says in what state they are."""
+    """The error for a set of runs without a complete one; it lists their states."""
     states = ", ".join(f"{run.id} is {run.state}" for run in runs[:5]) or "no run at all"
     return InputError(f"{what}expected at least one complete run, got {states}")
 
@@ -80,7 +109,13 @@ def _by_name(runs: Iterable[Any]) -> dict[str, Any]:
 
 
 def samples_of(run: Any) -> Any:
-    """A run's samples, with the columns that a comparison stands on."""
+    """A run's samples, with the columns that a comparison needs.
+
+    Raises:
+        InputError: It has no samples, or not these columns.
+    """
+    if "samples.parquet" not in getattr(run, "files", {"samples.parquet": None}):
+        raise InputError(f"compare: run {run.id}: expected samples, got a run without any")
     frame = run.samples()
     missing = [column for column in _NEEDED if column not in frame]
     if missing:
@@ -102,7 +137,7 @@ def _group(
         chosen = map_of(run, frame, map_name)
         marked = frame[patched(frame)]
         scores.append(_columns(marked, f"{chosen}/"))
-        correct.append(marked["correct"].to_numpy(dtype=np.float64))
+        correct.append(_correct(marked))
         grouping = grouping or grouping_of(marked)
         levels.append((run.summary.get("metrics") or {}).get(chosen) or {})
     shared = [metric for metric in scores[0] if all(metric in one for one in scores)]
@@ -114,7 +149,16 @@ def _group(
         tuple(_accuracy(run, frames[name]) for name, run in runs.items()),
         {metric: _mean_levels([one.get(metric) or {} for one in levels]) for metric in shared},
         grouping,
+        thing_of(runs.values()),
     )
+
+
+def _correct(frame: Any) -> np.ndarray:
+    """1 where the model was right, NaN where that is not known."""
+    if "correct" not in frame:
+        return np.full(len(frame), np.nan)
+    found: np.ndarray = frame["correct"].to_numpy(dtype=np.float64, na_value=np.nan)
+    return found
 
 
 def grouping_of(frame: Any) -> tuple[Any, ...] | None:
@@ -132,7 +176,7 @@ def _columns(frame: Any, prefix: str) -> dict[str, np.ndarray]:
 
 
 def patched(frame: Any) -> np.ndarray:
-    """Which images have a patch, (n,) bool."""
+    """Which images have a marked object, (n,) bool."""
     marked = (frame["x1"] > frame["x0"]) & (frame["y1"] > frame["y0"])
     return np.asarray(marked.to_numpy())
 
@@ -144,7 +188,7 @@ def map_names(frame: Any) -> list[str]:
 
 
 def map_of(run: Any, frame: Any, map_name: str | None) -> str:
-    """The map whose scores count: the one asked for, the run's primary one, or its only one."""
+    """The scored map: the requested one, the run's primary one, or its only one."""
     known = map_names(frame)
     chosen = map_name or run.summary.get("map") or (known[0] if len(known) == 1 else None)
     if chosen is None:
@@ -158,8 +202,8 @@ def map_of(run: Any, frame: Any, map_name: str | None) -> str:
 
 
 def _accuracy(run: Any, frame: Any) -> float:
-    told = run.summary.get("accuracy")
-    return float(frame["correct"].mean() if told is None else told)
+    reported = run.summary.get("accuracy")
+    return mean_of_valid(_correct(frame)).item() if reported is None else float(reported)
 
 
 def _mean_levels(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -172,29 +216,29 @@ def _mean_levels(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _same_question(runs: Mapping[str, Any]) -> None:
-    """Refuse runs that saw other images or answer another question."""
+    """Refuse runs with other test images or another question."""
     digests = {name: str(run.dataset) for name, run in runs.items()}
     if len(set(digests.values())) > 1:
         raise InputError(
             f"compare: cannot rank runs measured on different images: {disagreement(digests)}"
         )
-    asked = {
+    questions = {
         key: values
         for key, values in _differing({n: r.settings for n, r in runs.items()}).items()
         if asks(key)
     }
-    if asked:
+    if questions:
         raise InputError(
-            f"compare: cannot rank runs that answer different questions: {_listed(asked)}"
+            f"compare: cannot rank runs that answer different questions: {_listed(questions)}"
         )
 
 
 def _replicates(variant: str, runs: Mapping[str, Any]) -> None:
-    """Refuse a variant whose runs differ in more than the seed, or not even in that."""
+    """Refuse a variant whose runs differ in more than the seed, or share a seed."""
     odd = {
         key: values
         for key, values in _differing({n: r.settings for n, r in runs.items()}).items()
-        if not incidental(key)
+        if not incidental(key) and not (key == "factory" and ABSENT in values.values())
     }
     if odd:
         raise InputError(
@@ -220,8 +264,13 @@ def _same_rows(frames: Mapping[str, Any]) -> None:
             f"in the column {GROUP!r}"
         )
     for name, frame in frames.items():
-        for column in _NEEDED[:-1]:
-            if not np.array_equal(against[column].to_numpy(), frame[column].to_numpy()):
+        both = [column for column in _SHARED if column in against and column in frame]
+        for column in (*_NEEDED, *both):
+            if (
+                not against[column]
+                .reset_index(drop=True)
+                .equals(frame[column].reset_index(drop=True))
+            ):
                 raise InputError(
                     f"compare: cannot rank runs measured on different images: {first} and {name} "
                     f"differ in the column {column!r} of their samples"
@@ -229,20 +278,19 @@ def _same_rows(frames: Mapping[str, Any]) -> None:
 
 
 def _trained_unlike(kept: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A note for each setting that all variants have, but not at the same value.
-
-    Not of one by which they are called, as `mha placement 0` and `mha placement 3` are.
-    """
+    """A note for each setting that differs between variants and is not part of their names."""
     settings = {variant: next(iter(runs.values())).settings for variant, runs in kept.items()}
     return [
         f"trained unlike: {key}: {disagreement(values)}"
         for key, values in _differing(settings).items()
-        if not incidental(key) and ABSENT not in values.values() and not _told_by_names(key, values)
+        if not (incidental(key) or key == "factory")
+        and ABSENT not in values.values()
+        and not _named_by(key, values)
     ]
 
 
-def _told_by_names(key: str, values: Mapping[str, str]) -> bool:
-    """Whether each variant's name says its value of a setting; None says nothing."""
+def _named_by(key: str, values: Mapping[str, str]) -> bool:
+    """Whether each variant's name contains its value of a setting; None needs no mention."""
     words = {"True": "yes", "False": "no"}
     return all(
         value == "None" or f"{key.replace('_', ' ')} {words.get(value, value)}" in variant
@@ -253,9 +301,9 @@ def _told_by_names(key: str, values: Mapping[str, str]) -> bool:
 def _left_out(runs: Sequence[Any]) -> list[str]:
     """One note on the runs that are not complete."""
     states = Counter(run.state for run in runs)
-    told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     names = ", ".join(run.id for run in runs[:4]) + (", …" if len(runs) > 4 else "")
-    return [f"left out: {told} ({names})"] if runs else []
+    return [f"left out: {counted} ({names})"] if runs else []
 
 
 # Settings
@@ -267,8 +315,8 @@ def asks(key: str) -> bool:
 
 
 def incidental(key: str) -> bool:
-    """Whether a setting says where and from which seed, not how, a run was trained."""
-    return key in _INCIDENTAL or key.endswith("seed")
+    """Whether a setting says where, with which seed or what was measured, not how to train."""
+    return key in _INCIDENTAL or key.endswith("seed") or key.startswith("evaluation.")
 
 
 def _differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:

@@ -1,13 +1,15 @@
-"""What a comparison compares: one variant's scores, image by image and seed by seed."""
+"""Scores of one variant by seed and image, the input of a comparison."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from attnviz.errors import InputError
+from attnviz.runs.header import THING
 from attnviz.statistics.clusters import clusters
 
 
@@ -24,6 +26,7 @@ class Group:
         grouping: One label per image, its group (photograph, patient, video), or None where each
             image is its own.
         levels: Metric → reference level (`attnviz.definitions.LEVELS`) → number, where known.
+        thing: What is looked for, such as "lesion".
     """
 
     variant: str
@@ -33,6 +36,7 @@ class Group:
     accuracy: tuple[float, ...] = ()
     levels: dict[str, dict[str, float]] = field(default_factory=dict)
     grouping: tuple[Any, ...] | None = None
+    thing: str = THING
 
     @property
     def images(self) -> int:
@@ -41,11 +45,14 @@ class Group:
 
     @property
     def clusters(self) -> np.ndarray | None:
-        """Each image's group as a whole number from 0; None where groups tell nothing.
-
-        That is so without groups, and where all images are of one.
-        """
+        """Each image's group as a whole number from 0; None without several groups."""
         return clusters(self.grouping)
+
+
+def thing_of(groups: Iterable[Any]) -> str:
+    """What groups or runs look for, such as "lesion"; "object" where they do not agree."""
+    found = {str(one.thing) for one in groups}
+    return found.pop() if len(found) == 1 else THING
 
 
 def array(values: Any, what: str) -> np.ndarray:

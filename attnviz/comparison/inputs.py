@@ -1,9 +1,11 @@
-"""From what people have, tables of scores or run folders, to one `Group` per variant."""
+"""Convert score tables or run folders to one `Group` per variant."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from attnviz.comparison.from_runs import run_groups
@@ -15,7 +17,8 @@ from attnviz.statistics.clusters import GROUP, labelled
 from attnviz.statistics.variance import mean_of_valid
 
 Source: TypeAlias = Mapping[str, Any] | Sequence[Any] | str | os.PathLike[str]
-"""What `compare` reads: score tables or runs by variant, a list of runs, or a folder of runs."""
+"""What `compare` reads: score tables, runs or evaluations by variant, a list of runs or of
+evaluations, or a folder of runs."""
 
 
 def read_groups(
@@ -27,7 +30,7 @@ def read_groups(
     map_name: str | None,
     groups: Any = None,
 ) -> tuple[list[Group], list[str]]:
-    """Whatever `compare` was given, as groups on the same images, and notes on what was left out.
+    """Convert the input of `compare` to groups on the same images, and notes on what was left out.
 
     Raises:
         InputError: It is no table and no run, one variant's table without its name, lacks a
@@ -109,7 +112,7 @@ def _narrowed(
     levels = {name: {**group.levels.get(name, {}), **given.get(name, {})} for name in chosen}
     values = {name: group.values[name] for name in chosen}
     accuracy = group.accuracy or (float("nan"),) * len(group.seeds)
-    return Group(group.variant, group.seeds, values, group.correct, accuracy, levels, grouping)
+    return replace(group, values=values, accuracy=accuracy, levels=levels, grouping=grouping)
 
 
 def _levels(baselines: Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
@@ -142,7 +145,7 @@ def open_runs(source: Any) -> list[Any]:
 
         return list(list_runs(source))
     if hasattr(source, "samples"):
-        return [source]
+        return [_run_of(source)]
     if not is_list(source):
         raise InputError(
             "compare: expected {variant: scores}, runs, or a folder of runs, "
@@ -157,3 +160,45 @@ def by_variant(runs: Iterable[Any]) -> dict[str, list[Any]]:
     for run in runs:
         grouped.setdefault(str(run.variant), []).append(run)
     return grouped
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """An evaluation that was not saved, as a complete run."""
+
+    id: str
+    location: str
+    variant: str
+    seed: int | None
+    thing: str
+    settings: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    samples: Callable[[], Any]
+    state: str = "complete"
+    dataset: str | None = None
+
+
+def _run_of(entry: Any) -> Any:
+    """A run itself; of an evaluation the run where it was saved, or its scores in memory."""
+    if callable(entry.samples):
+        return entry
+    if "run" in entry.facts:
+        from attnviz.runs import open_run
+
+        return open_run(entry.facts["run"])
+    seed = "" if entry.seed is None else f", seed {entry.seed}"
+    name = f"{entry.variant}{seed}"
+    return _Evaluated(
+        id=name,
+        location=f"{name} ({id(entry):x})",
+        variant=entry.variant,
+        seed=entry.seed,
+        thing=entry.thing,
+        settings={"thing": entry.thing},
+        summary={
+            "map": entry.primary,
+            "metrics": entry.summary,
+            "accuracy": None if math.isnan(entry.accuracy) else entry.accuracy,
+        },
+        samples=lambda: entry.samples,
+    )

@@ -1,4 +1,4 @@
-"""From groups to a `Comparison`: means, intervals, pairs, tests, and what must be said of them."""
+"""Compute a `Comparison` from groups: means, intervals, pairs, tests and notes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from attnviz.comparison.comparison import Comparison
-from attnviz.comparison.groups import Group
+from attnviz.comparison.groups import Group, thing_of
 from attnviz.comparison.text import number
 from attnviz.definitions import LEVELS, is_lower_better, metric_title
 from attnviz.statistics.intervals import Interval, gap_intervals, interval
@@ -19,10 +19,10 @@ from attnviz.statistics.pairs import FEWEST, Adjusted, Pairs, adjusted, all_pair
 from attnviz.statistics.variance import mean_of_valid, sampled
 
 FEW_GROUPS = 4
-"""Groups of images below which a note says that there are few."""
+"""Number of image groups below which a note warns of few groups."""
 
 LEAST_RESAMPLES = 5000
-"""Studies drawn at least: of fewer, the adjustment would be as much of chance as of the scores."""
+"""Minimum number of simulated studies; with fewer, Monte Carlo error dominates the adjustment."""
 
 _TABLE = [
     *("variant", "metric", "mean", "low", "high", "valid", "n", "seeds"),
@@ -73,6 +73,7 @@ def rank(
         notes=(*_notes(groups, table, found[primary]), *notes),
         images=groups[0].images,
         groups=len(set(groups[0].grouping or ())),
+        thing=thing_of(groups),
         confidence=confidence,
         resamples=resamples,
     )
@@ -224,7 +225,7 @@ def _right_and_wrong(metric: str, group: Group) -> dict[str, Any]:
 
 
 def _notes(groups: Sequence[Group], table: pd.DataFrame, primary: _Ranked) -> Iterable[str]:
-    """What the numbers alone do not say: seeds, groups, kinds of trainings, missing scores."""
+    """Notes on the ranking: seeds, groups, kinds of trainings, missing scores."""
     yield from _few_seeds(groups)
     yield from _few_groups(groups[0])
     for group, found in zip(primary.groups, primary.intervals, strict=True):
@@ -282,9 +283,12 @@ def _two_kinds(variant: str, kinds: Kinds) -> str:
 
 def _unscored(table: pd.DataFrame) -> Iterable[str]:
     """One note on all the scores that are missing, by metric and variant."""
-    told = []
+    incomplete = []
     for metric, rows in table[table["valid"] < table["n"]].groupby("metric", sort=False):
         missing = (f"{row['variant']} {row['n'] - row['valid']}" for _, row in rows.iterrows())
-        told.append(f"{metric_title(str(metric))} ({', '.join(missing)} of {rows['n'].max()})")
-    if told:
-        yield f"scores that cannot be computed, left out of means and pairs: {'; '.join(told)}"
+        incomplete.append(
+            f"{metric_title(str(metric))} ({', '.join(missing)} of {rows['n'].max()})"
+        )
+    if incomplete:
+        listed = "; ".join(incomplete)
+        yield f"scores that cannot be computed, left out of means and pairs: {listed}"

@@ -1,4 +1,4 @@
-"""Scores as people have them in memory, as a `Group`."""
+"""Convert in-memory score tables to a `Group`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def table_group(variant: str, entry: Any, primary: str) -> Group:
 
 
 def _grouping(variant: str, entry: Sequence[Any]) -> tuple[Any, ...] | None:
-    """The groups of the images, which all seeds must have alike."""
+    """The groups of the images; all seeds must agree."""
     found = [labelled(one.get(GROUP), f"compare: {variant}") for one in entry]
     if len(set(found)) > 1:
         raise InputError(f"compare: {variant}: expected the same groups for every seed")
@@ -91,5 +91,5 @@ def _same_shape(variant: str, values: Mapping[str, np.ndarray]) -> None:
 
 
 def is_list(entry: Any) -> bool:
-    """Whether something is a list of things rather than one thing."""
+    """Whether a value is a sequence other than a string."""
     return isinstance(entry, Sequence) and not isinstance(entry, str)

@@ -1,4 +1,4 @@
-"""Numbers and names as one writes them in a sentence, a table or LaTeX."""
+"""Format numbers and names for sentences, tables and LaTeX."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WELL_KNOWN = ("max_iou", "pointing_game", "energy_pointing_game", "pixel_auroc")
 
 
 def number(value: float, digits: int = 2) -> str:
-    """Two decimals, more where those would hide the number, a dash where there is none."""
+    """Two decimals, more for small numbers, a dash for NaN."""
     if not np.isfinite(value):
         return "–"
     if digits > 2:
@@ -24,13 +24,13 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def with_sign(value: float, digits: int = 2) -> str:
-    """A number that always shows its sign."""
+    """Format a number with its sign."""
     text = number(abs(value), digits)
     return text if text == "–" else f"{'-' if value < 0 else '+'}{text}"
 
 
 def fineness(row: Any) -> int:
-    """How many decimals an interval is worth: two, and more where it is narrower than those."""
+    """Decimals for an interval: two, more where it is narrower than that."""
     width = float(row["high"]) - float(row["low"])
     return 2 + (width < 0.01) + (width < 0.001) if width > 0 else 2
 
@@ -56,7 +56,7 @@ def percent(confidence: float) -> str:
 
 
 def begun(sentence: str, variants: Iterable[str]) -> str:
-    """A sentence with a capital, unless it begins with a variant's name, which stays as it is."""
+    """Capitalise a sentence, unless it begins with a variant's name."""
     if any(sentence.startswith(name) for name in variants):
         return sentence
     return sentence[:1].upper() + sentence[1:]
@@ -103,5 +103,5 @@ _LATEX = {
 
 
 def latex(text: str) -> str:
-    """Text with LaTeX's own signs escaped."""
+    """Escape LaTeX special characters."""
     return "".join(_LATEX.get(sign, sign) for sign in text)

@@ -23,6 +23,7 @@ def coco(
     *,
     transform: Any,
     thing: str | Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
     group: str | None = None,
     seed: int = 0,
 ) -> Samples:
@@ -38,17 +39,19 @@ def coco(
         transform: From a PIL image to the tensor that the model takes; objects follow it.
         thing: Names of the categories that are looked for; None takes all. Objects of other
             categories are outside.
+        classes: The categories' names in the order of the model's outputs; None orders them by
+            their ids.
         group: A key of the images' entries that says what an image belongs to.
         seed: Of a random transform.
 
     Returns:
-        Samples; `classes` are the categories' names, ordered by their ids.
+        Samples; `classes` are the categories' names.
 
     Raises:
         InputError: The file is no such JSON, a category is unknown, or images are missing; they
             are named, before anything is computed.
     """
-    return _Coco(Path(file), Path(images), transform, thing, group, seed)
+    return _Coco(Path(file), Path(images), transform, thing, classes, group, seed)
 
 
 class _Coco:
@@ -60,6 +63,7 @@ class _Coco:
         folder: Path,
         transform: Any,
         thing: str | Sequence[str] | None,
+        classes: Sequence[str] | None,
         group: str | None,
         seed: int,
     ) -> None:
@@ -68,16 +72,20 @@ class _Coco:
         content = _read(file)
         self.entries: list[Mapping[str, Any]] = list(content["images"])
         categories = sorted(content.get("categories", ()), key=lambda one: one["id"])
-        self.classes = tuple(str(one["name"]) for one in categories)
-        self._index = {one["id"]: i for i, one in enumerate(categories)}
+        by_id = {one["id"]: str(one["name"]) for one in categories}
+        self.classes = tuple(by_id.values() if classes is None else classes)
         names = (thing,) if isinstance(thing, str) else thing
         self.thing = names[0] if names is not None and len(names) == 1 else "object"
         for name in names or ():
-            if name not in self.classes:
-                raise unknown_name("category", name, self.classes)
+            if name not in by_id.values():
+                raise unknown_name("category", name, by_id.values())
         self._wanted = {
             one["id"] for one in categories if names is None or str(one["name"]) in names
         }
+        for id_ in self._wanted:
+            if by_id[id_] not in self.classes:
+                raise unknown_name("class of category", by_id[id_], self.classes)
+        self._index = {id_: self.classes.index(by_id[id_]) for id_ in self._wanted}
         self._of_image: dict[Any, list[Mapping[str, Any]]] = {}
         for one in content["annotations"]:
             self._of_image.setdefault(one["image_id"], []).append(one)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -13,7 +13,7 @@ from attnviz.data.preprocessing import preprocessing
 from attnviz.data.samples import Sample, Samples
 from attnviz.data.scenes import Scene
 from attnviz.data.sources import Inside
-from attnviz.errors import InputError
+from attnviz.errors import InputError, unknown_name
 from attnviz.image_files import SUFFIXES, photograph
 
 ByFile: TypeAlias = Mapping[str, Any] | Callable[[Path], Any] | Literal["folder"] | None
@@ -26,6 +26,7 @@ def mask_folder(
     *,
     transform: Any,
     labels: ByFile = None,
+    classes: Sequence[str] | None = None,
     group: ByFile = None,
     inside: Inside = None,
     ignore: tuple[int, ...] = (),
@@ -41,8 +42,10 @@ def mask_folder(
         images: The folder of images.
         masks: The folder of masks; None for images whose places are unknown.
         transform: From a PIL image to the tensor that the model takes; masks follow it.
-        labels: Each image's class. With `"folder"` the sub-folders are the classes, in alphabetical
-            order; other text is numbered in alphabetical order too, numbers stay.
+        labels: Each image's class; with `"folder"` the name of its sub-folder. Text is a class's
+            name, a number its index.
+        classes: The classes' names in the order of the model's outputs; None takes those of the
+            labels in alphabetical order.
         group: What each image belongs to (photograph, patient, video).
         inside: Values of the masks that are the thing.
         ignore: Values of the masks that count neither way.
@@ -58,7 +61,7 @@ def mask_folder(
             label that is missing; files are named, before anything is computed.
     """
     return _MaskFolder(Path(images), None if masks is None else Path(masks), transform, labels,
-                       group, inside, ignore, without, seed)  # fmt: skip
+                       classes, group, inside, ignore, without, seed)  # fmt: skip
 
 
 class _MaskFolder:
@@ -70,6 +73,7 @@ class _MaskFolder:
         masks: Path | None,
         transform: Any,
         labels: ByFile,
+        classes: Sequence[str] | None,
         group: ByFile,
         inside: Inside,
         ignore: tuple[int, ...],
@@ -94,7 +98,7 @@ class _MaskFolder:
         self._check_sizes()
         self.groups = _by_file(group, self.paths, images, "group")
         found = _by_file(labels, self.paths, images, "labels")
-        self.classes, self.labels = _numbered(found)
+        self.classes, self.labels = _numbered(found, classes)
 
     def _check_sizes(self) -> None:
         for path, mask in zip(self.paths, self.masks, strict=True):
@@ -126,6 +130,7 @@ class _MaskFolder:
             label=self.labels[index],
             group=None if group is None else str(group),
             name=name,
+            apart=False,
         )
         return scene.prepared(self.moved, index)
 
@@ -197,9 +202,14 @@ def _by_file(source: ByFile, paths: list[Path], folder: Path, what: str) -> list
     return found
 
 
-def _numbered(labels: list[Any]) -> tuple[tuple[str, ...], list[Any]]:
-    """Class names in alphabetical order, and labels as numbers."""
+def _numbered(
+    labels: list[Any], classes: Sequence[str] | None
+) -> tuple[tuple[str, ...], list[Any]]:
+    """Class names in their order, and labels as numbers."""
     if not any(isinstance(label, str) for label in labels):
-        return (), labels
-    names = sorted({str(label) for label in labels})
+        return tuple(classes or ()), labels
+    names = list(classes) if classes is not None else sorted({str(label) for label in labels})
+    for label in labels:
+        if str(label) not in names:
+            raise unknown_name("class of an image", str(label), names)
     return tuple(names), [names.index(str(label)) for label in labels]

@@ -44,7 +44,8 @@ class _Patched:
             sample.image[None], size=self.size, seed=self.seed, indices=torch.tensor([index]),
             **self.options,
         )  # fmt: skip
-        found = boxes if bool(masks.any()) else None
+        single = bool(masks.any()) and self.options.get("count", 1) == 1
+        found = boxes if single else None
         return replace(
             sample, image=images[0], mask=masks[0], boxes=found, ignore=None, pixels=None
         )

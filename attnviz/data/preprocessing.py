@@ -88,6 +88,13 @@ class Preprocessing:
         three = shades.expand(3, -1, -1) if len(shades) == 1 else shades[:3]
         return three.permute(1, 2, 0).contiguous()
 
+    def value_range(
+        self, size: tuple[int, int], index: int
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """What black and white pixels of a picture become, one number per channel."""
+        black, white = (level.flatten(1).median(1).values for level in self._range(size, index))
+        return tuple(black.tolist()), tuple(white.tolist())
+
     def _range(self, size: tuple[int, int], index: int) -> tuple[Tensor, Tensor]:
         """What black and white pictures of this size become."""
         key = (size, index if self._is_random(size) else -1)

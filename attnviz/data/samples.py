@@ -37,6 +37,8 @@ class Sample:
         name: The file's name or another word for messages and tables.
         pixels: `(H, W, 3)` uint8, the image as people see it, at the mask's size; None makes it
             from `image` (see `displayed`).
+        value_range: What black and white pixels become in each channel of `image`; None where that
+            is not known.
         extra: Further columns for the table of samples.
     """
 
@@ -48,6 +50,7 @@ class Sample:
     group: str | None = None
     name: str = ""
     pixels: UInt8[Tensor, "H W 3"] | None = None
+    value_range: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -108,14 +111,14 @@ def batches(samples: Samples, indices: Sequence[int], size: int) -> Iterator[Bat
     for index in indices:
         sample = checked(samples[index], index)
         mask = None if sample.mask is None else tuple(sample.mask.shape)
-        room = waiting.setdefault((tuple(sample.image.shape), mask), [])
-        room.append((index, sample))
-        if len(room) == size:
-            yield _stacked(room)
-            room.clear()
-    for room in waiting.values():
-        if room:
-            yield _stacked(room)
+        part = waiting.setdefault((tuple(sample.image.shape), mask), [])
+        part.append((index, sample))
+        if len(part) == size:
+            yield _stacked(part)
+            part.clear()
+    for part in waiting.values():
+        if part:
+            yield _stacked(part)
 
 
 def _stacked(part: Sequence[tuple[int, Sample]]) -> Batch:

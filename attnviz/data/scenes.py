@@ -25,6 +25,8 @@ class Scene:
         picture: In mode RGB.
         objects: A mask `(H, W)` for each object; empty where the image holds none, None where it
             is not known.
+        apart: Whether these are single objects, each with a box of its own. False for one mask
+            that may show several.
         ignore: `(H, W)`, pixels that count neither way.
         label: As in `Sample`.
         group: As in `Sample`.
@@ -39,6 +41,7 @@ class Scene:
     group: str | None = None
     name: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
+    apart: bool = True
 
     def prepared(self, preprocessing: Preprocessing, index: int) -> Sample:
         """The scene as the model takes it: objects and ignored pixels moved with the image.
@@ -54,6 +57,7 @@ class Scene:
             if self.ignore is not None and bool(self.ignore.any()):
                 ignore = self._moved(self.ignore, preprocessing, index)
             pixels = preprocessing.pixels(image, self.picture.size, index)
+            levels = preprocessing.value_range(self.picture.size, index)
         except InputError as error:
             at = Sample(torch.empty(0, 0, 0), name=self.name)
             raise InputError(f"{called(at, index)}: {error}") from error
@@ -62,7 +66,8 @@ class Scene:
             mask = torch.zeros(image.shape[-2:], dtype=torch.bool)
             for one in masks:
                 mask |= one
-        boxes = [box for one in masks if (box := box_of(one)) is not None]
+        objects = masks if self.apart else []
+        boxes = [box for one in objects if (box := box_of(one)) is not None]
         return Sample(
             image=image,
             mask=mask,
@@ -72,6 +77,7 @@ class Scene:
             group=self.group,
             name=self.name,
             pixels=pixels,
+            value_range=levels,
             extra=self.extra,
         )
 

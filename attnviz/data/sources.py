@@ -127,7 +127,9 @@ class _Read:
         if self.moved is not None:
             picture = picture_of(image)
             objects, void = self._objects(parts, picture.size)
-            return Scene(picture, objects, void, **about).prepared(self.moved, index)
+            apart = parts.get("mask") is None
+            scene = Scene(picture, objects, void, **about, apart=apart)
+            return scene.prepared(self.moved, index)
         tensor = image.as_subclass(Tensor) if isinstance(image, Tensor) else image
         if not isinstance(tensor, Tensor) or tensor.ndim != 3:
             raise InputError(
@@ -136,7 +138,8 @@ class _Read:
             )
         objects, void = self._objects(parts, (tensor.shape[2], tensor.shape[1]))
         masks = None if objects is None else [torch.from_numpy(one) for one in objects]
-        boxes = [box for one in masks or () if (box := box_of(one)) is not None]
+        single = masks if parts.get("mask") is None else None
+        boxes = [box for one in single or () if (box := box_of(one)) is not None]
         shape = masks[0].shape if masks else tensor.shape[-2:]
         whole = None if masks is None else torch.zeros(shape, dtype=torch.bool)
         for one in masks or ():
@@ -291,6 +294,8 @@ def picture_of(image: Any) -> Image.Image:
 def corners_of(boxes: Any) -> list[list[float]]:
     """Boxes as `[x0, y0, x1, y1)`, whatever format a tv_tensor says it has."""
     form = str(getattr(boxes, "format", "XYXY")).rsplit(".", 1)[-1].upper()
+    if form not in ("XYXY", "XYWH", "CXCYWH"):
+        raise InputError(f"expected boxes as XYXY, XYWH or CXCYWH, got {form}")
     rows = torch.as_tensor(np.asarray(boxes) if not isinstance(boxes, Tensor) else boxes)
     rows = rows.as_subclass(Tensor).reshape(-1, 4).double()
     if form == "XYWH":
@@ -298,7 +303,5 @@ def corners_of(boxes: Any) -> list[list[float]]:
     elif form == "CXCYWH":
         half = rows[:, 2:] / 2
         rows = torch.cat([rows[:, :2] - half, rows[:, :2] + half], 1)
-    elif form != "XYXY":
-        raise InputError(f"expected boxes as XYXY, XYWH or CXCYWH, got {form}")
     found: list[list[float]] = rows.tolist()
     return found

@@ -9,8 +9,10 @@ from attnviz.diagnosis import rules as rules
 from attnviz.diagnosis.examination import Examination
 from attnviz.diagnosis.findings import SEVERITIES, Finding, Findings, Severity
 from attnviz.diagnosis.model_diagnosis import diagnose
+from attnviz.diagnosis.registers import Trial, try_registers, without_sinks
 from attnviz.diagnosis.registry import RULES, Observation, Rule, observed, rule, unregister
 from attnviz.diagnosis.run_diagnosis import diagnose_run, diagnose_split
+from attnviz.diagnosis.sarif import as_sarif
 
 __all__ = [
     "RULES",
@@ -21,10 +23,14 @@ __all__ = [
     "Observation",
     "Rule",
     "Severity",
+    "Trial",
+    "as_sarif",
     "diagnose",
     "diagnose_run",
     "diagnose_split",
     "observed",
     "rule",
+    "try_registers",
     "unregister",
+    "without_sinks",
 ]

@@ -47,7 +47,7 @@ _TOGETHER = 8  # edits that share a forward pass
 _RANDOM = 1e-5  # two runs of the same operations on one machine agree to rounding
 
 
-Edit: TypeAlias = Callable[[Tensor], Tensor]
+Edit: TypeAlias = Callable[..., Tensor]
 """From the weights or the scale of a record to the values that replace them."""
 
 
@@ -94,6 +94,7 @@ class Examination:
         images: All images; probes take the first few.
         masks: `(b, h, w)` of the object, or None.
         padding: `(b, h, w)` of padding, or None.
+        groups: `(b,)` numbers of photographs, or None where each image is independent.
         trained: Whether the weights are trained; None if that is not known.
         left_in_training: Number of modules that were in training mode before.
     """
@@ -105,11 +106,12 @@ class Examination:
         *,
         masks: Tensor | None = None,
         padding: Tensor | None = None,
+        groups: Tensor | None = None,
         trained: bool | None = None,
         left_in_training: int = 0,
     ) -> None:
         self.model, self.images, self.masks, self.padding = model, images, masks, padding
-        self.trained = trained
+        self.groups, self.trained = groups, trained
         self.left_in_training = left_in_training
         self._results: dict[Callable[[Examination], Any], Any] = {}
         self.few = images[:FEW] if len(images) > 1 else torch.cat([images, images.flip(-1)])

@@ -66,6 +66,7 @@ class Findings(Sequence[Finding]):
         findings: In any order.
         name: Name of the model or run; the headline begins with it.
         checked: Number of attentions and gates examined, None if it was not a model.
+        unexamined: Why something was not examined, one reason each; such findings are not clean.
     """
 
     def __init__(
@@ -74,10 +75,12 @@ class Findings(Sequence[Finding]):
         *,
         name: str = "",
         checked: Mapping[str, int] | None = None,
+        unexamined: Iterable[str] = (),
     ) -> None:
         self._findings = tuple(sorted(findings, key=lambda one: SEVERITIES.index(one.severity)))
         self.name = name
         self.checked = MappingProxyType(dict(checked or {}))
+        self.unexamined = tuple(unexamined)
 
     @overload
     def __getitem__(self, index: int) -> Finding: ...
@@ -95,7 +98,11 @@ class Findings(Sequence[Finding]):
         return iter(self._findings)
 
     def __add__(self, other: Iterable[Finding]) -> Findings:
-        return self._with((*self._findings, *other))
+        more = other.unexamined if isinstance(other, Findings) else ()
+        return Findings(
+            (*self._findings, *other), name=self.name, checked=self.checked,
+            unexamined=(*self.unexamined, *more),
+        )  # fmt: skip
 
     @property
     def errors(self) -> Findings:
@@ -127,6 +134,8 @@ class Findings(Sequence[Finding]):
         """One line: the worst error or warning, or that there is none and the notes' codes."""
         worst = self.worst
         start = f"{self.name}: " if self.name else ""
+        if self.unexamined and (worst is None or worst.severity == "note"):
+            return f"{start}not examined: {self.unexamined[0]}"
         if worst is None:
             return f"{start}nothing wrong was found"
         if worst.severity == "note":
@@ -144,10 +153,11 @@ class Findings(Sequence[Finding]):
         return [one.as_dict() for one in self._findings]
 
     def _with(self, findings: Iterable[Finding]) -> Findings:
-        return Findings(findings, name=self.name, checked=self.checked)
+        return Findings(findings, name=self.name, checked=self.checked, unexamined=self.unexamined)
 
     def __repr__(self) -> str:
         blocks = [self._summary()]
+        blocks += [f"not examined: {reason}" for reason in self.unexamined]
         blocks += [_block(group) for group in _grouped(self._findings)]
         return "\n".join(blocks)
 
@@ -160,7 +170,8 @@ class Findings(Sequence[Finding]):
         seen = ", ".join(f"{n} {_kind(kind, n)}" for kind, n in self.checked.items())
         examined = f" ({seen} examined)" if seen else ""
         start = f"{self.name}: " if self.name else ""
-        return f"{start}{', '.join(counts) or 'nothing wrong was found'}{examined}"
+        clean = "no finding" if self.unexamined else "nothing wrong was found"
+        return f"{start}{', '.join(counts) or clean}{examined}"
 
 
 def _kind(kind: str, n: int) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from attnviz.diagnosis.examination import Examination, is_trained
@@ -19,6 +23,7 @@ def diagnose(
     masks: AnyMasks | None = None,
     *,
     padding: AnyMasks | None = None,
+    groups: Sequence[Any] | None = None,
     trained: bool | None = None,
     name: str = "",
 ) -> Findings:
@@ -37,6 +42,8 @@ def diagnose(
             Without masks localization is not judged.
         padding: `(b, h, w)`, tensor or numpy, True on padding. Without it borders
             of one colour, a sixteenth of the image or more, count as padding.
+        groups: The photograph of each image, any names or numbers: crops of one photograph count as
+            one. Without it each image is independent.
         trained: Whether the weights are trained. By default this is read from the norm layers. What
             random weights show by nature (flat rows, equal heads, dead gates) is not judged for
             untrained models, and a note where it is not known.
@@ -63,24 +70,36 @@ def diagnose(
         masks = masks_of_images(images, masks, "masks", operation="diagnose")
     if padding is not None:
         padding = masks_of_images(images, padding, "padding", operation="diagnose")
+    numbers = None if groups is None else _numbered(groups, len(images))
     images = images.detach()
     found = findings_of("images", images)
     usable = images.isfinite().flatten(1).all(1)
     if not bool(usable.any()):
-        return Findings(found, name=name)
+        return Findings(found, name=name, unexamined=("every image holds NaN or infinity",))
     if not bool(usable.all()):
         images = images[usable]
         masks = None if masks is None else masks[usable]
         padding = None if padding is None else padding[usable]
+        numbers = None if numbers is None else numbers[usable]
     trained = is_trained(model) if trained is None else trained
     training = sum(module.training for module in model.modules())
     with frozen(model):
         case = Examination(
-            model, images, masks=masks, padding=padding, trained=trained, left_in_training=training
-        )
+            model, images, masks=masks, padding=padding, groups=numbers, trained=trained,
+            left_in_training=training,
+        )  # fmt: skip
         found += findings_of("model", case)
     counts = {"attention": len(case.attention()), "gates": len(case.gates())}
     return Findings(found, name=name, checked=counts)
+
+
+def _numbered(groups: Sequence[Any], images: int) -> Tensor:
+    if len(groups) != images:
+        raise InputError(
+            f"diagnose: expected groups of {images} images, got {len(groups)}; one name an image"
+        )
+    names = {name: number for number, name in enumerate(dict.fromkeys(map(str, groups)))}
+    return torch.tensor([names[str(name)] for name in groups])
 
 
 def _check(model: nn.Module, images: Tensor) -> None:

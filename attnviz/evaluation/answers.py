@@ -126,6 +126,18 @@ class Answers(nn.Module):
             return length
         return tensor[:, None] if tensor.ndim == 1 else tensor
 
+    def unwrapped(self, outputs: Any) -> nn.Module:
+        """The model itself where it answers with scores, so that its layers keep their names.
+
+        Args:
+            outputs: What the model returned for some images: `(b,)` or `(b, n)` are scores.
+
+        Returns:
+            The model, or this where its outputs must be read first.
+        """
+        plain = isinstance(outputs, Tensor) and outputs.ndim < 3 and not callable(self.target)
+        return self.model if plain and self.task != "embedding" else self
+
     def chosen(self, scores: Float[Tensor, "b n"], batch: Batch) -> list[int] | None:
         """Which column each image's map explains; None where there is one column only.
 

@@ -33,6 +33,7 @@ from attnviz.evaluation.measuring import (
     Plan,
     last_convolution,
     measured,
+    placed,
     sample_columns,
     usable,
     watched,
@@ -224,7 +225,8 @@ def planned(
         outputs = model(first.images)
     task = "classes" if callable(target) else task_of(tensor_of(outputs), first)
     answers = Answers(model, target, task)
-    found = drawings(seen, maps)
+    records, _ = placed(model, first.images, seen)
+    found = drawings(records, maps)
     plan = Plan(
         task=task,
         watch=watch_options({drawing.construction.key: drawing.construction for drawing in found}
@@ -235,7 +237,7 @@ def planned(
         batch=batch,
         device=device,
     )  # fmt: skip
-    if not len(maps_of(seen, maps)) and not named and not plan.watch.get("keep_graph"):
+    if not len(maps_of(records, maps)) and not named and not plan.watch.get("keep_graph"):
         layer = last_convolution(model, first.images)
         grad_cam = {"layer_gradcam": {"method": "layer_gradcam", "layer": layer}}
         plan = replace(plan, attributions=grad_cam)
@@ -384,7 +386,16 @@ def layers_of(answers: Answers, samples: Samples, plan: Plan) -> dict[str, Any]:
         if options.get("layer") is not None
     }
     about = {name: str(drawing.construction) for name, drawing in drawn.drawings.items()}
-    return {"layers": layers, "about": about, "left_out": drawn.left_out, "primary": drawn.primary}
+    with torch.no_grad(), watch(answers.model, empty=True) as seen:
+        answers.model(first.images)
+    unmeasured = placed(answers.model, first.images, seen)[1]
+    return {
+        "layers": layers,
+        "about": about,
+        "left_out": drawn.left_out,
+        "primary": drawn.primary,
+        "unmeasured": {name: why for name, why in unmeasured.items() if name in layers.values()},
+    }
 
 
 class Levels:

@@ -67,7 +67,8 @@ def _faithful(result: Evaluation, answers: Answers, parts: list[Batch]) -> dict[
             maps = resized(whole[rows], (h, w), "bilinear").to(images.device)
             with torch.no_grad():
                 target = answers.chosen(answers(images), part)
-            found = faithfulness_scores(answers, images, maps, target=target)
+            levels = part.samples[0].value_range or (-1.0, 1.0)  # of one preprocessing, so of all
+            found = faithfulness_scores(answers, images, maps, target=target, value_range=levels)
             for key, scores in found.items():
                 column = f"{name}/{key}"
                 if column not in table:
@@ -87,9 +88,10 @@ def _knocked_out(answers: Answers, parts: list[Batch]) -> Any:
     part = parts[0]
     images = part.images.to(_device(answers))
     with torch.no_grad():
-        target = answers.chosen(answers(images), part)
+        outputs = answers.model(images)
+        target = answers.chosen(answers.scores(outputs), part)
     try:
-        return knockout(answers, images, target=target)
+        return knockout(answers.unwrapped(outputs), images, target=target)
     except NothingSeenError:
         return None
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from attnviz.attribution import attribute
-from attnviz.capture import watch
+from attnviz.capture import Record, watch
 from attnviz.data.samples import Batch, Sample
 from attnviz.errors import InputError
 from attnviz.evaluation.answers import Answers, Task, columns_of
 from attnviz.maps import DrawnMaps, maps_of, resized
 from attnviz.metrics import localization
+from attnviz.places import Layout, locate
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ def measured(answers: Answers, batch: Batch, plan: Plan) -> Measured:
     maps = {name: one.cpu() for name, one in drawn.items()}
     chosen = answers.chosen(scores, batch) if plan.attributions else None
     for name, options in plan.attributions.items():
+        levels = {"value_range": batch.samples[0].value_range or (-1.0, 1.0), **options}
         maps[name] = attribute(
-            answers, batch.images, target=chosen, size="own", **own_layer(answers, options)
+            answers, batch.images, target=chosen, size="own", **own_layer(answers, levels)
         ).cpu()
     columns = columns_of(outputs, batch, plan.task)
     for name, one in maps.items():
@@ -91,7 +93,23 @@ def watched(answers: Answers, batch: Batch, plan: Plan) -> tuple[Any, Tensor, Dr
     explained: dict[str, Any] = {}
     if needs_graph:
         explained = {"outputs": scores, "target": answers.chosen(scores, batch)}
-    return outputs, scores.detach(), maps_of(seen, plan.maps, **explained)
+    records, _ = placed(answers.model, batch.images, seen)
+    return outputs, scores.detach(), maps_of(records, plan.maps, **explained)
+
+
+def placed(
+    model: nn.Module, images: Tensor, seen: Mapping[str, Record]
+) -> tuple[dict[str, Record], dict[str, str]]:
+    """Records with their measured places, and for each that has none the reason.
+
+    A record whose places cannot be measured keeps the grid that the watch found.
+    """
+    if not any(record.kind == "attention" for record in seen.values()):
+        return dict(seen), {}
+    layout = locate(model, images[:1])
+    unknown = {name: str(one.keys.reason) for name, one in layout.items() if not one.keys.known}
+    measured = {name: one for name, one in layout.items() if one.keys.known}
+    return Layout(measured, layout.passes).onto(seen), unknown
 
 
 def own_layer(answers: Answers, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +136,10 @@ def scored(
     h, w = batch.masks.shape[-2:]
     large = resized(maps, (int(h), int(w)), "bilinear")
     if batch.ignore is None:
-        scores = localization(large, batch.masks, keys, threshold=dict(threshold or {}))
+        boxes = [sample.boxes for sample in batch.samples]
+        scores = localization(
+            large, batch.masks, keys, threshold=dict(threshold or {}), boxes=boxes
+        )
         return {key: one.numpy() for key, one in scores.items()}
     by_image = [
         _without(large[i], batch.masks[i], batch.ignore[i], keys, threshold)

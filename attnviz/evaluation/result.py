@@ -19,6 +19,7 @@ from attnviz.errors import AttnvizError, InputError, unknown_name
 from attnviz.evaluation.measuring import Plan
 from attnviz.evaluation.pieces import Pieces
 from attnviz.evaluation.saving import saved
+from attnviz.runs import open_run
 from attnviz.statistics.summary import summarised
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Evaluation:
         thresholds: Map → metric → τ from the calibration split.
         calibrated_on: Images of the calibration split; 0 without one.
         findings: The doctor's findings, None where it did not examine the model.
+        unmeasured: Layer → why `attnviz.locate` could not measure which token is which place; the
+            maps of such a layer lie on the grid that the watch took from the shape of its tokens.
         knockout: What each head and gate is worth, None where that was not computed.
         pieces: Where the raw maps are.
         parts: Which pieces there are.
@@ -75,6 +78,7 @@ class Evaluation:
     parts: Sequence[range]
     findings: Any = None
     knockout: Any = None
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -120,6 +124,7 @@ class Evaluation:
             layers=layers["layers"],
             about=layers["about"],
             left_out=layers["left_out"],
+            unmeasured=layers["unmeasured"],
             thresholds=plan.thresholds,
             calibrated_on=calibrated_on,
             pieces=pieces,
@@ -165,11 +170,16 @@ class Evaluation:
     def raw(self, name: str) -> np.ndarray:
         """A map of all images on its own grid, `(n, h, w)`.
 
+        Of a saved evaluation it is read from the run, which keeps scaled float16.
+
         Raises:
             InputError: There is no such map.
+            RunError: The run is gone, or cannot be read.
         """
         if name not in self.summary:
             raise unknown_name("map", name, self.summary)
+        if "run" in self.facts:
+            return open_run(self.facts["run"]).maps(name)
         return self.pieces.joined(f"maps/{name}", self.parts)
 
     def by(self, column: str, metric: str = PRIMARY, map: str | None = None) -> pd.DataFrame:
@@ -368,6 +378,10 @@ def _printed(result: Evaluation, metrics: Sequence[str]) -> str:
     if len(main) < len(result.maps):
         lines.append(f"and {len(result.maps) - len(main)} maps of earlier layers, see .table")
     lines += [f"no map {name}: {why}" for name, why in result.left_out.items()]
+    lines += [
+        f"places of {layer} could not be measured ({why}): its maps lie on the grid of its shape"
+        for layer, why in result.unmeasured.items()
+    ]
     if not result.calibrated_on:
         lines.append("metrics that need a threshold are left out: give calibration=, other images")
     if result.findings is not None:

@@ -14,13 +14,15 @@ import torch
 from torch import nn
 
 from attnviz.capture import watch
-from attnviz.data.samples import Samples, batches, displayed
+from attnviz.comparison.text import records
+from attnviz.data.samples import Sample, Samples, batches, displayed
 from attnviz.errors import InputError, RunError
 from attnviz.evaluation.answers import Answers
 from attnviz.evaluation.measuring import sample_columns
 from attnviz.evaluation.pieces import FOLDER, Pieces
 from attnviz.maps import drawings
 from attnviz.runs import open_run, resume_run, save_dataset, start_run
+from attnviz.runs.outputs import outside_runs
 from attnviz.runs.writer import RunWriter
 
 _FACTS = "evaluation.json"
@@ -73,8 +75,10 @@ def opened(
         yield Place(Pieces(), None, {})
         return
     path = Path(save)
+    outside_runs(path.parent)
+    scale = _normalisation(samples[0])
     known = {
-        "evaluation": dict(about),
+        "evaluation": {**about, **scale},
         "thing": thing,
         "classes": list(classes or ()),
         **(settings or {}),
@@ -84,14 +88,26 @@ def opened(
     else:
         digest = kept(path.parent, samples, thing)
         writer = start_run(
-            path.parent, path.name, variant=variant, settings=known, seed=seed, dataset=digest
-        )
+            path.parent, path.name, variant=variant, settings=known, seed=seed, dataset=digest,
+            classes=classes or (), thing=thing, mean=scale.get("mean"), std=scale.get("std"),
+        )  # fmt: skip
     with writer:
         folder = path / FOLDER
         pieces = Pieces(folder, lambda name, content: writer.write(f"{FOLDER}/{name}", content))
         facts = path / _FACTS
         found = json.loads(facts.read_text()) if facts.exists() else {}
         yield Place(pieces, writer, found)
+
+
+def _normalisation(sample: Sample) -> dict[str, list[float]]:
+    """Mean and standard deviation by which images were normalised, where that is known."""
+    if sample.value_range is None:
+        return {}
+    black, white = (torch.tensor(level, dtype=torch.float64) for level in sample.value_range)
+    if len(black) not in (1, 3) or not bool((white > black).all()):
+        return {}
+    std = 1 / (white - black).expand(3)
+    return {"mean": (-black * std).tolist(), "std": std.tolist()}
 
 
 def _resumed(path: Path, known: Mapping[str, Any]) -> RunWriter:
@@ -110,35 +126,35 @@ def _resumed(path: Path, known: Mapping[str, Any]) -> RunWriter:
 
 
 def kept(root: Path, samples: Samples, thing: str) -> str:
-    """The images, masks, boxes and labels beside the runs that share them; their digest.
+    """Keep images, masks, boxes and labels beside the runs that share them, a few at a time.
+
+    Returns:
+        The digest by which a run names them.
 
     Raises:
         InputError: Images of different sizes.
     """
-    images, masks, labels = [], [], []
-    numbers = []
+    return save_dataset(root, _arrays(samples), info={"thing": thing})
+
+
+def _arrays(samples: Samples) -> Iterator[dict[str, np.ndarray]]:
+    """What is kept of the images, in their order."""
+    size: tuple[int, ...] | None = None
     for batch in batches(samples, range(len(samples)), 64):
-        numbers += list(batch.indices)
-        masks.append(batch.masks.numpy())
-        images.append(torch.stack([_shown(sample, batch.masks.shape[-2:])
-                                   for sample in batch.samples]).numpy())  # fmt: skip
-        labels += [_label(sample.label) for sample in batch.samples]
-    sizes = {part.shape[1:3] for part in masks}
-    if len(sizes) > 1:
-        raise InputError(
-            f"save: expected images of one size, got {sorted(sizes)}; "
-            "resize image and mask to one size, or evaluate without save="
-        )
-    order = np.argsort(numbers)
-    boxes = sample_columns([samples[i] for i in range(len(samples))])[0]
-    return save_dataset(
-        root,
-        images=np.concatenate(images)[order],
-        masks=np.concatenate(masks)[order],
-        boxes=np.stack([boxes[key] for key in ("x0", "y0", "x1", "y1")], 1),
-        labels=np.array(labels)[order],
-        info={"thing": thing},
-    )
+        here = tuple(batch.masks.shape[-2:])
+        size = size or here
+        if here != size:
+            raise InputError(
+                f"save: expected images of one size, got {sorted({size, here})}; "
+                "resize image and mask to one size, or evaluate without save="
+            )
+        boxes = sample_columns(batch.samples)[0]
+        yield {
+            "images": torch.stack([_shown(sample, size) for sample in batch.samples]).numpy(),
+            "masks": batch.masks.numpy(),
+            "boxes": np.stack([boxes[key] for key in ("x0", "y0", "x1", "y1")], 1),
+            "labels": np.array([_label(sample.label) for sample in batch.samples]),
+        }
 
 
 def _shown(sample: Any, size: Sequence[int]) -> torch.Tensor:
@@ -190,6 +206,7 @@ def saved(
     with start_run(
         target.parent, target.name, variant=result.variant, seed=result.seed,
         settings={"thing": result.thing, "classes": list(result.classes), **(settings or {})},
+        thing=result.thing, classes=result.classes,
     ) as writer:  # fmt: skip
         _write(writer, result, model)
         return writer.finish(_summary(result))
@@ -237,7 +254,9 @@ def _summary(result: Result) -> dict[str, Any]:
         "layers": dict(result.layers),
         "about": dict(result.about),
         "left_out": dict(result.left_out),
+        "unmeasured": dict(result.unmeasured),
         "thresholds": {name: dict(taus) for name, taus in result.thresholds.items()},
         "metrics": result.summary,
+        **({} if result.knockout is None else {"knockout": records(result.knockout.table)}),
         **({} if found is None else {"findings": found.as_dicts(), "diagnosis": found.headline}),
     }

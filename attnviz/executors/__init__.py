@@ -1,11 +1,11 @@
-"""Who does the work: processes of this machine, or a Dask cluster, behind one interface.
+"""Executors for parallel work: local processes or a Dask cluster, behind one interface.
 
     workers  how many, and where
     pool     processes of this machine
     cluster  a Dask cluster
     fitness  which of a cluster's workers can share the work
 
-Both are executors of `concurrent.futures`, so that what hands out work knows nothing of either.
+Both are executors of `concurrent.futures`, so that calling code does not depend on either.
 Dask is the optional extra `attnviz[dask]`; it sends pickles, so use it in a network you trust.
 """
 
@@ -40,11 +40,11 @@ T = TypeVar("T")
 
 @contextmanager
 def executor_of(workers: Workers, *shared: Path) -> Iterator[Executor]:
-    """An executor that ends with the block; interrupted, its tasks are asked to stop.
+    """Open an executor for the block; on an interrupt, its tasks are cancelled.
 
     Args:
-        workers: Who does the work; one of the three is given.
-        shared: The folders that all workers must see, which is checked.
+        workers: The executor's options; exactly one of the three is set.
+        shared: Folders that all workers must be able to read; this is checked.
 
     Raises:
         InputError: The cluster is not there, has no workers, other versions of what matters or
@@ -63,13 +63,13 @@ def spread(
     label: str,
     shown: bool = True,
 ) -> list[T]:
-    """A function of each part, in the parts' order, by an executor or, without one, right here.
+    """Map a function over parts in order, by an executor or, without one, in this process.
 
     Args:
         function: Picklable by name, or a `functools.partial` of such a one.
-        parts: What it is called with, one after the other.
-        executor: Who calls it; None is this process.
-        label: What is done, for the progress on stderr.
+        parts: The arguments, one per call.
+        executor: The executor; None for this process.
+        label: Label of the progress line on stderr.
         shown: Whether progress is printed, as of `attnviz.progress.Progress`.
 
     Raises:

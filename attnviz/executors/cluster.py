@@ -1,8 +1,7 @@
 """A Dask cluster as an executor.
 
-Workers come and go. Those that are there at the start are asked whether they can share the work;
-each that joins later asks itself before its first task, and where it cannot, its task goes to
-another.
+Workers may join and leave. Those present at the start are checked for fitness; each that joins
+later checks itself before its first task, and an unfit worker's task is resubmitted to another.
 """
 
 from __future__ import annotations
@@ -27,25 +26,25 @@ from attnviz.executors.pool import environment
 from attnviz.executors.workers import Workers
 
 CONNECT_WITHIN = 10.0
-"""Seconds in which a scheduler answers, or is taken to be away."""
+"""Timeout of a connection to the scheduler, in seconds."""
 
 WORKERS_WITHIN = 30.0
-"""Seconds in which a scheduler has its first worker."""
+"""Timeout for the scheduler's first worker, in seconds."""
 
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
-"""Environment of a worker. Dask's own has each freed tensor go back to the system at once, and
-asked for again: a quarter of a small training goes into page faults."""
+"""Environment of a worker. Dask's default returns each freed tensor to the system at once: page
+faults then take a quarter of the time of a small training."""
 
 _fit: set[tuple[Path, ...]] = set()
-"""In a worker: the folders' files by which it knew that it can do the work."""
+"""In a worker: the marker files that its fitness check has found."""
 
 T = TypeVar("T")
 
 
 def is_cancelled() -> bool:
-    """Whether this code runs in a Dask task that nobody waits for any more.
+    """Whether this code runs in a Dask task that was cancelled.
 
-    A thread cannot be stopped from outside: long tasks ask now and then.
+    A thread cannot be stopped from outside, so long tasks poll this function.
     """
     distributed = sys.modules.get("distributed")
     if distributed is None:
@@ -68,7 +67,7 @@ def crew(workers: Workers, *shared: Path) -> Iterator[Executor]:
         try:
             yield pool
         except BaseException:
-            pool.shutdown()  # cancels what was handed out
+            pool.shutdown()  # cancels the submitted tasks
             raise
 
 
@@ -101,11 +100,11 @@ def _client(workers: Workers) -> Iterator[Any]:
 
 @contextmanager
 def _cluster(distributed: Any, workers: Workers) -> Iterator[Any]:
-    """The address of a scheduler, or a cluster of our own on this machine."""
+    """The address of a scheduler, or a new cluster on this machine."""
     if workers.scheduler is not None:
         yield workers.scheduler
         return
-    with _ignoring_interrupts():  # Ctrl-C is for us alone; we tell them
+    with _ignoring_interrupts():  # only the main process handles Ctrl-C
         cluster = distributed.LocalCluster(
             n_workers=workers.dask_local,
             threads_per_worker=1,
@@ -129,7 +128,7 @@ def _distributed() -> Any:
 
 
 class _Crew(Executor):
-    """The workers of a Dask cluster; work that an unfit one was given goes to the others."""
+    """An executor on a Dask cluster that resubmits the tasks of unfit workers."""
 
     def __init__(self, client: Any, signs: tuple[Path, ...]) -> None:
         self._client = client
@@ -151,7 +150,7 @@ class _Crew(Executor):
         handed.add_done_callback(lambda done: self._take_back(answer, task, done))
 
     def _take_back(self, answer: Future[T], task: Callable[[], T], done: Any) -> None:
-        """In Dask's thread for callbacks: the answer, or another worker's turn."""
+        """Set a task's result or resubmit it to another worker; runs in Dask's callback thread."""
         self._handed_out.discard(done)
         try:
             if done.cancelled():
@@ -165,7 +164,7 @@ class _Crew(Executor):
                     raise RunError(f"no worker is left that can do it: {found}")
                 answer.set_result(found)
         except BaseException as error:
-            with suppress(InvalidStateError):  # nobody waits for it any more
+            with suppress(InvalidStateError):  # the future was cancelled
                 answer.set_exception(error)
 
     def _others(self, found: _Unfit) -> list[str]:
@@ -177,7 +176,7 @@ class _Crew(Executor):
 
 @dataclass(frozen=True)
 class _Unfit:
-    """What a worker gives back instead of an answer."""
+    """The result of a task on an unfit worker."""
 
     worker: str
     complaint: str
@@ -189,7 +188,7 @@ class _Unfit:
 def _if_fit(
     wanted: Mapping[str, str], signs: tuple[Path, ...], within: float, task: Callable[[], T]
 ) -> T | _Unfit:
-    """Do the task, if this worker can."""
+    """Run the task if this worker is fit."""
     if signs not in _fit:
         complaint = unfit(wanted, signs, within)
         if complaint:
@@ -200,7 +199,9 @@ def _if_fit(
 
 def _refuse_unfit(client: Any, signs: tuple[Path, ...]) -> None:
     """Refuse workers of several threads: torch's random numbers are one stream per process."""
-    for address, complaint in _asked(client, unfit, versions(), signs, SEEN_WITHIN).items():
+    for address, complaint in _run_on_workers(
+        client, unfit, versions(), signs, SEEN_WITHIN
+    ).items():
         if complaint:
             raise InputError(f"--scheduler: {_Unfit(address, complaint)}")
     for address, threads in client.nthreads().items():
@@ -211,8 +212,8 @@ def _refuse_unfit(client: Any, signs: tuple[Path, ...]) -> None:
             )
 
 
-def _asked(client: Any, function: Callable[..., Any], *args: Any) -> Mapping[str, Any]:
-    """What a function says on each worker."""
+def _run_on_workers(client: Any, function: Callable[..., Any], *args: Any) -> Mapping[str, Any]:
+    """Run a function on each worker; the results by worker."""
     try:
         answers: Mapping[str, Any] = client.run(function, *args)
     except Exception as error:

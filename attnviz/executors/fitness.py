@@ -1,4 +1,4 @@
-"""Whether a worker can share the work: the same versions, the same folders in sight."""
+"""Check that a worker has the same package versions and can read the shared folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from attnviz.errors import RunError
 
 SEEN_WITHIN = 10.0
-"""Seconds in which a network folder shows a new file."""
+"""Time within which a network folder shows a new file, in seconds."""
 
 _ABANDONED = 7 * 86400.0  # longer than any work: late workers look for the file until it ends
 
@@ -22,12 +22,12 @@ _PACKAGES = ("attnviz", "torch", "numpy", "distributed")
 
 
 def unfit(wanted: Mapping[str, str], signs: Sequence[Path], within: float) -> str:
-    """Why "the worker …" that this process is cannot share the work; empty if it can.
+    """The reason why this process is unfit, continuing "the worker …"; empty if it is fit.
 
     Args:
-        wanted: The `versions` of who hands out the work.
-        signs: The files of `in_sight` in the shared folders.
-        within: Seconds in which a network folder shows them.
+        wanted: The `versions` of the submitting process.
+        signs: The marker files of `in_sight` in the shared folders.
+        within: Time within which a network folder shows them, in seconds.
     """
     found = versions()
     other = [
@@ -42,7 +42,7 @@ def unfit(wanted: Mapping[str, str], signs: Sequence[Path], within: float) -> st
 
 @contextmanager
 def in_sight(folder: Path) -> Iterator[Path]:
-    """A file in a folder, by which a worker knows that it sees the same folder.
+    """Create a marker file, by which a worker verifies that it reads the same folder.
 
     Raises:
         RunError: Nothing can be written there.
@@ -77,7 +77,7 @@ def sees(sign: Path, within: float = SEEN_WITHIN) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What must be the same on all workers, or numbers and formats may not be."""
+    """Package versions that must agree on all workers for equal numbers and formats."""
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):

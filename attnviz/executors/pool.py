@@ -1,4 +1,4 @@
-"""Processes of this machine, which Ctrl-C ends in good order."""
+"""A pool of local processes with orderly shutdown on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 _interrupted = threading.Event()
-"""Set in a worker process that was told to end: it takes up nothing that is still in its queue."""
+"""Set in a worker process after an interrupt: it starts no further task from its queue."""
 
 
 @contextmanager
 def processes(workers: int, *, gpus: int = 0) -> Iterator[Executor]:
-    """Processes of this machine; interrupted, each is sent SIGINT as if from its own terminal.
+    """Open a pool of local processes; on an interrupt, each receives SIGINT as from a terminal.
 
     Args:
         workers: How many.
-        gpus: Over how many GPUs they are dealt out, one to a process; 0 leaves them as they are.
+        gpus: Number of GPUs to assign in turn, one per process; 0 assigns none.
     """
     context = multiprocessing.get_context("spawn")
     places = context.SimpleQueue()
@@ -29,7 +29,7 @@ def processes(workers: int, *, gpus: int = 0) -> Iterator[Executor]:
         places.put(number % gpus if gpus else None)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(places,))
     others = set(multiprocessing.active_children())
-    with environment(TQDM_DISABLE="1"):  # workers draw no bars of their own
+    with environment(TQDM_DISABLE="1"):  # workers print no progress bars
         try:
             yield pool
         except KeyboardInterrupt:
@@ -43,7 +43,7 @@ def processes(workers: int, *, gpus: int = 0) -> Iterator[Executor]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within a task of `processes`: SIGINT raises KeyboardInterrupt, once, and for what comes next.
+    """Raise KeyboardInterrupt on SIGINT within a task of `processes`, once, and for later tasks.
 
     In a thread, where signals do not arrive, it does nothing.
     """
@@ -61,7 +61,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def environment(**values: str) -> Iterator[None]:
-    """Environment variables for what is started within the block."""
+    """Set environment variables for processes started within the block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -72,7 +72,7 @@ def environment(**values: str) -> Iterator[None]:
 
 
 def _begin(places: Any) -> None:
-    """A worker notes Ctrl-C, and keeps to its GPU."""
+    """Initialise a worker: interrupt handler and GPU assignment."""
     signal.signal(signal.SIGINT, lambda *_: _interrupted.set())
     place = places.get()
     if place is not None:

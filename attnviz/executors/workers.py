@@ -1,4 +1,4 @@
-"""Who does the work: processes of this machine, or a Dask cluster."""
+"""Options that select local processes or a Dask cluster."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Workers:
-    """Who does the work; at most one of the three is given.
+    """Selection of an executor; at most one of the three is set.
 
     Attributes:
-        processes: So many of this machine.
-        scheduler: The address of a Dask scheduler, whose workers do it.
-        dask_local: So many Dask workers, started for the purpose on this machine.
+        processes: Number of local processes.
+        scheduler: Address of a running Dask scheduler.
+        dask_local: Number of Dask workers to start on this machine.
     """
 
     processes: int | None = None
@@ -22,7 +22,7 @@ class Workers:
 
     @property
     def local(self) -> int | None:
-        """How many there are, if they are all on this machine."""
+        """Number of workers on this machine, None for a remote scheduler."""
         return self.processes or self.dask_local
 
     @property

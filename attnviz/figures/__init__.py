@@ -1,12 +1,12 @@
-"""Pictures of maps and of what was measured on them; numpy, Pillow and matplotlib, no torch.
+"""Figures of maps and scores with numpy, Pillow and matplotlib, without torch.
 
-    colour    the colour maps on offer, numbers to colours, pictures to pixels
+    colour    colour maps, numbers to colours, images to pixels
     overlays  a map over its image, with the box drawn
-    sheets    many tiles on one sheet; the same images in every variant; the heads of one place
+    sheets    contact sheets: tiles, images by variant, heads of one query
     plots     dot plot, training curves
-    files     a picture written whole or not at all
+    files     atomic writing of images
 
-Maps reach these functions raw. Whatever scales them for the eye says so in its caption.
+Input maps are raw. A figure that scales them states so in its caption.
 Figures are made with matplotlib's objects, never with pyplot: no global state, no window.
 """
 

@@ -1,7 +1,7 @@
-"""Numbers to colours, and pictures of any kind to pixels.
+"""Convert numbers to colours and images of any kind to pixels.
 
 Only colour maps that grow evenly in lightness and survive colour blindness and a grey printer are
-on offer. A rainbow draws edges where the map has none.
+available. A rainbow colour map shows edges where the map has none.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from PIL import Image
 from attnviz.errors import InputError, unknown_name
 
 COLOUR_MAPS = ("inferno", "viridis", "cividis", "magma", "plasma", "gray")
-"""The colour maps on offer, all of them perceptually uniform."""
+"""The available colour maps, all perceptually uniform."""
 
-# Okabe and Ito (2008), told apart with every kind of colour vision; black and yellow left out,
+# Okabe and Ito (2008), distinguishable with every kind of colour vision; black and yellow left out,
 # since neither shows on both a dark and a light page.
 _VARIANT_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
@@ -45,7 +45,7 @@ def lookup(name: str) -> UInt8[np.ndarray, "256 3"]:
     if name not in COLOUR_MAPS:
         raise unknown_name("colour map", name, COLOUR_MAPS)
     table = np.round(colormaps[name](np.arange(256))[:, :3] * 255).astype(np.uint8)
-    table.flags.writeable = False  # it is shared by everyone who asks
+    table.flags.writeable = False  # the cached array is shared
     return table
 
 
@@ -74,7 +74,7 @@ def coloured(
 def unit(
     map: Any, *, vmin: float | None = None, vmax: float | None = None
 ) -> Float[np.ndarray, "h w"]:
-    """A map scaled for the eye: `vmin` (0) to 0, `vmax` (its maximum) to 1, cut beyond."""
+    """A map scaled for display: `vmin` (0) to 0, `vmax` (its maximum) to 1, cut beyond."""
     values = numbers(map)
     if values.ndim != 2:
         raise InputError(f"figures: expected a map (h, w), got shape {values.shape}")

@@ -1,4 +1,4 @@
-"""A picture written whole or not at all."""
+"""Write images atomically."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def png_bytes(picture: Any, *, dpi: int = 200) -> bytes:
 
 
 def save_png(picture: Any, path: str | os.PathLike[str], *, dpi: int = 200) -> Path:
-    """Write a picture as PNG: aside first, then renamed, so that no reader meets a half.
+    """Write a PNG atomically: to a temporary file, then renamed.
 
     Args:
         picture: As for `png_bytes`.
@@ -43,7 +43,7 @@ def save_png(picture: Any, path: str | os.PathLike[str], *, dpi: int = 200) -> P
         The path.
 
     Raises:
-        InputError: The path lies in a run's folder.
+        InputError: The path is inside a run's folder.
         RunError: It cannot be written; what was there before is untouched.
     """
     from attnviz.runs.outputs import write_output

@@ -1,4 +1,4 @@
-"""A map over its image."""
+"""Overlay of a map on its image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OUTLINE = "#00e5ff"
 """The box's colour: in none of the colour maps, and far from all of them in lightness or hue."""
 
 _GREY = np.array([0.2126, 0.7152, 0.0722])  # Rec. 709 luma
-_DIM = 0.55  # how much light is left to the image below the map
+_DIM = 0.55  # brightness of the image below the map
 
 
 def overlay(
@@ -31,13 +31,13 @@ def overlay(
     scale: int = 1,
     grey: bool = True,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A map laid over its image, the thing to be found outlined.
+    """Draw a map over its image, with the object outlined.
 
-    With the map scaled to u in 0 to 1, a colour covers the image by `alpha·√u`: where the map is
-    nothing the image is seen, where it is highest the colour bar's own colour. The image is first
-    made grey and darker, so that every colour seen is the map's, and a white patch that nobody
-    looks at does not shine. Without `vmax` each map is scaled to its own maximum: two overlays
-    then show where, not how much, and a caption has to say so.
+    With the map scaled to u in 0 to 1, a colour covers the image by `alpha·√u`: where the map is 0
+    the image shows, where it is highest the colour bar's own colour. The image is first made grey
+    and darker, so that every colour is the map's, and a bright region with low map values stays
+    dark. Without `vmax` each map is scaled to its own maximum: two overlays then show where, not
+    how much, and the caption must state it.
 
     Args:
         image: What `pixels` takes.
@@ -50,7 +50,7 @@ def overlay(
         vmin: Shown as the colour map's first; 0 unless given.
         vmax: Shown as its last; the map's own maximum unless given.
         scale: How many pixels a pixel of the image becomes, on either side.
-        grey: Take the image's colours and a part of its light away.
+        grey: Desaturate and darken the image.
 
     Returns:
         (h·scale, w·scale, 3) uint8.
@@ -93,7 +93,7 @@ def outlined(
     scale: int = 1,
     colour: str = OUTLINE,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture with boxes and the edge of a mask drawn just outside of what they hold.
+    """Draw boxes and the outline of a mask just outside their regions.
 
     Args:
         image: What `pixels` takes, already enlarged by `scale`.

@@ -1,4 +1,4 @@
-"""Scores as dots with their intervals, and training as curves with the spread of the seeds."""
+"""Dot plots of scores with intervals, and training curves with the range over seeds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Page:
-    """The colours of the page that a figure lies on."""
+    """Colours of the page around a figure."""
 
     ink: str
     faint: str
@@ -96,12 +96,12 @@ def dot_plot(
 
 
 def _last(value: float) -> float:
-    """For a maximum that knows no NaN."""
+    """Replace non-finite values by −inf, for a maximum."""
     return value if np.isfinite(value) else -np.inf
 
 
 def _beside(axes: Any, row: Any, place: int, end: float, page: _Page) -> None:
-    """The mean as a number, to the right of everything that is drawn of it."""
+    """Print the mean to the right of its interval and dots."""
     if np.isfinite(row["mean"]):
         right = end if np.isfinite(end) else row["mean"]
         axes.annotate(
@@ -216,7 +216,7 @@ def _curve(axes: Any, tables: Sequence[Any], name: str, x: str, **style: Any) ->
 
 
 def _plain(axes: Any, page: _Page) -> None:
-    """Only what is read: a faint grid, no frame, letters that show on the page."""
+    """Style axes: faint grid, no frame, text in the page's colour."""
     axes.set_facecolor(page.paper)
     axes.grid(axis="x", color=page.grid, lw=0.6)
     axes.set_axisbelow(True)

@@ -1,4 +1,4 @@
-"""Many tiles on one sheet."""
+"""Contact sheets and grids of tiles."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCALING = "each map from 0 to its own maximum"
-"""What a caption says of maps that were scaled one by one."""
+"""Caption for maps that are scaled individually."""
 
 
 def contact_sheet(
@@ -100,7 +100,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _cut(text: str, width: int, size: int) -> str:
-    """The text, or as much of it as fits, with an ellipsis."""
+    """Shorten a text to the width, with an ellipsis."""
     font = _font(size)
     if font.getlength(text) <= width:
         return text
@@ -119,7 +119,7 @@ def head_rows(
     vmax: float | None = None,
     scale: int = 2,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Where one place looks: the image, then its attention row in every head.
+    """Draw the image and one query's attention row in every head.
 
     Args:
         image: What `pixels` takes.
@@ -178,7 +178,7 @@ def comparison_picture(
         dpi: Dots per inch of the PNG.
 
     Returns:
-        The figure. Its last line says how the maps were scaled.
+        The figure. Its last line states how the maps were scaled.
 
     Raises:
         InputError: Numbers of images, maps, boxes and scores differ.
@@ -253,7 +253,7 @@ def _show(axes: Any, picture: np.ndarray, title: str, text: str = "") -> None:
 def _colour_bar(
     figure: Figure, size: tuple[float, float], cmap: str, vmax: float | None, *, boxed: bool
 ) -> None:
-    """A narrow bar at the foot, and the words that say what its ends mean."""
+    """Draw a narrow colour bar at the foot, with labels of its ends."""
     width, height = size
     bar = figure.add_axes((0.1 / width, 0.24 / height, 1.0 / width, 0.1 / height))
     bar.imshow(lookup(cmap)[None], aspect="auto")

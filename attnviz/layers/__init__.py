@@ -1,7 +1,6 @@
-"""Attention and gate layers that can be looked into.
+"""Attention and gate layers with observable weights.
 
-Each names its softmax or its gate as a submodule, so that any forward hook, not only ours, sees
-what the layer looks at.
+Each names its softmax or its gate as a submodule, so that any forward hook can read its weights.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Attention over the places of a feature map.
+"""Attention layers over the places of a feature map.
 
-The weights cost nothing until somebody looks: `Attend` runs the fused kernel, and only where a hook
-sits on its softmax does it write the weights out. `attnviz.watch` needs no hook and so leaves the
-fused kernel, and with it every bit of the output, as it is.
+`Attend` runs the fused kernel, and computes the weights explicitly only where a hook is registered
+on its softmax. `attnviz.watch` needs no hook and so leaves the fused kernel, and with it every bit
+of the output, as it is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Attend(nn.Module):
     """Scaled dot-product attention (Vaswani et al. 2017): `softmax(q kᵀ · scale) v`.
 
     Attributes:
-        softmax: Runs only where a forward hook or pre-hook sits on it; the fused kernel runs
+        softmax: Runs only with a forward hook or pre-hook registered on it; the fused kernel runs
             otherwise. The two agree to 1e-6 in float32.
         scale: What multiplies `q kᵀ`; `1 / √d_k` if not given.
     """
@@ -37,7 +37,7 @@ class Attend(nn.Module):
         k: Float[Tensor, "b heads k d_k"],
         v: Float[Tensor, "b heads k d_v"],
     ) -> Float[Tensor, "b heads q d_v"]:
-        """Mix the values by how well their keys answer each query."""
+        """Weight the values by the similarity of keys and queries."""
         if not (self.softmax._forward_hooks or self.softmax._forward_pre_hooks):
             return _fused(q, k, v, self.scale)
         scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
@@ -63,11 +63,11 @@ class MultiHeadAttention(nn.Module):
         heads: How many.
         d_k: Width of a head's queries, keys and values.
         dropout: Of the projected output, before the residual is added.
-        position: Whether each token is told where it is, by `position_code`.
+        position: Whether `position_code` is added to the tokens.
         tokens: `"places"` makes each place a token, with its channels as features. `"reshaped"`
             reads the memory of `(b, c, h, w)` as `(b, h·w, c)`, as a published tutorial does: a
             token is then a run of neighbouring pixels of one channel, and no row of the weights
-            belongs to a place. It is kept to show what that does.
+            belongs to a place. It exists for comparison.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class MultiHeadAttention(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=1e-6)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Let every token look at every other."""
+        """Apply self-attention over the tokens."""
         b, c, h, w = x.shape
         if self.position:
             x = x + position_code(c, h, w, x)
@@ -138,7 +138,7 @@ class ConvAttention(nn.Module):
         self.norm_channels = nn.LayerNorm(channels)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Let every place look at every other."""
+        """Apply self-attention over the places."""
         places = x.flatten(2).mT
         q, k, v = (
             _split(_pointwise(layer, places), self.heads)
@@ -168,7 +168,7 @@ class NonLocal(nn.Module):
         self.project = nn.Conv2d(inner, channels, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Add to each place what the others say."""
+        """Add the attention-weighted values to each place."""
         b, _, h, w = x.shape
         q, k, v = (layer(x).flatten(2).mT[:, None] for layer in (self.query, self.key, self.value))
         mixed = self.attend(q, k, v)[:, 0].mT.reshape(b, -1, h, w)
@@ -177,12 +177,12 @@ class NonLocal(nn.Module):
 
 
 class LearnedQuery(nn.Module):
-    """One learned query looks at all places; what it gathers replaces the global mean.
+    """Attention pooling by one learned query, in place of the global mean.
 
     Args:
         channels: Of the feature map.
         heads: How many; if not given 4, or 1 where four do not divide the channels.
-        added: Whether what was gathered is added to every place instead, so that more layers can
+        added: Whether the pooled vector is added to every place instead, so that more layers can
             follow.
     """
 
@@ -199,7 +199,7 @@ class LearnedQuery(nn.Module):
         self.attend = Attend()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c _ _"]:
-        """Gather the places into one, `(b, c, 1, 1)`, or into each, `(b, c, h, w)`."""
+        """Pool the places into one, `(b, c, 1, 1)`, or into each, `(b, c, h, w)`."""
         tokens = x.flatten(2).mT
         k, v = (_split(layer(tokens), self.heads) for layer in (self.key, self.value))
         gathered: Tensor = self.attend(self.query.expand(len(x), -1, -1, -1), k, v)
@@ -217,7 +217,7 @@ def position_code(channels: int, h: int, w: int, like: Tensor) -> Float[Tensor, 
         channels: How many.
         h: Rows.
         w: Columns.
-        like: Whose device and type it takes.
+        like: Tensor that sets device and dtype.
     """
     half = (channels + 1) // 2
     rates = 10_000 ** (-torch.arange(0, half, 2, device=like.device) / half)

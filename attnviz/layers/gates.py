@@ -56,7 +56,7 @@ class CBAM(nn.Sequential):
         channels: Of the feature map.
         reduction: Of the channel gate.
         spatial: Whether there is a spatial gate. Published code leaves it out by default
-            (`no_spatial=True`), and with it all that could point at a place.
+            (`no_spatial=True`), which removes all spatial selection.
     """
 
     def __init__(self, channels: int, *, reduction: int = 16, spatial: bool = True) -> None:
@@ -86,7 +86,7 @@ class SqueezeExcite(nn.Module):
 
 
 class EfficientChannelGate(nn.Module):
-    """One scale per channel, from its neighbours' means (Wang et al. 2020, ECA).
+    """One scale per channel, from neighbouring channels' means (Wang et al. 2020, ECA).
 
     Args:
         channels: Of the feature map; they decide the kernel's size as in the paper (γ = 2, b = 1).
@@ -132,7 +132,7 @@ class BottleneckGate(nn.Module):
         self.gate = nn.Sigmoid()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Raise what the channel and the place together speak for."""
+        """Multiply by 1 plus the gate of channel and place."""
         evidence = self.channel(x.mean((2, 3)))[:, :, None, None] + self.spatial(x)
         scale: Tensor = 1 + self.gate(evidence)
         return x * scale

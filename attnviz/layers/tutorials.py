@@ -1,6 +1,6 @@
-"""Attention as other tutorials build it between or before convolutions.
+"""Attention layers of other tutorials, between or before convolutions.
 
-Where a tutorial's text says one thing and its code does another, a setting tells the two apart:
+Where a tutorial's text and code differ, a setting selects one of them:
 `over="places"` is the text, `over="channels"` the code.
 """
 
@@ -16,7 +16,7 @@ OVER = ("places", "channels")
 
 
 class EarlyAttention(nn.Module):
-    """`nn.MultiheadAttention` between the pixels, before anything else has looked at them.
+    """`nn.MultiheadAttention` over the pixels, before the first convolution.
 
     Args:
         channels: Of the input. Up to seven have a head each; more are a multiple of 4 and share
@@ -29,7 +29,7 @@ class EarlyAttention(nn.Module):
                                             batch_first=True)  # fmt: skip
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Let every pixel look at every other."""
+        """Apply self-attention over the pixels."""
         tokens = x.flatten(2).mT
         mixed: Tensor = self.attend(tokens, tokens, tokens, need_weights=False)[0]
         return mixed.mT.reshape(x.shape)
@@ -40,7 +40,7 @@ class PointwiseAttention(nn.Module):
 
     Args:
         channels: Of the feature map.
-        over: `"places"` weighs places, as the text says; `"channels"` weighs channels, as the
+        over: `"places"` weighs places, as in the text; `"channels"` weighs channels, as the
             published code does: its product contracts the places.
     """
 

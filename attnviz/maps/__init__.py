@@ -1,6 +1,6 @@
 """A record's maps: `(b, h, w)`, raw float32, one per image.
 
-A *construction* says how attention `(b, heads, q, k)` or a gate becomes a picture of places. On
+A *construction* turns attention `(b, heads, q, k)` or a gate into a map of places. On
 one and the same image two constructions can correlate at .99 or at .01, so a map is always shown
 with the construction's name. Nothing here is normalised; resizing is stated and nothing else.
 
@@ -11,8 +11,8 @@ with the construction's name. Nothing here is normalised; resizing is stated and
 * of gates: `gate_map`, `channel_gated`
 
 Each takes a record of `attnviz.watch`, anything that looks like one, or the bare tensor.
-`constructions` is their table: `maps_of(capture)` draws what a watch saw, `primary(record)` says
-which map shows most of one record, `@construction(...)` enters a map of one's own.
+`constructions` is their table: `maps_of(capture)` draws the maps of a capture, `primary(record)`
+selects the main map of one record, `@construction(...)` registers a custom map.
 """
 
 from attnviz.maps.across_layers import attention_gradcam, gradient_weighted, rollout

@@ -147,7 +147,7 @@ def gradient_weighted(
         target: Which of the `n` outputs is explained, for all images or one index per image.
         size: `(h, w)` of the map; None keeps the grid.
         interpolation: How it is resized.
-        gradients: `∂output/∂A` per layer, instead of `outputs`, where they are at hand.
+        gradients: `∂output/∂A` per layer, instead of `outputs`, where already computed.
         read: `"class"`, `"received"`, or `"auto"`.
         grid: `(h, w)` of the tokens, where the records do not know it.
         prefix: The number of leading tokens, where the records do not know it.
@@ -155,7 +155,7 @@ def gradient_weighted(
 
     Returns:
         `(b, h, w)`, raw float32, 0 or more. Read without the identity that `R` starts from, as
-        the paper does: what a token says of itself is no relevance.
+        the paper does: a token's relevance to itself does not count.
 
     Raises:
         InputError: As `rollout`, several outputs without a target, and weights without a graph.
@@ -210,7 +210,7 @@ def attention_gradcam(
         target: Which of the `n` outputs is explained, for all images or one index per image.
         size: `(h, w)` of the map; None keeps the keys' grid.
         interpolation: How it is resized.
-        gradients: `∂output/∂A`, instead of `outputs`, where it is at hand.
+        gradients: `∂output/∂A`, instead of `outputs`, where already computed.
         read: `"class"`, `"received"`, or `"auto"`.
         grid: The keys' `(h, w)`, where the record does not know it.
         prefix: The number of leading tokens, where the record does not know it.

@@ -3,7 +3,7 @@
 A construction is a function from a record (or from the records of all layers) to maps `(b, h, w)`.
 `@construction(...)` above the function enters it here, and everything that chooses, names or
 explains a map reads this table: `maps_of`, `primary`, evaluation, the command line, the doctor and
-the dashboard. A package of one's own registers its maps the same way.
+the dashboard. Other packages register their maps the same way.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Subject: TypeAlias = Literal["attention", "layers", "spatial gate", "channel gat
 """What a construction reads: one attention record, those of all layers, or one gate."""
 
 _RANK: dict[str, int] = {"attention": 0, "spatial gate": 1, "channel gate": 2}
-"""Which kind of record speaks for a whole model: the lowest that has a map."""
+"""Preference of record kinds for a model's primary map: the lowest that has a map."""
 
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 
@@ -77,15 +77,15 @@ def construction(
     gradient: bool = False,
     per_head: bool = False,
 ) -> Callable[[Function], Function]:
-    """Enter the function below into the table of constructions; it stays as it is.
+    """Register the decorated function as a construction; it is returned unchanged.
 
     Args:
         title: What the map is called in a sentence.
         meaning: What it computes, in a few words.
         subject: What it reads: `"attention"`, `"layers"`, `"spatial gate"` or `"channel gate"`.
         source: The publication it comes from.
-        primary: Says of a record whether this is the map to show of it. Of several that say so the
-            one registered first is taken.
+        primary: Predicate: whether this is the map to show of a record. Of several, the one
+            registered first is taken.
         reduce: The reduction of `watch` that keeps all it needs.
         features: It needs `watch(features=True)`.
         gradient: It needs `watch(keep_graph=True)`, `outputs=` and `target=`.
@@ -139,7 +139,7 @@ def named(key: str) -> Construction:
 
 
 def subject_of(record: Any) -> Subject | None:
-    """What a record is to a construction; None for a gate without places or channels."""
+    """The subject kind of a record; None for a gate without places or channels."""
     if record.kind == "attention":
         return "attention"
     axis = getattr(record, "axis", None)
@@ -153,7 +153,7 @@ def _one_by_one(record: Any) -> bool:
 
 
 def primary(record: Any) -> Construction | None:
-    """The construction that shows most of one record.
+    """The primary construction of one record.
 
     Attention gives its class token's row where it has one, and what each place receives where it
     has none; a spatial gate its values; a channel gate the channels that it prefers.
@@ -192,7 +192,7 @@ class Drawing:
         """The maps `(b, h, w)`; options are those of the construction.
 
         Raises:
-            InputError: What the construction says of records that it cannot draw.
+            InputError: The construction's error for records that it cannot draw.
         """
         subject = self.records if self.construction.subject == "layers" else self.records[0]
         return self.construction.draw(subject, **options)
@@ -206,7 +206,7 @@ class DrawnMaps(Mapping[str, Tensor]):
         maps: Name → `(b, h, w)`.
         drawings: Name → how and from which layer it was drawn.
         left_out: Name → why there is no such map, and what helps.
-        primary: The name of the map that speaks for the model; None where there is no map.
+        primary: The name of the model's primary map; None where there is no map.
     """
 
     maps: dict[str, Tensor]
@@ -241,7 +241,7 @@ class DrawnMaps(Mapping[str, Tensor]):
 
 
 def drawings(capture: Mapping[str, Any], names: Sequence[str] | None = None) -> list[Drawing]:
-    """Which maps a capture can give, the one that speaks for the model first.
+    """The maps that a capture can give, the model's primary one first.
 
     The last layer of a kind has the construction's plain name, the earlier ones carry theirs.
     Attention comes before spatial gates, and these before channel gates.
@@ -297,7 +297,7 @@ def maps_of(
     outputs: Tensor | None = None,
     target: Any = None,
 ) -> DrawnMaps:
-    """Draw the maps of everything that a watch saw.
+    """Draw the maps of all records of a watch.
 
     Args:
         capture: What `watch` yields, or records by name.
@@ -309,8 +309,8 @@ def maps_of(
         target: Which output these explain.
 
     Returns:
-        Maps by name; `left_out` says why a record has none, `primary` which one speaks for the
-        model.
+        Maps by name; `left_out` has the reason for each record without one, `primary` the name of
+        the model's primary map.
 
     Raises:
         InputError: An unknown construction.

@@ -1,4 +1,4 @@
-"""Maps of gates: what a scale lets through, and where that happens."""
+"""Maps of gates: gate values by place, and gated activations."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def channel_gated(
     size: Grid | None = None,
     interpolation: Interpolation = "bilinear",
 ) -> Maps:
-    """Where the channels lie that the gate prefers: `M[y, x] = mean_c (g_c − mean g) x_c[y, x]`.
+    """Activation of the channels that a gate prefers: `M[y, x] = mean_c (g_c − mean g) x_c[y, x]`.
 
     A channel gate has no places of its own. Centring its scales takes away what a gate that is
     equally open everywhere would show (the plain activation), so that the map is zero for a gate

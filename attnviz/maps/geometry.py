@@ -1,6 +1,6 @@
-"""What maps read of a record, and the way from a grid to an image's size.
+"""Record attributes that maps read, and resizing from a grid to an image's size.
 
-Which token is which place is told by `attnviz.maps.placement`.
+`attnviz.maps.placement` maps tokens to places.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic"]
 
 @runtime_checkable
 class Watched(Protocol):
-    """What a map asks of a record; `attnviz.capture.Record` is one, and so is any look-alike."""
+    """Protocol of the records that maps read, such as `attnviz.capture.Record`."""
 
     @property
     def name(self) -> str:
@@ -85,7 +85,7 @@ def weights_of(source: Attention) -> Weights:
 
 
 def not_one_record(source: object) -> InputError:
-    """An error for a capture, or anything else, where one record was asked for."""
+    """An error for a capture, or anything else, where one record was expected."""
     remedy = "; take one of it, such as seen[name]" if isinstance(source, Mapping) else ""
     return InputError(
         f"maps: expected one record or its tensor, got {type(source).__name__}{remedy}"
@@ -98,7 +98,7 @@ def reduced_of(source: Watched | Tensor) -> Mapping[str, Any]:
 
 
 def windows_of(source: Watched | Tensor) -> Any:
-    """How windows lie on the image, for attention that stays within them; None for all other."""
+    """How windows lie on the image, for windowed attention; None for all other."""
     return getattr(source, "windows", None)
 
 

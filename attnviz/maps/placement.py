@@ -1,8 +1,8 @@
-"""Which of a record's queries and keys are places, and how values per token are laid on the image.
+"""Places of a record's queries and keys, and scattering of token values onto the image.
 
-Places come from `layout=`, from what the caller says (`places=`, `grid=`, `prefix=`), or from the
-record itself where the watch proved them, in this order. Where none of these knows, a map refuses:
-a number of tokens says nothing of where they lie.
+Places come from `layout=`, from the caller's arguments (`places=`, `grid=`, `prefix=`), or from the
+record itself where the watch proved them, in this order. Without any of these a map raises an
+error: the number of tokens does not determine their positions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Side:
     Attributes:
         grid: The sides of the grid over each image; None where no token is a place.
         cell: `(b, tokens)`, the cell of each, −1 for none.
-        image: `(b, tokens)`, the image each lies on.
+        image: `(b, tokens)`, the image each belongs to.
         images: How many images there are.
         role: `(b, tokens)` as nested lists; empty where roles are not known.
         packed: Whether one row holds tokens of several images.
@@ -56,7 +56,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Given:
-    """What the caller says of a record's tokens.
+    """The caller's arguments about a record's tokens.
 
     Attributes:
         layout: Their places, from `locate` or written by hand.
@@ -80,7 +80,7 @@ def side(source: Attention, which: str, b: int, tokens: int, given: Given) -> Si
         which: `"queries"` or `"keys"`.
         b: The size of the weights' first axis.
         tokens: How many tokens there are.
-        given: What the caller says.
+        given: The caller's arguments.
 
     Raises:
         InputError: They are unknown, or do not fit.
@@ -127,7 +127,7 @@ def _from_layout(source: Attention, which: str, tokens: int, layout: Known) -> P
                 "layout: bare weights have no name to look up; pass layout=layout[name]"
             )
         layout = layout[source.name]
-    assert isinstance(layout, RecordPlaces)  # what the type says is left
+    assert isinstance(layout, RecordPlaces)  # the last type of the union
     return layout.queries if which == "queries" else layout.keys
 
 
@@ -228,7 +228,7 @@ def _misfit(source: Attention, which: str, b: int, tokens: int, count: int) -> I
 
 
 def laid(values: Float[Tensor, "b heads n"], keys: Side) -> Float[Tensor, "images heads *grid"]:
-    """Values per token, each at its place on its image; zero where there is no token.
+    """Scatter values per token to their places on each image; zero where there is no token.
 
     Raises:
         InputError: No token is a place.

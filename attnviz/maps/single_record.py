@@ -1,10 +1,11 @@
-"""Maps that read one record's weights: columns, rows, and heads taken together.
+"""Maps of one record's weights: columns, rows and fused heads.
 
 Throughout, `A` is `(b, heads, q, k)` with rows that sum to one. All queries are counted except
-padding, and keys are drawn that are places: what a map shows is attention to places, and its sum
-falls short of one by what class tokens, registers and words took.
-Attention within windows (Swin) is laid back onto the image: each window's own values lie where the
-window was cut out, and a row of one place is zero outside that place's window.
+padding, and keys are drawn that are places: what a map shows is attention to places, so its sum
+is below one by the attention to class tokens, registers and words.
+
+Attention within windows (Swin) is laid back onto the image: each window's values are placed where
+the window was cut out, and a row of one place is zero outside that place's window.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def query_row(
     layout: Known = None,
     places: Tensor | None = None,
 ) -> Float[Tensor, "images *heads h w"]:
-    """Where one place looks: its row of the weights, `M[k] = A[place, k]`.
+    """Attention of one place: its row of the weights, `M[k] = A[place, k]`.
 
     Args:
         record: An attention record, or weights `(b, heads, q, k)`.
@@ -150,7 +151,7 @@ def rows_inside(
     layout: Known = None,
     places: Tensor | None = None,
 ) -> Float[Tensor, "images *heads h w"]:
-    """Where the places inside a mask look, on average; `outside=True` for all the others.
+    """Mean attention of the places inside a mask, or outside it with `outside=True`.
 
     `M[k] = Σ_q m_q A[q, k] / Σ_q m_q`, where `m_q` is the share of query `q`'s cell that the mask
     covers (an area mean of the mask over the queries' grid), or one minus it for `outside`.
@@ -185,7 +186,7 @@ def rows_inside(
         raise no_query_places(record, "rows_inside")
     covered = F.adaptive_avg_pool2d(masks.float()[:, None], queries.grid).flatten(1)
     share = 1 - covered if outside else covered
-    # 0/0 is the answer that is wanted: an average over no rows is not a number.
+    # 0/0 is intended: an average over no rows is NaN.
     share = share / share.sum(1, keepdim=True)
     return _weighed(record, queries, share, size, interpolation, heads, given)
 
@@ -210,7 +211,7 @@ def class_row(
     layout: Known = None,
     places: Tensor | None = None,
 ) -> Float[Tensor, "images *heads h w"]:
-    """Where the class token looks: `M[k] = A[class, k]`, its row over the places.
+    """Attention of the class token: `M[k] = A[class, k]`, its row over the places.
 
     The map of DINO (Caron et al. 2021, figure 1) and of most vision transformer notebooks. A record
     that was watched with `reduce="class_row"` is read from its reduced values.
@@ -267,8 +268,8 @@ def head_mean(
 ) -> Float[Tensor, "images *heads h w"]:
     """Attention received once the heads are averaged: `M[k] = mean_q mean_heads A[q, k]`.
 
-    The same numbers as `received`, for a mean does not mind the order; it stands beside `head_max`
-    and `head_min`, and reads records that were watched with `reduce="head_mean"`.
+    The same numbers as `received`, since means commute. It completes `head_max` and `head_min`, and
+    reads records that were watched with `reduce="head_mean"`.
 
     Args:
         record: An attention record, or weights `(b, heads, q, k)`.
@@ -308,10 +309,10 @@ def head_max(
     layout: Known = None,
     places: Tensor | None = None,
 ) -> Float[Tensor, "images *heads h w"]:
-    """Attention received from whichever head gives most: `M[k] = mean_q max_heads A[q, k]`.
+    """Attention received, maximum over heads: `M[k] = mean_q max_heads A[q, k]`.
 
-    Heads are fused entry by entry, before the queries are averaged. Shows what any head looks at,
-    and is no distribution: it sums to up to the number of heads.
+    Heads are fused entry by entry, before the queries are averaged. The map is no distribution:
+    its sum can reach the number of heads.
 
     Args:
         record: An attention record, or weights `(b, heads, q, k)`.
@@ -348,7 +349,7 @@ def head_min(
     layout: Known = None,
     places: Tensor | None = None,
 ) -> Float[Tensor, "images *heads h w"]:
-    """Attention received from all heads alike: `M[k] = mean_q min_heads A[q, k]`.
+    """Attention received, minimum over heads: `M[k] = mean_q min_heads A[q, k]`.
 
     Args:
         record: An attention record, or weights `(b, heads, q, k)`.
@@ -446,7 +447,7 @@ def class_index(record: Attention, given: Given, b: int, queries: int) -> Tensor
 
 
 def _without_grid(record: Attention, given: Given, queries: int) -> Given:
-    """For a single query there is no grid: it is the class token where one is said to lead."""
+    """For a single query there is no grid: it is the class token if a prefix is given."""
     lead = given.prefix if given.prefix is not None else int(getattr(record, "prefix", 0) or 0)
     own = getattr(record, "places", None)
     if given.layout is None and own is None and queries == 1 and lead:

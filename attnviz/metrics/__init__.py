@@ -4,9 +4,9 @@ Every metric takes maps and masks of one shape, (b, h, w), (b, d, h, w) or any o
 axes from two, as tensors on any device or as numpy arrays, float16 to float64, and returns (b,)
 float64 scores. The conventions are the same in all of them:
 
-- Nothing is made positive, scaled or squashed unless the docstring says so; nothing is written to.
-- What cannot be scored, such as an image with an empty mask or a map with NaN, scores NaN;
-  `reasons` says why. Wrong shapes, dtypes and devices raise.
+- Nothing is made positive, scaled or squashed unless the docstring states it; no input is modified.
+- An image that cannot be scored, such as one with an empty mask or a map with NaN, scores NaN;
+  `reasons` gives the reason. Wrong shapes, dtypes and devices raise.
 - Ties score what fair tie-breaking would on average, so a constant map scores chance.
 - Boxes are half-open.
 - Thresholds come from the validation split (`calibrate_threshold`); a score at the best threshold

@@ -1,9 +1,9 @@
-"""Boxes around what a thresholded map marks, and whether they fit the boxes of the mask.
+"""Bounding boxes of thresholded maps, scored against the boxes of the mask.
 
 Boxes are half-open. Neighbours count along diagonals too (8-connectivity), as they do in the
-contours of the paper's own evaluation. A map's box is judged by the annotated box that it fits
-best. Without annotated boxes each component of the mask has one; objects that touch, if only at a
-corner, are then a single component, so annotated boxes should be given where there are any.
+contours of the paper's own evaluation. A map's box is scored against the annotated box with the
+largest IoU. Without annotated boxes each component of the mask has one; objects that touch, if only
+at a corner, are then a single component, so annotated boxes should be given where there are any.
 """
 
 from __future__ import annotations

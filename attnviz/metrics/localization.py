@@ -53,7 +53,7 @@ def localization(
 
     Returns:
         A dict of key → (b,) float64 scores, on the device of the maps. NaN where an image cannot
-        be scored; `.why(key)` says why, `.summary()` gives means with how many of how many.
+        be scored; `.why(key)` gives the reason, `.summary()` means and counts.
 
     Raises:
         InputError: Wrong shapes, dtypes or devices, an unknown metric, a metric without its

@@ -138,7 +138,7 @@ class LocalizationMeter:
             As from `pxap`.
 
         Raises:
-            InputError: The meter was not told to keep pixels.
+            InputError: The meter was made without `pixels=True`.
         """
         if self._pool is None:
             raise InputError("pxap: expected a meter that keeps pixels; make it with pixels=True")

@@ -18,7 +18,7 @@ Sign: TypeAlias = Literal["positive", "abs", "signed"]
 """Which values carry mass: those above zero, all by size, or all as they are."""
 
 TOP = 0.01
-"""The share of places that `topk_intersection` counts unless told otherwise."""
+"""The default share of places that `topk_intersection` counts."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Options:
     sign: Sign = "positive"
 
     def tau(self, key: str) -> float:
-        """The threshold of one metric, or an `InputError` that says how to get one."""
+        """The threshold of one metric, or an `InputError` that names how to get one."""
         tau = self.threshold.get(key) if isinstance(self.threshold, Mapping) else self.threshold
         if tau is None:
             raise InputError(

@@ -1,6 +1,6 @@
-"""Why an image cannot be scored, as flags.
+"""Reasons for missing scores, as flags.
 
-A score is NaN exactly where a flag of its metric is set, and the reason can be told.
+A score is NaN exactly where a flag of its metric is set, and the flag gives the reason.
 """
 
 from __future__ import annotations

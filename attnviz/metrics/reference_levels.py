@@ -1,7 +1,7 @@
 """Reference levels of a score: chance, maps that ignore the image, the mask redrawn, the bound.
 
-All are computed for the very masks at hand, by the same metrics, because each depends on the size
-and place of what is to be found. Their names and meanings are in `attnviz.definitions.LEVELS`.
+All are computed for the given masks, by the same metrics, because each depends on the size and
+place of the object. Their names and meanings are in `attnviz.definitions.LEVELS`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from attnviz.metrics.registry import (
 from attnviz.metrics.thresholds import calibrate_all
 
 _GRID = 20
-"""Thresholds tried for the boxes: a baseline need not be known to the second digit."""
+"""Thresholds tried for the boxes: a coarse grid suffices for a baseline."""
 
 _SLOW = ("max_box_acc", "max_box_acc_v2")
 

@@ -1,4 +1,4 @@
-"""The metrics of a map and a mask: what each is, bound to the function that computes it.
+"""Registry of the metrics of a map and a mask: definition and function of each.
 
 `metric` binds a `MetricDefinition` to a function; `METRICS` holds all of them. A metric from
 outside the package is registered by the same decorator (CONTRIBUTING.md, "A metric").
@@ -76,7 +76,7 @@ METRICS: dict[str, Metric] = {}
 """Every metric of one map and one mask, by key, in the order of their definitions."""
 
 DEFAULT: tuple[str, ...] = built_in("localization", "concentration")
-"""What `localization` computes unless told otherwise; what needs a threshold only with one."""
+"""Default metrics of `localization`; those that need a threshold only with one."""
 
 
 def metric(
@@ -85,10 +85,10 @@ def metric(
     """Register a metric of maps and masks under its definition.
 
     The function takes maps (b, *places), floating point, and masks (b, *places), bool, as tensors,
-    and a keyword `threshold` if the definition says so; it returns (b,) scores as a tensor or an
-    array, NaN where there is none. Images whose mask is empty or whose map holds NaN or Inf score
-    NaN without it; other reasons are given as `blocked`. Registered, the metric is known by its
-    key to `localization`, `LocalizationMeter`, `baselines`, `calibrate_threshold`, comparison,
+    and a keyword `threshold` if the definition requires it; it returns (b,) scores as a tensor or
+    an array, NaN where there is none. Images whose mask is empty or whose map holds NaN or Inf
+    score NaN without it; other reasons are given as `blocked`. Registered, the metric is known by
+    its key to `localization`, `LocalizationMeter`, `baselines`, `calibrate_threshold`, comparison,
     report and dashboard. It is not part of the default set.
 
     Args:

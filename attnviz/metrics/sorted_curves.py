@@ -153,7 +153,7 @@ def _packed(values: Tensor, labels: Tensor) -> Tensor:
 def descending(values: Tensor) -> Tensor:
     """Integers that fall as values rise and are equal where values are, (b, D) int64.
 
-    float32 keeps its bits. A float64 would leave no room for the label, so its dense rank within
+    float32 keeps its bits. A float64 leaves no bits for the label, so its dense rank within
     the row takes the place of its bits.
     """
     if values.dtype == torch.float32:

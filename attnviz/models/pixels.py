@@ -1,4 +1,4 @@
-"""Between the bytes of a picture and what the reference models take, from −1 to 1."""
+"""Conversion between image bytes and the reference models' input range, −1 to 1."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ def as_input(pixels: Tensor) -> Tensor:
 
 
 def as_bytes(images: Tensor) -> Tensor:
-    """The nearest bytes, what lies outside [−1, 1] cut; any shape."""
+    """The nearest bytes, clipped to [−1, 1]; any shape."""
     return ((images + 1) * 127.5).round().clamp(0, 255).byte()

@@ -1,4 +1,4 @@
-"""The one network that all reference models share."""
+"""The network shared by all reference models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which models there are, and how a name becomes one."""
+"""Registry of the reference models, and construction by name."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from attnviz.models.transformer import VisionTransformer
 
 @dataclass(frozen=True)
 class Variant:
-    """A reference model's name and what it is.
+    """A reference model: name, summary, primary map, constructor.
 
     Attributes:
         name: What `build_model` takes.
         summary: One sentence.
-        map: Its primary map: the construction that shows where this model looks.
+        map: Its primary map: the construction that fits its attention best.
         build: Makes the model, untrained; its keyword arguments are the model's settings.
     """
 
@@ -50,7 +50,7 @@ def _patch_net(
 def _learned_query(
     *, placement: int = LAST_PLACEMENT, width: int = 32, **settings: Any
 ) -> nn.Module:
-    """Before the last convolution there is no mean to replace: what it gathers is added."""
+    """Build `LearnedQuery`; before the last convolution its result is added, not pooled."""
     added = placement < LAST_PLACEMENT
     make = partial(layers.LearnedQuery, added=added, **settings)
     return PatchNet(make, placement=placement, width=width)
@@ -230,6 +230,23 @@ def build_model(name: str, **settings: Any) -> nn.Module:
         raise InputError(f"build_model: there is no {name!r} of {settings!r}: {error}") from error
 
 
+def reference_of(variant: str, settings: Mapping[str, Any]) -> str | None:
+    """The reference model that a run says it was built from; None where it does not.
+
+    A run of one's own may be called `cnn` too, so its variant alone says nothing.
+
+    Args:
+        variant: The run's.
+        settings: The run's; `factory` is `attnviz:<name>`. Runs of `experiments` before that was
+            noted are told by their settings `variant` and `question`.
+    """
+    factory = settings.get("factory")
+    if isinstance(factory, str):
+        source, _, name = factory.partition(":")
+        return name if source == "attnviz" else None
+    return variant if settings.get("variant") == variant and "question" in settings else None
+
+
 def rebuild_model(
     name: str, settings: Mapping[str, Any], weights: Mapping[str, np.ndarray]
 ) -> nn.Module:
@@ -256,6 +273,6 @@ def rebuild_model(
     except InputError:
         raise
     except (RuntimeError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise InputError(f"the weights do not fit {name!r} with {own}: {said}") from error
+        message = " ".join(str(error).split())[:200]
+        raise InputError(f"the weights do not fit {name!r} with {own}: {message}") from error
     return model.eval()

@@ -1,4 +1,4 @@
-"""A vision transformer that a CPU trains in a minute."""
+"""A vision transformer small enough to train on a CPU in a minute."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Block(nn.Module):
         )
 
     def forward(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
-        """Let every token look at every other, and think it over."""
+        """Apply self-attention, then the MLP."""
         q, k, v = (
             part.unflatten(2, (self.heads, -1)).transpose(1, 2)
             for part in self.query_key_value(self.norm_attention(tokens)).chunk(3, dim=2)

@@ -76,7 +76,7 @@ class Layout(Mapping[str, RecordPlaces]):
 
 
 class UnknownRecordError(InputError, KeyError):
-    """A layout was asked for a record that it does not know."""
+    """A layout has no entry for the record of this name."""
 
     __str__ = Exception.__str__
 

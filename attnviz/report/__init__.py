@@ -1,9 +1,9 @@
-"""One self-contained HTML page about a comparison: what one sends to a colleague.
+"""One self-contained HTML report of a comparison.
 
 No script, and no request to anywhere: the style is inline, pictures are data, and a content
 security policy in the page forbids the rest. Whatever comes out of a run is escaped
-(`markup.tag`). A part that cannot be made, such as one corrupt map, is replaced by its reason;
-the rest of the page stands. The same runs give the same bytes.
+(`markup.tag`). A part that cannot be made, such as one corrupt map, is replaced by the error; the
+rest of the page is written. The same runs give the same bytes.
 """
 
 from __future__ import annotations
@@ -43,28 +43,28 @@ def write_report(
     *,
     primary: str = "energy_pointing_game",
     map_name: str | None = None,
-    title: str = "Which variant looks at the patch?",
+    title: str | None = None,
 ) -> Study:
-    """Write one HTML page about some runs: whole or not at all.
+    """Write one HTML report about some runs, atomically.
 
     Args:
         runs: A folder of runs, a list of runs or paths, or either by variant.
         out: Where to; replaced if it is there.
         primary: The metric that ranks.
-        map_name: Whose scores to take; each run's primary map unless given.
-        title: Of the page.
+        map_name: The map that is scored; each run's primary map by default.
+        title: Of the page; by default the question that it answers.
 
     Returns:
-        What the page is about; `.refusal` says why there is no ranking, where there is none.
+        The content of the page; `.refusal` is the reason if there is no ranking.
 
     Raises:
-        InputError: There is no complete run, or the path lies in a run's folder.
+        InputError: There is no complete run, or the path is inside a run's folder.
         RunError: There is no such folder, or the page cannot be written.
     """
     from attnviz.runs.outputs import write_output
 
     study = study_of(runs, primary=primary, map_name=map_name)
-    write_output(Path(out), page_of(study, title=title).encode())
+    write_output(Path(out), page_of(study, title=title or study.question).encode())
     return study
 
 

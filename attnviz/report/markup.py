@@ -1,4 +1,4 @@
-"""HTML in which text cannot become markup: whatever is not made by `tag` is escaped."""
+"""HTML construction with escaping: all text not made by `tag` is escaped."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
     Returns:
         The element.
     """
-    said = "".join(
+    rendered = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
         for key, value in attributes.items()
         if value is not None
     )
     if name in _VOID:
-        return Html(f"<{name}{said}>")
-    return Html(f"<{name}{said}>{joined(children)}</{name}>")
+        return Html(f"<{name}{rendered}>")
+    return Html(f"<{name}{rendered}>{joined(children)}</{name}>")
 
 
 def joined(children: Iterable[Any]) -> Html:

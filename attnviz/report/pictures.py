@@ -1,4 +1,4 @@
-"""Pictures as data inside the page: nothing is fetched from anywhere."""
+"""Images as data URLs inside the page, without requests."""
 
 from __future__ import annotations
 

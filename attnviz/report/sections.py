@@ -28,7 +28,7 @@ _SHOWN = 4  # images in the strip, and best and worst of each variant
 
 
 def ranking(study: Study) -> Html | None:
-    """The table, the dot plot, and what must be said beside them."""
+    """The table, the dot plot and the notes."""
     comparison = study.comparison
     if comparison is None:
         return _unranked(study)
@@ -70,7 +70,7 @@ def _how(study: Study) -> str:
     assert comparison is not None, "only called where there is a ranking"
     grouped = f" of {comparison.groups} groups" if comparison.groups else ""
     title = metric_title(study.primary)
-    return f"Ranked by {title} on {comparison.images} images{grouped} with a patch"
+    return f"Ranked by {title} on {comparison.images} images{grouped} with a marked {study.thing}"
 
 
 def _ranked(row: Any, comparison: Any, others: Sequence[str]) -> list[str]:
@@ -84,14 +84,14 @@ def _ranked(row: Any, comparison: Any, others: Sequence[str]) -> list[str]:
 
 
 def _unranked(study: Study) -> Html:
-    """What each run says of itself, side by side but in no order."""
+    """Each run's own summary, side by side, without ranking."""
     rows = []
     for run in study.complete:
         name = str(run.summary.get("map"))
         score = ((run.summary.get("metrics") or {}).get(name) or {}).get(study.primary) or {}
         mean, accuracy = score.get("mean"), run.summary.get("accuracy")
         rows.append(
-            [run.id, run.variant, str(run.dataset), _told(mean), _told(accuracy)],
+            [run.id, run.variant, str(run.dataset), _value_text(mean), _value_text(accuracy)],
         )
     header = ["run", "variant", "images", metric_title(study.primary), "accuracy"]
     return table(header, rows, caption="Each run on its own images: not to be ranked")
@@ -117,9 +117,9 @@ def differences(study: Study) -> Html | None:
     split = study.comparison.split
     split = split[split["metric"] == study.primary]
     if len(split):
-        header = ["variant", "answered rightly", "scores", "wrongly", "scores"]
+        header = ["variant", "correct answers", "scores", "wrong answers", "scores"]
         rows = [_split(row) for _, row in split.iterrows()]
-        caption = f"{metric_title(study.primary).capitalize()} by whether the model was right"
+        caption = f"{metric_title(study.primary).capitalize()} by whether the answer was correct"
         parts.append(table(header, rows, caption=caption))
     return joined(parts) if parts else None
 
@@ -159,7 +159,8 @@ def strip(study: Study) -> Html | None:
     maps = {variant: sample.maps(picked) for variant, sample in samples.items()}
     rows = []
     for k, index in enumerate(picked):
-        bare = tile(images[k], None, boxes[k], f"test image {index}, patch outlined", f"#{index}")
+        alt = f"test image {index}, {study.thing} outlined"
+        bare = tile(images[k], None, boxes[k], alt, f"#{index}")
         cells = [tag("td", bare)]
         for variant, sample in samples.items():
             score = number(sample.scores[index])
@@ -167,11 +168,12 @@ def strip(study: Study) -> Html | None:
             cells.append(tag("td", tile(images[k], maps[variant][k], boxes[k], alt, score)))
         rows.append(tag("tr", cells))
     head = tag("tr", (tag("th", name, scope="col") for name in ["image", *samples]))
-    said = (
+    description = (
         f"Below each tile its {metric_title(study.primary)}; first seed of each variant; images "
-        f"from the lowest to the highest mean over variants. Raw maps, {SCALING}; box: the patch."
+        "from the lowest to the highest mean over variants. "
+        f"Raw maps, {SCALING}; box: the {study.thing}."
     )
-    grid = tag("table", tag("caption", said), tag("thead", head), tag("tbody", rows))
+    grid = tag("table", tag("caption", description), tag("thead", head), tag("tbody", rows))
     label = "the same images in every variant"
     return tag("div", grid, class_="wide strip", tabindex="0", role="group", aria_label=label)
 
@@ -206,15 +208,15 @@ def _few(variant: str, sample: Sample, primary: str, what: str, picked: list[int
     for k, index in enumerate(picked):
         score = number(sample.scores[index])
         answer = "right" if sample.table.iloc[index]["correct"] else "wrong"
-        said = f"{metric_title(primary)} {score}, {answer}"
-        alt = f"{variant}, {what} {k + 1}: test image {index}, {said}"
+        description = f"{metric_title(primary)} {score}, {answer}"
+        alt = f"{variant}, {what} {k + 1}: test image {index}, {description}"
         below = f"{score}, #{index}, {answer}"
         tiles.append(tag("li", tile(images[k], maps[k], boxes[k], alt, below)))
     return tag("div", tag("p", what.capitalize(), class_="soft"), tag("ul", tiles, class_="tiles"))
 
 
 def training(study: Study) -> Html | None:
-    """Curves, as far as the runs kept them."""
+    """Training curves of the runs that have them."""
     kept = {variant: [run.curves() for run in runs] for variant, runs in study.variants.items()}
     known = {str(name) for tables in kept.values() for table in tables for name in table}
     wanted = ("train_loss", "val_loss", "val_accuracy", f"val_{study.primary}")
@@ -234,7 +236,7 @@ def training(study: Study) -> Html | None:
 
 
 def findings(study: Study) -> Html | None:
-    """What the diagnosis found, the worst first; what several runs share is told once."""
+    """Findings of the diagnosis by severity; findings that several runs share are merged."""
     shared: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for run in study.complete:
         for finding in run.summary.get("findings") or ():
@@ -277,7 +279,9 @@ def _found(key: tuple[str, ...], seen: Sequence[tuple[str, str]]) -> list[Any]:
 def _evidence(evidence: Any) -> str:
     if not isinstance(evidence, Mapping):
         return "" if evidence is None else str(evidence)
-    return ", ".join(f"{as_words(str(key))} {_told(value)}" for key, value in evidence.items())
+    return ", ".join(
+        f"{as_words(str(key))} {_value_text(value)}" for key, value in evidence.items()
+    )
 
 
 def settings(study: Study) -> Html | None:
@@ -323,26 +327,26 @@ def runs(study: Study) -> Html:
 
 
 def words(study: Study) -> Html:
-    """What every word of the tables means."""
+    """Definitions of the terms in the tables."""
     shown = [study.primary] if study.comparison is None else study.comparison.metrics
     entries = []
     for metric in shown:
         if metric in DEFINITIONS:
             known = DEFINITIONS[metric]
-            said = f"{known.meaning} {known.scale}. "
-            entries.append((metric_title(metric), joined([said, tag("i", known.source)])))
+            description = f"{known.meaning} {known.scale}. "
+            entries.append((metric_title(metric), joined([description, tag("i", known.source)])))
     entries += [(term, joined([text])) for term, text in TERMS]
     entries += [(level.title, joined([level.meaning])) for level in LEVELS.values()]
     return tag("dl", ((tag("dt", name), tag("dd", text)) for name, text in entries))
 
 
 def fault(error: AttnvizError) -> Html:
-    """A part of the page that could not be made, and why."""
+    """A notice in place of a part that could not be made."""
     return tag("p", f"cannot be shown: {error}", class_="bad")
 
 
 def _folded(summary: str, values: Mapping[str, Any]) -> Html:
-    pairs = ((tag("dt", tag("code", key)), tag("dd", _told(v))) for key, v in values.items())
+    pairs = ((tag("dt", tag("code", key)), tag("dd", _value_text(v))) for key, v in values.items())
     return tag("details", tag("summary", summary), tag("dl", pairs))
 
 
@@ -350,7 +354,7 @@ def _date(run: Any) -> str:
     return "–" if run.created is None else f"{run.created:%Y-%m-%d %H:%M}"
 
 
-def _told(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Everything a page is about: the runs, their ranking or why there is none, their test images."""
+"""The content of a report: runs, ranking or the reason for none, test images."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ import numpy as np
 
 from attnviz.comparison import Comparison, compare
 from attnviz.comparison.from_runs import by_seed, map_of, none_complete, patched, samples_of
+from attnviz.comparison.groups import thing_of
 from attnviz.comparison.inputs import Source, by_variant, open_runs
 from attnviz.errors import AttnvizError, InputError
 
 
 @dataclass(frozen=True)
 class Study:
-    """Runs that were made to be compared.
+    """Runs of a comparison.
 
     Attributes:
         runs: All of them, whole or not.
         variants: Variant → its complete runs, in the order of their seeds.
         comparison: The ranking, or None where they may not be ranked.
-        refusal: Why they may not, empty where they may.
+        refusal: The reason why they may not, empty where they may.
         primary: The metric that ranks.
-        map_name: Whose scores were taken, None for each run's primary map.
+        map_name: The map that is scored, None for each run's primary map.
     """
 
     runs: tuple[Any, ...]
@@ -41,12 +42,22 @@ class Study:
         return sorted(self.variants) if self.comparison is None else self.comparison.variants
 
     @property
+    def thing(self) -> str:
+        """What the runs look for, such as "lesion"."""
+        return thing_of(self.complete)
+
+    @property
+    def question(self) -> str:
+        """What the page answers."""
+        return f"Which variant looks at the {self.thing}?"
+
+    @property
     def complete(self) -> list[Any]:
         """The complete runs."""
         return [run for runs in self.variants.values() for run in runs]
 
     def first(self, variant: str) -> Sample:
-        """What the variant's first seed saw."""
+        """The samples of the variant's first seed."""
         return self._samples[variant]
 
     @cached_property
@@ -59,11 +70,11 @@ class Study:
 
 @dataclass(frozen=True)
 class Sample:
-    """One run's test images, maps and scores, read when asked for."""
+    """One run's test images, maps and scores, read on demand."""
 
     run: Any
     primary: str
-    asked: str | None
+    requested: str | None
 
     @cached_property
     def table(self) -> Any:
@@ -73,11 +84,11 @@ class Sample:
     @cached_property
     def map(self) -> str:
         """The name of the map that is shown and scored."""
-        return map_of(self.run, self.table, self.asked)
+        return map_of(self.run, self.table, self.requested)
 
     @cached_property
     def scores(self) -> np.ndarray:
-        """The primary score of each test image, NaN where it has none or no patch."""
+        """The primary score of each test image, NaN where it has none or no object."""
         column = f"{self.map}/{self.primary}"
         if column not in self.table:
             raise InputError(f"run {self.run.id} has no {self.primary!r} of the map {self.map!r}")
@@ -86,7 +97,7 @@ class Sample:
 
     @cached_property
     def dataset(self) -> Any:
-        """The test images that lie beside the run."""
+        """The test images stored beside the run."""
         return self.run.test_set()
 
     def maps(self, indices: Sequence[int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The words of the tables that are no metrics."""
+"""Terms of the tables other than metrics."""
 
 from __future__ import annotations
 

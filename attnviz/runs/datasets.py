@@ -51,11 +51,11 @@ _CODES = {"<i8": "I64", "|u1": "U8", "|b1": "BOOL"}
 
 @dataclass(frozen=True)
 class Dataset:
-    """Test images and where the thing to be found is in them.
+    """Test images and the object's place in them.
 
     Attributes:
         digest: The first 16 hex digits of the sha256 of its arrays.
-        info: What was noted beside it: source, split.
+        info: Its notes: source, split.
         count: How many images it has.
         mean: What was subtracted from each channel (of pixels from 0 to 1) before a model saw it;
             None where that was not noted.
@@ -78,7 +78,7 @@ class Dataset:
         return shape[1], shape[2]
 
     def images(self, indices: Indices | None = None) -> NDArray[np.uint8]:
-        """`(n, h, w, 3)` uint8, all or those asked for."""
+        """`(n, h, w, 3)` uint8, all or the given ones."""
         return self._rows("images", indices)
 
     def masks(self, indices: Indices | None = None) -> NDArray[np.bool_]:
@@ -188,7 +188,7 @@ def save_dataset(
 
 
 def open_dataset(root: Place, digest: str) -> Dataset:
-    """Open test images by their digest; arrays are read when asked for.
+    """Open test images by their digest; arrays are read on demand.
 
     Args:
         root: The folder of runs (or its address) that has them below `datasets/`.

@@ -1,4 +1,4 @@
-"""What distinguishes runs: the settings in which they differ, and nothing else."""
+"""Differences of settings between runs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 ABSENT = "(none)"
-"""Stands where a run does not have the setting at all."""
+"""Placeholder for a setting that a run does not have."""
 
 
 def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The settings whose values are not the same everywhere, each told once.
+    """Settings whose values differ between runs, each listed once.
 
-    What a run keeps for its model again, as `model.placement` beside `placement`, is left out.
+    A model setting that repeats a run setting, as `model.placement` beside `placement`, is left
+    out.
 
     Args:
         settings: Name of a run or variant → its settings (or environment), nested or not.

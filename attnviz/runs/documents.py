@@ -97,8 +97,8 @@ def plain(value: Any, where: str) -> Any:
     """A value as JSON can hold it: numpy and dataclasses unpacked, NaN and infinity as null.
 
     Args:
-        value: What a caller wants to keep: settings, a summary, an environment.
-        where: The name of it, for the message.
+        value: The value to store: settings, a summary, an environment.
+        where: Its name, for error messages.
 
     Raises:
         InputError: something in it cannot be kept, such as a tensor or a function, or it is

@@ -1,4 +1,4 @@
-"""What lies below a folder on this machine, and what must not be used as a part of it.
+"""Entries of a local folder, and checks against links and mounts.
 
 Below a run's folder only regular files and folders of the same file system tree count. A symbolic
 link, a junction or a mount would lead elsewhere: it is neither read through nor written through

@@ -1,4 +1,4 @@
-"""What is wrong with one run or one set of test images, file by file.
+"""Faults of one run or one set of test images, file by file.
 
 Sizes show truncation, checksums flipped bytes; opening each file shows content that was never
 valid; a walk of the folder shows links and other entries that must not be there. Files are hashed
@@ -65,7 +65,7 @@ class Fault:
 
 @runtime_checkable
 class Stored(Protocol):
-    """What is needed of a run to look for its faults; `attnviz.runs.Run` has it."""
+    """Protocol of the run attributes that `run_faults` reads, such as `attnviz.runs.Run`."""
 
     @property
     def id(self) -> str:
@@ -117,7 +117,7 @@ class Stored(Protocol):
 
 
 def run_faults(run: Stored) -> list[Fault]:
-    """Every fault of one run: its header's, then each file's, then what else lies there."""
+    """Every fault of one run: of its header, of each file, then of other entries in its folder."""
     if run.state == "newer":
         return [Fault(run.id, HEADER, "newer", run.reason)]
     odd = _odd(run.store, run.id)

@@ -34,7 +34,7 @@ STALE_AFTER = 300.0
 """Seconds without a heartbeat after which a run with the status "running" is stale."""
 
 THING = "object"
-"""What is looked for, where a run does not name it."""
+"""Name of the object where a run has none."""
 
 _STATUSES = ("running", "stopped", "complete")
 
@@ -95,7 +95,7 @@ def parse(content: bytes) -> Header:
 
     Raises:
         NewerError: its schema is newer than this version's.
-        RunError: it is not JSON or a field is not what it should be; the message says which.
+        RunError: it is not JSON or a field is invalid; the message names the field.
     """
     return _header(document(content, HEADER))
 
@@ -146,7 +146,7 @@ def this_writer() -> Document:
 
 
 def judged(header: Header) -> tuple[State, str]:
-    """The state of a run and the reason for it, as far as run.json and the clock tell."""
+    """The state of a run and the reason for it, derived from run.json and the clock."""
     if header.status == "complete":
         return "complete", ""
     if header.status == "stopped":
@@ -167,7 +167,7 @@ def silence(header: Header) -> float:
 
 
 def is_gone(writer: Mapping[str, Any]) -> bool:
-    """Whether the writing process is known to be dead: only if it ran where we can look."""
+    """Whether the writer is known to be dead; False on other hosts and process namespaces."""
     pid = writer.get("pid")
     here = writer.get("host") == socket.gethostname() and writer.get("namespace") == _namespace()
     if not here or not isinstance(pid, int) or not 0 < pid < 2**31 or os.name != "posix":
@@ -264,7 +264,7 @@ def entry_of(name: str, value: Any) -> File:
     """A file's entry in a header, checked.
 
     Raises:
-        RunError: it is not what it should be, or the file would lie elsewhere.
+        RunError: it is invalid, or its path leads outside the run.
     """
     if not is_relative(name):
         raise RunError(f"run.json: lists a file outside the run, {name[:80]!r}")

@@ -1,4 +1,4 @@
-"""The ways to a run's writer: start, save in one go, resume, amend, migrate."""
+"""Create a run's writer: start, save in one call, resume, amend, migrate."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def start_run(
         root: The folder of runs; made if it is missing.
         run_id: The name of the run's folder.
         variant: The model's name in `attnviz.models`.
-        settings: What it takes to do the same again; anything JSON can hold.
+        settings: Settings that reproduce the run; anything JSON can hold.
         seed: The seed.
         dataset: The digest that `save_dataset` gave for its test images.
         environment: Versions and device; by default `this_environment()`.
@@ -89,12 +89,12 @@ def save_run(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Run:
-    """Write a complete run in one go: the folder appears whole or not at all.
+    """Write a complete run atomically.
 
     Args:
         path: The run's folder; its name is the run's id.
         variant: The model's name in `attnviz.models`.
-        settings: What it takes to do the same again.
+        settings: Settings that reproduce the run.
         seed: The seed.
         samples: One row per test image. Columns with a meaning: `label` (class number),
             `predicted`, `probabilities` (a list per image), `group` (photograph, patient),
@@ -154,7 +154,7 @@ def save_run(
 
 
 def resume_run(path: Place) -> RunWriter:
-    """Go on with a run that was stopped or whose process died.
+    """Continue a run that was stopped or whose process died.
 
     Curves and files stay; a torn last line of the curves is cut off.
 
@@ -264,7 +264,7 @@ def _meaning(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> Document:
-    """What the numbers of a run stand for."""
+    """Classes, object name and normalisation of a run."""
     if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
         raise InputError(f"classes: expected a list of names, got {classes!r:.80}")
     if not isinstance(thing, str) or not thing.strip():

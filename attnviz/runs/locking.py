@@ -1,11 +1,11 @@
-"""One writer per run: a lock on the folder, and where that does not reach, the heartbeat.
+"""One writer per run: a folder lock, or the heartbeat where locks do not work.
 
 The lock is the system's own (`flock` on the folder itself): no lock file is left behind, and a
 process that dies in any way loses it. A forked child, such as a DataLoader's worker, does not
 inherit it. It does not reach every network file system, nor another machine on some; there a run
-whose heartbeat is fresh is left to its writer.
+with a fresh heartbeat counts as in use.
 
-The lock also tells whether the folder at the run's path is still the one that was locked: while
+The lock also detects whether the folder at the run's path is still the one that was locked: while
 it is held open, its inode cannot be given to another.
 """
 
@@ -30,7 +30,7 @@ class BusyError(RunError):
 
 
 class Lock:
-    """A folder's lock, taken when made; released on request, when forgotten, or by dying.
+    """A folder's lock, acquired on construction; released on request, deletion or process exit.
 
     In a forked child it is not held, and releasing it there leaves the parent's alone.
 
@@ -73,12 +73,12 @@ class Lock:
             return False
 
     def release(self) -> None:
-        """Let go of it; again does nothing."""
+        """Release the lock; repeated calls do nothing."""
         handle, self._handle = self._handle, -1
         if handle < 0:
             return
         if fcntl is not None and self._owner == os.getpid():
-            with suppress(OSError):  # a copy of the handle may live on in a child
+            with suppress(OSError):  # a child process may hold a copy of the handle
                 fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
 

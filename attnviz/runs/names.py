@@ -1,6 +1,6 @@
 """Names of runs, arrays and files, and the file names that result from them.
 
-Names come from users, settings and other people's files, and end up in paths. A run id and every
+Names come from users, settings and untrusted files, and become parts of paths. A run id and every
 part of a file's path use ASCII letters, digits and `. _ - + = @ ,` and begin with a letter or a
 digit: no `../`, no absolute path, no control character, no hidden file.
 
@@ -43,7 +43,7 @@ def is_relative(path: object) -> bool:
 
 
 def checked(what: str, name: object) -> str:
-    """The name itself, or an error that says what a name may look like.
+    """The name itself, or an error that states the allowed form.
 
     Args:
         what: What the name stands for, such as `"run id"`.

@@ -15,7 +15,7 @@ def write_output(path: Path, content: bytes) -> None:
     """Write a table, a figure or a page: whole or not at all, and not into a run.
 
     Raises:
-        InputError: the path lies in a run or in a set of test images.
+        InputError: the path is inside a run or a set of test images.
         RunError: it cannot be written.
     """
     write_whole(outside_runs(path), content)

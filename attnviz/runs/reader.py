@@ -64,11 +64,11 @@ class Run:
             silent), "stopped", "broken" (a file is missing or has the wrong size, or run.json is
             invalid) or "newer" (written under a schema that this version does not know).
         reason: Why it is in that state; empty for complete and running runs.
-        variant: The name under which `attnviz.models.build_model` knows its model.
+        variant: Name of its model for `attnviz.models.build_model`.
         settings: What it was started with.
         seed: The seed it was started with.
-        summary: What it found; a number that could not be computed is None.
-        progress: What the last heartbeat said, such as the epoch.
+        summary: Its results; a number that could not be computed is None.
+        progress: Progress of the last heartbeat, such as the epoch.
         environment: Versions and device.
         dataset: The digest of its test images (see `test_set`), if it has any.
         created: When it was started (UTC).
@@ -117,7 +117,7 @@ class Run:
 
     @property
     def root(self) -> Place:
-        """The folder of runs that it lies in, or its address."""
+        """The folder of runs that contains it, or its address."""
         if not isinstance(self.store, LocalStore):
             return self.location.rpartition("/")[0]
         path = self.store.path
@@ -139,7 +139,7 @@ class Run:
         return self._names("rows")
 
     def maps(self, name: str, indices: Indices | None = None) -> NDArray[np.float32]:
-        """Raw maps, `(n, h, w)` or `(n, heads, h, w)`, of all images or of those asked for.
+        """Raw maps, `(n, h, w)` or `(n, heads, h, w)`, of all or of the given images.
 
         A value comes back within `max(2⁻¹¹ |v|, 2⁻²⁵ m)` of what was saved, `m` being the largest
         absolute value of its map; scores were computed before that rounding.
@@ -270,7 +270,7 @@ class Run:
         return content
 
     def _at(self, name: str, use: Callable[[File], T]) -> T:
-        """Use a file where it lies; where it was replaced since the header was read, there."""
+        """Read a file at its listed path, or at its new path if it was replaced meanwhile."""
         file = self._listed(name)
         try:
             return use(file)
@@ -347,7 +347,7 @@ class RunList(Sequence[Run]):
         return replace(self, runs=tuple(run for run in self.runs if run.state in states))
 
     def named(self, run_id: str) -> Run:
-        """The run with this id, or an error that offers the nearest."""
+        """The run with this id, or an error that names the nearest."""
         for run in self.runs:
             if run.id == run_id:
                 return run

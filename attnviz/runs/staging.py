@@ -1,4 +1,4 @@
-"""A run's folder: made aside and renamed into place, and cleared of what killed writers left."""
+"""Staging of run folders: creation, renaming into place, and cleanup after killed writers."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _made_elsewhere(path: Path) -> BusyError:
 
 
 def removed(aside: Path, lock: Lock | None) -> None:
-    """Take a folder that did not come about away again, and let go of it."""
+    """Remove an unfinished folder and release its lock."""
     with suppress(OSError):
         remove_tree(aside)
     if lock is not None:

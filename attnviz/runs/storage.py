@@ -1,10 +1,10 @@
-"""Where runs lie: a local folder, or any store that fsspec knows (`s3://…`, `memory://…`).
+"""Storage of runs: a local folder, or any store that fsspec supports (`s3://…`, `memory://…`).
 
-A `Store` is the little that a reader needs: what is there and how large, whole files, parts of
-files. Listing costs two requests on a remote store however many runs there are (one listing of
-the tree, one concurrent fetch of all headers), and a few maps cost two more. A file that is read
-whole is refused by its size before memory is taken. Writing is local: rename is what makes a
-folder appear whole, and object stores have none.
+A `Store` is the interface that a reader needs: listing with sizes, whole files, parts of files.
+Listing costs two requests on a remote store however many runs there are (one listing of the tree,
+one concurrent fetch of all headers), and a few maps cost two more. A file that is read whole is
+refused by its size before memory is taken. Writing is local: rename is what makes a folder appear
+whole, and object stores have none.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _REMOTE_BLOCK = 1 << 26
 
 
 class MissingFileError(RunError):
-    """A file that was asked for is not there."""
+    """A requested file does not exist."""
 
 
 @runtime_checkable
@@ -87,13 +87,13 @@ class Store(Protocol):
         """A whole file, block by block."""
 
     def ranges(self, name: str, spans: Sequence[Span]) -> list[bytes]:
-        """Parts `[start, stop)` of a file; what lies beyond its end is left out."""
+        """Parts `[start, stop)` of a file, clipped to its end."""
 
     def exists(self) -> bool:
         """Whether the folder is there."""
 
     def odd(self) -> list[Entry]:
-        """What must not be in a run's folder: links, hard links, mounts, pipes, sockets."""
+        """Entries not allowed in a run's folder: links, hard links, mounts, pipes, sockets."""
 
     def why_missing(self, name: str) -> str:
         """Why `tree` does not list a file that should be there."""
@@ -158,7 +158,7 @@ class LocalStore:
         return self.path.is_dir()
 
     def odd(self) -> list[Entry]:
-        """What is neither a folder nor a regular file with one name; hidden ones too."""
+        """Entries that are neither folders nor regular files with one name; hidden ones too."""
         found = self._looking(lambda: list(walk(self.path, depth=DEPTH + 1, hidden=True)))
         return [entry for entry in found if entry.what not in ("file", "folder")] + [
             Entry(
@@ -171,7 +171,7 @@ class LocalStore:
         ]
 
     def why_missing(self, name: str) -> str:
-        """What stands where a file should be."""
+        """Describe the entry in place of the file."""
         try:
             inside(self.path, name)
         except OutsideError as error:
@@ -237,7 +237,7 @@ class RemoteStore:
     def read_each(
         self, folders: Sequence[str], name: str, most: int
     ) -> dict[str, bytes | RunError]:
-        """The files, asked for together; file systems that can fetch them at the same time."""
+        """The files, requested together; file systems that can fetch them concurrently."""
         if not folders:
             return {}
         paths = [f"{self.path}/{folder}/{name}" for folder in folders]
@@ -257,7 +257,7 @@ class RemoteStore:
             yield bytes(self._ask("read", partial(ask, path, start=start, end=end), name))
 
     def ranges(self, name: str, spans: Sequence[Span]) -> list[bytes]:
-        """Parts of a file, asked for together."""
+        """Parts of a file, requested together."""
         paths = [f"{self.path}/{name}"] * len(spans)
         starts, stops = [start for start, _ in spans], [stop for _, stop in spans]
         parts = [self._answer(name, part) for part in self._ranges(paths, starts, stops, name)]
@@ -267,7 +267,7 @@ class RemoteStore:
         return [part for part in parts if isinstance(part, bytes)]
 
     def exists(self) -> bool:
-        """Whether anything lies below the address."""
+        """Whether anything exists below the address."""
         return bool(self._ask("list", lambda: self.filesystem.exists(self.path)))
 
     def odd(self) -> list[Entry]:
@@ -275,13 +275,13 @@ class RemoteStore:
         return []
 
     def why_missing(self, name: str) -> str:
-        """An object store has it or not."""
+        """A missing object has no further reason."""
         return "missing"
 
     def _ranges(
         self, paths: list[str], starts: list[int], stops: list[int], name: str
     ) -> list[object]:
-        """Parts of files; of one that could not be had, the error."""
+        """Parts of files; for one that failed, the error."""
         ask = partial(self.filesystem.cat_ranges, paths, starts, stops, on_error="return")
         return list(self._ask("read", ask, name))
 
@@ -360,7 +360,7 @@ def too_large(where: str, size: int, most: int) -> RunError:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file so that no reader ever meets a half: write aside, fsync, rename.
+    """Replace a file atomically: write to a temporary file, fsync, rename.
 
     Raises:
         RunError: it cannot be written (disk full, read-only, no such folder); the message names
@@ -385,7 +385,7 @@ def partial_name(name: str) -> str:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the renames in a folder survive a power cut, where the system can."""
+    """Sync a folder, so that renames in it survive a power cut, where the system can."""
     with suppress(OSError):  # some file systems cannot sync a folder; the rename stands
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -408,7 +408,7 @@ def unwritable(path: Path, error: OSError) -> RunError:
 
 
 def cause_of(error: object) -> str:
-    """What went wrong, in the system's words, without the path that the caller names."""
+    """The system's error message, without the path that the caller names."""
     if isinstance(error, FileNotFoundError):
         return "no such file or folder"
     if isinstance(error, OSError) and error.strerror:

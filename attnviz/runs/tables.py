@@ -1,4 +1,4 @@
-"""The samples' table: Parquet that is bounded before it is unfolded.
+"""The samples' table: Parquet with a bound on its decoded size.
 
 A few kilobytes of Parquet can stand for gigabytes: long runs of one value, well-compressed pages.
 The sizes in the file's metadata are added up first; the table is then read in small batches whose
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 TABLE_LIMIT = 1 << 30
-"""Bytes of a table that is unfolded."""
+"""Maximum decoded size of a table, in bytes."""
 
 _BATCH = 1 << 12
 

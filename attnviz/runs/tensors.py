@@ -88,7 +88,7 @@ def scaled(array: Array, axes: int) -> dict[str, Array]:
 
 
 def restored(values: Array, scale: Array) -> NDArray[np.float32]:
-    """What `scaled` took apart, as fp32; `ValueError` if the two do not belong together."""
+    """Invert `scaled`, as fp32; `ValueError` if values and scale do not match."""
     if scale.shape != values.shape[: scale.ndim]:
         raise ValueError(f"a scale of shape {scale.shape} for values of shape {values.shape}")
     full = scale.reshape(scale.shape + (1,) * (values.ndim - scale.ndim))
@@ -99,7 +99,7 @@ def restored(values: Array, scale: Array) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one array lies in a file: type, shape, and bytes `[start, stop)` of the file."""
+    """Location of one array in a file: type, shape, and bytes `[start, stop)`."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -117,7 +117,7 @@ class TensorFile:
     head: bytes
 
     def rows(self, array: str, indices: Indices | None = None) -> Array:
-        """Some rows along the first axis, in the order asked for, or all of them.
+        """Some rows along the first axis, in the given order, or all of them.
 
         Raises:
             InputError: an index is out of range.
@@ -164,7 +164,7 @@ def open_tensors(store: Store, name: str, size: int | None = None) -> TensorFile
     """Read a safetensors file's header: one request, which often brings the scales along.
 
     Args:
-        store: Where the file lies.
+        store: The store of the file.
         name: Its name there.
         size: Its bytes, where they are known; arrays that the header puts beyond are refused.
 

@@ -1,4 +1,4 @@
-"""What is wrong with a folder of runs and with the test images beside them."""
+"""Verification of a folder of runs and of the test images beside them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run as it is written: each file whole or not at all, run.json last.
+"""Writer of runs: each file atomically, run.json last.
 
 A run begins as a hidden folder with its run.json inside and is renamed into place, so a run that
 exists can always be listed. After that every file is written aside, synced and renamed, and only
@@ -91,16 +91,16 @@ class RunWriter:
         elif error is None:
             self.stop("ended before it was finished")
         else:
-            with suppress(RunError):  # the first error is the one to hear about
+            with suppress(RunError):  # the first error is reported
                 self.stop("interrupted" if kind is KeyboardInterrupt else _said(error))
 
     def heartbeat(self, **progress: Any) -> None:
-        """Say that the run goes on, and how far it is; cheap to call often.
+        """Record a heartbeat and the progress; cheap to call often.
 
         At most four times a second anything is written; progress in between waits for the next.
 
         Args:
-            progress: What to show, such as `epoch=3, epochs=50`; merged into what was said before.
+            progress: What to show, such as `epoch=3, epochs=50`; merged into earlier progress.
         """
         self._needs_open()
         self._content["progress"] = self._content["progress"] | plain(progress, "progress")
@@ -205,7 +205,7 @@ class RunWriter:
             content: All of it; what was there under that name is replaced.
 
         Returns:
-            Where it lies: `path / name` while the run is running.
+            Its path: `path / name` while the run is running.
         """
         if self._amends:
             self._keep(self._own(name), content)
@@ -236,7 +236,7 @@ class RunWriter:
         self._change(files)
 
     def finish(self, summary: Mapping[str, Any] | None = None) -> Run:
-        """Make the run complete and let go of it.
+        """Mark the run as complete and release it.
 
         Args:
             summary: What was found; by default, and amending, what was there stays, and what is

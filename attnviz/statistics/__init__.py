@@ -1,4 +1,4 @@
-"""What scores of seeds, groups and images may claim: one model for interval, p and "clear".
+"""Statistics of scores over seeds, groups and images: one model for interval, p and "clear".
 
 clusters   which images belong together
 variance   variance components of seeds × groups × images

@@ -1,4 +1,4 @@
-"""Groups of images: photographs, patients, videos, of which several images each were taken."""
+"""Groups of images that come from one photograph, patient or video."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Trainings of two kinds, such as those that learned and those that failed.
+"""Bimodal trainings, such as those that learned and those that failed.
 
-Their scores do not spread like a bell, and Student's t says nothing of them: three trainings that
-all failed lie as close together as three that all learned. So a variant's kinds are looked for, and
-where any variant has two, differences must also hold by ranks, whatever the spread.
+Student's t does not apply to scores with two modes: three trainings that all failed are as close
+together as three that all learned. So each variant is tested for two kinds, and where any variant
+has two, differences must also be significant by ranks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NOISE = 6.0
 
 
 def two_kinds(sample: Sample) -> Kinds | None:
-    """The two kinds that trainings fall into, or None where they may well spread like a bell.
+    """The two kinds that trainings fall into, or None where a normal distribution fits.
 
     They do where the widest gap between neighbouring seeds takes more of their range than in 95 %
     of normal samples (for three seeds Dixon's test of 1950; for more by simulation), and is wider

@@ -45,7 +45,7 @@ _CHUNK = 300_000  # values of simulated studies held at once
 
 @dataclass(frozen=True, eq=False)
 class _Null:
-    """What the studies without a difference are drawn from.
+    """Fitted variances that null studies are drawn from.
 
     Attributes:
         seeds: (variants, variants) covariance of the means over seeds; diagonal if not paired.
@@ -219,7 +219,7 @@ class Adjusted:
         level: The unadjusted p up to which the adjusted one is within the level: the pairs'
             intervals are of confidence 1 − level.
         alike: (pairs,) whether the test by ranks, which trainings of two kinds call for, does not
-            tell the two apart: their interval reaches to 0.
+            separate the two: their interval reaches to 0.
     """
 
     p: Array
@@ -230,7 +230,7 @@ class Adjusted:
 def adjusted(
     pairs: Pairs, *, level: float, tests: int = 1, resamples: int = 10_000, seed: int = 0
 ) -> Adjusted:
-    """Adjust the p of all pairs for being so many.
+    """Adjust the p of all pairs for their number.
 
     p is taken times 4/3, since a quarter of the level goes to the test that pairs seeds or does
     not (`SHARED`), and times the number of metrics that share the level.
@@ -265,7 +265,7 @@ def smallest_p(pairs: Pairs, *, resamples: int, rng: np.random.Generator) -> Arr
     Args:
         pairs: Of one metric.
         resamples: How many studies are drawn.
-        rng: Where chance comes from.
+        rng: Random generator.
     """
     tested = np.flatnonzero(np.isfinite(pairs.p))
     size = max(1, _CHUNK // max(len(tested), 1))

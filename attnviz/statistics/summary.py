@@ -1,4 +1,4 @@
-"""One column of scores in a few numbers: what a run's summary and a table of one run say."""
+"""Summary of one column of scores, for a run's summary and the table of one run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def summarised(
     Args:
         metric: Its key; an interval ends where the metric's range does.
         scores: One per image, `(n,)`, NaN where it cannot be scored.
-        levels: What stands beside it, such as `{"chance": …, "redrawn": …}`.
+        levels: Reference levels, such as `{"chance": …, "redrawn": …}`.
         group: Each image's group (photograph, patient, video), `(n,)`; each its own if None.
         confidence: The interval's level.
 

@@ -1,5 +1,5 @@
 // Tiles: an image, its map above the threshold, and its box, all painted here.
-// The data comes once, as one block of bytes; a step of a slider costs no message at all.
+// The data arrives once, as one block of bytes; a step of a slider sends no message.
 
 const COLUMNS_IN_ATLAS = 8;
 const shown = new WeakMap();
@@ -52,7 +52,7 @@ async function load(gallery, head) {
   paint(gallery);
 }
 
-// New steps came: who stood on the last goes on to the newest, everybody else stays.
+// New steps: a reader on the last step moves to the newest, others stay.
 function kept(gallery, head) {
   const { head: before, settings } = gallery;
   if (!before) return { ...head.settings };
@@ -246,7 +246,7 @@ function summarise({ head, settings, status }, scores) {
   const mean = scores.reduce((sum, value) => sum + value, 0) / scores.length;
   status.textContent = scores.length
     ? `Mean IoU of these ${scores.length} ${head.counted} at threshold ${settings.threshold.toFixed(2)}: ${mean.toFixed(3)}`
-    : `None of these ${head.counted} has both a patch and a map that varies, so there is no IoU.`;
+    : `None of these ${head.counted} has both a mask and a map that varies, so there is no IoU.`;
 }
 
 function describe({ masks, settings, tiles }) {

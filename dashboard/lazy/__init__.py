@@ -1,4 +1,4 @@
-"""What lies below the fold: made and sent when the reader comes near it.
+"""Lazy content below the fold: drawn when scrolled into view.
 
 Three Vega charts and a table cost a new reader two megabytes of script and a second of parsing
 before the answer above them is painted.
@@ -19,9 +19,9 @@ def below(draw: Callable[[], None], label: str, *, key: str) -> None:
     """Call `draw` once its place is in view; from then on at once, for this reader.
 
     Args:
-        draw: What puts elements on the page.
-        label: What they are, on the button that asks for them.
-        key: Tells several such places apart.
+        draw: Function that draws the elements.
+        label: Their name, on the button that loads them.
+        key: Unique key of this place.
     """
     st.fragment(lambda: _part(draw, label, f"below_{key}"))()
 

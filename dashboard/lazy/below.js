@@ -1,4 +1,4 @@
-// What lies below the fold is asked for when it comes into view, or when the button is pressed.
+// Content below the fold is requested when it scrolls into view, or when the button is pressed.
 
 const shown = new WeakMap();
 

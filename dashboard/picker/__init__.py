@@ -1,4 +1,4 @@
-"""The attention picker: a place of an image, and where it looks in every head."""
+"""The attention picker: a place of an image, and its attention in every head."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 // The attention of one place, in every head: hover, click, or walk with the arrow keys.
-// All rows lie here as bytes, each divided by its greatest value; nothing is asked of the server.
+// All rows are held here as bytes, each divided by its greatest value; no request to the server.
 
 const shown = new WeakMap();
 const MODES = [
@@ -143,7 +143,7 @@ function paint(picker) {
     const queries = mode === "place" ? [query] : head[mode];
     const share = queries.reduce((all, q) => all + picker.shares[i * head.queries + q], 0) / queries.length;
     drawHead(picker, one.view, values);
-    const words = `head ${i + 1}` + (head.box ? ` · ${(100 * share).toFixed(1)} % on the patch` : "");
+    const words = `head ${i + 1}` + (head.box ? ` · ${(100 * share).toFixed(1)} % in the box` : "");
     one.words.textContent = words;
     one.view.setAttribute("aria-label", `Attention of ${spoken(picker)}, ${words}`);
     return share;
@@ -152,8 +152,8 @@ function paint(picker) {
   picker.caption.textContent = picker.pinned ? "Pinned: click again to let go." : "Hover, click to pin, or use the arrow keys.";
   const list = shares.map((share, i) => `head ${i + 1} ${(100 * share).toFixed(1)} %`).join(", ");
   picker.status.textContent = head.box
-    ? `Of the attention of ${spoken(picker)}, this much lies on the patch: ${list}. Chance: ${(100 * head.chance).toFixed(1)} %.`
-    : `The attention of ${spoken(picker)}; this image has no patch.`;
+    ? `Of the attention of ${spoken(picker)}, this much lies in the box: ${list}. Chance: ${(100 * head.chance).toFixed(1)} %.`
+    : `The attention of ${spoken(picker)}; this image has no box.`;
   picker.field.setAttribute("aria-label", `${spoken(picker)}; the arrow keys move the place`);
   for (const button of picker.modes.children) button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
   picker.heads.dataset.milliseconds = (performance.now() - started).toFixed(2);

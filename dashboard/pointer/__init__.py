@@ -1,4 +1,4 @@
-"""The pointer component: a place in an image, clicked or walked to with the arrow keys."""
+"""The pointer component: a place in an image, chosen by click or arrow keys."""
 
 from __future__ import annotations
 

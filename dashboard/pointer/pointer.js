@@ -1,4 +1,4 @@
-// A place in an image: click, or the arrow keys. The server hears of it when the reader pauses.
+// A place in an image: click, or the arrow keys. The server is notified when the reader pauses.
 
 const STEP = 4; // pixels an arrow key moves the patch
 const PAUSE = 250; // milliseconds

@@ -24,7 +24,7 @@ def upload(side: int, *, key: str) -> bytes | None:
         key: The component's own key on the page.
 
     Raises:
-        InputError: What came is no file.
+        InputError: The upload is not a file.
     """
     limits = {"side": side, "bytes": MOST_BYTES, "formats": [f"image/{f.lower()}" for f in FORMATS]}
     sent = _upload(data=limits, key=key, on_picture_change=lambda: None).picture

@@ -1,5 +1,5 @@
 // A reader's own image: its middle square, at the model's size, leaves this machine; nothing else.
-// The server checks all of it again: a component's word is a stranger's word.
+// The server validates all of it again: data from a component is untrusted.
 
 const shown = new WeakMap();
 

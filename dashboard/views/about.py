@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
-from attnviz.comparison.from_runs import map_names, patched
+from attnviz.comparison.from_runs import grouping_of, map_names, patched
+from attnviz.comparison.ranking import FEW_GROUPS
 from attnviz.definitions import DEFINITIONS, LEVELS, metric_title
 from attnviz.runs import differing, flat, in_words
 from dashboard import notices, run_cache
@@ -47,10 +49,52 @@ def _images(choice: Chosen) -> None:
     facts: dict[str, Any] = {}
     if table is not None:
         sizes = sorted({int(size) for size in patch_sizes(table) if size})
-        facts |= {"images": len(table), "with a patch": int(patched(table).sum())}
-        facts |= {"patch sizes in pixels": ", ".join(map(str, sizes)) or "none"}
-    facts |= flat(info or {})
+        facts |= {"images": len(table), f"with a marked {run.thing}": int(patched(table).sum())}
+        facts |= {f"sizes of the {run.thing} in pixels": ", ".join(map(str, sizes)) or "none"}
+        named = grouping_of(table)
+        facts["groups of images"] = len(set(named)) if named else "not named"
+    told = dict(info or {})
+    photographs = told.pop("photographs", None)
+    facts |= flat(told)
     _pairs(facts, "Test images")
+    if table is not None:
+        _groups(grouping_of(table))
+    if isinstance(photographs, Mapping):
+        _photographs(photographs)
+
+
+def _groups(named: tuple[Any, ...] | None) -> None:
+    """What few groups, or none, mean for the intervals."""
+    if named is None:
+        st.caption(
+            "No groups are named: intervals take every image for independent of the others. "
+            "Images of one photograph, patient or video are not."
+        )
+        return
+    groups = len(set(named))
+    if groups < FEW_GROUPS:
+        s = "" if groups == 1 else "s"
+        st.info(
+            f"{groups} group{s} of images: expected at least {FEW_GROUPS} for an interval that "
+            "says much of other groups.",
+            icon=":material/info:",
+        )
+
+
+def _photographs(photographs: Mapping[str, Any]) -> None:
+    """The photographs of each split, by name."""
+    rows = [
+        {"split": str(split), "photograph": str(name), "about": str(about)}
+        for split, found in photographs.items()
+        if isinstance(found, Mapping)
+        for name, about in found.items()
+    ]
+    if not rows:
+        return
+    st.subheader("Photographs")
+    words = "; ".join(f"{row['split']}: {row['photograph']}" for row in rows)
+    table = pd.DataFrame(rows)
+    st.dataframe(table, hide_index=True, height=38 + 35 * len(rows), alt=f"Photographs: {words}")
 
 
 def _pairs(facts: dict[str, Any], alt: str) -> None:
@@ -69,10 +113,9 @@ def _metrics(used: list[str]) -> None:
         else:
             st.markdown(f"- **{known.title}**. {known.meaning} {known.scale}. *{known.source}.*")
     st.caption(
-        "Only images with a patch count; one that cannot be scored is left out and counted. "
-        "Intervals are of 95 %, over seeds and groups of images, or images where no group is "
-        "known; with one seed they speak of the images alone. Thresholds were chosen on validation "
-        "images."
+        "Only images with a marked object count; one that cannot be scored is left out and "
+        "counted. Intervals are of 95 %, over seeds and groups of images, or images where no group "
+        "is known; with one seed they speak of the images alone."
     )
     st.markdown("Levels that stand beside a score:")
     st.markdown("\n".join(f"- **{one.title}**. {one.meaning}" for one in LEVELS.values()))
@@ -103,7 +146,7 @@ def _environment(choice: Chosen) -> None:
 
 
 def _by_value(values: dict[str, str]) -> dict[str, list[str]]:
-    """Which runs say what about one fact, the value that most have first."""
+    """Values of one fact with the runs that have them, the most common value first."""
     found: dict[str, list[str]] = {}
     for run, value in values.items():
         found.setdefault(value, []).append(run)

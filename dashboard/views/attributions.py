@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import streamlit as st
 
-from attnviz.comparison.from_runs import map_names, patched
-from attnviz.definitions import SHOWN_LEVELS, metric_title, short_title
+from attnviz.comparison.from_runs import grouping_of, map_names, patched
+from attnviz.definitions import SHOWN_LEVELS, is_lower_better, metric_title, short_title
+from attnviz.statistics.clusters import clusters
+from attnviz.statistics.intervals import interval
+from attnviz.statistics.pairs import FEWEST
 from attnviz.statistics.variance import mean_of_valid
 from dashboard import charts, notices, run_cache
 from dashboard.address import plain
@@ -44,11 +48,11 @@ def main() -> None:
     if not tables:
         return
     metric = _metric(list(tables.values()))
-    rows = _rows(choice, tables, metric)
-    if rows.empty:
-        st.info("None of these maps has scores.", icon=":material/image_not_supported:")
+    measured = _measured(choice, tables, metric)
+    if measured:
+        _scores(measured, metric, choice.thing)
     else:
-        _scores(rows, metric)
+        st.info("None of these maps has scores.", icon=":material/image_not_supported:")
     _agreement(choice, tables)
     _odd_ones(choice)
 
@@ -62,35 +66,42 @@ def _metric(tables: Sequence[pd.DataFrame]) -> str:
     return chooser("Metric", "metric", {name: metric_title(name) for name in known}, default)
 
 
-def _rows(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str) -> pd.DataFrame:
-    """One row per variant and map: mean over seeds and images, interval over images."""
-    found = []
+@dataclass(frozen=True)
+class _Measured:
+    """One map of one variant.
+
+    Attributes:
+        scores: `(seeds, images)`, NaN where an image cannot be scored.
+        kind: Whether the variant is judged by this map.
+        group: Each image's group, None where none is named.
+        levels: Reference levels of the first seed.
+    """
+
+    scores: np.ndarray
+    kind: str
+    group: tuple[Any, ...] | None
+    levels: dict[str, float]
+
+
+def _measured(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str) -> dict[str, _Measured]:
+    """The scores of every map of every variant on the images that have a marked object."""
+    found = {}
     for variant, runs in choice.groups.items():
         here = [run for run in runs if run.id in tables]
         if not here:
             continue
-        first = primary_map(here[0], tables[here[0].id])
-        for name in map_names(tables[here[0].id]):
-            columns = np.stack([scores(tables[run.id], name, metric) for run in here])
-            images, means = mean_of_valid(columns.T), mean_of_valid(columns)
-            images, means = images[np.isfinite(images)], means[np.isfinite(means)]
-            if not len(images):
-                continue
-            half = 1.96 * images.std(ddof=1) / np.sqrt(len(images)) if len(images) > 1 else np.nan
-            found.append(
-                {
-                    "variant": f"{variant} · {name}",
-                    "kind": "primary" if name == first else "attribution",
-                    "mean": float(np.mean(means)),
-                    "low": float(np.mean(means) - half),
-                    "high": float(np.mean(means) + half),
-                    "images": len(images),
-                    "seeds": len(means),
-                    **_levels(here, name, metric),
-                }
-            )
-    table = pd.DataFrame(found)
-    return table if table.empty else table.sort_values("mean", ascending=False, ignore_index=True)
+        first, table = primary_map(here[0], tables[here[0].id]), tables[here[0].id]
+        marked = patched(table)
+        for name in map_names(table):
+            rows = np.stack([scores(tables[run.id], name, metric) for run in here])[:, marked]
+            if np.isfinite(rows).any():
+                found[f"{variant} · {name}"] = _Measured(
+                    rows,
+                    "primary" if name == first else "attribution",
+                    grouping_of(table[marked]),
+                    _levels(here, name, metric),
+                )
+    return found
 
 
 def _levels(runs: Sequence[Any], name: str, metric: str) -> dict[str, float]:
@@ -98,16 +109,46 @@ def _levels(runs: Sequence[Any], name: str, metric: str) -> dict[str, float]:
     return {key: np.nan if value is None else value for key, value in known.items()}
 
 
-def _scores(rows: pd.DataFrame, metric: str) -> None:
-    best = rows.iloc[0]
-    st.header(f"{plain(best['variant'])} scores highest: {short_title(metric)} {best['mean']:.3f}")
-    empty = pd.DataFrame({"variant": [], "seed": [], "mean": []})
-    dots(rows, empty, metric, key="dots", opens=False)
+def _table(measured: dict[str, _Measured], metric: str) -> pd.DataFrame:
+    """One row per map: mean and interval over seeds, groups and images."""
+    rows = []
+    for name, one in measured.items():
+        its = interval(metric, one.scores, groups=clusters(one.group))
+        rows.append(
+            {
+                "variant": name, "kind": one.kind, "mean": its.mean, "low": its.low,
+                "high": its.high, "images": int(np.isfinite(one.scores).any(axis=0).sum()),
+                "seeds": int(np.isfinite(one.scores).any(axis=1).sum()), **one.levels,
+            }
+        )  # fmt: skip
+    upwards = is_lower_better(metric)
+    return pd.DataFrame(rows).sort_values("mean", ascending=upwards, ignore_index=True)
+
+
+def _by_seed(measured: dict[str, _Measured]) -> pd.DataFrame:
+    rows = [
+        {"variant": name, "seed": seed, "mean": mean}
+        for name, one in measured.items()
+        for seed, mean in enumerate(mean_of_valid(one.scores))
+    ]
+    return pd.DataFrame(rows)
+
+
+def _scores(measured: dict[str, _Measured], metric: str, thing: str) -> None:
+    rows = _table(measured, metric)
+    st.header(plain(_sentence(rows, metric)))
+    dots(rows, _by_seed(measured), metric, key="dots", opens=False)
+    named = next(iter(measured.values())).group
+    groups = len(set(named)) if named is not None else 0
+    over = f"seeds, {groups} groups and images" if groups else "seeds and images"
+    alone = " With one training they speak of these images alone." if rows.seeds.min() < 2 else ""
     st.caption(
-        "Every map of every variant on the same images. Bars: ± 1.96 standard errors over images, "
-        "seeds averaged; they compare maps with chance, not variants with each other (that is on "
-        "Compare). Names end with the map: received, gate map and channel gated are the model's "
-        "own attention, the others are Captum's attributions."
+        f"Every map of every variant on the same images with a marked {plain(thing)}. Large dots: "
+        f"means; bars: 95 % intervals over {over}, each of one map and not of a difference; small "
+        f"dots: one training each.{alone} The order of two maps is not tested here; differences "
+        "between variants are on Compare. Names end with the map. A variant's own map shows what "
+        "its attention or gate computed; an attribution shows what the output depends on, by its "
+        "method."
     )
     offer(
         "Table as CSV",
@@ -116,6 +157,20 @@ def _scores(rows: pd.DataFrame, metric: str) -> None:
         "text/csv",
         key="csv",
     )
+
+
+def _sentence(rows: pd.DataFrame, metric: str) -> str:
+    """The highest and the lowest mean, and that they are no ranking."""
+    fewest = int(rows["seeds"].min())
+    begin = {1: "One training each", 2: "Two trainings each"}.get(fewest, "Means over trainings")
+    if fewest != rows["seeds"].max() and fewest < FEWEST:
+        begin = "Fewer than three trainings of some"
+    ends = rows.iloc[[0, -1]] if len(rows) > 1 else rows
+    said = " to ".join(f"{row['mean']:.2f} ({row['variant']})" for _, row in ends.iterrows())
+    if len(rows) < 2:
+        return f"{begin}: {short_title(metric)} {said}"
+    order = "an order which another training may turn round" if fewest < FEWEST else "not tested"
+    return f"{begin}: {short_title(metric)} from {said}, {order}"
 
 
 def _agreement(choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
@@ -151,7 +206,7 @@ def _agreement(choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
         )  # fmt: skip
     st.caption(
         "Medians and quartiles over images. Two maps can agree and both be wrong; one that looks "
-        "at the patch and disagrees with Grad-CAM is no contradiction: they answer different "
+        "at the object and disagrees with Grad-CAM is no contradiction: they answer different "
         "questions."
     )
 
@@ -188,9 +243,9 @@ def _odd_ones(choice: Chosen) -> None:
     for i, image in enumerate(where):
         for name, found in zip(pair, maps, strict=True):
             energy = scores(table, name, "energy_pointing_game")[image]
-            said = (f"Spearman {values[image]:+.2f}", f"energy {energy:.3f}")
-            alt = f"{name} on image {image}: {', '.join(said)}"
-            tiles.append(Tile(str(image), f"#{image} {name}", said, alt, i, held.box(i)))
+            described = (f"Spearman {values[image]:+.2f}", f"energy {energy:.3f}")
+            alt = f"{name} on image {image}: {', '.join(described)}"
+            tiles.append(Tile(str(image), f"#{image} {name}", described, alt, i, held.box(i)))
             drawn.append(enlarged(found[i][None], *size)[0])
     block = pack(
         held.images, tiles, [MapLayer("map", "map", np.stack(drawn), from_zero=True)], None,

@@ -1,4 +1,4 @@
-"""Compare: which variant looks at the patch, how sure is that, and what does it look like."""
+"""Compare: ranking of variants, intervals, and maps of the same images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attnviz.statistics.variance import mean_of_valid
 from dashboard import charts, notices, run_cache
 from dashboard.address import plain, whole
 from dashboard.chosen_runs import Chosen, chosen, ranked
-from dashboard.controls import chooser, draw, go, heard, offer, stepper
+from dashboard.controls import chooser, draw, go, offer, stepper, value_or_warning
 from dashboard.dot_plot import dots
 from dashboard.gallery import gallery
 from dashboard.lazy import below
@@ -32,14 +32,16 @@ _CURVE_IMAGES = 200
 
 def main() -> None:
     """The page, from the answer down to the table."""
-    st.title("Which variant looks at the patch?")
+    title = st.container()  # which names what the chosen runs look for
     choice = chosen()
     if choice is None:
+        title.title("Compare")
         return
+    title.title(f"Which variant looks at the {plain(choice.thing)}?")
     tables = _tables(choice)
     if not tables:
         return
-    answer = st.container()  # the answer stands above the control that asks for another metric
+    answer = st.container()  # the answer is above the control that chooses another metric
     metric = _metric(tables)
     result = ranked(_readable(choice, tables), metric)
     if result is not None:
@@ -102,7 +104,7 @@ def _answer(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataF
     by = "; ".join(f"{plain(one)} of {plain(', '.join(names))}" for one, names in judged.items())
     st.caption(
         f"Large dots: means; bars: 95 % intervals; small dots: one training each. "
-        f"{result.images} images{grouped} with a patch. Maps: {by}. "
+        f"{result.images} images{grouped} with a marked {plain(choice.thing)}. Maps: {by}. "
         + " ".join(plain(note[:1].upper() + note[1:]) + "." for note in result.notes)
     )
     runs = choice.groups.get(opened or "")
@@ -120,7 +122,7 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
     first = tables[shown[0][1].id]
     where = np.flatnonzero(patched(first))
     start = int(where[0]) if len(where) else 0
-    image = heard(whole(st.query_params, "image", 0, len(first) - 1, start))
+    image = value_or_warning(whole(st.query_params, "image", 0, len(first) - 1, start))
     found = notices.readable(lambda: run_cache.pictures(choice.listing.root, digest, [image]))
     if found is None:
         return
@@ -129,7 +131,8 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
         "image",
         before,
         after if after is not None or before is not None else start,
-        f"Image **{image}** of {len(first)} · ← → go through those with a patch",
+        f"Image **{image}** of {len(first)} · ← → go through those with a marked "
+        f"{plain(choice.thing)}",
     )
     tiles, maps, h, w = [], [np.zeros((1, 1))], *found.images.shape[1:3]
     box = found.box()
@@ -137,8 +140,9 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
         Tile(
             "",
             "the image",
-            ("its patch in the box",) if box else ("without a patch",),
-            f"Test image {image}" + (f", the patch at {box}" if box else ""),
+            (f"{choice.thing} in the box",) if box else (f"no {choice.thing}",),
+            f"Test image {image}"
+            + (f", the {choice.thing} at {box}" if box else f", no {choice.thing}"),
             0,
             box,
         )
@@ -174,12 +178,12 @@ def _tile(
     name: str, run: Any, row: pd.Series, map_name: str, metric: str, image: int, box: Any
 ) -> Tile:
     score = float(row.get(f"{map_name}/{metric}", np.nan))
-    said = f"{short_title(metric)} {score:.3f}" if np.isfinite(score) else "no score"
+    described = f"{short_title(metric)} {score:.3f}" if np.isfinite(score) else "no score"
     judged = [one for one in (verdict(row),) if one]
     alt = f"{name}, seed {run.seed}, {map_name} on image {image}: " + ", classified ".join(
-        [said, *judged]
+        [described, *judged]
     )
-    return Tile(run.id, name, (said, *judged), alt, 0, box)
+    return Tile(run.id, name, (described, *judged), alt, 0, box)
 
 
 def _same_size(maps: list[np.ndarray], h: int, w: int) -> np.ndarray:
@@ -263,8 +267,8 @@ def _curves(choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
     )
     bands = ", bands over seeds" if len(parts) <= charts.MOST_BANDS else ""
     st.caption(
-        f"On the first {_CURVE_IMAGES} images with a patch{bands}. Best here (an oracle "
-        f"threshold, chosen on these images): {best}."
+        f"On the first {_CURVE_IMAGES} images with a marked {plain(choice.thing)}{bands}. Best "
+        f"here (an oracle threshold, chosen on these images): {best}."
     )
 
 

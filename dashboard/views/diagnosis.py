@@ -1,4 +1,4 @@
-"""Diagnosis: what is wrong with each run's attention, with the evidence and what to do."""
+"""Diagnosis: findings about each run's attention, with evidence and remedies."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _findings(choice: Chosen) -> tuple[list[dict[str, Any]], list[Any]]:
-    """All findings, each with its run; and the runs that hold none because nobody asked."""
+    """All findings, each with its run; and the runs that were not diagnosed."""
     found: list[dict[str, Any]] = []
     unasked = []
     for run in choice.runs:
@@ -113,48 +113,48 @@ def _filtered(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _group(severity: str, findings: list[dict[str, Any]]) -> None:
-    """The findings of one severity; one fault of one variant is told once, for all of its runs."""
-    told: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    """The findings of one severity; the same fault of a variant is listed once."""
+    merged: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for one in findings:
         key = (one["variant"], one["code"], one["where"], one["remedy"])
-        told.setdefault(key, []).append(one)
-    for (variant, code, where, remedy), same in told.items():
+        merged.setdefault(key, []).append(one)
+    for (variant, code, where, remedy), same in merged.items():
         with st.container(border=True):
             st.markdown(
                 f"{_ICONS[severity]} **{severity}: {plain(code)}** · {plain(variant)}, "
                 f"{quoted(where)}" + (f", {len(same)} runs" if len(same) > 1 else "")
             )
-            _told(same)
+            _finding(same)
             if remedy:
                 st.markdown(f"**What to do:** {plain(remedy)}")
 
 
-def _told(same: list[dict[str, Any]]) -> None:
-    """What is wrong in one run's words, whose they are, and each run's own numbers."""
+def _finding(same: list[dict[str, Any]]) -> None:
+    """A finding's text, its runs, and each run's own numbers."""
     meaning = plain(same[0]["meaning"])
     if len({one["meaning"] for one in same}) > 1:
         meaning += f" (so in {quoted(same[0]['run'])}; each run's own numbers follow)"
     lines = [meaning, ""]
     for one in same:
-        said = plain(_evidence(one["evidence"]))
-        lines.append(f"- {quoted(one['run'])}" + (f": {said}" if said else ""))
+        described = plain(_evidence(one["evidence"]))
+        lines.append(f"- {quoted(one['run'])}" + (f": {described}" if described else ""))
     st.markdown("\n".join(lines))
 
 
 def _knockouts(choice: Chosen) -> None:
-    """What each head and gate of a run is worth, where somebody took them away."""
+    """Knockout effects of each head and gate of a run, where measured."""
     cuts = {run.id: found for run in choice.runs if len(found := knockouts(run))}
     if not cuts:
         return
     st.header("What each head and gate is worth")
     names = {run.id: f"{run.variant}, {run.id}" for run in choice.runs if run.id in cuts}
     data = cuts[chooser("Run", "knockout", names, next(iter(cuts)))]
-    said = "; ".join(
+    described = "; ".join(
         f"{one.what} {one.mean:+.3f} ({one.low:+.3f} to {one.high:+.3f})"
         for one in data.itertuples()
     )
     draw(
-        charts.intervals, data, alt=f"Change of the output by knockout: {said}",
+        charts.intervals, data, alt=f"Change of the output by knockout: {described}",
         row="what", order=list(data["what"]), tint="clear", title="change of the logit",
     )  # fmt: skip
     st.caption(

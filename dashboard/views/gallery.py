@@ -1,4 +1,4 @@
-"""Gallery: one run's maps image by image, worst first, with the threshold in the reader's hand."""
+"""Gallery: one run's maps image by image, worst first, with an adjustable threshold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attnviz.definitions import metric_title, short_title
 from dashboard import notices, run_cache
 from dashboard.address import one_of, plain, share, whole
 from dashboard.chosen_runs import Chosen, chosen, one_run
-from dashboard.controls import chooser, go, heard, offer, stepper
+from dashboard.controls import chooser, go, offer, stepper, value_or_warning
 from dashboard.gallery import gallery
 from dashboard.packing import MapLayer, Settings, Tile, pack
 from dashboard.palettes import COLOUR_MAPS
@@ -90,10 +90,11 @@ def _controls(run: Any, table: pd.DataFrame, first: str) -> tuple[str, Choice]:
     with three:
         outcome = chooser("Images", "outcome", outcomes, "all", forget=again)
     sizes = {"any": "any size"} | {
-        str(s): f"{s} px" if s else "no patch" for s in sorted(set(patch_sizes(table).tolist()))
+        str(s): f"{s} px" if s else f"no {run.thing}"
+        for s in sorted(set(patch_sizes(table).tolist()))
     }
     with four:
-        size = chooser("Patch", "size", sizes, "any", forget=again)
+        size = chooser(f"Size of the {plain(run.thing)}", "size", sizes, "any", forget=again)
     shape = "any"
     if "shape" in table and table["shape"].nunique() > 1:
         shapes = {"any": "any shape"} | {str(s): str(s) for s in sorted(table["shape"].unique())}
@@ -124,7 +125,7 @@ def _spread(choice: Chosen, run: Any, metric: str, picked: Choice) -> np.ndarray
 
 def _turn(where: np.ndarray, picked: Choice) -> np.ndarray:
     last = pages(len(where)) - 1
-    page = heard(whole(st.query_params, "page", 1, last + 1, 1)) - 1
+    page = value_or_warning(whole(st.query_params, "page", 1, last + 1, 1)) - 1
     first, end = page * picked.per_page + 1, min((page + 1) * picked.per_page, len(where))
     words = (
         f"{len(where)} images, {ORDERS[picked.order]} · {first} to {end} · "
@@ -150,7 +151,7 @@ def _tiles(
     if not layers:
         return
     rows = table.iloc[shown]
-    tiles = [_tile(row, i, held.box(i)) for i, (_, row) in enumerate(rows.iterrows())]
+    tiles = [_tile(row, i, held.box(i), run.thing) for i, (_, row) in enumerate(rows.iterrows())]
     settings = _settings(layers)
     by = layers[settings.map]
     chose = ""
@@ -159,7 +160,7 @@ def _tiles(
     st.caption(
         f"{plain(run.variant)}, seed {run.seed}. Coloured is what lies at or above the threshold "
         f"τ of the map, each scaled to its own range{chose}"
-        ". The box is the patch. A click or Enter opens it."
+        f". The box is the {plain(run.thing)}. A click or Enter opens it."
     )
     block = pack(
         held.images,
@@ -193,24 +194,24 @@ def _layer(
     return MapLayer(name, name, values, threshold_of(run, name), words)
 
 
-def _tile(row: pd.Series, place: int, box: tuple[int, ...] | None) -> Tile:
+def _tile(row: pd.Series, place: int, box: tuple[int, ...] | None, thing: str) -> Tile:
     number = int(row.name)
-    said = verdict(row)
-    where = f"patch at {box}" if box else "no patch"
-    alt = f"Image {number}, {f'classified {said}, ' if said else ''}{where}"
-    return Tile(str(number), f"#{number}", (said,) if said else (), alt, place, box)
+    described = verdict(row)
+    where = f"{thing} at {box}" if box else f"no {thing}"
+    alt = f"Image {number}, {f'classified {described}, ' if described else ''}{where}"
+    return Tile(str(number), f"#{number}", (described,) if described else (), alt, place, box)
 
 
 def _settings(layers: list[MapLayer]) -> Settings:
     """Where the browser's controls stand: from the address, else as the run chose."""
     names = [layer.name for layer in layers]
-    at = names.index(heard(one_of(st.query_params, "map", names, names[0])))
+    at = names.index(value_or_warning(one_of(st.query_params, "map", names, names[0])))
     return Settings(
         map=at,
-        threshold=heard(share(st.query_params, "tau", layers[at].threshold)),
-        opacity=heard(share(st.query_params, "opacity", 0.6)),
-        colours=heard(one_of(st.query_params, "colours", list(COLOUR_MAPS), "inferno")),
-        box=heard(one_of(st.query_params, "box", ("0", "1"), "1")) == "1",
+        threshold=value_or_warning(share(st.query_params, "tau", layers[at].threshold)),
+        opacity=value_or_warning(share(st.query_params, "opacity", 0.6)),
+        colours=value_or_warning(one_of(st.query_params, "colours", list(COLOUR_MAPS), "inferno")),
+        box=value_or_warning(one_of(st.query_params, "box", ("0", "1"), "1")) == "1",
     )
 
 

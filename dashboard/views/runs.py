@@ -1,4 +1,4 @@
-"""Runs: what is in the folder, in which state and why; what tells chosen runs apart."""
+"""Runs: the folder's runs, their states and reasons, and differences of chosen runs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from attnviz.runs import STATES
 from dashboard import notices
 from dashboard.address import plain, several
 from dashboard.chosen_runs import listed
-from dashboard.cohorts import asked_in_words, differences, matching, question
-from dashboard.controls import chooser, go, heard, typed
+from dashboard.cohorts import differences, matching, question, question_in_words
+from dashboard.controls import chooser, go, typed, value_or_warning
 from dashboard.summaries import level
 
 PAGE = {"title": "Runs", "icon": ":material/table_rows:", "order": 6}
@@ -24,7 +24,7 @@ def main() -> None:
     listing = listed()
     if listing is None:
         return
-    wanted = heard(several(st.query_params, "runs", [run.id for run in listing.runs]))
+    wanted = value_or_warning(several(st.query_params, "runs", [run.id for run in listing.runs]))
     left, right = st.columns([3, 1])
     with left:
         words = typed("Filter", "q", "variant, id, setting=value …")
@@ -42,8 +42,10 @@ def main() -> None:
     if listing.left_out:
         names = ", ".join(f"`{plain(name)}`" for name in list(listing.left_out)[:5])
         count = len(listing.left_out)
-        said = "1 folder holds no run.json" if count == 1 else f"{count} folders hold no run.json"
-        st.caption(f"{said}, left out: {names}.")
+        counted = (
+            "1 folder holds no run.json" if count == 1 else f"{count} folders hold no run.json"
+        )
+        st.caption(f"{counted}, left out: {names}.")
     if not shown:
         st.info("No run passes this filter.", icon=":material/filter_alt_off:")
         return
@@ -90,7 +92,7 @@ def _row(run: Any) -> dict[str, Any]:
         "run": run.id,
         "variant": run.variant,
         "seed": run.seed,
-        "question": asked_in_words(question(run)),
+        "question": question_in_words(question(run)),
         "state": notices.state_in_words(run.state),
         "why": run.reason or (f"epoch {epoch}" if run.state == "running" and epoch else ""),
         "accuracy": summary.get("accuracy"),

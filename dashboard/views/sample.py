@@ -1,4 +1,4 @@
-"""Sample: one image in every variant, every head, every method; and where each place looks."""
+"""Sample: one image in every variant, head and method, and the attention of each place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attnviz.comparison.from_runs import map_names, patched
 from dashboard import charts, notices, run_cache
 from dashboard.address import one_of, plain, whole
 from dashboard.chosen_runs import chosen
-from dashboard.controls import chooser, draw, heard, offer, stepper
+from dashboard.controls import chooser, draw, offer, stepper, value_or_warning
 from dashboard.gallery import gallery
 from dashboard.lazy import below
 from dashboard.overlap import energy
@@ -58,15 +58,15 @@ def main() -> None:
     first = tables[shown[0][1].id]
     marked = np.flatnonzero(patched(first))
     default = int(marked[0]) if len(marked) else 0
-    image = heard(whole(st.query_params, "image", 0, len(first) - 1, default))
+    image = value_or_warning(whole(st.query_params, "image", 0, len(first) - 1, default))
     _turn(shown, tables, image)
     held = notices.readable(
         lambda: run_cache.pictures(choice.listing.root, str(shown[0][1].dataset), [image])
     )
     if held is None:
         return
-    box = held.box()
-    where = f"its patch at {box}, half-open x0 y0 x1 y1" if box else "without a patch"
+    box, thing = held.box(), plain(choice.thing)
+    where = f"{thing} at {_corners(box)}" if box else f"no {thing}"
     st.caption(
         f"Test image {image}, {where}. Each map is coloured from 0 to its own maximum, "
         "and what is negative is left out, as the energy does."
@@ -79,18 +79,24 @@ def main() -> None:
         below(lambda: _gates(shown, image), "Channel gates of this image", key="gates")
 
 
+def _corners(box: Sequence[int]) -> str:
+    """A box in words: its columns and its rows, the last ones included."""
+    x0, y0, x1, y1 = box
+    return f"columns {x0} to {x1 - 1}, rows {y0} to {y1 - 1}"
+
+
 def _of_address(runs: Sequence[Any]) -> Any:
     """The run that the address names, where it is one of these; else the first."""
-    asked = st.query_params.get("run")
-    return next((run for run in runs if run.id == asked), runs[0])
+    requested = st.query_params.get("run")
+    return next((run for run in runs if run.id == requested), runs[0])
 
 
 def _turn(shown: list[tuple[str, Any]], tables: dict[str, pd.DataFrame], image: int) -> None:
     """Previous and next in the gallery's order, or by number."""
-    order = heard(one_of(st.query_params, "order", list(ORDERS), "number"))
-    outcome = heard(one_of(st.query_params, "outcome", list(OUTCOMES), "all"))
-    asked = st.query_params.get("run")
-    run = next((run for _, run in shown if run.id == asked), shown[0][1])
+    order = value_or_warning(one_of(st.query_params, "order", list(ORDERS), "number"))
+    outcome = value_or_warning(one_of(st.query_params, "outcome", list(OUTCOMES), "all"))
+    requested = st.query_params.get("run")
+    run = next((run for _, run in shown if run.id == requested), shown[0][1])
     table = tables[run.id]
     metric = st.query_params.get("metric", "energy_pointing_game")
     size = st.query_params.get("size", "")
@@ -121,11 +127,11 @@ def _variant(
 ) -> None:
     """A row: the image, the run's map, each head, each other map."""
     row = table.iloc[image]
-    said = verdict(row, decimals=3)
+    described = verdict(row, decimals=3)
     if "probability" in row and "logit" in row:
-        said += f", logit {row['logit']:+.2f}"
+        described += f", logit {row['logit']:+.2f}"
     st.header(plain(name))
-    st.caption(f"Seed {run.seed}" + (f", classified {said}" if said else ""))
+    st.caption(f"Seed {run.seed}" + (f", classified {described}" if described else ""))
     tiles = [Tile("image", "image", (), f"Test image {image}", 0, box)]
     maps = [np.zeros((1, 1), np.float32)]
     first = primary_map(run, table)
@@ -157,8 +163,10 @@ def _heads(run: Any, map_name: str, image: int) -> np.ndarray:
 
 
 def _tile(name: str, title: str, value: float, image: int, box: Any) -> Tile:
-    said = f"energy {value:.3f}" if np.isfinite(value) else "no score"
-    return Tile(title, title, (said,), f"{name}, {title} on image {image}: {said}", 0, box)
+    described = f"energy {value:.3f}" if np.isfinite(value) else "no score"
+    return Tile(
+        title, title, (described,), f"{name}, {title} on image {image}: {described}", 0, box
+    )
 
 
 def _show(

@@ -1,4 +1,4 @@
-"""Training: how the runs came to be; live while one is running, and only then."""
+"""Training: curves and maps by epoch, updated live while a run is running."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from attnviz.comparison.groups import thing_of
 from attnviz.definitions import metric_title
 from dashboard import charts, notices, run_cache
 from dashboard.address import plain, quoted, several
 from dashboard.chosen_runs import listed, one_group
 from dashboard.cohorts import Cohort, cohorts, question, variants
-from dashboard.controls import chooser, draw, heard, many, root
+from dashboard.controls import chooser, draw, many, root, value_or_warning
 from dashboard.epochs import epoch_maps, found_at, seed_bands
 from dashboard.gallery import gallery
 from dashboard.overlap import energy
@@ -38,21 +39,21 @@ def main() -> None:
     listing = listed()
     if listing is None:
         return
-    asked = heard(several(st.query_params, "runs", [run.id for run in listing.runs]))
+    requested = value_or_warning(several(st.query_params, "runs", [run.id for run in listing.runs]))
     groups = cohorts(listing.runs)
-    group = None if asked or not groups else one_group(groups)
+    group = None if requested or not groups else one_group(groups)
     running = _running(listing)
     every = max(_EVERY, 2 * st.session_state.get(_TOOK, 0.0))
     body = st.fragment(_body, run_every=every if running else None)
-    body(asked, group, running, every)
+    body(requested, group, running, every)
 
 
-def _body(asked: list[str], group: Cohort | None, running: set[str], every: float) -> None:
+def _body(requested: list[str], group: Cohort | None, running: set[str], every: float) -> None:
     started = time.monotonic()
     listing = run_cache.listing(root())
     if _running(listing) != running:
         st.rerun()  # a run ended, or began: the groups are others, and maybe nothing is live
-    _show(listing, _shown(listing, asked, group))
+    _show(listing, _shown(listing, requested, group))
     first = _TOOK not in st.session_state  # which read the files that later ones find read
     st.session_state[_TOOK] = took = time.monotonic() - started
     if running and took > every and not first:
@@ -72,7 +73,7 @@ def _show(listing: run_cache.Listing, runs: list[Any]) -> None:
             if table is not None and "epoch" in table:
                 tables.setdefault(label, []).append(table)
     if tables:
-        _panels(tables, _chance(runs))
+        _panels(tables, runs)
     else:
         st.info("None of these runs has curves.", icon=":material/show_chart:")
     _maps(listing, runs)
@@ -97,10 +98,10 @@ def _chosen(labelled: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {names[key]: labelled[names[key]] for key in picked} or labelled
 
 
-def _shown(listing: run_cache.Listing, asked: list[str], group: Cohort | None) -> list[Any]:
+def _shown(listing: run_cache.Listing, requested: list[str], group: Cohort | None) -> list[Any]:
     """The runs of the address; else one group, what goes on now, and what it left unfinished."""
-    if asked:
-        return [run for run in listing.runs if run.id in asked]
+    if requested:
+        return [run for run in listing.runs if run.id in requested]
     shown = [] if group is None else list(group.runs)
     shown += [
         run
@@ -132,7 +133,7 @@ def _progress(runs: list[Any]) -> None:
             )
 
 
-def _panels(tables: dict[str, list[pd.DataFrame]], chance: float | None) -> None:
+def _panels(tables: dict[str, list[pd.DataFrame]], runs: list[Any]) -> None:
     """Loss, accuracy and localisation by epoch: mean over seeds, band from least to greatest."""
     order = list(tables)
     for name, wanted in _PANELS.items():
@@ -145,18 +146,21 @@ def _panels(tables: dict[str, list[pd.DataFrame]], chance: float | None) -> None
         data = seed_bands(tables, column)
         if data.empty:
             continue
-        said = charts.lines_in_words(data, x="epoch", y="mean", y_title=words[column], name=name)
+        described = charts.lines_in_words(
+            data, x="epoch", y="mean", y_title=words[column], name=name
+        )
         draw(
-            charts.lines, data, alt=said, x="epoch", y="mean", x_title="epoch",
+            charts.lines, data, alt=described, x="epoch", y="mean", x_title="epoch",
             y_title=words[column], order=order, band=True, zero=name != "Loss", whole=True,
         )  # fmt: skip
         st.caption(plain(_last(data, words[column])))
         if name == "Localisation":
-            _found(data, order, chance)
+            accuracy = seed_bands(tables, "val_accuracy")
+            _found(data, accuracy, order, _chance(runs), thing_of(runs), _guess(runs))
 
 
 def _chance(runs: list[Any]) -> float | None:
-    """What a random map gets, as the first complete run says."""
+    """The chance level, from the first complete run."""
     for run in runs:
         chance = level(run, run.summary.get("map"), "energy_pointing_game", "chance")
         if chance is not None:
@@ -169,16 +173,41 @@ def _last(data: pd.DataFrame, words: str) -> str:
     return f"Last {words}: " + ", ".join(f"{r.variant} {r.mean:.3f}" for r in last.itertuples())
 
 
-def _found(data: pd.DataFrame, order: list[str], chance: float | None) -> None:
-    """When did attention find the patch?"""
-    said = []
+def _guess(runs: list[Any]) -> float:
+    """The accuracy of answering with the most frequent class of the test images."""
+    for run in runs:
+        if run.state == "complete":
+            table = notices.readable(lambda run=run: run_cache.samples(run), run)
+            if table is not None and "label" in table and len(table):
+                return float(table["label"].value_counts(normalize=True).max())
+    return 0.5
+
+
+def _found(
+    data: pd.DataFrame,
+    accuracy: pd.DataFrame,
+    order: list[str],
+    chance: float | None,
+    thing: str,
+    guess: float,
+) -> None:
+    """From which epoch on does the map lie on the object, of a network that answers?"""
+    right = accuracy.set_index(["variant", "epoch"])["mean"]
+    told = []
     for variant in order:
         part = data[data["variant"] == variant].sort_values("epoch")
-        epoch = found_at(part["epoch"].to_numpy(), part["mean"].to_numpy(), chance)
-        said.append(f"{plain(variant)} {'never' if epoch is None else f'in epoch {epoch:g}'}")
+        epochs = part["epoch"].to_numpy()
+        known = np.array([right.get((variant, epoch), np.nan) for epoch in epochs], dtype=float)
+        if not np.isfinite(known).any():
+            told.append(f"{plain(variant)} unknown, without a curve of its accuracy")
+            continue
+        epoch = found_at(epochs, part["mean"].to_numpy(), known, chance, guess)
+        told.append(f"{plain(variant)} {'never' if epoch is None else f'from epoch {epoch:g} on'}")
     st.markdown(
-        f"**When did attention find the patch?** {'; '.join(said)}. That is the epoch from which "
-        "on it stays above half of its last value, if that is at least twice chance."
+        f"**When does the map find the {plain(thing)}?** {'; '.join(told)}. From that epoch on its "
+        "score, a mean over seeds, stays above half of its last value, which is at least twice "
+        f"chance, and the network no longer guesses: its accuracy is above {(1 + guess) / 2:.2f}, "
+        f"halfway from {guess:.2f}, the share of the most frequent class, to 1."
     )
 
 
@@ -201,8 +230,8 @@ def _maps(listing: run_cache.Listing, runs: list[Any]) -> None:
         values = notices.readable(lambda one=one: run_cache.all_maps(run, one.name), run)
         if values is not None and len(values) == len(images):
             shares = energy(values, held.masks)
-            said = tuple(f"energy {v:.3f}" if np.isfinite(v) else "no score" for v in shares)
-            layers.append(MapLayer(str(one.epoch), f"epoch {one.epoch}", values, 0.5, said))
+            described = tuple(f"energy {v:.3f}" if np.isfinite(v) else "no score" for v in shares)
+            layers.append(MapLayer(str(one.epoch), f"epoch {one.epoch}", values, 0.5, described))
     if not layers:
         return
     tiles = [

@@ -1,4 +1,4 @@
-"""Try it: put the patch where you like, or bring an image, and see what the model says, live."""
+"""Try it: place a patch or upload an image, and see the model's output live."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import streamlit as st
 
 from attnviz.comparison.from_runs import patched
 from dashboard import notices, run_cache
-from dashboard.address import plain, whole
+from dashboard.address import plain, quoted, whole
 from dashboard.chosen_runs import Chosen, chosen, one_run
 from dashboard.cohorts import question
-from dashboard.controls import chooser, heard, many, number, ratio
+from dashboard.controls import chooser, many, number, ratio, value_or_warning
 from dashboard.gallery import gallery
 from dashboard.overlap import energy, enlarged
 from dashboard.packing import MapLayer, Settings, Tile, pack, pack_image
@@ -52,7 +52,7 @@ def main() -> None:
     if run is None:
         return
     if _WEIGHTS not in run.files:
-        said = f"`{run.id}` keeps no weights, so its model cannot be asked."
+        said = f"`{run.id}` keeps no weights, so its model cannot run."
         if not question(run):  # not trained by `experiments`
             st.info(f"{said} This page rebuilds attnviz's reference models from a run's weights.")
             return
@@ -68,6 +68,12 @@ def main() -> None:
             icon=":material/extension_off:",
         )
         notices.command("pip install torch torchvision")
+        return
+    if run.variant not in import_module("attnviz.models").variants():
+        st.info(
+            f"{quoted(run.id)} is of a model of its own, {plain(run.variant)}. This page rebuilds "
+            "attnviz's reference models from a run's weights, and no others."
+        )
         return
     model = notices.readable(lambda: _model(run_cache.stamp(run, _WEIGHTS), run), run)
     if model is None:
@@ -102,7 +108,7 @@ def _image(choice: Chosen, run: Any) -> np.ndarray | None:
         return None
     bare = np.flatnonzero(~patched(table))
     first = int(bare[0]) if len(bare) else 0
-    image = heard(whole(st.query_params, "image", 0, len(table) - 1, first))
+    image = value_or_warning(whole(st.query_params, "image", 0, len(table) - 1, first))
     number("Or test image", "image", 0, len(table) - 1, image)
     if not len(bare) or patched(table)[image]:
         st.caption("This test image already has a patch of its own.")
@@ -119,13 +125,13 @@ def _patch(side: int, run: Any) -> Patch:
         "Patch", "shape", ("none", *_SHAPES), trained[0] if trained[0] in _SHAPES else "square"
     )
     usual = trained[1] if isinstance(trained[1], int) and 2 <= trained[1] <= side else 16
-    size = heard(whole(st.query_params, "size", 2, side, min(usual, side)))
+    size = value_or_warning(whole(st.query_params, "size", 2, side, min(usual, side)))
     number("Size in pixels", "size", 2, side, size)
     fill = ratio("Brightness", "fill", 1.0, help="0 is black, 1 is white")
     opacity = ratio("Opacity", "opacity", 1.0)
     middle = (side - size) // 2
-    x = heard(whole(st.query_params, "x", 0, side - 1, middle))
-    y = heard(whole(st.query_params, "y", 0, side - 1, middle))
+    x = value_or_warning(whole(st.query_params, "x", 0, side - 1, middle))
+    y = value_or_warning(whole(st.query_params, "y", 0, side - 1, middle))
     x, y = min(x, side - size), min(y, side - size)
     nothing = shape == "none" or opacity == 0
     return Patch(

@@ -161,6 +161,8 @@ CASES: tuple[tuple[str, str], ...] = (
     ("watch attnviz:mha --images pictures", "pictures/a.png: expected one of PNG, JPEG"),
     ("watch attnviz:mha --image file.txt", "file.txt: expected one of PNG, JPEG, .*, got another"),
     ("watch attnviz:mha --count 0", "--count: expected 1 or more, got 0"),
+    ("evaluate attnviz:mha --images no --masks no", "expected a folder of images, there is none"),
+    ("evaluate attnviz:mha --images no --coco no.json", "no.json: cannot be read"),
     ("watch attnviz:mha --size 0", "--size: expected 1 or more, got 0"),
     ("watch attnviz:mha --image ''", "argument --image: expected a word, got an empty one"),
     ("watch attnviz:mha --weights ''", "argument --weights: expected a word, got an empty one"),

@@ -24,14 +24,14 @@ def test_compare_prints_the_ranking(root: Path, capsys: pytest.CaptureFixture[st
     assert run(["compare", str(root), "--resamples", "100"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("energy pointing game on 8 images, 3 seeds\n")
-    assert "mha looks at the patch most: energy 0." in out
+    assert "mha looks at the object most: energy 0." in out
 
 
 def test_compare_takes_single_runs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["compare", str(root / "mha-0"), str(root / "cnn-0"), "--resamples", "100"]) == 0
     out = capsys.readouterr().out
     assert "one training each: energy mha 0." in out
-    assert "looks at the patch most" not in out
+    assert "looks at the object most" not in out
 
 
 def test_json_is_json_and_nothing_else(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,3 +104,54 @@ def test_images_and_weights_may_be_given(tmp_path: Path, capsys) -> None:
     (tmp_path / "empty").mkdir()
     assert run(["doctor", "attnviz:cbam", "--images", str(tmp_path / "empty")]) == 2
     assert "found none" in capsys.readouterr().err
+
+
+def test_sarif_names_rules_modules_and_levels(capsys) -> None:
+    words = ["attnviz:mha_reshape", "--size", "96", "--count", "3"]
+    assert run(["doctor", *words, "--format", "sarif"]) == 1
+    log = json.loads(capsys.readouterr().out)
+    assert log["version"] == "2.1.0"
+    (examined,) = log["runs"]
+    (result, *_) = examined["results"]
+    assert (result["ruleId"], result["level"]) == ("scrambled-tokens", "error")
+    (location,) = result["locations"][0]["logicalLocations"]
+    assert location["fullyQualifiedName"].endswith(":features.attention.attend")
+    assert {rule["id"] for rule in examined["tool"]["driver"]["rules"]} == {
+        one["ruleId"] for one in examined["results"]
+    }
+    assert examined["invocations"] == [
+        {"executionSuccessful": True, "toolExecutionNotifications": []}
+    ]
+
+
+def test_what_was_not_examined_is_neither_clean_nor_exit_code_0(tmp_path, capsys) -> None:
+    write_trained(tmp_path)
+    (weights,) = tmp_path.rglob("model.safetensors")
+    manifest = next(tmp_path.rglob("run.json"))
+    header = json.loads(manifest.read_text())
+    weights.unlink()
+    header["files"] = {k: v for k, v in header["files"].items() if k != "model.safetensors"}
+    manifest.write_text(json.dumps(header))
+    assert run(["doctor", str(tmp_path)]) == 2
+    out = capsys.readouterr().out
+    assert "not examined: the run has no weights (model.safetensors)" in out
+    assert "nothing wrong was found" not in out
+    assert run(["doctor", str(tmp_path), "--format", "sarif"]) == 2
+    (examined,) = json.loads(capsys.readouterr().out)["runs"]
+    assert examined["invocations"][0]["executionSuccessful"] is False
+
+
+def test_one_that_fails_does_not_hide_the_others_and_is_named_with_its_reason(capsys) -> None:
+    assert run(["doctor", "attnviz:mhaa", "attnviz:cbam", *QUICK, "--json"]) == 2
+    first, second = json.loads(capsys.readouterr().out)["examined"]
+    assert "did you mean 'mha'" in first["not_examined"][0]
+    assert first["headline"].startswith("attnviz:mhaa: not examined: ")
+    assert (second["name"], second["not_examined"]) == ("attnviz:cbam", [])
+    assert run(["doctor", "attnviz:mha", *QUICK, "--format", "xml"]) == 2
+    assert "unknown format 'xml': expected one of json, sarif, text" in capsys.readouterr().err
+
+
+def test_a_checkpoint_alone_says_how_to_give_its_model(tmp_path, capsys) -> None:
+    torch.save({}, tmp_path / "some.pt")
+    assert run(["doctor", str(tmp_path / "some.pt")]) == 2
+    assert "holds weights without their model; attnviz doctor FACTORY" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pandas.testing import assert_frame_equal
 
-from attnviz.cli import run, scoring
+from attnviz.cli import run
 from attnviz.errors import RunError
 from attnviz.executors import processes, spread
 from attnviz.runs import open_run
@@ -27,7 +27,8 @@ MEASURE = [
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Pieces of two images, of which the model is asked about three in all."""
-    monkeypatch.setattr(scoring, "PIECE", 2)
+    for command in ("attribute", "measure"):
+        monkeypatch.setattr(f"attnviz.cli.{command}.PIECE", 2)
 
 
 def both(root, *words):

@@ -60,7 +60,7 @@ def write_trained(root: Path, variant: str = "mha", *, weights: bool = True) -> 
     return save_run(
         root / f"{variant}-0",
         variant=variant,
-        settings={"model": {"width": 8}},
+        settings={"factory": f"attnviz:{variant}", "model": {"width": 8}},
         seed=0,
         samples=pd.DataFrame(table),
         maps={name: array.numpy() for name, array in maps.items()},

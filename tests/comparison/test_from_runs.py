@@ -163,11 +163,23 @@ def test_runs_of_one_id_in_two_folders_are_told_apart(root: Path) -> None:
         compare([root / "a", root / "b"])
 
 
+def test_a_run_without_samples_is_left_out_with_a_note(root: Path) -> None:
+    write_run(root, "mha", energy=0.7)
+    digest = open_run(root / "mha-0").dataset
+    with start_run(root, "bare", variant="bare", settings={}, seed=0, dataset=digest) as writer:
+        writer.finish({})
+    result = compare(root, resamples=50)
+    assert result.variants == ["mha"]
+    assert any("run bare: expected samples" in note for note in result.notes)
+    with pytest.raises(InputError, match="run bare: expected samples, got a run without any"):
+        compare([root / "bare"])
+
+
 def test_a_table_without_what_it_takes_says_so(root: Path) -> None:
     digest = dataset(root)
-    bare = sample_table(root, digest, 0.5, 0).drop(columns=["correct"])
+    bare = sample_table(root, digest, 0.5, 0).drop(columns=["x1"])
     write_run(root, "mha", digest=digest, samples=bare, summary={"accuracy": 1.0})
-    with pytest.raises(InputError, match=r"run mha-0: .* got none called correct"):
+    with pytest.raises(InputError, match=r"run mha-0: .* got none called x1"):
         compare(root)
 
 

@@ -177,13 +177,13 @@ class TestNumbers:
 class TestWords:
     def test_a_winner(self) -> None:
         sentence = clear().sentence
-        assert sentence.startswith("mha looks at the patch most: energy 0.61 (95 % CI 0.")
+        assert sentence.startswith("mha looks at the object most: energy 0.61 (95 % CI 0.")
         assert ", chance 0.03, mask redrawn 0.81; +0.19 over cbam, 95 % CI +0.1" in sentence
 
     def test_the_interval_says_over_how_many_pairs_it_is_adjusted(self) -> None:
         tables = {name: study(0.3 + i / 10) for i, name in enumerate("abc")}
         sentence = compare(tables, resamples=500).sentence
-        assert sentence.startswith("c looks at the patch most")
+        assert sentence.startswith("c looks at the object most")
         assert "over b, 95 % CI over all 3 pairs +0.0" in sentence
 
     def test_no_clear_winner(self) -> None:

@@ -71,7 +71,11 @@ def dataset(root: Path, n: int = 64, *, seed: int = 0, patch: int = PATCH) -> st
         masks[i, y : y + patch, x : x + patch] = True
         boxes[i] = x, y, x + patch, y + patch
     labels = masks.any((1, 2)).astype(np.int64)
-    info = {"data": "photos", "split": "test", "patch": {"size": patch, "shape": "square"}}
+    named = {"train": {"retina": "a retina"}, "test": {"coffee": "a cup of coffee"}}
+    info = {
+        "data": "photos", "split": "test", "patch": {"size": patch, "shape": "square"},
+        "photographs": named,
+    }  # fmt: skip
     return save_dataset(root, images=images, masks=masks, boxes=boxes, labels=labels, info=info)
 
 
@@ -158,6 +162,7 @@ def run(
         summary=summary,
         weights=weights,
         environment={"device": "cpu", "torch": "2.15.0", "attnviz": "0.1.0"},
+        thing="patch",
     )
     if held_rows:
         from attnviz.runs import amend_run

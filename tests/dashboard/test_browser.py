@@ -120,7 +120,7 @@ class TestAccessibility:
 class TestFlows:
     def test_from_the_answer_to_the_gallery_to_a_sample_and_back(self, address: str, tab: Any):
         visit(tab, address)
-        tab.get_by_role("heading", name="mha looks at the patch most").wait_for()
+        tab.get_by_role("heading", name="One training each: energy mha").wait_for()
         tab.get_by_role("button", name="mha: 0.").click()
         tab.wait_for_url("**/gallery?*run=mha-0*")
         settled(tab)
@@ -141,7 +141,7 @@ class TestFlows:
         tab.get_by_role("button", name="Compare these").click()
         tab.wait_for_url("**/?*runs=cbam-0*cnn-0*")
         settled(tab)
-        tab.get_by_role("heading", name="cbam looks at the patch most").wait_for()
+        tab.get_by_role("heading", name="One training each: energy cbam").wait_for()
         tab.get_by_role("link", name="Gallery").click()
         tab.wait_for_url("**/gallery?*runs=cbam-0*")  # the choice goes along
 

@@ -56,7 +56,7 @@ class TestCohorts:
         ],
     )
     def test_a_question_is_said_in_words(self, settings, said):
-        assert cohorts.asked_in_words(cohorts.question(FakeRun("a", settings=settings))) == said
+        assert cohorts.question_in_words(cohorts.question(FakeRun("a", settings=settings))) == said
 
     def test_of_two_runs_of_one_seed_the_newer_counts(self):
         (cohort,) = cohorts.cohorts([FakeRun("old", created=1), FakeRun("new", created=2)])

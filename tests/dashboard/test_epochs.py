@@ -41,7 +41,15 @@ def test_no_seed_with_that_curve_gives_an_empty_table():
     ],
 )
 def test_found_is_the_epoch_from_which_half_of_the_last_value_is_kept(values, chance, epoch):
-    assert found_at(np.arange(1, len(values) + 1), np.array(values), chance) == epoch
+    able = np.full(len(values), 0.95)
+    assert found_at(np.arange(1, len(values) + 1), np.array(values), able, chance) == epoch
+
+
+def test_a_map_of_a_network_that_guesses_is_not_found():
+    epochs, values = np.arange(1, 5), np.array([0.3, 0.3, 0.3, 0.3])
+    assert found_at(epochs, values, np.full(4, 0.5), 0.03) is None
+    assert found_at(epochs, values, np.array([0.5, 0.52, 0.9, 0.95]), 0.03) == 3
+    assert found_at(epochs, values, np.array([0.9, 0.9, 0.9, 0.8]), 0.03, guess=0.75) is None
 
 
 def test_maps_by_epoch_are_found_while_the_run_is_running(tmp_path: Path):

@@ -98,9 +98,24 @@ class TestGoodRuns:
     def test_compare_answers_first_and_in_one_sentence(self, good_root, monkeypatch):
         at = opened(monkeypatch, "compare", good_root)
         sentence = at.header[0].value.replace("\\", "")
-        assert sentence.startswith("mha looks at the patch most: energy 0.")
-        for part in ("chance 0.03", "mask redrawn 0.81", "paired CI"):
+        assert sentence.startswith("Two trainings each: energy mha 0.")
+        for part in ("chance 0.03", "mask redrawn 0.81", "another training may turn round"):
             assert part in sentence
+        assert at.title[0].value == "Which variant looks at the patch?"
+
+    def test_no_map_is_called_the_highest_of_two_trainings(self, good_root, monkeypatch):
+        at = opened(monkeypatch, "attributions", good_root)
+        sentence = at.header[0].value.replace("\\", "")
+        assert sentence.startswith("Two trainings each: energy from")
+        assert "another training may turn round" in sentence
+        assert "95 % intervals over seeds and images" in words(at)
+
+    def test_the_photographs_of_each_split_are_named(self, good_root, monkeypatch):
+        at = opened(monkeypatch, "about", good_root)
+        named = [frame.value for frame in at.dataframe if "photograph" in frame.value]
+        assert len(named) == 1
+        assert list(named[0]["photograph"]) == ["retina", "coffee"]
+        assert list(named[0]["split"]) == ["train", "test"]
 
     def test_one_more_metric_is_one_choice_away_and_in_the_address(self, good_root, monkeypatch):
         at = opened(monkeypatch, "compare", good_root)
@@ -118,7 +133,8 @@ class TestGoodRuns:
     def test_chosen_runs_are_compared_alone(self, good_root, monkeypatch):
         at = opened(monkeypatch, "compare", good_root, runs="cnn-0,cbam-0")
         assert "mha" not in at.header[0].value
-        assert "cbam looks at the patch most" in at.header[0].value
+        assert "One training each" in at.header[0].value
+        assert "energy cbam" in at.header[0].value
 
     def test_the_gallery_turns_its_pages(self, good_root, monkeypatch):
         at = opened(monkeypatch, "gallery", good_root, run="mha-0")
@@ -248,7 +264,7 @@ class TestBadRunsBesideGoodOnes:
     def test_none_of_them_is_ranked_and_each_says_why(self, bad_root, monkeypatch):
         at = opened(monkeypatch, "compare", bad_root)
         said = words(at)
-        assert "mha looks at the patch most" in at.header[0].value
+        assert "energy mha" in at.header[0].value
         for line in (
             "`bad-json`: broken – run.json: not JSON",
             "`short-samples`: broken – samples.parquet: expected",
@@ -554,7 +570,7 @@ class TestAStoreThatDoesNotAnswer:
         at.run()
         assert "connection refused" in words(at)
         assert "last good listing" in words(at)
-        assert "mha looks at the patch most" in words(at)
+        assert "energy mha" in words(at)
         monkeypatch.setattr(run_cache, "list_runs", answer)
         at.button(key="retry").click().run()
         assert not at.error
@@ -659,6 +675,7 @@ class TestWithout:
 
 class TestMany:
     def test_a_thousand_runs_are_listed_and_filtered(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(run_cache, "PATIENCE", 60.0)  # checks of types at run time take longer
         made_runs.many_runs(tmp_path, 1000)
         at = opened(monkeypatch, "runs", tmp_path, q="run-07 mha")
         assert len(at.dataframe[0].value) == 100

@@ -44,8 +44,8 @@ def test_a_mask_goes_with_the_image_of_its_name_and_folder(tmp_path: Path) -> No
     assert [s.group for s in samples] == ["cat", "cat", "dog"]
     for sample, (h, w) in zip(samples, NAMES.values(), strict=True):
         assert sample.image.shape == (3, h, w)
-        assert sample.boxes is not None
-        assert sample.boxes.tolist() == [[0, 0, w // 2, h // 2]]
+        assert sample.mask is not None
+        assert sample.mask.nonzero().amax(0).tolist() == [h // 2 - 1, w // 2 - 1]
 
 
 def test_what_is_wrong_in_a_folder_is_named_before_the_work(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path: Path) -> None:
     images = tmp_path / "images"
     with pytest.raises(InputError, match=r"item 0 \(a.png\): expected a box"):
         coco(file, images, transform=ToTensor())[0]
-    with pytest.raises(InputError, match="did you mean 'dog'"):
+    with pytest.raises(InputError, match=r"unknown category .*did you mean 'dog'"):
         coco(file, images, transform=ToTensor(), thing="dgo")
     with pytest.raises(InputError, match="no key of every image"):
         coco(file, images, transform=ToTensor(), group="hospital")
@@ -195,6 +195,40 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path: Path) -> None:
         coco(file, images, transform=ToTensor())
 
 
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        ({}, "an annotation with neither segmentation nor bbox"),
+        ({"segmentation": [[1, 1, 4, 4]]}, "a polygon of 2 corners"),
+        ({"segmentation": [[1, 1, 40, 4, 4, 8]]}, "a polygon that reaches outside the 12 × 20"),
+        (
+            {"segmentation": {"size": [20, 12], "counts": [240]}},
+            "run lengths of a 20 × 12 image for one of 12 × 20",
+        ),
+        (
+            {"segmentation": {"size": [12, 20], "counts": [3, 4]}},
+            "run lengths of 7 pixels for an image of 240",
+        ),
+    ],
+)
+def test_an_annotation_that_cannot_be_drawn_is_named(
+    tmp_path: Path, annotation: dict[str, Any], message: str
+) -> None:
+    file = annotated(tmp_path, [{"category_id": 3, **annotation}])
+    with pytest.raises(InputError, match=rf"item 0 \(a.png\): {message}"):
+        coco(file, tmp_path / "images", transform=ToTensor())[0]
+
+
+def test_labels_are_a_mapping_a_function_or_the_folder(tmp_path: Path, unchecked: None) -> None:
+    root = written(tmp_path, {"a": (8, 8)})
+    by_function = mask_folder(
+        root / "images", root / "masks", transform=ToTensor(), labels=lambda path: len(path.stem)
+    )
+    assert by_function[0].label == 1
+    with pytest.raises(InputError, match="labels: expected a mapping by file name, a function"):
+        mask_folder(root / "images", root / "masks", transform=ToTensor(), labels=7)  # type: ignore[arg-type]  # the point of the test
+
+
 def test_compressed_run_lengths_need_a_decoder(tmp_path: Path) -> None:
     coded = {"size": [12, 20], "counts": "n1300000000"}
     file = annotated(tmp_path, [{"category_id": 3, "segmentation": coded}])
@@ -202,7 +236,7 @@ def test_compressed_run_lengths_need_a_decoder(tmp_path: Path) -> None:
     try:
         import pycocotools.mask  # noqa: F401
     except ImportError:
-        with pytest.raises(UnsupportedError, match=r"attnviz\[coco\]"):
+        with pytest.raises(UnsupportedError, match="compressed run lengths need pycocotools"):
             data[0]
     else:
         assert data[0].mask is not None

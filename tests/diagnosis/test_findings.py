@@ -78,3 +78,12 @@ def test_a_finding_without_a_page_prints_no_arrow() -> None:
 def test_an_unknown_code_offers_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean 'temperature'"):
         finding("temprature", "a")
+
+
+def test_findings_that_were_not_examined_are_not_clean() -> None:
+    found = Findings(name="net", unexamined=("no weights",))
+    assert found.headline == "net: not examined: no weights"
+    assert str(found) == "net: no finding\nnot examined: no weights"
+    assert (found + three()).headline.startswith("net: error not-applied")
+    assert (three() + found).unexamined == ("no weights",)
+    assert found.errors.unexamined == ("no weights",)

@@ -10,6 +10,7 @@ import attnviz as av
 from attnviz.diagnosis import diagnose
 from attnviz.diagnosis.examination import is_trained
 from attnviz.diagnosis.outputs import flat_output
+from attnviz.diagnosis.statistics import interval
 from attnviz.errors import InputError
 from attnviz.patches import inject_patch
 from tests.diagnosis.twins import TWINS, C
@@ -168,6 +169,30 @@ def test_a_map_that_finds_the_mask_raises_nothing_and_one_that_avoids_it_does() 
     assert "outside-mask" not in diagnose(Bright(-1).eval(), images, trained=True).codes
 
 
+def test_crops_of_one_photograph_count_as_one() -> None:
+    images, masks = masked(n=32)
+    flat = TWINS["gate elsewhere"].make(mended=False).eval()
+    alone = diagnose(flat, images, masks, trained=True)
+    crops = diagnose(flat, images, masks, trained=True, groups=[n // 4 for n in range(32)])
+    assert "not-above-chance" in alone.codes
+    assert "not-above-chance" not in crops.codes
+    (few,) = (one for one in crops if one.code == "too-few-images")
+    assert few.evidence["images"] == 8
+    with pytest.raises(InputError, match="expected groups of 32 images, got 3"):
+        diagnose(flat, images, masks, groups=[1, 2, 3])
+
+
+def test_intervals_hold_their_level_for_the_best_of_several_maps() -> None:
+    """Of maps at chance the best one is above or below chance in one of twenty trials at most."""
+    noise = torch.Generator().manual_seed(0)
+    wrong = 0
+    for _ in range(400):
+        maps = 1 + 0.5 * torch.randn(6, 16, generator=noise)
+        best = max((interval(one, maps=6) for one in maps), key=lambda one: one[0])
+        wrong += not best[1] <= 1 <= best[2]
+    assert wrong / 400 < 0.05 + 2 * (0.05 * 0.95 / 400) ** 0.5
+
+
 def test_a_map_of_elsewhere_is_not_above_chance() -> None:
     case = TWINS["queries and keys hardly trained"]
     images, masks = masked()
@@ -242,7 +267,7 @@ def test_masks_and_padding_are_welcome_as_arrays() -> None:
     expected = diagnose(model, images, masks, padding=padding, trained=True)
     found = diagnose(model, images, masks.numpy(), padding=padding.numpy(), trained=True)
     assert found.as_dicts() == expected.as_dicts()
-    assert {"padding-attention", "not-above-chance"} <= set(found.codes)
+    assert {"padding-attention", "too-few-images"} <= set(found.codes)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -65,6 +65,37 @@ def test_a_vision_transformer_of_others_gives_class_row_and_rollout() -> None:
     assert result.raw("rollout").shape == (6, 4, 4)
 
 
+class ClassLast(nn.Module):
+    """A vision transformer whose class token stands last, behind its places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 16, 8, stride=8)
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        self.block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens, self.token.expand(len(x), -1, -1)], 1)
+        found: Tensor = self.head(self.block(tokens)[:, -1])
+        return found
+
+
+def test_places_are_measured_and_a_class_token_that_stands_last_shifts_no_map() -> None:
+    model, data = ClassLast().eval(), Patches(4, classes=2)
+    result = evaluate(model, data, maps=["received"], findings=False)
+    images = torch.stack([data[i].image for i in range(4)])
+    with torch.no_grad(), av.watch(model) as seen:
+        model(images)
+    (record,) = seen.values()
+    assert record.weights is not None
+    right = record.weights.mean((1, 2))[:, :16].view(4, 4, 4)
+    np.testing.assert_allclose(result.raw("received"), right, atol=1e-6)
+    assert not result.unmeasured
+
+
 def test_a_model_without_attention_is_given_grad_cam_at_its_last_convolution() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -117,7 +148,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_table(
     data = Patches(12)
     again = evaluate(model, data, save=tmp_path / "halted", findings=False)
     # the first image is looked at to plan; then only the pieces that are missing are computed
-    assert data.read[2:8] == [6, 7, 8, 9, 10, 11]
+    assert [number for number in data.read if number][:6] == [6, 7, 8, 9, 10, 11]
     pd.testing.assert_frame_equal(again.samples, whole.samples)
     run = av.open_run(tmp_path / "halted")
     assert run.state == "complete"
@@ -136,7 +167,7 @@ def test_another_evaluation_s_folder_is_refused(
 ) -> None:
     model = Attending()
     evaluate(model, Patches(4), save=tmp_path / "a", findings=False)
-    with pytest.raises(RunError, match="complete run"):
+    with pytest.raises(RunError, match="holds a complete run; save= needs"):
         evaluate(model, Patches(4), save=tmp_path / "a", findings=False)
     monkeypatch.setattr("attnviz.evaluation.saving.kept", lambda *_: None)
     few = ["iou_at_area"]
@@ -256,6 +287,33 @@ def test_bad_input_is_named_by_item_and_file(
         evaluate(Attending(), data, findings=False)
 
 
+def test_ignored_pixels_need_a_mask(unchecked: None) -> None:
+    ignore = torch.zeros(32, 32, dtype=torch.bool)
+    with pytest.raises(InputError, match="ignored pixels without a mask"):
+        evaluate(Attending(), Listed([sample(mask=None, ignore=ignore)]), findings=False)
+
+
+def test_what_is_no_sample_is_refused(unchecked: None) -> None:
+    mixed = Listed([sample(), (torch.zeros(3, 32, 32), 1)])  # type: ignore[list-item]  # the point
+    with pytest.raises(InputError, match=r"item 1: expected an attnviz\.data\.Sample, got tuple"):
+        evaluate(Attending(), mixed, findings=False)
+
+
+def test_a_label_is_needed_where_it_is_the_target() -> None:
+    data = with_labels([0, None])
+    with pytest.raises(InputError, match="item 1: target='label' and no label; give labels"):
+        evaluate(Answer(lambda y: y.mean((2, 3))), data, findings=False)
+    several = with_labels([torch.tensor([0, 1])])
+    with pytest.raises(InputError, match="labels of 2 classes and outputs"):
+        evaluate(Answer(lambda y: y.mean((2, 3))), several, findings=False)
+
+
+def test_calibration_needs_images_with_masks() -> None:
+    bare = Listed([Sample(Patches(1)[0].image, None, label=0)])
+    with pytest.raises(InputError, match="expected calibration images with masks, got none"):
+        evaluate(Attending(), Patches(2), calibration=bare, findings=False)
+
+
 def test_labels_outside_the_classes_are_named() -> None:
     data = with_labels([0, 7])
     with pytest.raises(InputError, match=r"item 1: expected a label from 0 to 2, got 7"):
@@ -314,10 +372,11 @@ def test_an_image_without_a_mask_has_no_score_and_no_zero() -> None:
 def test_a_run_is_complete_readable_and_ranked(tmp_path: Path) -> None:
     for seed in (0, 1):
         torch.manual_seed(seed)
-        evaluate(
+        result = evaluate(
             Attending(2), Patches(12, classes=2), save=tmp_path / f"own-{seed}", variant="own",
             seed=seed, thing="lesion", classes=["no", "yes"], rows=2, knockout=2, faithfulness=2,
         )  # fmt: skip
+    assert result.raw("received").shape == (12, 8, 8)  # of a saved one, read from its run
     run = av.open_run(tmp_path / "own-0")
     assert run.verify() == []
     assert run.summary["thing"] == "lesion"
@@ -326,6 +385,13 @@ def test_a_run_is_complete_readable_and_ranked(tmp_path: Path) -> None:
     assert run.test_set().images().shape == (12, 32, 32, 3)
     assert "received/deletion_auc" in run.samples()
     assert av.compare(tmp_path).variants == ["own"]
+
+
+def test_images_of_different_sizes_are_not_kept_as_one_data_set(tmp_path: Path) -> None:
+    data = Listed([Patches(1)[0], Patches(1, side=48)[0]])
+    with pytest.raises(InputError, match="save: expected images of one size, got"):
+        evaluate(Attending(), data, save=tmp_path / "mixed", findings=False)
+    assert not (tmp_path / "mixed").exists()
 
 
 def test_a_check_fails_with_the_interval_in_its_message() -> None:

@@ -79,7 +79,7 @@ def test_runs_that_failed_are_not_ranked_and_the_page_tells_questions_apart(
     assert [line for line in page.splitlines() if line.startswith("## ")] == [
         "## square", "## low_contrast",
     ]  # fmt: skip
-    assert page.startswith("# Tables\n\n8 runs on ")
+    assert page.startswith("# Tables\n\nTested on crops of 8 photographs. 8 runs on ")
     scores = pd.read_csv(tmp_path / "results" / "scores.csv")
     assert set(scores["question"]) == {"square", "low_contrast"}
     for name in ("square", "low_contrast", "overview"):

@@ -55,11 +55,21 @@ def clip(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     return out
 
 
+@rule("aten.log_sigmoid_forward.default")
+def log_gate(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
+    """The logarithm of a gate, which its exponential makes one."""
+    out = func(*args, **kwargs)
+    session.tags.put(out[0], Tag("log_gate", tuple(out[0].shape), out[0].stride()))
+    return out
+
+
 @rule("aten.exp.default", "aten.exp_.default")
 def exponential(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
-    """The numerator of a softmax that is written out."""
+    """The numerator of a softmax that is written out, or a sigmoid from its logarithm."""
     tag = session.tags.get(args[0])
     out = func(*args, **kwargs)
-    if out.dim() > 1:
+    if tag is not None and tag.kind == "log_gate":
+        session.gate(out, "sigmoid", None)
+    elif out.dim() > 1:
         session.tags.put(out, Tag("exp", tuple(out.shape), out.stride(), extra=tag))
     return out

@@ -144,10 +144,23 @@ def overwrite(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     "aten._unsafe_index.Tensor",
 )  # fmt: skip
 def look_up(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
-    """A table of biases stays a parameter; the indices into it are computed from places alone."""
+    """A table of biases stays a parameter, a gate in another order a gate."""
     out = func(*args, **kwargs)
+    tag = session.tags.get(args[0])
     if session.is_parameter(args[0]):
         session.tags.put(out, PARAMETER)
+    elif tag is not None and tag.kind == "gate":
+        session.tags.carry(tag, args[0], out)
+    return out
+
+
+@rule("aten.flip.default")
+def flip(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
+    """A flipped gate is a gate."""
+    out = func(*args, **kwargs)
+    tag = session.tags.get(args[0])
+    if tag is not None and tag.kind == "gate":
+        session.tags.carry(tag, args[0], out)
     return out
 
 

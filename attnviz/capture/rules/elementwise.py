@@ -151,6 +151,39 @@ def _gated(
     return out
 
 
+@rule("aten.lerp.Tensor", "aten.lerp_.Tensor")
+def interpolate(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
+    """A gate between two tensors: start + gate · (end − start)."""
+    return _gated_among(session, func, args, kwargs, ((2, 1),))
+
+
+@rule("aten.addcmul.default", "aten.addcmul_.default")
+def add_product(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
+    """A gate in a product that is added: start + value · gate · features."""
+    return _gated_among(session, func, args, kwargs, ((1, 2), (2, 1)))
+
+
+def _gated_among(
+    session: Session, func: Any, args: Any, kwargs: Any, pairs: tuple[tuple[int, int], ...]
+) -> Any:
+    """Run an op of three tensors, one of which may gate another, by their numbers."""
+    for side, number in pairs:
+        gate, other = args[side], args[number]
+        tag = session.tags.get(gate)
+        if tag is None or tag.kind != "gate":
+            continue
+        spans = _spans(session, gate, other, tag, session.tags.get(other))
+        if spans is None:
+            continue
+        replaced, _ = session.gates.gate(tag, gate, other, spans)
+        if replaced is None:
+            return func(*args, **kwargs)
+        out = func(*(replaced if i == side else x for i, x in enumerate(args)), **kwargs)
+        session.recorder.guard(out)
+        return out
+    return func(*args, **kwargs)
+
+
 @rule("aten.mul.Scalar", "aten.mul_.Scalar")
 def scale(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """Remember by which number queries, logits or weights were multiplied."""

@@ -50,7 +50,8 @@ def _product(session: Session, func: Any, args: Any, kwargs: Any, i: int, j: int
     if tag.kind == "scores":
         replaced = session.attention.linear(tag, operand, query, key)
     else:
-        replaced = session.attention.product(tag, operand, query, key, known)
+        values = left.mT if side else right
+        replaced = session.attention.product(tag, operand, query, key, known, values)
     if replaced is not None:
         number = (i, j)[side]
         args = (*args[:number], replaced, *args[number + 1 :])

@@ -12,11 +12,14 @@ from attnviz.capture.windows import Move
 
 @rule("aten.roll.default")
 def roll(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
-    """Remember by how much a feature map `(b, h, w, c)` was rolled."""
+    """Remember by how much a feature map `(b, h, w, c)` was rolled; a rolled gate is one."""
     out = func(*args, **kwargs)
     shifts, dims = args[1], args[2] if len(args) > 2 else ()
     x = args[0]
-    if x.dim() == 4 and sorted(d % 4 for d in dims) in ([1, 2], [2, 3]):
+    known = session.tags.get(x)
+    if known is not None and known.kind == "gate":
+        session.tags.carry(known, x, out)
+    elif x.dim() == 4 and sorted(d % 4 for d in dims) in ([1, 2], [2, 3]):
         tag = session.tags.get(x)
         before = tag.extra if tag is not None and tag.kind == "moved" else Move()
         by = dict(zip((d % 4 for d in dims), shifts, strict=True))

@@ -11,6 +11,7 @@ from attnviz.diagnosis.rules import gates as gates
 from attnviz.diagnosis.rules import gate_functions as gate_functions
 from attnviz.diagnosis.rules import effects as effects
 from attnviz.diagnosis.rules import weight_distribution as weight_distribution
+from attnviz.diagnosis.rules import sinks as sinks
 from attnviz.diagnosis.rules import localization as localization
 from attnviz.diagnosis.rules import training as training
 from attnviz.diagnosis.rules import splits as splits

@@ -15,6 +15,7 @@ from attnviz.diagnosis.findings import Severity
 from attnviz.diagnosis.registry import Observation, observed, rule
 from attnviz.diagnosis.rules.effects import NOTHING, measured_changes, randomly_scaled
 
+_OF_THREE = 0.02  # how exactly two of three rows of a joint projection have no gradient
 _LEAST = 2  # values per image from which a squashed tensor can be a gate
 
 
@@ -77,15 +78,21 @@ def detached(case: Examination) -> Iterator[Observation]:
     appearance="No map of this gate.",
     cause="The result passes through an operation that the capture does not follow before it meets "
     "the data.",
-    method="The capture lists it as computed and not applied, while the output has a gradient by "
-    "it or changes when it is replaced.",
+    method="The capture lists it as computed and not applied, or has no record of a sigmoid of a "
+    "gate's shape, `(b, 1, h, w)`, `(b, c, 1, 1)` or `(b, c)`, while the output has a gradient by "
+    "it and does not contain it.",
     explained_by=("double-sigmoid",),
 )
 def not_followed(case: Examination) -> Iterator[Observation]:
     accused = {one.where for one in case.cached(_disconnected)}
+    named = {record.name for record in case.base.seen.unused if record.name not in accused}
     for record in case.base.seen.unused:
-        if record.name not in accused:
+        if record.name in named:
             yield observed(record.name, word=record.op or record.kind)
+    for where in _unrecorded_gates(case):
+        if where not in named | accused:
+            named.add(where)
+            yield observed(where, word="sigmoid")
 
 
 @rule(
@@ -170,18 +177,47 @@ def _disconnected(case: Examination) -> list[_Disconnected]:
 def _name(case: Examination, module: str, op: str, per_image: float) -> str:
     """The name of the record that a call belongs to, else of its module."""
     for record in (*case.records, *case.base.seen.unused):
-        inside = record.name.partition("#")[0]
-        size = math.prod(record.shape) / len(case.few)
-        if record.op == op and _within(module, inside) and size == per_image:
+        inside = _inside(case, record)
+        if record.op == op and _within(module, inside) and _size(case, record) == per_image:
             return record.name
     for record in case.records:
-        if _within(module, record.name.partition("#")[0]) and record.kind == "attention":
+        if _within(module, _inside(case, record)) and record.kind == "attention":
             return record.name
     return module or type(case.model).__name__
 
 
 def _within(module: str, where: str) -> bool:
-    return module == where or module.startswith(f"{where}.")
+    return not where or module == where or module.startswith(f"{where}.")
+
+
+def _unrecorded_gates(case: Examination) -> Iterator[str]:
+    """Modules with a sigmoid of a gate's shape that reaches the output and has no record."""
+    backward, output = case.backward, case.calls.output
+    if backward is None or output is None or len(backward.connected) != len(case.calls.calls):
+        return
+    for call, connected in zip(case.calls.calls, backward.connected, strict=True):
+        shape = call.result.shape
+        gate = len(shape) == 2 or (len(shape) == 4 and (shape[1] == 1) != (shape[2:] == (1, 1)))
+        if call.op != "sigmoid" or not connected or not gate or _constant(call.result):
+            continue
+        size = call.result.numel() / len(case.some)
+        if size < _LEAST or bool(torch.isin(call.result[0].float(), output[0]).all()):
+            continue
+        recorded = any(
+            _within(call.module, _inside(case, record)) and _size(case, record) == size
+            for record in case.records
+        )
+        if not recorded:
+            yield call.module or type(case.model).__name__
+
+
+def _inside(case: Examination, record: Record) -> str:
+    name = record.name.partition("#")[0]
+    return "" if name == type(case.model).__name__ else name
+
+
+def _size(case: Examination, record: Record) -> float:
+    return math.prod(record.shape) / len(case.few)
 
 
 def _constant(result: Tensor) -> bool:
@@ -203,12 +239,10 @@ def _untrained_part(case: Examination, record: Record) -> bool:
     for key, gradient in own.items():
         if gradient is None and key.endswith("weight") and _owner(key) in backward.called:
             return True
-        if gradient is None or gradient.dim() != 2 or gradient.shape[0] % 3:
+        if gradient is None or gradient.dim() < 2 or gradient.shape[0] % 3:
             continue
-        if gradient.shape[0] != 3 * gradient.shape[1]:
-            continue
-        third = gradient.unflatten(0, (3, -1)).flatten(1).any(1)
-        if bool(third.any()) and not bool(third[:2].any()):
+        silent = float((gradient.flatten(1) == 0).all(1).float().mean())
+        if abs(silent - 2 / 3) < _OF_THREE:  # queries and keys of a joint projection
             return True
     return False
 

@@ -33,13 +33,15 @@ LITTLE = 1e-3
     method="Each query attends to one other key alone, or each gate is multiplied by random "
     f"factors, and the output changes by less than {NOTHING:g} of itself. In models not known to "
     "be trained, parameters that are all zero are replaced by small numbers first, so that "
-    "zero-initialised branches are not named.",
+    "zero-initialised branches are not named. A note where the values are one learned vector for "
+    "all keys and images, as in the first decoder layer of DETR.",
     explained_by=("not-applied", "batch-attention", "output-constant"),
 )
 def no_effect(case: Examination) -> Iterator[Observation]:
     for number, change in measured_changes(case).items():
         if change < NOTHING:
-            yield observed(case.records[number].name, change=change)
+            record = case.records[number]
+            yield observed(record.name, "note" if _of_constants(record) else None, change=change)
 
 
 @rule(
@@ -68,6 +70,15 @@ def unfaithful(case: Examination) -> Iterator[Observation]:
     for i, change in case.changes(dict.fromkeys(attention, uniform)).items() if between else ():
         if change / between < LITTLE:
             yield observed(case.records[i].name, change=change / between)
+
+
+def _of_constants(record: Record) -> bool:
+    """Whether the values are one learned vector, for all keys and images, as of DETR's queries."""
+    value = record.value
+    if value is None or not len(value):
+        return False
+    apart = float((value - value[:1, :, :1]).abs().max())
+    return apart <= 1e-5 * float(value.abs().max())
 
 
 def single_keys(weights: Tensor) -> Tensor:

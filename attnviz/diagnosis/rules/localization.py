@@ -12,6 +12,7 @@ from torch import Tensor
 from attnviz.capture import Record, watch
 from attnviz.diagnosis.examination import FEW, Examination
 from attnviz.diagnosis.registry import Observation, observed, rule
+from attnviz.diagnosis.statistics import interval
 from attnviz.maps import class_row, gate_map, received
 
 ATTENDED = 0.01
@@ -20,14 +21,19 @@ ATTENDED = 0.01
 ABOVE = 1.02
 """How many times chance the lower end of the interval must reach: flat maps reach 1.00."""
 
-_ENOUGH = 8  # images with a mask below which an interval says nothing
+MEANT = 1.25
+"""Times chance that a map of the object reaches; an interval that ends below it says no."""
+
+ENOUGH = 16
+"""Independent images (photographs, where groups are given) below which nothing is concluded."""
+
 _STRIP = 16  # a border of one colour counts as padding from this part of the image on
-_Z = 1.96
 _INTERVAL = {
     "lift": "share of the map inside the mask over the mask's area, mean over images",
-    "low": "lower end of its 95 % interval",
-    "high": "upper end of its 95 % interval",
-    "images": "number of images with a mask",
+    "low": "lower end of its 95 % interval, adjusted for the number of maps",
+    "high": "upper end of the same",
+    "images": "number of independent images with a mask",
+    "maps": "number of maps of which this is the best",
 }
 
 
@@ -66,18 +72,19 @@ def padding_attention(case: Examination) -> Iterator[Observation]:
     severity="warning",
     summary="The map avoids the object.",
     meaning="attention avoids the masks, they get {lift:.2f} times what chance would put there "
-    "(95 % interval {low:.2f} to {high:.2f}, {images} images)",
+    "(95 % interval {low:.2f} to {high:.2f}, {images} images, the best of {maps} maps)",
     evidence=_INTERVAL,
     remedy="check that masks and images were flipped and resized together; else the values, not "
     "the weights, carry the object: draw an attribution",
     appearance="A dark hole where the object is.",
     cause="Masks flipped or resized differently from the images; a gate that closes where the "
     "object is; keys that are not needed for the object's values.",
-    method="As [not-above-chance](not-above-chance.md), with the whole interval below 1.",
+    method="As [not-above-chance](not-above-chance.md), with the whole interval of the best map "
+    "below 1.",
 )
 def outside_mask(case: Examination) -> Iterator[Observation]:
     best = case.cached(_best_lift)
-    if best is not None and best.high < 1:
+    if best is not None and best.images >= ENOUGH and best.high < 1:
         yield best.observed()
 
 
@@ -86,21 +93,47 @@ def outside_mask(case: Examination) -> Iterator[Observation]:
     severity="warning",
     summary="The map does not find the object.",
     meaning="inside the masks lies {lift:.2f} times the attention that chance would put there "
-    "(95 % interval {low:.2f} to {high:.2f}, {images} images): the map does not find the object",
+    "(95 % interval {low:.2f} to {high:.2f}, {images} images, the best of {maps} maps): the map "
+    "does not find the object",
     evidence=_INTERVAL,
     remedy="try another construction (av.class_row, av.rollout, av.gradient_weighted) and an "
     "attribution before you conclude that the model does not attend to it",
     appearance="On something else, or everywhere.",
     cause="The model solves the task by other means, the wrong construction was drawn, or the "
     "layer attends elsewhere.",
-    method="The map's share inside the mask over the mask's area, per image; the 95 % interval of "
-    f"the best layer begins below {ABOVE}. Needs `masks=` with {_ENOUGH} images or more, and "
-    "trained weights.",
+    method="The map's share inside the mask over the mask's area, per image, averaged over the "
+    "images of a group (`groups=`, crops of one photograph). The 95 % interval of Student's t of "
+    "the best map, adjusted for the number of maps (Bonferroni), begins below "
+    f"{ABOVE} and ends below {MEANT}: an effect that matters is excluded. Needs `masks=` with "
+    f"{ENOUGH} independent images or more, and trained weights; with fewer, or a wider interval, "
+    "there is [too few to say](too-few-images.md).",
     explained_by=("outside-mask",),
 )
 def not_above_chance(case: Examination) -> Iterator[Observation]:
     best = case.cached(_best_lift)
-    if best is not None and best.low <= ABOVE:
+    if best is not None and best.images >= ENOUGH and best.low <= ABOVE and best.high < MEANT:
+        yield best.observed()
+
+
+@rule(
+    code="too-few-images",
+    severity="note",
+    summary="There are too few images to say whether the map finds the object.",
+    meaning="{images} independent images are too few to say whether the map finds the object: it "
+    "is {lift:.2f} times as dense inside the masks as chance (95 % interval {low:.2f} to "
+    "{high:.2f}, the best of {maps} maps)",
+    evidence=_INTERVAL,
+    remedy=f"give {ENOUGH} images with masks or more, of different photographs",
+    appearance="Any.",
+    cause="Few images, few photographs (`groups=`), or maps that differ much between images.",
+    method=f"Fewer than {ENOUGH} independent images, or an interval that begins below {ABOVE} and "
+    f"ends above {MEANT}.",
+)
+def too_few_images(case: Examination) -> Iterator[Observation]:
+    best = case.cached(_best_lift)
+    if best is None or best.low > ABOVE:
+        return
+    if best.images < ENOUGH or (best.high >= MEANT and best.high >= 1):
         yield best.observed()
 
 
@@ -113,21 +146,27 @@ class _Lift:
     low: float
     high: float
     images: int
+    maps: int
 
     def observed(self) -> Observation:
         return observed(
-            self.where, lift=self.lift, low=self.low, high=self.high, images=self.images
-        )
+            self.where, lift=self.lift, low=self.low, high=self.high, images=self.images,
+            maps=self.maps,
+        )  # fmt: skip
 
 
 def _best_lift(case: Examination) -> _Lift | None:
     """The lift of the best layer, None without masks or where it cannot be judged."""
     if case.masks is None or not case.trained:
         return None
-    judged = [
-        _Lift(name, *_interval(lift), len(lift))
+    lifts = {
+        name: per_group
         for name, lift in _lifts(case, case.masks).items()
-        if len(lift) >= _ENOUGH
+        if len(per_group := lift[lift.isfinite()]) > 1
+    }
+    judged = [
+        _Lift(name, *interval(lift, maps=len(lifts)), len(lift), len(lifts))
+        for name, lift in lifts.items()
     ]
     return max(judged, key=lambda one: one.lift, default=None)
 
@@ -177,7 +216,7 @@ def _to_padding(record: Record, padding: Tensor) -> float | None:
 
 
 def _lifts(case: Examination, masks: Tensor) -> dict[str, Tensor]:
-    """For each record `(images,)`: the share of its map inside the mask over the mask's area."""
+    """For each record the share of its map inside the mask over the mask's area, per group."""
     found: dict[str, list[Tensor]] = {}
     some = masks.flatten(1).any(1) & ~masks.flatten(1).all(1)
     images, masks = case.images[some], masks[some]
@@ -187,8 +226,18 @@ def _lifts(case: Examination, masks: Tensor) -> dict[str, Tensor]:
             mass = map_.clamp_min(0).flatten(1)
             covered = inside.flatten(1).to(mass)
             share = (mass * covered).sum(1) / mass.sum(1) / covered.mean(1)
-            found.setdefault(name, []).append(share[share.isfinite()])
-    return {name: torch.cat(parts) for name, parts in found.items()}
+            found.setdefault(name, []).append(share)
+    groups = None if case.groups is None else case.groups[some]
+    return {name: _per_group(torch.cat(parts), groups) for name, parts in found.items()}
+
+
+def _per_group(values: Tensor, groups: Tensor | None) -> Tensor:
+    """The mean of each group; images whose value is not finite are left out."""
+    kept = values.isfinite()
+    if groups is None:
+        return values[kept]
+    groups = groups[kept] if len(groups) == len(kept) else groups
+    return torch.stack([values[kept][groups == one].mean() for one in groups.unique()])
 
 
 def _maps(case: Examination, images: Tensor) -> dict[str, Tensor]:
@@ -212,10 +261,3 @@ def _map(record: Record, size: tuple[int, int], axis: str) -> Tensor | None:
     if record.prefix:
         return class_row(record, size=size)
     return received(record, size=size)
-
-
-def _interval(values: Tensor) -> tuple[float, float, float]:
-    """Mean and a normal 95 % interval, which ends at 0."""
-    mean = float(values.double().mean())
-    half = _Z * float(values.double().std()) / len(values) ** 0.5
-    return mean, max(0.0, mean - half), mean + half

@@ -13,7 +13,7 @@ Where it differs from `attnviz.metrics`, and why the numbers differ:
 | the same, weighted | times |G| over the values of all *inputs but two* of the batch | mass lift |
 | sparseness | 1e-7 added after division by the *batch's* largest value | exact |
 | complexity | 1e-12 added inside the logarithm | exact |
-| sign | absolute values in three metrics, as they are in the others | said by `sign=` |
+| sign | absolute values in three metrics, as they are in the others | set by `sign=` |
 
 `abs` and `normalise` have the defaults of the classes there. `normalise` divides by the largest
 absolute value of all maps given, so sparseness depends on what else is there; the weighted

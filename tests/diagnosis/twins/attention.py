@@ -445,6 +445,46 @@ class SameHeads(Trained):
             part.weight.data[:d] = part.weight.data[d : 2 * d]
 
 
+class Sink(Trained):
+    """One place that all queries prefer."""
+
+    length = 1.0
+
+    def weights(self, q: Tensor, k: Tensor) -> Tensor:
+        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+        preferred = torch.zeros(k.shape[-2])
+        preferred[20] = 6
+        return (0.1 * scores + preferred).softmax(-1)
+
+    def apply_to(self, weights: Tensor, v: Tensor) -> Tensor:
+        scale = torch.ones(v.shape[-2], 1)
+        scale[20] = self.length
+        return weights @ (v * scale)
+
+
+class NullSink(Sink):
+    """The place has a value of next to nothing."""
+
+    length = 0.01
+
+
+class NoSink(Sink):
+    """No place is preferred."""
+
+    def weights(self, q: Tensor, k: Tensor) -> Tensor:
+        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+
+
+class LongTokens(Trained):
+    """One place whose token is long."""
+
+    def tokens(self, x: Tensor) -> Tensor:
+        t = super().tokens(x)
+        scale = torch.ones(t.shape[1], 1)
+        scale[20] = 40
+        return t * scale
+
+
 class SmallBranch(Trained):
     """A residual so large that the attention's own output does not count."""
 
@@ -548,6 +588,15 @@ ATTENTION: dict[str, Twin] = {
     ),
     "attention outweighed": layer_twin(
         "unfaithful", "warning", SmallBranch, Trained, "places", trained=True
+    ),
+    "attention sink, broadcast": layer_twin(
+        "attention-sink", "note", Sink, NoSink, "weights", trained=True
+    ),
+    "attention sink, null operation": layer_twin(
+        "attention-sink", "note", NullSink, NoSink, "weights", trained=True
+    ),
+    "long tokens": layer_twin(
+        "high-norm-tokens", "note", LongTokens, Trained, "tokens", trained=True
     ),
     "class token only": Twin(
         "class-token-only", "warning", layer_twin("", "", ClassTokenOnly, ClassToken).faulty,

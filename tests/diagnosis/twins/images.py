@@ -129,18 +129,32 @@ class Dark(Bright):
 
 
 class Anywhere(Bright):
-    """A gate that looks at the wrong thing: the left half of the image."""
+    """A gate that is next to flat."""
 
     def gate(self, x: Tensor) -> Tensor:
-        left = torch.arange(x.shape[-1]) < x.shape[-1] // 2
-        return (x.mean(1, keepdim=True) * 0.01 + 8 * left - 4).sigmoid()
+        return (0.01 * (x.mean(1, keepdim=True) - 0.5)).sigmoid()
 
 
 def _of_masks(model: nn.Module) -> Findings:
     """With a white patch in every image, as the mask shows."""
-    clean = noise(32) * 0.3
-    images, masks, _ = inject_patch(clean, size=8, seed=3)
+    return _of_some(model, 32)
+
+
+def _of_some(model: nn.Module, count: int) -> Findings:
+    images, masks, _ = inject_patch(noise(count) * 0.3, size=8, seed=3)
     return diagnose(model.eval(), images, masks, trained=True)
+
+
+def eight_images() -> int:
+    return 8
+
+
+def more_images() -> int:
+    return 32
+
+
+def _of_count(count: int) -> Findings:
+    return _of_some(Anywhere(), count)
 
 
 def _mask_twin(code: str, faulty: type[Bright]) -> Twin:
@@ -166,4 +180,7 @@ IMAGES: dict[str, Twin] = {
     ),
     "gate avoids the object": _mask_twin("outside-mask", Dark),
     "gate elsewhere": _mask_twin("not-above-chance", Anywhere),
+    "eight images": Twin(
+        "too-few-images", "note", eight_images, more_images, (eight_images, more_images), _of_count
+    ),
 }  # fmt: skip

@@ -1,0 +1,68 @@
+"""Sinks are typed by their values, and an edit takes their weight off the places."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import attnviz as av
+from attnviz.diagnosis import diagnose, try_registers, without_sinks
+from attnviz.errors import InputError
+from tests.diagnosis.twins import TWINS
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("attention sink, broadcast", "a broadcast of its value;"),
+        ("attention sink, null operation", "a null operation;"),
+    ],
+)
+def test_a_planted_sink_is_typed_by_its_value(name: str, word: str) -> None:
+    (sink,) = (one for one in TWINS[name].findings(mended=False) if one.code == "attention-sink")
+    assert word in sink.meaning
+    assert sink.evidence["heads"] == 4
+    assert sink.evidence["share"] > 0.7
+    null = "null" in name
+    assert (sink.evidence["value"] < 0.05) == null
+    assert (sink.evidence["contribution"] < 0.2) == null
+
+
+def test_registers_are_no_sinks_and_raise_no_alarm() -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit3", num_classes=4).eval()
+    images = torch.randn(4, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    found = diagnose(model, images, trained=True)
+    assert not {"attention-sink", "high-norm-tokens", "class-token-only"} & set(found.codes)
+
+
+def test_the_edit_takes_the_sink_off_the_map_and_the_trial_says_what_it_changes() -> None:
+    twin = TWINS["attention sink, null operation"]
+    model, images = twin.make(mended=False), twin.images()
+    (trial,) = try_registers(model, images)
+    (before, low, high), (after, _, _) = trial.share
+    assert low <= before <= high
+    assert before > 0.7
+    assert after < 0.1
+    assert trial.lift is None
+    with torch.no_grad():
+        plain = model(images)
+        with av.watch(model, edit={"layer": without_sinks()}) as seen:
+            edited = model(images)
+    expected = ((edited - plain).norm(dim=1) / plain.norm(dim=1)).mean()
+    assert trial.change[0] == pytest.approx(float(expected), rel=1e-4)
+    assert float(seen["layer"].weights.sum(-1).max()) < 0.5
+    masks = torch.zeros(8, 32, 32, dtype=torch.bool)
+    masks[:, :8, :8] = True
+    (trial,) = try_registers(model, images, masks)
+    assert trial.lift is not None
+    assert trial.lift[0][0] < trial.lift[1][0]  # the sink is outside, and took the map
+
+
+def test_without_a_sink_there_is_nothing_to_try() -> None:
+    twin = TWINS["attention sink, broadcast"]
+    assert try_registers(twin.make(mended=True), twin.images()) == []
+    with pytest.raises(InputError, match="expected two images or more for intervals, got 1"):
+        try_registers(nn.Identity(), torch.zeros(1, 3, 8, 8))

@@ -1,0 +1,123 @@
+"""Runs of one's own are measured, attributed and examined again; evaluations are compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import attnviz as av
+from attnviz.cli import run
+from attnviz.data import samples_of
+from attnviz.errors import InputError
+from attnviz.evaluation.stored import StoredRun
+from tests.evaluation.made import Attending, Patches
+
+FACTORY = "tests.evaluation.made:Attending"
+
+
+def prepared(picture):  # type: ignore[no-untyped-def]
+    """Normalised with numbers of its own for each channel."""
+    shares = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+    return (shares - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / 0.25
+
+
+def pictures() -> Samples:
+    bytes_ = [
+        {"image": ((one.image + 1) * 127.5).byte(), "mask": one.mask, "label": one.label}
+        for one in (Patches(6, classes=2)[i] for i in range(6))
+    ]
+    return samples_of(bytes_, transform=prepared)
+
+
+def stored(root: Path, *, factory: str | None = FACTORY, seed: int = 0) -> Path:
+    """A run called `cnn` of a model of one's own."""
+    model = Attending(2)
+    with torch.no_grad():
+        model.head.weight.add_(0.1 * seed)
+    settings = {"model": {"classes": 2}} | ({} if factory is None else {"factory": factory})
+    path = root / f"cnn-{seed}"
+    av.evaluate(
+        model, pictures(), save=path, variant="cnn", seed=seed,
+        settings=settings, findings=False, faithfulness=6,
+    )  # fmt: skip
+    return path
+
+
+def test_commands_take_a_factory_for_runs_of_one_s_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = stored(tmp_path)
+    before = av.open_run(path).samples()
+    words = ["--metrics", "--faithfulness", "deletion_auc", "--knockout", "--json"]
+    assert run(["measure", str(path), *words]) == 2
+    said = capsys.readouterr().err
+    assert f"its model was built by {FACTORY}" in said
+    assert "--model" in said
+    assert run(["measure", str(path), *words, "--model", FACTORY]) == 0
+    after = av.open_run(path)
+    column = "received/deletion_auc"
+    np.testing.assert_allclose(
+        after.samples()[column], before[column], atol=2e-3
+    )  # maps are kept as fp16
+    assert {row["name"] for row in after.summary["knockout"]} == {"attention.attend"}
+    assert run(["attribute", str(path), "--method", "saliency", "--model", FACTORY]) == 0
+    assert av.open_run(path).maps("saliency").shape == (6, 32, 32)
+    capsys.readouterr()
+    assert run(["doctor", str(path), "--model", FACTORY, "--json"]) in (0, 1)
+    (found,) = json.loads(capsys.readouterr().out)["examined"]
+    assert found["checked"]["attention"] == 1
+
+
+def test_the_images_of_a_run_are_normalised_as_they_were(tmp_path: Path) -> None:
+    path = stored(tmp_path)
+    bench = StoredRun(path)
+    mean, std = bench.normalisation
+    assert mean == pytest.approx((0.5, 0.4, 0.3), abs=1e-5)
+    assert std == pytest.approx((0.25,) * 3, abs=1e-5)
+    black, white = bench.value_range
+    assert black == pytest.approx((-2, -1.6, -1.2), abs=1e-4)
+    assert white == pytest.approx((2, 2.4, 2.8), abs=1e-4)
+    data = pictures()
+    expected = torch.stack([data[i].image for i in (4, 1)])
+    torch.testing.assert_close(bench.batch([4, 1]).images, expected, atol=1e-5, rtol=0)
+
+
+def test_a_run_called_like_a_reference_model_is_not_taken_for_it(tmp_path: Path) -> None:
+    path = stored(tmp_path, factory=None)
+    with pytest.raises(InputError, match=r"does not say that its model is one of attnviz\.models"):
+        _ = StoredRun(path).model
+    with pytest.raises(InputError, match="its weights do not fit the model given"):
+        _ = StoredRun(path, build=lambda: Attending(3)).model
+
+
+def test_evaluations_are_compared_with_their_groups_and_with_runs() -> None:
+    data = Patches(9, classes=2)
+    good, other = Attending(2), Attending(2)
+    with torch.no_grad():
+        other.stem.weight.neg_()
+    evaluated = {
+        name: [av.evaluate(model, data, variant=name, seed=seed, findings=False) for seed in (0, 1)]
+        for name, model in (("good", good), ("other", other))
+    }
+    by_list = av.compare([*evaluated["good"], *evaluated["other"]], resamples=50)
+    by_name = av.compare(evaluated, resamples=50)
+    assert by_list.table.equals(by_name.table)
+    assert set(by_list.variants) == {"good", "other"}
+    mean = evaluated["good"][0].summary["received"]["energy_pointing_game"]["mean"]
+    rows = by_list.of("energy_pointing_game").set_index("variant")
+    assert rows.loc["good", "mean"] == pytest.approx(mean, abs=1e-9)
+    with pytest.raises(InputError, match="different images"):
+        av.compare([evaluated["good"][0], av.evaluate(other, Patches(9, seed=3), findings=False)])
+
+
+def test_seeds_of_a_saved_evaluation_are_replicates(tmp_path: Path) -> None:
+    paths = [stored(tmp_path, seed=seed) for seed in (0, 1)]
+    result = av.compare(tmp_path, resamples=50)
+    assert result.variants == ["cnn"]
+    assert result.table["seeds"].iloc[0] == 2
+    assert not any("trained unlike" in note for note in result.notes)
+    assert len(paths) == 2
