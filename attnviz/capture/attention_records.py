@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from attnviz.capture.attention_layout import Layout, head_count, layout
 from attnviz.capture.call_stack import Place
 from attnviz.capture.fused_weights import Fused
 from attnviz.capture.grids import Geometry, token_counts
-from attnviz.capture.lineage import numbered
+from attnviz.capture.lineage import Numbers
 from attnviz.capture.op_mode import apart
+from attnviz.capture.proven_places import numbered
 from attnviz.capture.provenance import Scores, Squash, Tag
 from attnviz.capture.record import Record, changed
 from attnviz.capture.recorder import Recorder, before_dropout
@@ -107,7 +109,7 @@ class AttentionRecords:
         """The record with the places of a kernel's queries and keys `(b, heads, tokens, d)`."""
         sides = [
             numbered(self._recorder.lineage, x, [x.dim() - 2], list(range(x.dim() - 2)),
-                     lambda sums: sums.reshape(len(sums), -1))
+                     partial(_by_first, x.shape[0]))
             for x in (queries, keys)
         ]  # fmt: skip
         return self._recorder.lies(record, sides[0], sides[1], images)
@@ -275,6 +277,11 @@ class AttentionRecords:
                 return weights
         with self._collector.graph():
             return fusion.weights(fused)
+
+
+def _by_first(size: int, flat: Numbers) -> Numbers:
+    """Values along leading axes as `(b, heads)`, the first of these axes being the batch."""
+    return flat.reshape(size, -1)
 
 
 def _how(scores: Scores | None, queries: int) -> str:

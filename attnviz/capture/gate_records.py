@@ -7,8 +7,8 @@ from torch import Tensor
 
 from attnviz.capture.gate_layout import Pooling, arrange, pooling
 from attnviz.capture.grids import Geometry
-from attnviz.capture.lineage import numbered
 from attnviz.capture.op_mode import apart
+from attnviz.capture.proven_places import numbered
 from attnviz.capture.provenance import Squash, Tag
 from attnviz.capture.record import Record, changed
 from attnviz.capture.recorder import Recorder, Restore, before_dropout
@@ -96,11 +96,11 @@ class GateRecords:
         keys = [a - lead for a in pool.keys if a >= lead]
         rest = [a - lead for a in pool.rest if a >= lead and pool.shape[a] > 1]
         side = numbered(
-            self._recorder.lineage, gate, keys, rest, lambda sums: sums.reshape(len(sums), -1)
-            if rest else sums.reshape(1, 1),
+            self._recorder.lineage, gate, keys, rest,
+            lambda flat: flat.reshape(gate.shape[rest[0]] if rest else 1, -1),
         )  # fmt: skip
-        if side is not None and images and len(side.rows) == 1:
-            side.rows = np.repeat(side.rows, images)
+        if side is not None and images and len(side.numbers) == 1:
+            side.numbers = np.repeat(side.numbers, images, 0)
         return self._recorder.lies(record, None, side, images, number)
 
     @apart
@@ -130,7 +130,7 @@ class GateRecords:
         repeated: list[int],
         scope: Scope,
     ) -> tuple[Record, Restore]:
-        read = arrange(gate, other, repeated, scope.shape.image)
+        read = arrange(gate, other, repeated, self._recorder.lineage.labels(other) or ())
         with self._collector.graph():
             scale = read.present(gate)
         features = read.arrange(other) if self._recorder.options.features else None

@@ -50,21 +50,10 @@ def model_input(calls: Sequence[Call]) -> tuple[int | None, Grid | None]:
     return (shapes[0][0] if shapes and shapes[0] else None), None
 
 
-def by_aspect(count: int, image: Grid) -> Grid | None:
-    """The grid of `count` places that has the image's proportions, up to rounding."""
-    if count < 1:
-        return None
-    height, width = image
-    near = round((count * height / width) ** 0.5)
-    for rows in (near, near + 1, near - 1):
-        if rows > 0 and count % rows == 0:
-            columns = count // rows
-            if (
-                abs(rows * width / height - columns) < 1
-                and abs(columns * height / width - rows) < 1
-            ):
-                return rows, columns
-    return None
+def image_sides(calls: Sequence[Call]) -> set[tuple[int, ...]]:
+    """The sides that the images may have which the outermost module was given."""
+    shapes = calls[-1].shapes if calls else ()
+    return {shape[-n:] for shape in shapes for n in (2, 3) if len(shape) > n}
 
 
 def token_counts(calls: Sequence[Call]) -> tuple[set[int], set[int]]:

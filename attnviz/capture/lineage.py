@@ -1,6 +1,6 @@
 """Which place of a feature map each element of a tensor is, followed through the ops of a model.
 
-A convolution puts out a feature map, and each of its rows and columns is a place. From there on
+The model's image is a grid of pixels, and a convolution makes a coarser grid of it. From there on
 every op that moves tokens without mixing them is followed: copies in another order of memory,
 rolls, padding, concatenation with class tokens, linear layers, norms, attention. A view shares its
 tensor's storage, so where its elements lie is computed from their addresses. An op that is not
@@ -10,135 +10,226 @@ known, or that gathers, sorts or mixes tokens, ends what is known: a place is pr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from attnviz.capture.provenance import Tag, Tags
-from attnviz.token_places import Places, Role
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
+"""Cells of a grid, counted row by row; below zero tokens that are no places."""
 
-Present = Callable[[Numbers], Numbers]
+PADDED = -(10**9)
+"""The number of padding. Other tokens that are no places count from −1 down."""
 
-JOINED = -(10**9)
-"""What a token of parameters or of other data adds to the number of its place."""
-
-PADDED = -(10**12)
-"""The same of padding."""
+_MOST = 1 << 20  # elements of the numbers of one tensor
 
 _UNCHANGED = {
-    "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "rsub", "gelu", "gelu_", "relu",
-    "relu_", "silu", "silu_", "sigmoid", "sigmoid_", "tanh", "hardtanh", "hardtanh_", "hardswish",
-    "hardswish_", "leaky_relu", "leaky_relu_", "elu", "mish", "softplus", "neg", "exp", "sqrt",
+    "add", "sub", "mul", "div", "rsub", "gelu", "relu", "silu", "sigmoid", "tanh", "hardtanh",
+    "hardswish", "hardsigmoid", "leaky_relu", "elu", "mish", "softplus", "neg", "exp", "sqrt",
     "pow", "erf", "native_layer_norm", "native_batch_norm", "_native_batch_norm_legit",
     "_native_batch_norm_legit_no_training", "_batch_norm_no_update", "_batch_norm_with_update",
-    "cudnn_batch_norm", "miopen_batch_norm", "native_group_norm", "_fused_rms_norm", "_softmax",
-    "softmax", "_safe_softmax", "clone", "_to_copy", "native_dropout", "dropout", "masked_fill",
-    "masked_fill_", "where", "clamp", "clamp_min", "clamp_max", "detach", "alias", "nan_to_num",
+    "cudnn_batch_norm", "miopen_batch_norm", "native_group_norm", "_fused_rms_norm", "rsqrt",
+    "_softmax", "softmax", "_safe_softmax", "clone", "_to_copy", "native_dropout", "dropout",
+    "masked_fill", "where", "clamp", "clamp_min", "clamp_max", "detach", "alias", "nan_to_num",
     "_transformer_encoder_layer_fwd", "_native_multi_head_attention", "layer_norm", "group_norm",
-    "batch_norm", "to", "contiguous", "addcmul", "lerp", "hardsigmoid",
+    "batch_norm", "to", "contiguous", "addcmul", "lerp", "_prelu_kernel", "abs", "log",
+    "reciprocal",
+}  # fmt: skip
+_RESIZED = {
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "upsample_bilinear2d",
+    "upsample_nearest2d", "upsample_bicubic2d", "upsample_trilinear3d", "upsample_nearest3d",
+    "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
 }  # fmt: skip
 _POOLED = {
-    "max_pool2d_with_indices", "max_pool2d", "avg_pool2d", "_adaptive_avg_pool2d", "avg_pool3d",
-    "max_pool3d_with_indices", "_adaptive_avg_pool3d", "upsample_bilinear2d", "upsample_nearest2d",
-    "upsample_bicubic2d", "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa",
+    "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d", "max_pool2d",
+    "mkldnn_max_pool2d",
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The rows of a grid along one axis of the image.
+
+    Attributes:
+        size: How many there are.
+        first: The centre of the first one, in pixels.
+        step: From one centre to the next.
+        pixels: The image's own side.
+    """
+
+    size: int
+    first: float
+    step: float
+    pixels: int
+
+    def off(self, rows: Sequence[int] | None = None) -> float:
+        """The largest distance, in cells, from where rows of a grid over the image would lie.
+
+        Args:
+            rows: Only these rows, as a grid of their own; all if not given.
+        """
+        ends = (0, self.size - 1) if rows is None else (rows[0], rows[-1])
+        count = self.size if rows is None else len(rows)
+        cell = self.pixels / count
+        return max(
+            abs(self.first + self.step * row - (place + 0.5) * cell) / cell
+            for row, place in zip(ends, (0, count - 1), strict=True)
+        )
 
 
 @dataclass(eq=False, slots=True)
 class Space:
-    """A grid of places, and which tokens beside them were read by themselves.
+    """A grid of places over the image, and which tokens beside them were read by themselves.
 
     Attributes:
-        grid: Its sides.
-        read: Numbers of tokens that are no places and were given to an op alone.
+        lines: Its axes.
+        read: Numbers of tokens that are no places and were given to a layer alone.
+        others: How many tokens that are no places have joined it.
     """
 
-    grid: tuple[int, ...]
+    lines: tuple[Line, ...]
     read: set[int] = field(default_factory=set)
+    others: int = 0
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Its sides."""
+        return tuple(line.size for line in self.lines)
+
+    def whole(self, dims: int) -> Label:
+        """The label of a feature map `(b, c, …)` over this grid."""
+        numbers = np.arange(math.prod(self.grid), dtype=np.int64)
+        return Label(self, numbers.reshape((*([1] * (dims - len(self.grid))), *self.grid)))
 
 
-@dataclass(slots=True)
-class Axis:
-    """One axis of a tensor as it was written, and what each step along it adds.
+@dataclass(frozen=True, eq=False, slots=True)
+class Label:
+    """The places of a tensor's elements.
 
     Attributes:
-        stride: In elements.
-        size: How many steps there are.
-        adds: `(size,)`, what each adds to the number of the place.
-        space: The grid that these are numbers on.
+        space: The grid.
+        numbers: The cell of each element; of size 1 along axes that it does not depend on.
     """
 
-    stride: int
-    size: int
-    adds: Numbers
     space: Space
+    numbers: Numbers
+
+    def along(self, axis: int) -> bool:
+        """Whether places differ along an axis."""
+        return bool(self.numbers.shape[axis] > 1)
+
+    def same(self, other: Label) -> bool:
+        """Whether another label says the same."""
+        return self is other or (
+            self.space.lines == other.space.lines and np.array_equal(self.numbers, other.numbers)
+        )
 
 
-@dataclass(slots=True)
+Labels = tuple[Label, ...]
+
+
 class Origin:
     """Where the elements of a storage lie.
 
     Attributes:
-        axes: Its axes that tell places.
-        shape: The shape of the tensor as it was written.
-        stride: Its strides.
-        known: Sums along axes of views, by stride, size, offset and grid.
+        labels: The labels of the tensor as it was written; none where nothing is known any more.
     """
 
-    axes: tuple[Axis, ...]
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    known: dict[Any, Numbers | None] = field(default_factory=dict)
+    __slots__ = ("_known", "_offset", "_shape", "_stride", "labels")
 
-    def along(self, view: Tensor, axis: int, space: Space) -> Numbers | None:
-        """What each step along an axis of a view adds; None if that is nothing."""
-        size, stride, offset = view.shape[axis], view.stride(axis), int(view.storage_offset())
-        key = (size, stride, offset, id(space))
-        if key not in self.known:
-            self.known[key] = self._along(size, stride, offset, space)
-        return self.known[key]
+    def __init__(self, tensor: Tensor, labels: Labels) -> None:
+        self.labels = labels
+        self._shape, self._stride = tuple(tensor.shape), tensor.stride()
+        self._offset = int(tensor.storage_offset())
+        self._known: dict[Any, Labels] = {}
 
-    def _along(self, size: int, stride: int, offset: int, space: Space) -> Numbers | None:
-        if size == 1 or stride == 0:
-            return None
-        address = offset + stride * np.arange(size, dtype=np.int64)
-        adds = self._number(address, space) - self._number(np.array([offset]), space)
-        return adds if adds.any() else None
+    def of(self, view: Tensor) -> Labels:
+        """The labels of a view."""
+        if not self.labels:
+            return ()
+        shape, stride, offset = tuple(view.shape), view.stride(), int(view.storage_offset())
+        if shape == self._shape and stride == self._stride and offset == self._offset:
+            return self.labels
+        key = (shape, stride, offset)
+        if key not in self._known:
+            self._known[key] = tuple(
+                Label(label.space, numbers)
+                for label in self.labels
+                if (numbers := self._seen(label, shape, stride, offset)) is not None
+            )
+        return self._known[key]
 
-    def _number(self, address: Numbers, space: Space) -> Numbers:
-        total = np.zeros(len(address), dtype=np.int64)
-        for axis in self.axes:
-            if axis.space is space:
-                total += axis.adds[address // axis.stride % axis.size]
-        return total
+    def _seen(
+        self, label: Label, shape: Sequence[int], stride: Sequence[int], offset: int
+    ) -> Numbers | None:
+        """The numbers of a view's elements, read at their addresses."""
+        chosen = [i for i, n in enumerate(label.numbers.shape) if n > 1]
+        start = np.array(offset - self._offset, dtype=np.int64)
+        address, sizes = start.reshape([1] * len(shape)), [1] * len(shape)
+        for axis, (size, step) in enumerate(zip(shape, stride, strict=True)):
+            if size < 2 or not step:
+                continue
+            along = start + step * np.arange(size, dtype=np.int64)
+            if any((index != index[0]).any() for index in self._index(along, chosen)):
+                sizes[axis] = size
+                address = address + (along - start).reshape(
+                    [-1 if i == axis else 1 for i in range(len(shape))]
+                )
+                if address.size > _MOST:
+                    return None
+        numbers = label.numbers.reshape([label.numbers.shape[i] for i in chosen])
+        found: Numbers = numbers[tuple(self._index(address, chosen))] if chosen else numbers
+        return _reduced(found.reshape(sizes))
 
-    def start(self, view: Tensor, space: Space) -> int:
-        """The number at a view's first element."""
-        return int(self._number(np.array([int(view.storage_offset())]), space)[0])
+    def _index(self, address: Numbers, chosen: Sequence[int]) -> list[Numbers]:
+        """The index of addresses along some axes of the tensor as it was written."""
+        found: dict[int, Numbers] = {}
+        for i in sorted(range(len(self._shape)), key=lambda i: -self._stride[i]):
+            if self._shape[i] > 1:
+                found[i], address = address // self._stride[i], address % self._stride[i]
+        return [found[i].clip(0, self._shape[i] - 1) for i in chosen]
 
-    def spaces(self) -> list[Space]:
-        """The grids that its axes tell of."""
-        return list({id(axis.space): axis.space for axis in self.axes}.values())
+
+def _reduced(numbers: Numbers) -> Numbers:
+    """Numbers without the axes that they do not depend on."""
+    for axis, size in enumerate(numbers.shape):
+        first = numbers.take([0], axis)
+        if size > 1 and (numbers == first).all():
+            numbers = first
+    return numbers
 
 
 class Lineage:
-    """Follows places through the ops of one watch."""
+    """Follows places through the ops of one watch.
 
-    def __init__(self, is_parameter: Callable[[Tensor], bool]) -> None:
+    Args:
+        is_parameter: Whether a tensor is a parameter, or was made of them alone.
+        sides: The sides of the model's images, each once; called within the model.
+    """
+
+    def __init__(
+        self,
+        is_parameter: Callable[[Tensor], bool],
+        sides: Callable[[], Iterable[tuple[int, ...]]],
+    ) -> None:
         self.is_parameter = is_parameter
+        self._sides = sides
         self._tags = Tags()
 
-    def get(self, tensor: Any) -> Origin | None:
-        """What is known of a tensor's storage."""
+    def labels(self, tensor: Any) -> Labels | None:
+        """What is known of a tensor's elements: nothing is `()`, None if it is no feature."""
         if not len(self._tags) or not isinstance(tensor, Tensor) or tensor.is_nested:
             return None
         tag = self._tags.get(tensor)
-        return None if tag is None else tag.extra
+        if tag is None:
+            return None
+        origin: Origin = tag.extra
+        return origin.of(tensor)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -146,435 +237,343 @@ class Lineage:
 
     def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Note where the elements of an op's result lie."""
-        handler = _HANDLERS.get(func)
-        if handler is None:
-            handler = _HANDLERS[func] = _handler(func)
-        handler(self, func, args, kwargs, out)
-
-    def put(self, tensor: Tensor, axes: Sequence[tuple[int, Numbers, Space]]) -> None:
-        """Note where a new tensor's elements lie: by axis what each step adds."""
-        kept = tuple(
-            Axis(tensor.stride(i), tensor.shape[i], adds, space) for i, adds, space in axes
-        )
-        dense = tensor.storage_offset() == 0 and all(axis.stride for axis in kept)
-        if not kept or not dense:
-            self._tags.drop(tensor)
+        rule = _RULES.get(func)
+        if rule is None:
+            rule = _RULES[func] = _rule(func)
+        made = out[0] if isinstance(out, (tuple, list)) and out else out
+        if not isinstance(made, Tensor) or made.layout is not torch.strided or made.is_nested:
             return
-        origin = Origin(kept, tuple(tensor.shape), tensor.stride())
-        self._tags.put(tensor, Tag("origin", extra=origin))
-
-    def drop(self, tensor: Any) -> None:
-        """Forget a tensor that was written to."""
-        if isinstance(tensor, Tensor) and not tensor.is_nested and len(self._tags):
-            self._tags.drop(tensor)
-
-    def axes_of(self, view: Tensor, origin: Origin) -> Iterator[tuple[int, Numbers, Space]]:
-        """By axis of a view and grid what each step adds, the first element's number included."""
-        for space in origin.spaces():
-            start, found = origin.start(view, space), False
-            for axis in range(view.dim()):
-                adds = origin.along(view, axis, space)
-                if adds is not None:
-                    yield axis, adds + (0 if found else start), space
-                    found = True
-
-    def read_alone(self, view: Tensor, origin: Origin) -> None:
-        """Note which token that is no place is the only one that an op was given."""
-        for axis in origin.axes:
-            index = int(view.storage_offset()) // axis.stride % axis.size
-            own = any(
-                n > 1 and axis.stride <= s < axis.stride * axis.size
-                for n, s in zip(view.shape, view.stride(), strict=True)
-            )
-            if not own and axis.adds[index] * 2 > PADDED and axis.adds[index] * 2 < JOINED:
-                axis.space.read.add(index)
-
-
-Handler = Callable[[Lineage, Any, Any, Any, Any], None]
-_HANDLERS: dict[Any, Handler] = {}
-
-
-def _handler(func: Any) -> Handler:
-    """The function that follows an op."""
-    name = str(func)
-    if not name.startswith("aten."):
-        return _lost
-    packet = name.split(".")[1]
-    if packet in _UNCHANGED:
-        return _unchanged
-    if packet == "convolution":
-        return _convolved
-    if packet in _POOLED:
-        return _pooled
-    special = {
-        "mm": _multiplied, "bmm": _multiplied, "addmm": _added, "baddbmm": _added, "cat": _joined,
-        "roll": _rolled, "constant_pad_nd": _padded, "copy_": _copied,
-    }  # fmt: skip
-    if packet in special:
-        return special[packet]
-    if "scaled_dot_product" in packet and "backward" not in packet:
-        return _attended
-    return _lost
-
-
-def _lost(lineage: Lineage, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """An op that is not known: what it writes to is no longer known either."""
-    schema = getattr(func, "_schema", None)
-    if schema is not None and schema.is_mutable and args:
-        lineage.drop(args[0])
-
-
-def _first(out: Any) -> Any:
-    return out[0] if isinstance(out, (tuple, list)) and out else out
-
-
-def _unchanged(lineage: Lineage, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """Every element stays where it is."""
-    made = _first(out)
-    if not isinstance(made, Tensor):
-        return
-    found: tuple[Tensor, Origin] | None = None
-    for x in args:
-        if not isinstance(x, Tensor) or x.dim() == 0 or x.numel() == 1:
-            continue
-        origin = lineage.get(x)
-        if origin is None:
-            continue
-        if str(func).split(".")[1] in ("native_layer_norm", "layer_norm"):
-            lineage.read_alone(x, origin)
-        if x.shape != made.shape:
-            continue  # it is repeated over the others, as gates are
-        if found is not None and not _agree(lineage, x, origin, *found):
-            lineage.drop(made)
+        tensors = [x for x in _flat(args) if isinstance(x, Tensor)]
+        if not rule.seeds and all(self.labels(x) is None for x in tensors):
             return
-        found = found or (x, origin)
-    if found is None:
-        lineage.drop(made)
-        return
-    if any(_foreign(lineage, x, made) for x in args):
-        lineage.drop(made)
-        return
-    x, origin = found
-    if made is x:
-        return
-    if made.storage_offset() == 0 and x.storage_offset() == 0 and (
-        tuple(x.shape) == origin.shape == tuple(made.shape)
-        and x.stride() == origin.stride == made.stride()
-    ):  # fmt: skip
-        lineage._tags.put(made, Tag("origin", extra=origin))
-        return
-    lineage.put(made, list(lineage.axes_of(x, origin)))
+        found = rule.labels(self, args, kwargs, made)
+        if found is None:
+            return
+        if rule.writes:
+            self._written(made, found)
+            return
+        self._put(made, found)
+        if isinstance(out, (tuple, list)):
+            for other in out[1:]:
+                if isinstance(other, Tensor) and other.dim() == made.dim():
+                    self._put(other, found if other.shape == made.shape else ())
+
+    def image(self, tensor: Tensor) -> Labels | None:
+        """The labels of a tensor that may be the model's image, whose pixels are a grid."""
+        known = self.labels(tensor)
+        if known is not None:
+            return known
+        sides = tuple(tensor.shape[2:])
+        if tensor.dim() not in (4, 5) or sides not in set(self._sides()):
+            return ()
+        space = Space(tuple(Line(n, 0.5, 1.0, n) for n in sides))
+        return (space.whole(tensor.dim()),)
+
+    def read_alone(self, labels: Labels) -> None:
+        """Note that a layer was given one token only, if it is no place."""
+        for label in labels:
+            if label.numbers.size == 1 and PADDED < label.numbers.flat[0] < 0:
+                label.space.read.add(int(label.numbers.flat[0]))
+
+    def _put(self, tensor: Tensor, labels: Labels) -> None:
+        if labels and not _written_in_order(tensor):
+            labels = ()
+        self._tags.put(tensor, Tag("origin", extra=Origin(tensor, labels)))
+
+    def _written(self, target: Tensor, labels: Labels) -> None:
+        """An op has written into a tensor, or into a part of one."""
+        known = self.labels(target)
+        if known and len(known) == len(labels) and all(map(Label.same, known, labels)):
+            return
+        whole = target.numel() * target.element_size() == target.untyped_storage().nbytes()
+        self._put(target, labels if whole else ())
 
 
-def _foreign(lineage: Lineage, x: Any, made: Tensor) -> bool:
-    """Whether an operand as large as the result is data of which nothing is known."""
-    return (
-        isinstance(x, Tensor) and x.shape == made.shape and lineage.get(x) is None
-        and x.is_floating_point() and 0 not in x.stride() and not lineage.is_parameter(x)
-    )  # fmt: skip
+def _flat(values: Any) -> Iterable[Any]:
+    for value in values:
+        if isinstance(value, (tuple, list)):
+            yield from _flat(value)
+        else:
+            yield value
 
 
-def _agree(lineage: Lineage, x: Tensor, origin: Origin, y: Tensor, other: Origin) -> bool:
-    """Whether two tensors hold the same places in the same order."""
-    if origin is other and x.stride() == y.stride() and x.storage_offset() == y.storage_offset():
-        return True
-    one, two = list(lineage.axes_of(x, origin)), list(lineage.axes_of(y, other))
-    return len(one) == len(two) and all(
-        a[0] == b[0] and a[2].grid == b[2].grid and np.array_equal(a[1], b[1])
-        for a, b in zip(one, two, strict=True)
-    )
-
-
-def _whole(lineage: Lineage, x: Tensor, origin: Origin) -> bool:
-    """Whether the last axes of a feature map are a whole grid, row by row."""
-    for space in origin.spaces():
-        sides = tuple(x.shape[2:])
-        if space.grid != sides or origin.start(x, space):
-            return False
-        adds = [origin.along(x, axis, space) for axis in range(x.dim())]
-        step = 1
-        for axis in reversed(range(2, x.dim())):
-            wanted = np.arange(x.shape[axis]) * step
-            got = adds[axis]
-            if x.shape[axis] > 1 and (got is None or not np.array_equal(got, wanted)):
+def _written_in_order(tensor: Tensor) -> bool:
+    """Whether each element has an address of its own, and axes lie within each other."""
+    inner = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride < inner:
                 return False
-            step *= x.shape[axis]
-        if adds[0] is not None or adds[1] is not None:
-            return False
+            inner = stride * size
     return True
 
 
-def _mapped(lineage: Lineage, x: Any, made: Any) -> None:
-    """A feature map made of a feature map: its rows and columns are a grid of their own."""
-    if not isinstance(made, Tensor) or made.dim() not in (4, 5) or not isinstance(x, Tensor):
-        return
-    origin = lineage.get(x)
-    if origin is not None and not _whole(lineage, x, origin):
-        if x.shape[2:] == made.shape[2:] and x.dim() == made.dim():
-            kept = [one for one in lineage.axes_of(x, origin) if one[0] != 1]
-            lineage.put(made, kept)
-        return
-    sides = tuple(made.shape[2:])
-    if origin is not None and origin.spaces()[0].grid == sides:
-        space = origin.spaces()[0]
-    else:
-        space = Space(sides)
-    axes, step = [], 1
-    for axis in reversed(range(2, made.dim())):
-        axes.append((axis, np.arange(made.shape[axis], dtype=np.int64) * step, space))
-        step *= made.shape[axis]
-    lineage.put(made, axes)
+Found = Callable[[Lineage, Any, Any, Tensor], Labels | None]
 
 
-def _convolved(lineage: Lineage, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    _mapped(lineage, args[0], out)
-
-
-def _pooled(lineage: Lineage, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    if lineage.get(args[0]) is not None:
-        _mapped(lineage, args[0], _first(out))
-
-
-def _multiplied(lineage: Lineage, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """Rows come from the left factor, columns from the right one; nothing else may tell places."""
-    _product(lineage, args[0], args[1], out)
-
-
-def _added(lineage: Lineage, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    _product(lineage, args[1], args[2], out)
-
-
-def _product(lineage: Lineage, left: Tensor, right: Tensor, out: Tensor) -> None:
-    axes: list[tuple[int, Numbers, Space]] = []
-    last = out.dim() - 1
-    rows, columns = lineage.get(left), lineage.get(right)
-    if rows is not None:
-        if left.dim() == 2:
-            lineage.read_alone(left, rows)
-        mine = list(lineage.axes_of(left, rows))
-        own = {id(one[2]) for one in mine if one[0] == last - 1} or {id(one[2]) for one in mine}
-        if any(one[0] == last and id(one[2]) in own for one in mine) and not _scores(mine, last):
-            return  # places are summed over
-        axes += [one for one in mine if one[0] != last and id(one[2]) in own]
-    if columns is not None:
-        theirs = list(lineage.axes_of(right, columns))
-        if any(one[0] == last for one in theirs):
-            have = {(one[0], id(one[2])) for one in axes}
-            axes += [
-                one for one in theirs
-                if one[0] != last - 1 and (one[0], id(one[2])) not in have
-            ]  # fmt: skip
-        elif rows is None and any(one[0] == last - 1 for one in theirs):
-            return
-    lineage.put(out, axes)
-
-
-def _scores(mine: Sequence[tuple[int, Numbers, Space]], last: int) -> bool:
-    """Whether a left factor has places along both of its last axes: attention weights."""
-    return any(one[0] == last - 1 for one in mine)
-
-
-def _attended(lineage: Lineage, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """Each query's mixture lies where the query does."""
-    query, made = args[0], _first(out)
-    origin = lineage.get(query)
-    if origin is None or not isinstance(made, Tensor) or made.dim() != query.dim():
-        return
-    axes = list(lineage.axes_of(query, origin))
-    if not any(one[0] == query.dim() - 1 for one in axes):
-        lineage.put(made, axes)
-
-
-def _joined(lineage: Lineage, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """Tokens that follow each other; those of which nothing is known are no places."""
-    parts = [x for x in args[0] if isinstance(x, Tensor) and x.numel()]
-    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()
-    known = [(x, origin) for x in parts if (origin := lineage.get(x)) is not None]
-    if not known or any(x.dim() != out.dim() for x in parts):
-        return
-    told = [list(lineage.axes_of(x, origin)) for x, origin in known]
-    spaces = {id(one[2]): one[2] for one in told[0]}
-    if len(spaces) != 1 or any({id(one[2]) for one in t} != set(spaces) for t in told):
-        return
-    space = next(iter(spaces.values()))
-    along = [{axis: adds for axis, adds, _ in t} for t in told]
-    rest = [{a: v for a, v in t.items() if a != dim} for t in along]
-    if any(
-        t.keys() != rest[0].keys() or any(not np.array_equal(t[a], rest[0][a]) for a in t)
-        for t in rest
-    ):
-        return
-    axes = [(axis, adds, space) for axis, adds in rest[0].items()]
-    if any(dim in t for t in along):
-        pieces, at = [], 0
-        for x in parts:
-            if at < len(known) and x is known[at][0]:
-                adds = along[at].get(dim)
-                pieces.append(np.zeros(x.shape[dim], np.int64) if adds is None else adds)
-                at += 1
-            else:
-                pieces.append(np.full(x.shape[dim], JOINED, np.int64))
-        axes.append((dim, np.concatenate(pieces), space))
-    elif len(known) < len(parts) and dim not in (1, out.dim() - 1):
-        return
-    lineage.put(out, axes)
-
-
-def _rolled(lineage: Lineage, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    origin = lineage.get(args[0])
-    if origin is None:
-        return
-    dims = args[2] if len(args) > 2 else ()
-    shifts = dict(zip((d % out.dim() for d in dims), args[1], strict=False))
-    if not dims:
-        return
-    axes = list(lineage.axes_of(args[0], origin))
-    if any(d not in {one[0] for one in axes} and out.shape[d] > 1 and s for d, s in shifts.items()):
-        return
-    lineage.put(out, [(a, np.roll(adds, shifts.get(a, 0)), space) for a, adds, space in axes])
-
-
-def _padded(lineage: Lineage, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    origin = lineage.get(args[0])
-    if origin is None:
-        return
-    by = list(args[1])
-    pads = {out.dim() - 1 - i // 2: (by[i], by[i + 1]) for i in range(0, len(by), 2)}
-    axes = []
-    for axis, adds, space in lineage.axes_of(args[0], origin):
-        before, after = pads.pop(axis, (0, 0))
-        if before < 0 or after < 0:
-            return
-        axes.append((axis, np.pad(adds, (before, after), constant_values=PADDED), space))
-    if any(any(pad) for pad in pads.values()):
-        return
-    lineage.put(out, axes)
-
-
-def _copied(lineage: Lineage, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """A tensor is written over as a whole, or is no longer known."""
-    target, source = args[0], args[1]
-    origin = lineage.get(source)
-    whole = target.numel() * target.element_size() == target.untyped_storage().nbytes()
-    if origin is not None and whole and target.shape == source.shape:
-        lineage.put(target, list(lineage.axes_of(source, origin)))
-    else:
-        lineage.drop(target)
-
-
-@dataclass(slots=True)
-class Numbered:
-    """The numbers of the places of one side of a record.
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How an op is followed.
 
     Attributes:
-        space: The grid that they are numbers on.
-        rows: What each row of the weights' first axis adds.
-        tokens: The number of each token.
+        labels: From the op's arguments and its result to the result's labels; None leaves it alone.
+        seeds: Whether it may make places of a tensor of which nothing is known.
+        writes: Whether it writes into its first argument.
     """
 
-    space: Space
-    rows: Numbers
-    tokens: Numbers
+    labels: Found
+    seeds: bool = False
+    writes: bool = False
 
 
-def numbered(
-    lineage: Lineage, tensor: Tensor, tokens: Sequence[int], lead: Sequence[int], present: Present
-) -> Numbered | None:
-    """Numbers of places along one axis of weights, queries or keys; None where not known.
+_RULES: dict[Any, Rule] = {}
 
-    Args:
-        lineage: What is known.
-        tensor: The tensor.
-        tokens: Its axes of tokens, slowest first.
-        lead: Its leading axes.
-        present: From values along the leading axes to `(b, heads)`.
-    """
-    origin = lineage.get(tensor)
-    if origin is None:
-        return None
-    for space in origin.spaces():
-        own = _outer(origin, tensor, tokens, space)
-        if own is None:
+
+def _rule(func: Any) -> Rule:
+    name, schema = str(func), getattr(func, "_schema", None)
+    writes = bool(schema is not None and schema.is_mutable)
+    packet = name.split(".")[1] if name.startswith("aten.") else ""
+    plain = packet.rstrip("_") if writes else packet
+    if plain in _UNCHANGED:
+        return Rule(_normed if "layer_norm" in plain else _unchanged, writes=writes)
+    if plain in _RESIZED:
+        return Rule(_resized, seeds=True)
+    if plain in _POOLED:
+        return Rule(_pooled, seeds=True)
+    if "scaled_dot_product" in packet and "backward" not in packet:
+        return Rule(_attended)
+    special: dict[str, tuple[Found, bool]] = {
+        "convolution": (_convolved, True), "mm": (_multiplied, False), "bmm": (_multiplied, False),
+        "addmm": (_added, False), "baddbmm": (_added, False), "cat": (_joined, False),
+        "stack": (_stacked, False), "roll": (_rolled, False), "constant_pad_nd": (_padded, True),
+        "copy": (_copied, False),
+    }  # fmt: skip
+    found, seeds = special.get(plain, (_lost, False))
+    return Rule(found, seeds, writes)
+
+
+def _lost(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    return ()
+
+
+def _normed(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    lineage.read_alone(lineage.labels(args[0]) or ())
+    return _unchanged(lineage, args, kwargs, made)
+
+
+def _unchanged(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    """Every element stays where it is; operands that are as large have to lie alike."""
+    found: Labels | None = None
+    for x in args:
+        if not isinstance(x, Tensor) or x.shape != made.shape:
+            continue  # numbers, and what is repeated over the others, as gates are
+        labels = lineage.labels(x)
+        if labels is None:
+            if x.is_floating_point() and 0 not in x.stride() and not lineage.is_parameter(x):
+                return ()
             continue
-        sums = np.zeros([tensor.shape[a] for a in lead], np.int64)
-        for i, a in enumerate(lead):
-            adds = origin.along(tensor, a, space)
-            if adds is not None:
-                sums += adds.reshape([-1 if k == i else 1 for k in range(len(lead))])
-        rows = present(sums)
-        if rows.size and not (rows == rows[:, :1]).all():
-            return None  # heads that lie at different places
-        return Numbered(space, rows[:, 0], own + origin.start(tensor, space))
-    return None
+        if found is None:
+            found = labels
+        else:
+            found = tuple(one for one in found if any(one.same(other) for other in labels))
+    return found or ()
 
 
-def _outer(
-    origin: Origin, tensor: Tensor, tokens: Sequence[int], space: Space
-) -> Numbers | None:  # fmt: skip
-    """What steps along some axes add together, flat; None where none of them adds anything."""
-    found, total = False, np.zeros([tensor.shape[a] for a in tokens], np.int64)
-    for i, a in enumerate(tokens):
-        adds = origin.along(tensor, a, space)
-        if adds is not None:
-            found = True
-            total += adds.reshape([-1 if k == i else 1 for k in range(len(tokens))])
-    return total.ravel() if found else None
+def _mapped(lineage: Lineage, x: Tensor, made: Tensor, lines: Sequence[Line] | None) -> Labels:
+    """A feature map made of a feature map: its rows and columns are a grid of their own."""
+    labels = lineage.image(x) if made.dim() == x.dim() and made.dim() in (4, 5) else None
+    if not labels:
+        return ()
+    whole = [one for one in labels if _is_whole(one, x)]
+    if not whole:
+        if x.shape[2:] != made.shape[2:]:
+            return ()
+        return tuple(one for one in labels if not one.along(1))
+    space = whole[0].space
+    if lines is None or tuple(made.shape[2:]) != tuple(line.size for line in lines):
+        return ()
+    if tuple(lines) == space.lines:
+        return (space.whole(made.dim()),)
+    return (Space(tuple(lines)).whole(made.dim()),)
 
 
-def proven(side: Numbered | None, images: int | None) -> Places | None:
-    """Places from what rows of the weights and tokens within them add up to.
+def _is_whole(label: Label, x: Tensor) -> bool:
+    """Whether a feature map `(b, c, …)` holds a whole grid, row by row."""
+    numbers, sides = label.numbers, tuple(x.shape[2:])
+    return (
+        label.space.grid == sides
+        and tuple(numbers.shape) == (1, 1, *sides)
+        and bool((numbers.ravel() == np.arange(numbers.size)).all())
+    )
 
-    None where two tokens of an image would be one place, where images differ, or where they do
-    not fill an evenly spaced grid.
-    """
-    if side is None:
+
+def _lines(lineage: Lineage, x: Tensor) -> Sequence[Line] | None:
+    return next((one.space.lines for one in lineage.image(x) or () if _is_whole(one, x)), None)
+
+
+def _strided(
+    lines: Sequence[Line] | None, made: Tensor, kernel: Sequence[int], stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], transposed: bool = False,
+) -> list[Line] | None:  # fmt: skip
+    """The rows of what a kernel that moves over rows makes."""
+    if lines is None:
         return None
-    numbers, space = side.rows[:, None] + side.tokens[None], side.space
-    b = len(numbers)
-    if not images or b % images:
-        return None
-    each = numbers.reshape(images, -1)
-    if not (each == each[0]).all():
-        return None
-    cell = each[0]
-    placed = cell[cell >= 0]
-    if not len(placed) or len(np.unique(placed)) != len(placed):
-        return None
-    if placed.max() >= math.prod(space.grid):
-        return None
-    grid, inside = _lattice(placed, space.grid)
-    if grid is None:
-        return None
-    cells = np.full(len(cell), -1)
-    cells[cell >= 0] = inside
-    roles: list[Role] = []
-    for n in cell:
-        roles.append("place" if n >= 0 else "padding" if n * 2 < PADDED else "other")
-    n = len(side.tokens)
-    for i in space.read:
-        if i < n:
-            for at in range(i, len(cell), n):
-                if roles[at] == "other":
-                    roles[at] = "class"
-    return Places(
-        grid, tuple(int(c) for c in cells), tuple(roles), status="proven",
-        reason="followed from a feature map", error=0.0,
-    )  # fmt: skip
+    found = []
+    for i, line in enumerate(lines):
+        size = made.shape[2 + i]
+        k, s, p, d = (int(n[i if len(n) > 1 else 0]) for n in (kernel, stride, padding, dilation))
+        middle = d * (k - 1) / 2 - p
+        if transposed:
+            step = line.step / s
+            found.append(Line(size, line.first - middle * step, step, line.pixels))
+        else:
+            first = line.first + line.step * middle
+            found.append(Line(size, first, line.step * s, line.pixels))
+    return found
 
 
-def _lattice(placed: Numbers, grid: tuple[int, ...]) -> tuple[tuple[int, ...] | None, Numbers]:
-    """The grid of evenly spaced rows and columns that cells fill, and their numbers on it."""
-    sides, index, rest = [], np.zeros(len(placed), np.int64), placed
-    columns = []
-    for side in reversed(grid):
-        columns.append(rest % side)
-        rest = rest // side
-    for column in columns[::-1]:
-        values = np.unique(column)
-        if len(values) > 2 and len(set(np.diff(values).tolist())) > 1:
-            return None, index
-        sides.append(len(values))
-        index = index * len(values) + np.searchsorted(values, column)
-    if math.prod(sides) != len(placed):
-        return None, index
-    return tuple(sides), index
+def _convolved(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    x, weight, _, stride, padding, dilation, transposed = args[:7]
+    lines = _strided(
+        _lines(lineage, x), made, weight.shape[2:], stride, padding, dilation, transposed
+    )
+    return _mapped(lineage, x, made, lines)
+
+
+def _pooled(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    kernel = args[1]
+    stride = args[2] if len(args) > 2 and args[2] else kernel
+    padding = args[3] if len(args) > 3 else [0]
+    dilation = args[4] if len(args) > 4 and isinstance(args[4], (list, tuple)) else [1]
+    lines = _strided(_lines(lineage, args[0]), made, kernel, stride, padding, dilation)
+    return _mapped(lineage, args[0], made, lines)
+
+
+def _resized(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    lines = _lines(lineage, args[0])
+    if lines is not None:
+        new = []
+        for line, size in zip(lines, made.shape[2:], strict=True):
+            step = line.step * line.size / size
+            new.append(Line(size, line.first - line.step / 2 + step / 2, step, line.pixels))
+        lines = new
+    return _mapped(lineage, args[0], made, lines)
+
+
+def _multiplied(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    return _product(lineage, args[0], args[1])
+
+
+def _added(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    return _product(lineage, args[1], args[2])
+
+
+def _product(lineage: Lineage, left: Tensor, right: Tensor) -> Labels:
+    """Rows come from the left factor, columns from the right one; what is summed over is lost."""
+    rows, columns = lineage.labels(left) or (), lineage.labels(right) or ()
+    last = left.dim() - 1
+    if lineage.is_parameter(right):
+        lineage.read_alone(rows)
+    kept = [one for one in rows if not one.along(last)]
+    kept += [one for one in columns if not one.along(last - 1) and one.along(last)]
+    if not kept and left.dim() == 2:
+        return ()
+    return tuple(kept)
+
+
+def _attended(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    """Each query's mixture lies where the query does."""
+    query = args[0]
+    if made.dim() != query.dim() or made.shape[:-1] != query.shape[:-1]:
+        return ()
+    labels = lineage.labels(query) or ()
+    return tuple(one for one in labels if not one.along(query.dim() - 1))
+
+
+def _joined(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    """Tokens that follow each other; those of which nothing is known are no places."""
+    parts = [x for x in args[0] if isinstance(x, Tensor) and x.numel()]
+    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % made.dim()
+    if any(x.dim() != made.dim() for x in parts):
+        return ()
+    told = [lineage.labels(x) for x in parts]
+    first = next((labels for labels in told if labels), ())
+    return tuple(one for label in first if (one := _join(label, parts, told, dim)) is not None)
+
+
+def _join(
+    label: Label, parts: Sequence[Tensor], told: Sequence[Labels | None], dim: int
+) -> Label | None:
+    """The label of tensors that follow each other along an axis, all in the grid of one of them."""
+    own: list[Label | None] = []
+    for labels in told:
+        here = [x for x in labels or () if x.space.lines == label.space.lines]
+        if len(here) > 1 or (labels is not None and not here):
+            return None  # on two grids, or lost
+        own.append(here[0] if here else None)
+    known = [x for x in own if x is not None]
+    if not any(x.along(dim) or x.numbers.size == 1 for x in known):  # channels, heads or images
+        alike = all(np.array_equal(x.numbers, label.numbers) for x in known)
+        return label if alike and (dim or len(known) == len(own)) else None
+    sizes = [max(x.numbers.shape[i] for x in known) for i in range(len(label.numbers.shape))]
+    pieces = []
+    for x, part in zip(own, parts, strict=True):
+        shape = [part.shape[dim] if i == dim else n for i, n in enumerate(sizes)]
+        numbers = _apart(label.space, len(sizes), part.shape[dim], dim) if x is None else x.numbers
+        pieces.append(np.broadcast_to(numbers, shape))
+    return Label(label.space, np.concatenate(pieces, dim))
+
+
+def _apart(space: Space, dims: int, count: int, dim: int) -> Numbers:
+    """Numbers for tokens that join a grid and are no places."""
+    first = space.others + 1
+    space.others += count
+    numbers = -np.arange(first, first + count, dtype=np.int64)
+    return numbers.reshape([-1 if i == dim else 1 for i in range(dims)])
+
+
+def _stacked(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    parts = list(args[0])
+    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % made.dim()
+    told = [lineage.labels(x) for x in parts]
+    found = []
+    for one in told[0] or ():
+        if all(any(one.same(x) for x in labels or ()) for labels in told):
+            found.append(Label(one.space, np.expand_dims(one.numbers, dim)))
+    return tuple(found)
+
+
+def _rolled(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    dims = [d % made.dim() for d in (args[2] if len(args) > 2 else ())]
+    if not dims:
+        return ()
+    labels = lineage.labels(args[0]) or ()
+    return tuple(
+        Label(one.space, np.roll(one.numbers, tuple(args[1]), tuple(dims)))
+        for one in labels
+        if all(one.along(d) or made.shape[d] == 1 for d in dims)
+    )
+
+
+def _padded(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels | None:
+    x, by = args[0], list(args[1])
+    if lineage.labels(x) is None and x.dim() not in (4, 5):
+        return None
+    pads = {x.dim() - 1 - i // 2: (by[i], by[i + 1]) for i in range(0, len(by), 2)}
+    return tuple(_pad(label, pads) for label in lineage.image(x) or ())
+
+
+def _pad(label: Label, pads: Mapping[int, tuple[int, int]]) -> Label:
+    numbers = label.numbers
+    for axis, (before, after) in pads.items():
+        if label.along(axis):
+            size = numbers.shape[axis]
+            numbers = numbers.take(range(max(0, -before), size - max(0, -after)), axis)
+            own = [(0, 0)] * numbers.ndim
+            own[axis] = max(0, before), max(0, after)
+            numbers = np.pad(numbers, own, constant_values=PADDED)
+    return Label(label.space, numbers)
+
+
+def _copied(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    return (lineage.labels(args[1]) or ()) if args[0].shape == args[1].shape else ()

@@ -12,8 +12,9 @@ from attnviz.capture.capture import Capture
 from attnviz.capture.collector import Collector
 from attnviz.capture.edits import Edit, checked
 from attnviz.capture.grids import Geometry
-from attnviz.capture.lineage import Lineage, Numbered, proven
+from attnviz.capture.lineage import Lineage
 from attnviz.capture.options import Options
+from attnviz.capture.proven_places import Numbered, proven
 from attnviz.capture.provenance import Squash, Tag
 from attnviz.capture.record import Record, changed
 from attnviz.capture.scopes import Scope, Scopes

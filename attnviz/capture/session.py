@@ -15,6 +15,7 @@ from attnviz.capture.call_stack import CallStack
 from attnviz.capture.capture import Capture
 from attnviz.capture.collector import Collector
 from attnviz.capture.gate_records import GateRecords
+from attnviz.capture.grids import image_sides
 from attnviz.capture.lineage import Lineage
 from attnviz.capture.options import Options
 from attnviz.capture.provenance import Squash, Tag, Tags
@@ -51,7 +52,7 @@ class Session:
         self.windows = Cuts()
         self.scopes = Scopes(self.stack, self.windows)
         self.collector = Collector(options, seen)
-        self.lineage = Lineage(self.is_parameter)
+        self.lineage = Lineage(self.is_parameter, self._sides)
         self.recorder = Recorder(options, self.stack, self.scopes, self.collector, self.lineage)
         self.attention = AttentionRecords(self.recorder)
         self.gates = GateRecords(self.recorder)
@@ -128,6 +129,10 @@ class Session:
         self.tags.clear()
         self.lineage.clear()
         self.knows_parameters = False
+
+    def _sides(self) -> set[tuple[int, ...]]:
+        """The sides of the images that the model was given."""
+        return image_sides(self.stack.calls(ends=True))
 
     def _tensors(self) -> Iterator[Tensor]:
         """The model's parameters and buffers."""
