@@ -88,7 +88,7 @@ class AttentionRecords:
             value=read.operand(values, keys) if self._recorder.options.operands else None,
             leaf=self._collector.leaf(raw, read.present),
         )  # fmt: skip
-        record = self._recorder.placed(record, squash.place, scope, weights)
+        record = self._recorder.placed(record, squash.place, scope)
         record = self._in_product(record, operand, query, key, read, images)
         return self._recorder.apply(record, squash, operand, read.restore)
 
@@ -145,7 +145,7 @@ class AttentionRecords:
             exact=False, op="scaled_dot_product_attention", dropout=fused.dropout > 0,
             leaf=self._collector.leaf(given, lambda slope: fusion.slope(fused, split(slope))),
         )  # fmt: skip
-        record = self._recorder.placed(self._with_operands(record, fused), place, scope, None)
+        record = self._recorder.placed(self._with_operands(record, fused), place, scope)
         record = self._in_kernel(record, fused.query, fused.key, scope.shape.images)
         edit = self._recorder.edit_of(record, place)
         if not self._recorder.trusted:
@@ -154,11 +154,9 @@ class AttentionRecords:
             reduced = self._collector.by_chunks(record, fused, logsumexp)
             if reduced is not None:
                 shape = (*fused.query.shape[:-1], fused.key.shape[-2])
-                record = self._scopes.windowed(record, shape, scope.shape.images)
                 self._collector.store(changed(record, shape=shape), reduced)
                 return None
         weights = self._recomputed(fused, logsumexp) if weights is None else weights
-        record = self._scopes.windowed(record, weights.shape, scope.shape.images)
         record = self._recorder.keep(changed(record, weights=weights), edit)
         if edit is None or record.weights is None:
             return None
@@ -197,7 +195,7 @@ class AttentionRecords:
             place.name, "attention", weights, None, "k", weights.shape[1], how="fused",
             exact=False, check=float(off), op="fast path",
         )  # fmt: skip
-        record = self._recorder.placed(self._with_operands(record, fused), place, scope, weights)
+        record = self._recorder.placed(self._with_operands(record, fused), place, scope)
         record = self._in_kernel(record, *sources, scope.shape.images)
         edit = self._recorder.edit_of(record, place)
         record = self._recorder.keep(record, edit)
@@ -248,7 +246,7 @@ class AttentionRecords:
             note=_UNNORMALISED,
         )  # fmt: skip
         squash = Squash("product", place, tuple(operand.shape))
-        record = self._recorder.placed(record, place, scope, weights)
+        record = self._recorder.placed(record, place, scope)
         record = self._in_product(record, operand, query, key, read, scope.shape.images)
         return self._recorder.apply(record, squash, operand, read.restore)
 

@@ -109,7 +109,7 @@ def _channels_last(varies: set[int], shape: tuple[int, ...], labels: Labels) -> 
 
 
 def _tokens(shape: tuple[int, ...], varies: set[int], labels: Labels) -> Arrangement:
-    """`(b, tokens, c)`, or `(b, c, tokens)` where places lie there or the gate has channels only."""
+    """`(b, tokens, c)`, or `(b, c, tokens)` where places lie there, or only channels vary."""
     told = next((2 if one.along(2) else 1 for one in labels if one.along(1) ^ one.along(2)), None)
     tokens = told or (2 if varies == {1} else 1)
     order = (0, 1, 2) if tokens == 2 else (0, 2, 1)

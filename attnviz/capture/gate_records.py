@@ -58,7 +58,7 @@ class GateRecords:
             self._weighed[number] = (tag, gate, other, repeated)
         if attends and pool is not None:
             record = self._recorder.placed(
-                self._pooled_record(tag, squash, gate, pool, scope.name), squash.place, scope, None
+                self._pooled_record(tag, squash, gate, pool, scope.name), squash.place, scope
             )
             record = self._in_pool(record, gate, pool, scope.shape.images)
             replaced = self._recorder.apply(record, squash, gate, pool.restore)
@@ -139,7 +139,7 @@ class GateRecords:
             softmax=tag.kind == "softmax", factor=tag.factor, features=features,
             leaf=self._collector.leaf(gate, read.gather),
         )  # fmt: skip
-        return self._recorder.placed(record, squash.place, scope, None), read.restore
+        return self._recorder.placed(record, squash.place, scope), read.restore
 
     def _pooled_record(
         self, tag: Tag, squash: Squash, gate: Tensor, pool: Pooling, name: str
@@ -167,7 +167,7 @@ class GateRecords:
         def restore(values: Tensor, like: Tensor) -> Tensor:
             return values.contiguous().as_strided(like.shape, like.stride(), like.storage_offset())
 
-        record = self._recorder.placed(record, squash.place, scope, None)
+        record = self._recorder.placed(record, squash.place, scope)
         return self._recorder.apply(record, squash, gate, restore, once=True)
 
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from attnviz.capture.call_stack import Call
 from attnviz.capture.record import Grid
 
-MOST_PREFIX = 8
-
 
 @dataclass(frozen=True, slots=True)
 class Geometry:

@@ -131,9 +131,7 @@ def _images(numbers: Numbers) -> int | None:
     return count
 
 
-def _grid(
-    placed: Numbers, lines: Sequence[Line]
-) -> tuple[tuple[int, ...], Numbers, float] | None:
+def _grid(placed: Numbers, lines: Sequence[Line]) -> tuple[tuple[int, ...], Numbers, float] | None:
     """The grid that cells fill, their numbers on it, and the largest distance in cells.
 
     Evenly spaced rows and columns are a grid of their own if they cover the image; other cells are

@@ -76,17 +76,14 @@ class Recorder:
             self.passed_over[scope.name or self._root] = None
         return chosen
 
-    def placed(self, record: Record, place: Place, scope: Scope, weights: Tensor | None) -> Record:
-        """The record with its source line, its module and its grids."""
+    def placed(self, record: Record, place: Place, scope: Scope) -> Record:
+        """The record with its source line, its module and the number and size of the images."""
         shape = scope.shape
-        record = changed(
+        return changed(
             record, name=record.name or self._root, source=place.source, path=place.path,
             origin=place.name or self._root, module=type(scope.module).__name__,
             images=shape.images, image=shape.image,
         )  # fmt: skip
-        if weights is None:
-            return record
-        return self.scopes.windowed(record, weights.shape, shape.images)
 
     def without_weights(self, record: Record, place: Place, scope: Scope) -> None:
         """Keep a record that holds no weights, and therefore has no grids.
@@ -95,7 +92,7 @@ class Recorder:
             UnsupportedError: It was to be edited.
         """
         bare = scope._replace(shape=Geometry(scope.shape.images, scope.shape.image))
-        record = self.placed(record, place, bare, None)
+        record = self.placed(record, place, bare)
         if self.edit_of(record, place) is not None:
             raise UnsupportedError(
                 f"edit of {record.name!r}: it holds no weights to replace ({record.how}: "
@@ -189,7 +186,17 @@ class Recorder:
             number: Which record it is; the next one if not given.
         """
         self._sides[len(self.seen) if number is None else number] = queries, keys, images
-        return _with_places(record, queries, keys, images)
+        record = _with_places(record, queries, keys, images)
+        if keys is None or record.places is None or record.places.keys.grid is None:
+            return record
+        windows = self.scopes.windows(record.places.keys, keys.numbers.shape[1])
+        if windows is None:
+            return record
+        query = windows.size if record.places.queries.cell == record.places.keys.cell else None
+        return changed(
+            record, windows=windows, query_grid=query, key_grid=windows.size,
+            prefix=keys.numbers.shape[1] - windows.cells.shape[1],
+        )  # fmt: skip
 
     def finish(self) -> None:
         """Finish one forward pass: list what was not applied, and reset."""
@@ -213,7 +220,7 @@ class Recorder:
             shape=squash.shape, softmax=squash.op == "softmax", how="not applied",
             note="computed, and never multiplied with data",
         )  # fmt: skip
-        return self.placed(record, place, Scope(place.name, place.module, Geometry()), None)
+        return self.placed(record, place, Scope(place.name, place.module, Geometry()))
 
     def _flush(self) -> None:
         for output in self._guarded:
@@ -237,7 +244,7 @@ def _with_places(
         return record
     of = [one or Places(reason="it was not followed from a feature map") for one in places]
     record = changed(record, places=RecordPlaces(*of))
-    if record.windows is not None:
+    if record.windows is not None:  # once more, after the forward pass
         return record
     grids = [_plain(one) for one in places]
     prefix = next((lead for grid, lead in reversed(grids) if grid is not None), 0)
