@@ -12,8 +12,8 @@
 <root>/datasets/<digest>/             test images, masks, boxes and labels, shared by the runs
 ```
 
-Writing is local, atomic and locked (`lifecycle`, `writer`); reading trusts nothing and works on
-remote stores too (`reader`, `storage`). Links below a run are not followed (`entries`). No pickle,
+Writing is local, atomic and locked (`lifecycle`, `writer`); reading validates everything and works
+on remote stores too (`reader`, `storage`). Links below a run are not followed (`entries`). No pickle,
 no torch.
 """
 

@@ -199,7 +199,7 @@ def test_wrong_usage_is_exit_code_2(words: list[str], capsys: pytest.CaptureFixt
     assert run(words) == 2
     out, err = capsys.readouterr()
     assert (
-        (f"attnviz {words[0]} --help says what it takes" in err)
+        (f"attnviz {words[0]} --help lists its arguments" in err)
         if words
         else ("usage: attnviz" in out)
     )
