@@ -13,8 +13,8 @@
 ```
 
 Writing is local, atomic and locked (`lifecycle`, `writer`); reading validates everything and works
-on remote stores too (`reader`, `storage`). Links below a run are not followed (`entries`). No pickle,
-no torch.
+on remote stores too (`reader`, `storage`). Links below a run are not followed (`entries`). No
+pickle, no torch.
 """
 
 from attnviz.runs.datasets import Dataset, list_datasets, open_dataset, save_dataset
