@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from attnviz import figures
-from dashboard.packing import Tile
+from attnviz.figures.packing import Tile
 
 _SHEET_TILE = 144
 

@@ -11,7 +11,7 @@ def gallery(block: bytes, *, key: str) -> str | None:
     """Show packed tiles; the key of the tile that was opened just now, or None.
 
     Args:
-        block: What `dashboard.packing.pack` returned.
+        block: What `attnviz.figures.packing.pack` returned.
         key: The component's own key on the page.
     """
     result = _tiles(data=block, key=key, on_opened_change=lambda: None)

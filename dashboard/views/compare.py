@@ -12,6 +12,7 @@ from attnviz.comparison.from_runs import map_names, patched
 from attnviz.comparison.text import begun
 from attnviz.definitions import metric_title, short_title
 from attnviz.figures import png_bytes
+from attnviz.figures.packing import MapLayer, Settings, Tile, pack
 from attnviz.statistics.variance import mean_of_valid
 from dashboard import charts, notices, run_cache
 from dashboard.address import plain, whole
@@ -21,7 +22,6 @@ from dashboard.dot_plot import dots
 from dashboard.gallery import gallery
 from dashboard.lazy import below
 from dashboard.overlap import iou_curves
-from dashboard.packing import MapLayer, Settings, Tile, pack
 from dashboard.selection import metric_names, neighbours, primary_map, verdict
 
 PAGE = {"title": "Compare", "icon": ":material/leaderboard:", "order": 0}
@@ -187,9 +187,9 @@ def _tile(
 
 
 def _same_size(maps: list[np.ndarray], h: int, w: int) -> np.ndarray:
-    from dashboard.overlap import enlarged
+    from attnviz.figures import resized
 
-    return np.concatenate([enlarged(one[None], h, w) for one in maps])
+    return np.stack([resized(one, (h, w)) for one in maps])
 
 
 def _below(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:

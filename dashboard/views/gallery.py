@@ -10,13 +10,12 @@ import streamlit as st
 
 from attnviz.comparison.from_runs import map_names
 from attnviz.definitions import metric_title, short_title
+from attnviz.figures.packing import PALETTES, MapLayer, Settings, Tile, pack
 from dashboard import notices, run_cache
 from dashboard.address import one_of, plain, share, whole
 from dashboard.chosen_runs import Chosen, chosen, one_run
 from dashboard.controls import chooser, go, offer, stepper, value_or_warning
 from dashboard.gallery import gallery
-from dashboard.packing import MapLayer, Settings, Tile, pack
-from dashboard.palettes import COLOUR_MAPS
 from dashboard.pictures import sheet
 from dashboard.selection import (
     ORDERS,
@@ -210,7 +209,7 @@ def _settings(layers: list[MapLayer]) -> Settings:
         map=at,
         threshold=value_or_warning(share(st.query_params, "tau", layers[at].threshold)),
         opacity=value_or_warning(share(st.query_params, "opacity", 0.6)),
-        colours=value_or_warning(one_of(st.query_params, "colours", list(COLOUR_MAPS), "inferno")),
+        colours=value_or_warning(one_of(st.query_params, "colours", list(PALETTES), "inferno")),
         box=value_or_warning(one_of(st.query_params, "box", ("0", "1"), "1")) == "1",
     )
 
