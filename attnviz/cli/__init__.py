@@ -28,6 +28,7 @@ INTERRUPTED = 130
 """The exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
 
 COMMANDS = {
+    "demo": "browse finished runs that come with the package, without training anything",
     "watch": "print what a model's attention looks like on some images",
     "evaluate": "run a model over images with masks, and score every map that it gives",
     "attribute": "map what a model looks at with a Captum method",
