@@ -395,13 +395,6 @@ def test_a_run_is_complete_readable_and_ranked(tmp_path: Path) -> None:
     assert av.compare(tmp_path).variants == ["own"]
 
 
-def test_images_of_different_sizes_are_not_kept_as_one_data_set(tmp_path: Path) -> None:
-    data = Listed([Patches(1)[0], Patches(1, side=48)[0]])
-    with pytest.raises(InputError, match="save: expected images of one size, got"):
-        evaluate(Attending(), data, save=tmp_path / "mixed", findings=False)
-    assert not (tmp_path / "mixed").exists()
-
-
 def test_a_check_fails_with_the_interval_in_its_message() -> None:
     result = evaluate(Attending(), Patches(8), findings=False)
     assert result.check(energy_pointing_game="> 0") is result
