@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from attnviz.figures.colour import COLOUR_MAPS, colour_of, coloured, enlarged, pixels
 from attnviz.figures.files import png_bytes, save_png
-from attnviz.figures.overlays import outlined, overlay
+from attnviz.figures.overlays import outlined, overlay, resized
 from attnviz.figures.plots import curves, dot_plot
 from attnviz.figures.sheets import comparison_picture, contact_sheet, head_rows
 
@@ -33,5 +33,6 @@ __all__ = [
     "overlay",
     "pixels",
     "png_bytes",
+    "resized",
     "save_png",
 ]

@@ -187,9 +187,9 @@ def _tile(
 
 
 def _same_size(maps: list[np.ndarray], h: int, w: int) -> np.ndarray:
-    from dashboard.overlap import enlarged
+    from attnviz.figures import resized
 
-    return np.concatenate([enlarged(one[None], h, w) for one in maps])
+    return np.stack([resized(one, (h, w)) for one in maps])
 
 
 def _below(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:

@@ -172,10 +172,10 @@ def _tile(name: str, title: str, value: float, image: int, box: Any) -> Tile:
 def _show(
     name: str, tiles: list[Tile], maps: list[np.ndarray], held: run_cache.Pictures, image: int
 ) -> None:
-    from dashboard.overlap import enlarged
+    from attnviz.figures import resized
 
     h, w = held.images.shape[1:3]
-    values = np.concatenate([enlarged(one[None], h, w) for one in maps])
+    values = np.stack([resized(one, (h, w)) for one in maps])
     gallery(
         pack(
             held.images,
