@@ -236,7 +236,7 @@ class Monitor:
             return 0.0
         begun = self.budget.clock()
         device = str(device_of(model))
-        answers, plan = planned(
+        answers, plan, _ = planned(
             model, self.data, self.maps, (), self.metrics, self._target, _BATCH, device
         )
         first = next(batches(self.data, self.data.order[:1], 1)).to(device)
