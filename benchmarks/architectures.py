@@ -201,17 +201,27 @@ def build(entry: Entry) -> tuple[nn.Module, int]:
         import timm
 
         model: nn.Module = timm.create_model(name)
-        size = entry.size or int(model.pretrained_cfg["input_size"][-1])  # type: ignore[index, arg-type, union-attr]
     elif library == "torchvision":
         from torchvision.models import get_model
 
-        model, size = get_model(name, weights=None), entry.size or 224
+        model = get_model(name, weights=None)
     else:
-        model, size = _configured(name), entry.size or 64
+        model = _configured(name)
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
-    return model.eval(), size
+    return model.eval(), side_of(entry)
+
+
+def side_of(entry: Entry) -> int:
+    """Side of a model's images."""
+    library, _, name = entry.name.partition(":")
+    if entry.size is None and library == "timm":
+        import timm
+
+        config: Any = timm.get_pretrained_cfg(name)
+        return int(config.input_size[-1])
+    return entry.size or {"torchvision": 224}.get(library, 64)
 
 
 def _configured(name: str) -> nn.Module:
