@@ -17,7 +17,9 @@ _HERE = Path(__file__).resolve().parent
 if str(_HERE.parent) not in sys.path:  # the pages use `from dashboard.x import …`
     sys.path.insert(0, str(_HERE.parent))
 
-from dashboard.address import quoted  # noqa: E402
+from attnviz.errors import AttnvizError  # noqa: E402
+from attnviz.runs.storage import LocalStore  # noqa: E402
+from dashboard.address import plain, quoted  # noqa: E402
 from dashboard.controls import carried, dress, root  # noqa: E402 - the path comes first
 from dashboard.pages import listed  # noqa: E402
 
@@ -36,8 +38,21 @@ def main() -> None:
         for target in pages:
             st.page_link(target, query_params=carried())
         st.caption(f"Runs in {quoted(root())}")
+        if note := _note():
+            st.caption(plain(note))
     if _known():
         page.run()
+
+
+def _note() -> str:
+    """What a `README.txt` beside the runs says of them, up to 600 characters."""
+    if "://" in root():
+        return ""
+    try:
+        content = LocalStore(Path(root())).read("README.txt", 4096)
+    except AttnvizError:  # there is none, or it is no plain file
+        return ""
+    return " ".join(content.decode(errors="replace").split())[:600]
 
 
 def _known() -> bool:
