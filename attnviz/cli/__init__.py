@@ -34,7 +34,7 @@ COMMANDS = {
     "attribute": "map what a model looks at with a Captum method",
     "measure": "score maps against masks",
     "compare": "rank runs, with intervals and tests over seeds and images",
-    "doctor": "say what is wrong with a model's attention, and what to do",
+    "doctor": "diagnose a model's attention: faults, evidence, remedies",
     "report": "write one self-contained HTML page about some runs",
     "dashboard": "browse runs in a browser",
     "ls": "list runs with their states",
@@ -121,7 +121,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise an `InputError` that names the command's `--help`."""
-        raise InputError(f"{message}; {self.prog} --help says what it takes")
+        raise InputError(f"{message}; {self.prog} --help lists its arguments")
 
 
 def _help(commands: dict[str, str]) -> str:
@@ -135,7 +135,7 @@ def _help(commands: dict[str, str]) -> str:
             "",
             *lines,
             "",
-            "attnviz COMMAND --help says what a command takes. Exit codes: 0 all well,",
+            "attnviz COMMAND --help lists a command's arguments. Exit codes: 0 all well,",
             "1 something is wrong with what was looked at, 2 bad usage or input, 130 interrupted.",
         ]
     )

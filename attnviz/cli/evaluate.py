@@ -163,7 +163,9 @@ def _data(
             group=args.group,
         )  # fmt: skip
     if args.categories:
-        raise InputError("--categories: belongs to --coco; of masks --inside says what is meant")
+        raise InputError(
+            "--categories: belongs to --coco; the masks' values are chosen with --inside"
+        )
     return mask_folder(
         images, masks, transform=prepared, labels=_by_file(args.labels, "label"),
         classes=args.classes, group=_by_file(args.group, "group"), inside=args.inside,

@@ -413,7 +413,7 @@ def _substitute(parameter: Tensor) -> Tensor | None:
 
 
 def is_trained(model: nn.Module) -> bool | None:
-    """Whether a model was trained, read off its norm layers; None if it has none that tell.
+    """Whether a model was trained, read off its norm layers; None if that is not known.
 
     Norm layers begin with weight 1 and bias 0 (or all 0), and batch norms count their batches.
     """
