@@ -39,7 +39,7 @@ def as_tensor(array: Any, what: str) -> Tensor:
         A detached tensor, not to be written to. Devices without float64 are left for the CPU.
 
     Raises:
-        InputError: It is neither, or of a dtype torch does not know.
+        InputError: It is neither, or of a dtype that torch lacks.
     """
     if isinstance(array, Tensor):
         tensor = array.detach()

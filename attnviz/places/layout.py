@@ -39,7 +39,7 @@ class Layout(Mapping[str, RecordPlaces]):
     def onto(self, records: Mapping[str, Record]) -> dict[str, Record]:
         """The records of a capture with these places, for functions that read records.
 
-        A record that this layout does not know keeps its own.
+        A record without an entry keeps its own.
         """
         return {
             name: changed(record, places=self._places.get(name, record.places))
