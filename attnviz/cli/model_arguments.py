@@ -136,7 +136,7 @@ def preparation(args: argparse.Namespace, model: nn.Module, spec: str) -> Prepar
     scale = scale_of(args) or own.normalise
     if scale is None:
         raise InputError(
-            f"{spec} does not say how its images are normalised: give --mean and --std, or "
+            f"{spec} has no known normalisation: give --mean and --std, or "
             f"--normalise {', '.join(RANGES)}"
         )
     mean, std = scale

@@ -21,7 +21,7 @@ DEFAULT = (
     *("deletion_auc", "insertion_auc", "road_morf", "road_lerf", "road_combined"),
     *("avg_drop", "increase_in_confidence"),
 )
-"""The metrics that `faithfulness_scores` computes unless told otherwise."""
+"""The metrics that `faithfulness_scores` computes by default."""
 
 metric(DEFINITIONS["infidelity"])(infidelity)
 

@@ -143,7 +143,7 @@ _VARIANTS = {
         ),
         Variant(
             "learned_query",
-            "one learned query looks at all places instead of the global mean",
+            "one learned query over all places instead of the global mean",
             _learned_query,
         ),
         Variant(

@@ -27,7 +27,7 @@ class Layout(Mapping[str, RecordPlaces]):
         found = self._places.get(name)
         if found is None:
             known = ", ".join(list(self._places)[:12]) or "nothing"
-            raise UnknownRecordError(f"no places of {name!r} in this layout; it knows {known}")
+            raise UnknownRecordError(f"no places of {name!r} in this layout; it has {known}")
         return found
 
     def __iter__(self) -> Iterator[str]:
