@@ -1,6 +1,6 @@
 """`evaluate`: from a trained model and images whose places are known to scores, in one call.
 
-answers      what the model answered, and which output a map explains
+answers      the model's outputs, and which of them a map explains
 measuring    one batch: a forward pass, maps, attributions, scores
 calibration  thresholds, the best layer and the best head, chosen on other images
 pieces       what has been computed so far, on disk

@@ -1,4 +1,4 @@
-"""One batch through the model: answers, maps, attributions, and the scores of each map."""
+"""One batch through the model: outputs, maps, attributions, and the scores of each map."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Plan:
     """What is computed of every batch.
 
     Attributes:
-        task: What the model answers.
+        task: The kind of task.
         watch: Options of `watch` that keep just what the maps need.
         maps: Keys of constructions, or None for the primary ones.
         names: The maps that are drawn; None draws those of every layer.
