@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from attnviz.diagnosis import Findings, diagnose
 from attnviz.models import build_model
 from attnviz.patches import inject_patch
-from benchmarks.architectures import ENTRIES, Entry, build, side_of
+from benchmarks.architectures import ENTRIES, Entry, initialised, side_of
 from tests.diagnosis.twins import TWINS
 
 REFERENCES = ("cnn", "mha", "mha_conv1d", "cbam_channel", "cbam", "vit")
@@ -73,7 +73,7 @@ def trained_models() -> Iterator[Correct]:
 
 
 def _published(entry: Entry) -> Correct:
-    return Correct(entry.name, side_of(entry), lambda: build(entry)[0])
+    return Correct(entry.name, side_of(entry), partial(initialised, entry))
 
 
 def train(name: str, seed: int, steps: int = 150) -> nn.Module:
