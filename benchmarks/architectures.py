@@ -2,7 +2,7 @@
 
 The models of torchvision, timm and transformers are built with random weights; nothing is
 downloaded. How many records to expect is counted without `attnviz`: from the modules of the
-classes that attend or gate in that library, by name. Parameters that start at zero (heads, layer
+attention and gate classes of that library, by name. Parameters that start at zero (heads, layer
 scales) are made random first: an output that is zero throughout would be "identical" for nothing.
 
     python benchmarks/architectures.py                       # minutes; writes docs/architectures.md
@@ -318,7 +318,7 @@ def page(rows: Iterable[Row], batch: int) -> str:
         "",
         "What `attnviz.watch` sees in models of timm, torchvision and transformers, with random "
         "weights. Expected is",
-        "the number of modules that attend or gate, counted from the library's own class names; "
+        "the number of attention and gate modules, counted from the library's own class names; "
         "identical means that",
         "the output is bit for bit the same with and without a watch. Σ − 1 is the largest "
         "deviation of a row's sum from",

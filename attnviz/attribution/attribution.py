@@ -112,7 +112,7 @@ def attribute(
         channels: Before the sign, how channels become one: `sum`, `mean`, `max_abs` (the largest
             in size, with its sign) or `norm` (Euclidean). None takes `sum` where channels share an
             attribution and `mean` where they were removed together (occlusion, superpixels).
-            `first` and `last` say where a layer's channels lie, as `layout` does.
+            `first` and `last` set the axis of a layer's channels, as `layout` does.
         baseline: What a method compares with or fills in: a name of
             `attnviz.baseline_images.BLANKS`, a number, an image or images. None is Captum's, which
             is 0. For `gradient_shap` a tensor `(n, c, h, w)` is the distribution that every image
@@ -299,7 +299,7 @@ def _change(model: nn.Module, request: Request, target: Target, rows: int) -> Sc
 
 
 def _own_indices(explainer: Any, model: nn.Module, images: Tensor, target: Target) -> Tensor | None:
-    """The target for an object made elsewhere; its forward tells how many outputs there are."""
+    """The target for a given explainer; the number of outputs is taken from its forward."""
     name = type(explainer).__name__
     if not _takes(explainer, "target"):
         if target is not None:

@@ -23,7 +23,7 @@ _WITHOUT = ("error", "empty", "unknown")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's options."""
     parser.add_argument("model", help=FORMS, metavar="FACTORY")
     add_model(parser)
     _add_data(parser)
@@ -163,7 +163,9 @@ def _data(
             group=args.group,
         )  # fmt: skip
     if args.categories:
-        raise InputError("--categories: belongs to --coco; of masks --inside says what is meant")
+        raise InputError(
+            "--categories: belongs to --coco; the masks' values are chosen with --inside"
+        )
     return mask_folder(
         images, masks, transform=prepared, labels=_by_file(args.labels, "label"),
         classes=args.classes, group=_by_file(args.group, "group"), inside=args.inside,

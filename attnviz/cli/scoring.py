@@ -42,7 +42,7 @@ def complete_runs(places: Sequence[str]) -> list[Run]:
     """The complete runs at these places, each once.
 
     Raises:
-        InputError: There is none; the message says what state the others are in.
+        InputError: There is none; the message has the state of the others.
     """
     found = list({run.location: run for place in places for run in list_runs(place)}.values())
     complete = [run for run in found if run.state == "complete"]
@@ -81,7 +81,7 @@ def _builder(args: argparse.Namespace, run: Run) -> Callable[[], nn.Module] | No
 
 @contextmanager
 def crew(args: argparse.Namespace, runs: Sequence[Run]) -> Iterator[Executor | None]:
-    """Who does the work, as the flags say; None is this process alone."""
+    """The executor that the flags choose; None is this process alone."""
     workers = chosen_workers(args)
     if not workers.given:
         yield None

@@ -59,7 +59,7 @@ class Comparison:
             name). Below three seeds both p are NaN, and the interval is of images more than of
             trainings.
         by_seed: A row per metric, variant and seed: mean over images.
-        split: A row per metric and variant: mean over images classified rightly and wrongly, and
+        split: A row per metric and variant: mean over correct and incorrect predictions, and
             how many scores of each; empty where correctness is not known.
         notes: Caveats to read with the numbers.
         images: How many images.

@@ -211,7 +211,7 @@ def _has_split(group: Group) -> bool:
 
 
 def _right_and_wrong(metric: str, group: Group) -> dict[str, Any]:
-    """The mean over all seeds' images classified rightly, and wrongly."""
+    """The mean over the correct predictions of all seeds, and over the incorrect ones."""
     scores, correct = group.values[metric], np.asarray(group.correct)
     right, wrong = scores[correct == 1], scores[correct == 0]
     return {
@@ -266,7 +266,7 @@ def _few_groups(group: Group) -> Iterable[str]:
     elif 0 < len(names) < FEW_GROUPS:
         yield (
             f"{len(names)} groups of images ({', '.join(names)}): expected at least {FEW_GROUPS} "
-            "for an interval that says much of other groups"
+            "for an interval that covers other groups"
         )
 
 

@@ -395,7 +395,7 @@ class Examination:
 
 
 def _edit_copy(edit: Edit, copy: int, copies: int, values: Tensor) -> Tensor:
-    """Edit one of the copies of the images in a batch; all of them if they cannot be told."""
+    """Edit one of the copies of the images in a batch; all of them if they cannot be told apart."""
     if len(values) % copies:
         return edit(values)
     parts = list(values.chunk(copies))
@@ -423,7 +423,7 @@ def _substitute(parameter: Tensor) -> Tensor | None:
 
 
 def is_trained(model: nn.Module) -> bool | None:
-    """Whether a model was trained, read off its norm layers; None if it has none that tell.
+    """Whether a model was trained, read off its norm layers; None if that is not known.
 
     Norm layers begin with weight 1 and bias 0 (or all 0), and batch norms count their batches.
     """

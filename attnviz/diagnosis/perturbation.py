@@ -36,7 +36,7 @@ class Activation:
 
     Attributes:
         module: The module's dotted name.
-        grid: Its places; None for tokens, whose grid the shape does not tell.
+        grid: Its places; None for tokens, whose grid does not follow from the shape.
         channels: How many features a place has.
         change: `(patches, features, h, w)` or `(patches, features, tokens)`: perturbed minus plain.
     """

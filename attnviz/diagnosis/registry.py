@@ -7,7 +7,7 @@ way; see CONTRIBUTING.md, "A doctor rule".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
@@ -58,9 +58,9 @@ class Rule:
 
     Attributes:
         code: Stable name of the finding.
-        severity: Severity unless an observation says otherwise.
+        severity: Severity unless an observation has its own.
         summary: What the fault is, one sentence.
-        meaning: What a finding says, a format string over the evidence and `{word}`.
+        meaning: The sentence of a finding, a format string over the evidence and `{word}`.
         evidence: What each number of the evidence is, with unit and range.
         remedy: What to do, as code where it fits.
         appearance: How a heatmap of such a model looks.
@@ -201,9 +201,22 @@ def named(code: str) -> Rule:
     return _RULES[code]
 
 
-def findings_of(subject: Subject, examined: Any) -> list[Finding]:
-    """The findings of all rules of one subject, without those that others explain."""
-    found = [one for each in _RULES.values() if each.subject == subject for one in each(examined)]
+def findings_of(
+    subject: Subject, examined: Any, codes: Collection[str] | None = None
+) -> list[Finding]:
+    """The findings of all rules of one subject, without those that others explain.
+
+    Args:
+        subject: What the rules examine.
+        examined: The subject itself.
+        codes: Run the rules of these codes only.
+    """
+    rules = [
+        one
+        for one in _RULES.values()
+        if one.subject == subject and (codes is None or one.code in codes)
+    ]
+    found = [finding for one in rules for finding in one(examined)]
     return [one for one in found if not _explained(one, found)]
 
 

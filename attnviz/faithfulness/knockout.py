@@ -145,7 +145,7 @@ def knockout(
     Raises:
         InputError: An unknown way, no images, several outputs and no target, or ways that fit
             nothing that was seen.
-        NothingSeenError: The model has no attention and no gate, or none that `where` wants.
+        NothingSeenError: The model has no attention and no gate, or none that `where` selects.
     """
     for way in ways:
         if way not in WAYS:

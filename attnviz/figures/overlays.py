@@ -42,7 +42,7 @@ def overlay(
     Args:
         image: What `pixels` takes.
         map: (h', w') raw numbers, on any grid; brought to the image's size bilinearly.
-        box: (4,) or (n, 4) half-open `[x0, y0, x1, y1)` in pixels of the image; empty ones are
+        box: (4,) or (n, 4) boxes `[x0, y0, x1, y1)` in pixels of the image; empty ones are
             not drawn.
         mask: (h, w) bool; its edge is drawn.
         alpha: How much the map covers where it is highest, 0 to 1.
@@ -124,7 +124,7 @@ def outlined(
 
     Args:
         image: What `pixels` takes, already enlarged by `scale`.
-        box: (4,) or (n, 4) half-open boxes in pixels before enlarging, or None.
+        box: (4,) or (n, 4) boxes `[x0, y0, x1, y1)` in pixels before enlarging, or None.
         mask: (h, w) bool before enlarging, or None.
         scale: By how much the picture has been enlarged.
         colour: Of the line, `#rrggbb`; a dark line around it keeps it visible on a light ground.

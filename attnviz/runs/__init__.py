@@ -12,9 +12,9 @@
 <root>/datasets/<digest>/             test images, masks, boxes and labels, shared by the runs
 ```
 
-Writing is local, atomic and locked (`lifecycle`, `writer`); reading trusts nothing and works on
-remote stores too (`reader`, `storage`). Links below a run are not followed (`entries`). No pickle,
-no torch.
+Writing is local, atomic and locked (`lifecycle`, `writer`); reading validates everything and works
+on remote stores too (`reader`, `storage`). Links below a run are not followed (`entries`). No
+pickle, no torch.
 """
 
 from attnviz.runs.datasets import Dataset, list_datasets, open_dataset, save_dataset
