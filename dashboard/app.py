@@ -17,9 +17,13 @@ _HERE = Path(__file__).resolve().parent
 if str(_HERE.parent) not in sys.path:  # the pages use `from dashboard.x import …`
     sys.path.insert(0, str(_HERE.parent))
 
+from dashboard import run_cache  # noqa: E402
 from dashboard.address import quoted  # noqa: E402
 from dashboard.controls import carried, dress, root  # noqa: E402 - the path comes first
 from dashboard.pages import listed  # noqa: E402
+
+_EVERY = 5.0  # seconds between two looks at the folder
+_LOOKED = "app_looked"  # under which the session keeps the state that it last looked at
 
 
 def main() -> None:
@@ -27,10 +31,16 @@ def main() -> None:
     st.set_page_config(page_title="attnviz", page_icon=str(_HERE / "icon.png"), layout="wide")
     dress()
     pages = [
-        st.Page(f"views/{page.name}.py", title=page.title, icon=page.icon, default=not number)
+        st.Page(
+            f"views/{page.name}.py", title=page.title, icon=page.icon, default=not number,
+            url_path=page.name if number else "first",
+        )
         for number, page in enumerate(listed())
-    ]
-    page = st.navigation(pages, position="hidden")
+    ]  # fmt: skip
+    named = st.Page(
+        f"views/{listed()[0].name}.py", title=listed()[0].title, url_path=listed()[0].name
+    )
+    page = st.navigation([*pages, named], position="hidden")  # the first has two addresses
     with st.sidebar:
         st.markdown("**attnviz** · where does a model look?")
         for target in pages:
@@ -38,6 +48,19 @@ def main() -> None:
         st.caption(f"Runs in {quoted(root())}")
     if _known():
         page.run()
+        st.fragment(_watch, run_every=_EVERY)(run_cache.state_of(root()))
+
+
+def _watch(shown: int) -> None:
+    """Run the page again once the folder has other runs, or a run has ended.
+
+    With the page itself this runs too, and reads nothing then.
+    """
+    if run_cache.state_of(root()) != shown:
+        st.rerun()
+    if st.session_state.get(_LOOKED) == shown:
+        run_cache.listing(root())
+    st.session_state[_LOOKED] = shown
 
 
 def _known() -> bool:
