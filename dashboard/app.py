@@ -21,9 +21,10 @@ from dashboard import run_cache  # noqa: E402
 from dashboard.address import quoted  # noqa: E402
 from dashboard.controls import carried, dress, root  # noqa: E402 - the path comes first
 from dashboard.pages import listed  # noqa: E402
+from dashboard.theme import follow_theme  # noqa: E402
 
 _EVERY = 5.0  # seconds between two looks at the folder
-_LOOKED = "app_looked"  # under which the session keeps the state that it last looked at
+_WITH_PAGE = "app_with_page"  # set where the look runs with the page, not by itself
 
 
 def main() -> None:
@@ -46,21 +47,22 @@ def main() -> None:
         for target in pages:
             st.page_link(target, query_params=carried())
         st.caption(f"Runs in {quoted(root())}")
+        follow_theme()
     if _known():
         page.run()
+        st.session_state[_WITH_PAGE] = True
         st.fragment(_watch, run_every=_EVERY)(run_cache.state_of(root()))
 
 
 def _watch(shown: int) -> None:
     """Run the page again once the folder has other runs, or a run has ended.
 
-    With the page itself this runs too, and reads nothing then.
+    The first time it runs with the page, which has just looked at the folder.
     """
+    if not st.session_state.pop(_WITH_PAGE, False):
+        run_cache.listing(root())
     if run_cache.state_of(root()) != shown:
         st.rerun()
-    if st.session_state.get(_LOOKED) == shown:
-        run_cache.listing(root())
-    st.session_state[_LOOKED] = shown
 
 
 def _known() -> bool:

@@ -98,6 +98,7 @@ def pack(
     remembers: bool = False,
     scale: tuple[str, str] | None = None,
     iou: bool = True,
+    columns: int = 0,
 ) -> bytes:
     """Pack the content of a gallery as bytes.
 
@@ -119,6 +120,7 @@ def pack(
         remembers: Whether settings are sent to the server and kept in the address.
         scale: What the ends of the colour bar are, in words.
         iou: Whether the IoU with the masks is shown; else they are outlined only.
+        columns: How many tiles stand in a row; 0 for as many as fit.
     """
     h, w = images.shape[1:3]
     parts: list[bytes] = []
@@ -133,6 +135,7 @@ def pack(
         "pictures": len(images),
         "maps": maps,
         "masks": bits,
+        "columns": columns,
         "iou": iou and masks is not None,
         "settings": asdict(settings),
         "palettes": COLOUR_MAPS,
@@ -178,6 +181,9 @@ def pack_rows(
     prefix: int = 0,
     box: tuple[int, int, int, int] | None = None,
     colours: str = "inferno",
+    names: Sequence[str] = (),
+    linked: str = "",
+    shared: bool = False,
 ) -> bytes:
     """One image's full attention for the picker.
 
@@ -189,6 +195,9 @@ def pack_rows(
         prefix: How many class and register tokens come before the places, among both.
         box: `(x0, y0, x1, y1)` with x1 and y1 outside, or None where there is none.
         colours: The colour map.
+        names: What the heads are called; "head 1" and so on unless given.
+        linked: Pickers of one name move together.
+        shared: Whether all heads have one colour scale.
 
     Raises:
         ValueError: The grids do not account for the queries and keys.
@@ -210,6 +219,10 @@ def pack_rows(
     head = {
         "image": _part(parts, _atlas(image[None])),
         "rows": _part(parts, small.astype(np.uint8).tobytes()),
+        "tops": _part(parts, (top[..., 0] / 255).astype("<f4").tobytes()),
+        "names": list(names) or [f"head {i}" for i in range(1, heads + 1)],
+        "linked": linked,
+        "shared": shared,
         "shares": _part(parts, _shares(rows[..., extra_k:], cover).astype("<f4").tobytes()),
         "heads": heads,
         "queries": queries,

@@ -28,6 +28,7 @@ from attnviz.errors import AttnvizError, unknown_name
 from attnviz.runs import Notes, differing, list_runs, open_dataset, read_notes
 from attnviz.runs.notes import NOTES
 from dashboard.cohorts import Cohort, cohorts
+from dashboard.head_stats import LayerHeads, blocks, map_statistics, means, row_statistics
 from dashboard.summaries import cleaned
 
 PATIENCE = 5.0
@@ -266,6 +267,38 @@ def all_maps(run: Any, name: str) -> np.ndarray:
 @st.cache_resource(max_entries=512, show_spinner=False)
 def _all_maps(key: tuple[Any, ...], _run: Any, name: str) -> np.ndarray:
     return _run.maps(name)
+
+
+def head_statistics(run: Any, layer: LayerHeads) -> dict[str, np.ndarray]:
+    """What the heads of a layer do, over all images that were kept; see `head_stats.STATISTICS`.
+
+    Raises:
+        RunError: Maps, rows or test images cannot be read.
+    """
+    names = [f"maps/{layer.stored}"] if layer.stored else []
+    names += [f"rows/{layer.rows}"] if layer.rows else []
+    return _head_statistics(stamp(run, *names), run, layer.map, layer)
+
+
+@st.cache_resource(max_entries=512, show_spinner=False)
+def _head_statistics(
+    key: tuple[Any, ...], _run: Any, name: str, _layer: LayerHeads
+) -> dict[str, np.ndarray]:
+    sums: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    if _layer.stored:
+        count = (_run.entry(f"maps/{_layer.stored}").shape or (0,))[0]
+        held = open_dataset(_run.root, str(_run.dataset))
+        for where in blocks(count):
+            found = map_statistics(_run.maps(_layer.stored, where), held.masks(where))
+            for statistic, part in found.items():
+                sums.setdefault(statistic, []).append(part)
+    if _layer.rows:
+        count = (_run.entry(f"rows/{_layer.rows}").shape or (0,))[0]
+        about = _run.about(f"rows/{_layer.rows}")
+        for place in range(count):
+            for statistic, part in row_statistics(_run.rows(_layer.rows, [place]), about).items():
+                sums.setdefault(statistic, []).append(part)
+    return {statistic: means(parts) for statistic, parts in sums.items()}
 
 
 def curves(run: Any) -> pd.DataFrame:

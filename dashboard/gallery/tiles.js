@@ -131,6 +131,8 @@ function layOut(gallery) {
   list.setAttribute("aria-label", head.label);
   list.style.setProperty("--tile", `${head.tile}rem`);
   list.classList.toggle("pairs", head.pairs);
+  list.style.gridTemplateColumns = head.columns ? `repeat(${head.columns}, minmax(${head.tile}rem, 1fr))` : "";
+  list.classList.toggle("wide", head.columns > 0);
   list.classList.toggle("coarse", Math.max(w, h) < 64); // few pixels are better seen as such
   gallery.tiles = head.tiles.map((tile, place) => {
     const button = element("button", "tile");

@@ -48,6 +48,10 @@ class Cell:
         hatched: Whether it is hatched, as a score that is no better than chance.
         strong: Whether it is set bold.
         words: The cell for a screen reader, where its text does not say it.
+        key: What the server is told when the cell is opened; empty where it cannot be.
+        tint: Its background, `#rrggbb`, or empty.
+        ink: Its text's colour on that.
+        chosen: Whether it is marked as chosen.
     """
 
     text: str
@@ -55,6 +59,10 @@ class Cell:
     hatched: bool = False
     strong: bool = False
     words: str = ""
+    key: str = ""
+    tint: str = ""
+    ink: str = ""
+    chosen: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class Event:
 
     Attributes:
         sorted: The column that was chosen just now, or None.
-        opened: The row that was opened just now, or None.
+        opened: The row or cell that was opened just now, or None.
         ticked: The rows that are ticked now, of those that were shown; None without a change.
         shown: The rows that were shown when they were ticked.
     """
@@ -99,6 +107,7 @@ def table(
     key: str,
     ticks: bool = False,
     opens: bool = False,
+    dense: bool = False,
 ) -> Event:
     """Show a table; what the reader did just now.
 
@@ -109,6 +118,7 @@ def table(
         key: The component's own key on the page.
         ticks: Whether rows can be ticked.
         opens: Whether the first cell of a row opens it.
+        dense: Whether columns are as narrow as their numbers.
     """
     data = {
         "columns": [asdict(column) for column in columns],
@@ -116,6 +126,7 @@ def table(
         "label": label,
         "ticks": ticks,
         "opens": opens,
+        "dense": dense,
     }
     found = _table(
         data=data, key=key, on_sorted_change=_quiet, on_opened_change=_quiet,
@@ -124,7 +135,8 @@ def table(
     ticked, shown = _ticks(found.ticked, {row.key for row in rows})
     names = {column.key for column in columns}
     wanted = found.sorted if found.sorted in names else None
-    opened = found.opened if found.opened in {row.key for row in rows} else None
+    known = {row.key for row in rows} | {cell.key for row in rows for cell in row.cells if cell.key}
+    opened = found.opened if found.opened in known else None
     return Event(wanted, opened, ticked, shown)
 
 

@@ -19,6 +19,7 @@ function draw(table, data) {
   const { frame } = table;
   const at = focused(frame);
   frame.setAttribute("aria-label", data.label);
+  frame.classList.toggle("dense", Boolean(data.dense));
   frame.querySelector("caption").textContent = data.label;
   frame.querySelector("thead").replaceChildren(header(table, data));
   frame.querySelector("tbody").replaceChildren(...data.rows.map((row) => line(table, data, row)));
@@ -92,11 +93,21 @@ function cellOf(table, data, row, one, i) {
     button.append(value);
     button.addEventListener("click", () => table.send("opened", row.key));
     cell.append(button);
+  } else if (one.key) {
+    const button = made("button", "whole");
+    button.type = "button";
+    button.dataset.at = `open ${one.key}`;
+    button.setAttribute("aria-label", one.words || one.text);
+    button.setAttribute("aria-pressed", String(one.chosen));
+    button.append(value);
+    button.addEventListener("click", () => table.send("opened", one.key));
+    cell.append(button);
   } else cell.append(value);
+  if (one.tint) Object.assign(cell.style, { background: one.tint, color: one.ink });
   if (one.small) cell.append(made("span", "small", one.small));
   if (one.words) {
     cell.title = one.words;
-    cell.setAttribute("aria-description", one.words);
+    if (!one.key) cell.setAttribute("aria-description", one.words);
   }
   return cell;
 }
