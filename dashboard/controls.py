@@ -26,6 +26,10 @@ CARRIED = ("runs", "run", "metric", "image", "data")
 _STYLE = """<style>
 [data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] * { opacity: 1; }
 [data-testid="stCaptionContainer"] p { color: inherit; font-size: 0.9rem; }
+.stMultiSelect :has(> span[title]) {
+  background: color-mix(in srgb, currentcolor 14%, transparent) !important; color: inherit !important;
+}
+.stMultiSelect span[title], .stMultiSelect :has(> span[title]) * { color: inherit !important; }
 .block-container, [data-testid="stMainBlockContainer"] {
   padding: 3.2rem 3rem 4rem; max-width: 84rem;
 }
@@ -50,7 +54,7 @@ def changes_allowed(folder: str) -> bool:
 
 
 def dress() -> None:
-    """Style captions as dark as text: Streamlit's own theme fails the contrast check of axe."""
+    """Style captions and chosen words as dark as text: Streamlit's own fail the check of axe."""
     st.html(_STYLE)
 
 
