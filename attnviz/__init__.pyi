@@ -28,11 +28,13 @@ from attnviz.maps import gradient_weighted as gradient_weighted
 from attnviz.maps import head_max as head_max
 from attnviz.maps import head_mean as head_mean
 from attnviz.maps import key_column as key_column
+from attnviz.maps import key_map as key_map
 from attnviz.maps import maps_of as maps_of
 from attnviz.maps import query_row as query_row
 from attnviz.maps import received as received
 from attnviz.maps import rollout as rollout
 from attnviz.maps import rows_inside as rows_inside
+from attnviz.maps import token_map as token_map
 from attnviz.metrics import agreement as agreement
 from attnviz.metrics import baselines as baselines
 from attnviz.metrics import calibrate_threshold as calibrate_threshold

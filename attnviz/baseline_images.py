@@ -124,7 +124,7 @@ def _check_range(images: Tensor, blank: str, black: Tensor, white: Tensor) -> No
     if bool(((images < low - slack) | (images > high + slack)).any()):
         raise InputError(
             f"baseline {blank!r}: expected images within {_text(low)} to {_text(high)}, "
-            f"got {images.min():.3g} to {images.max():.3g}; say what black and white are with "
+            f"got {images.min():.3g} to {images.max():.3g}; give black and white with "
             "value_range=(black, white), for normalised images "
             "value_range=black_and_white(mean=, std=), or give the colour as a number or tensor"
         )

@@ -414,6 +414,14 @@ def define(definition: MetricDefinition) -> MetricDefinition:
     return definition
 
 
+def sort_by_definition(table: dict[str, Any]) -> None:
+    """Bring a table with metrics' keys into the order in which these are defined."""
+    place = {key: i for i, key in enumerate(_DEFINED)}
+    ordered = sorted(table.items(), key=lambda one: place[one[0]])
+    table.clear()
+    table.update(ordered)
+
+
 def added() -> dict[str, dict[str, Any]]:
     """The definitions from outside the package, as plain documents for a run folder."""
     return {

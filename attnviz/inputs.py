@@ -162,7 +162,7 @@ def boxes_of_masks(masks: Tensor, boxes: AnyBoxes) -> tuple[np.ndarray | None, .
 
     Args:
         masks: `(b, h, w)`.
-        boxes: `(k, 4)` half-open boxes of each image in the masks' pixels, or None for an image.
+        boxes: Of each image `(k, 4)` boxes `[x0, y0, x1, y1)` in the masks' pixels, or None.
 
     Raises:
         InputError: Another number of entries, another shape, a box outside the image, or no box

@@ -28,8 +28,8 @@ class Patched(NamedTuple):
     Attributes:
         images: `(b, c, h, w)`, a new tensor of the input's type and device.
         masks: `(b, h, w)`, True where a patch covers the image; all False where there is none.
-        boxes: `(b, 4)`, half-open `[x0, y0, x1, y1)` around all patches of an image; zeros where
-            there is none.
+        boxes: `(b, 4)`, `[x0, y0, x1, y1)` with exclusive ends, around all patches of an image;
+            zeros where there is none.
     """
 
     images: Images
@@ -132,7 +132,7 @@ def _paint(stencils: Tensor, corners: Tensor, h: int, w: int) -> Masks:
 
 
 def _hull(corners: Tensor, size: int, chosen: Tensor) -> Boxes:
-    """The half-open box around all patches of an image."""
+    """The box `[x0, y0, x1, y1)` around all patches of an image."""
     low, high = corners.amin(dim=1).flip(1), corners.amax(dim=1).flip(1) + size
     return torch.cat([low, high], dim=1) * chosen[:, None]
 

@@ -21,7 +21,7 @@ Masks: TypeAlias = Bool[Tensor, "b h w"]
 """Where the object is."""
 
 Boxes: TypeAlias = Int[Tensor, "b 4"]
-"""Half-open boxes `[x0, y0, x1, y1)` in pixels; all zero where an image has none."""
+"""Boxes `[x0, y0, x1, y1)` in pixels, x1 and y1 exclusive; all zero where an image has none."""
 
 Scores: TypeAlias = Float[Tensor, "b"]
 """One number per image, never averaged."""

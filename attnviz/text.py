@@ -30,16 +30,18 @@ def table(
     *,
     right: Iterable[int] = (),
     rule: bool = False,
+    empty: str = "–",
 ) -> str:
     """Rows under a header, each column as wide as its widest cell; numbers to three decimals.
 
     Args:
         header: The columns' names.
-        rows: As many cells each; None and empty text are a dash.
+        rows: As many cells each.
         right: The columns that are aligned to the right, by number.
         rule: Whether a line is drawn under the header.
+        empty: What None and empty text are shown as.
     """
-    cells = [list(header), *([_cell(value) for value in row] for row in rows)]
+    cells = [list(header), *([_cell(value) or empty for value in row] for row in rows)]
     widths = [max(width(row[i]) for row in cells) for i in range(len(header))]
     rights = set(right)
     lines = [
@@ -70,8 +72,8 @@ def _padded(cell: str, columns: int, right: bool) -> str:
 
 
 def _cell(value: object) -> str:
-    if value is None or value == "":
-        return "–"
+    if value is None:
+        return ""
     if isinstance(value, float):
         return f"{value:.3f}" if 1e-3 <= abs(value) < 1e6 or value == 0 else f"{value:.3g}"
     if isinstance(value, datetime):

@@ -2,7 +2,7 @@
 
 The models of torchvision, timm and transformers are built with random weights; nothing is
 downloaded. How many records to expect is counted without `attnviz`: from the modules of the
-classes that attend or gate in that library, by name. Parameters that start at zero (heads, layer
+attention and gate classes of that library, by name. Parameters that start at zero (heads, layer
 scales) are made random first: an output that is zero throughout would be "identical" for nothing.
 
     python benchmarks/architectures.py                       # minutes; writes docs/architectures.md
@@ -201,17 +201,27 @@ def build(entry: Entry) -> tuple[nn.Module, int]:
         import timm
 
         model: nn.Module = timm.create_model(name)
-        size = entry.size or int(model.pretrained_cfg["input_size"][-1])  # type: ignore[index, arg-type, union-attr]
     elif library == "torchvision":
         from torchvision.models import get_model
 
-        model, size = get_model(name, weights=None), entry.size or 224
+        model = get_model(name, weights=None)
     else:
-        model, size = _configured(name), entry.size or 64
+        model = _configured(name)
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
-    return model.eval(), size
+    return model.eval(), side_of(entry)
+
+
+def side_of(entry: Entry) -> int:
+    """Side of a model's images."""
+    library, _, name = entry.name.partition(":")
+    if entry.size is None and library == "timm":
+        import timm
+
+        config: Any = timm.get_pretrained_cfg(name)
+        return int(config.input_size[-1])
+    return entry.size or {"torchvision": 224}.get(library, 64)
 
 
 def _configured(name: str) -> nn.Module:
@@ -302,7 +312,7 @@ def page(rows: Iterable[Row], batch: int) -> str:
         "",
         "What `attnviz.watch` sees in models of timm, torchvision and transformers, with random "
         "weights. Expected is",
-        "the number of modules that attend or gate, counted from the library's own class names; "
+        "the number of attention and gate modules, counted from the library's own class names; "
         "identical means that",
         "the output is bit for bit the same with and without a watch. Σ − 1 is the largest "
         "deviation of a row's sum from",

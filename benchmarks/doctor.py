@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,13 +30,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from attnviz.diagnosis import Findings, diagnose
 from attnviz.models import build_model
 from attnviz.patches import inject_patch
+from benchmarks.architectures import ENTRIES, Entry, build, side_of
 from tests.diagnosis.twins import TWINS
 
 REFERENCES = ("cnn", "mha", "mha_conv1d", "cbam_channel", "cbam", "vit")
 LIMIT = 25.0  # forward passes that the standard examination may cost
 WRITE = False  # whether the numbers on correct models go to docs/doctor/correct.json
-_COSTED = ("torchvision swin_t", "timm vit_tiny_patch16_224", "timm cait_xxs24_224",
-           "timm efficientnet_b0", "timm test_coatnet", "timm cs3se_edgenet_x")  # fmt: skip
+_COSTED = ("torchvision:swin_t", "timm:vit_tiny_patch16_224", "timm:cait_xxs24_224",
+           "timm:efficientnet_b0", "timm:coatnet_pico_rw_224", "timm:mobilevit_xxs")  # fmt: skip
+SEEDS = 10  # trainings of each reference model
 
 
 @dataclass(frozen=True)
@@ -57,22 +59,30 @@ class Correct:
 
 
 def correct_models() -> Iterator[Correct]:
+    """The models of `architectures.py` and the reference models, with random weights."""
     for name in REFERENCES:
-        yield Correct(f"attnviz {name}", 96, lambda name=name: build_model(name))
-    for name in REFERENCES:
-        yield Correct(f"attnviz {name}, trained", 48, lambda name=name: train(name), True)
-    yield from _torchvision()
-    yield from _timm()
-    yield from _transformers()
+        yield Correct(f"attnviz {name}", 96, partial(build_model, name))
+    yield from map(_published, ENTRIES)
 
 
-def train(name: str, steps: int = 150) -> nn.Module:
+def trained_models() -> Iterator[Correct]:
+    """The reference models, each trained `SEEDS` times."""
+    for name in REFERENCES:
+        for seed in range(SEEDS):
+            yield Correct(f"attnviz {name}, seed {seed}", 48, partial(train, name, seed), True)
+
+
+def _published(entry: Entry) -> Correct:
+    return Correct(entry.name, side_of(entry), lambda: build(entry)[0])
+
+
+def train(name: str, seed: int, steps: int = 150) -> nn.Module:
     """A reference model that has learned to see a patch in noise."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = build_model(name, width=16)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for step in range(steps):
-        images, labels, _ = patched(32, step)
+        images, labels, _ = patched(32, 1 + step + steps * seed)
         loss = nn.functional.binary_cross_entropy_with_logits(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -88,80 +98,10 @@ def patched(n: int, seed: int, side: int = 48) -> tuple[Tensor, Tensor, Tensor]:
     return images, masks.flatten(1).any(1).float(), masks
 
 
-def _torchvision() -> Iterator[Correct]:
-    from torchvision import models
-
-    for name in ("resnet18", "efficientnet_b0", "mobilenet_v3_small", "regnet_y_400mf"):
-        yield Correct(f"torchvision {name}", 64, lambda name=name: models.get_model(name))
-    for name in ("swin_t", "swin_v2_t"):
-        yield Correct(f"torchvision {name}", 96, lambda name=name: models.get_model(name))
-    yield Correct(
-        "torchvision VisionTransformer", 64,
-        lambda: models.VisionTransformer(64, 8, 4, 4, 64, 128, num_classes=10),
-    )  # fmt: skip
-    yield Correct(
-        "torchvision MaxVit", 64,
-        lambda: models.MaxVit((64, 64), 16, 4, [16, 32], [1, 1], 8, 0.0, num_classes=10),
-    )  # fmt: skip
-
-
-_TIMM = {
-    "test_vit": 160, "test_vit_relpos": 160, "test_coatnet": 160, "test_maxvit": 160,
-    "vit_tiny_patch16_224": 96, "deit_tiny_distilled_patch16_224": 96, "cait_xxs24_224": 96,
-    "xcit_nano_12_p16_224": 96, "eva02_tiny_patch14_224": 98, "vit_small_patch14_reg4_dinov2": 98,
-    "pvt_v2_b0": 96, "levit_128s": 224, "mobilevit_xxs": 128,
-    "mobilevitv2_050": 128, "edgenext_xx_small": 96, "efficientvit_b0": 96, "davit_tiny": 96,
-    "lambda_resnet26t": 128, "seresnet18": 96, "skresnet18": 96,
-    "resnest14d": 96, "gcresnet33ts": 96, "ecaresnet26t": 96, "efficientnet_b0": 96,
-    "mobilenetv3_small_100": 96, "ghostnet_100": 96, "convnext_atto": 96, "poolformer_s12": 96,
-    "cs3se_edgenet_x": 96, "repvit_m1": 96, "convnextv2_atto": 96, "mobilenetv4_conv_small": 96,
-    "hgnetv2_b0": 96, "rexnet_100": 96, "tinynet_e": 96, "botnet26t_256": 256,
-    "visformer_tiny": 224, "pit_ti_224": 224, "twins_pcpvt_small": 224, "crossvit_tiny_240": 240,
-    "tnt_s_legacy_patch16_224": 224, "convit_tiny": 224, "coat_lite_tiny": 224,
-    "focalnet_tiny_srf": 224, "fastvit_t8": 128, "tiny_vit_5m_224": 224, "efficientformer_l1": 224,
-    "poolformerv2_s12": 96, "mixer_s32_224": 224, "resmlp_12_224": 224, "test_resnet": 160,
-    "test_efficientnet": 160,
-}  # fmt: skip
-_FIXED = ("patch14", "patch16", "cait")  # these need their images' size
-
-
-def _timm() -> Iterator[Correct]:
-    import timm
-
-    for name, side in _TIMM.items():
-        given = {"img_size": side} if any(part in name for part in _FIXED) else {}
-        if name.startswith("xcit"):
-            given = {}
-        yield Correct(
-            f"timm {name}", side, lambda n=name, g=given: timm.create_model(n, num_classes=10, **g)
-        )
-
-
-def _transformers() -> Iterator[Correct]:
-    import transformers as hf
-
-    small = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-             "intermediate_size": 96, "image_size": 64, "patch_size": 8}  # fmt: skip
-    for kind in ("ViT", "DeiT", "Beit", "Data2VecVision", "ViTMSN", "Dinov2",
-                 "Dinov2WithRegisters", "SiglipVision", "CLIPVision"):  # fmt: skip
-        yield _hf(hf, kind, 64, **small)
-    yield _hf(hf, "Swin", 64, image_size=64, embed_dim=24, depths=[2, 2], num_heads=[2, 4],
-              window_size=4)  # fmt: skip
-    yield _hf(hf, "Segformer", 64, num_encoder_blocks=2, depths=[1, 1], hidden_sizes=[16, 32],
-              num_attention_heads=[1, 2], sr_ratios=[4, 2], patch_sizes=[7, 3], strides=[4, 2],
-              mlp_ratios=[2, 2])  # fmt: skip
-    yield _hf(hf, "ConvNext", 64, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
-
-
-def _hf(hf: Any, kind: str, side: int, **settings: Any) -> Correct:
-    config, model = getattr(hf, f"{kind}Config"), getattr(hf, f"{kind}Model")
-    return Correct(f"transformers {kind}", side, lambda: model(config(**settings)))
-
-
 def examine(one: Correct) -> tuple[Findings, float]:
     torch.manual_seed(0)
     model = one.make()
-    images, _, masks = patched(8, 0, one.side)
+    images, _, masks = patched(8 if one.side <= 256 else 2, 0, one.side)  # memory
     start = time.perf_counter()
     found = diagnose(model, images, masks if one.trained else None, trained=one.trained)
     return found, time.perf_counter() - start
@@ -169,26 +109,29 @@ def examine(one: Correct) -> tuple[Findings, float]:
 
 def correct_table() -> bool:
     print("Correct models: no error is right\n")
+    untrained, wrong = alarms(correct_models())
+    trained, also_wrong = alarms(trained_models())
+    if WRITE:
+        path = Path(__file__).parents[1] / "docs" / "doctor" / "correct.json"
+        written = {"untrained": untrained, "trained": trained}
+        path.write_text(json.dumps(written, indent=1) + "\n")
+    return not wrong + also_wrong
+
+
+def alarms(models: Iterable[Correct]) -> tuple[dict[str, Any], int]:
+    """Number of models, and of those with each finding; and how many have an error."""
     print("| model | images | attention | gates | errors | warnings | notes | s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    count, wrong, alarms = 0, 0, Counter[str]()
-    for one in correct_models():
-        try:
-            found, seconds = examine(one)
-        except RuntimeError as error:  # a name that this version of the library does not have
-            print(f"| {one.name} | not examined: {str(error)[:60]} |", flush=True)
-            continue
+    count, wrong, counted = 0, 0, Counter[str]()
+    for one in models:
+        found, seconds = examine(one)
         count, wrong = count + 1, wrong + bool(found.errors)
-        alarms.update(found.codes)
+        counted.update(set(found.codes))
         cells = [one.name, f"{one.side}²", *(str(n) for n in found.checked.values())]
         cells += [", ".join(part.codes) for part in (found.errors, found.warnings, found.notes)]
         print(f"| {' | '.join(cells)} | {seconds:.1f} |", flush=True)
     print(f"\n{count} models, {wrong} with an error\n")
-    if WRITE:
-        path = Path(__file__).parents[1] / "docs" / "doctor" / "correct.json"
-        written = {"models": count, "alarms": dict(sorted(alarms.items()))}
-        path.write_text(json.dumps(written, indent=1) + "\n")
-    return not wrong
+    return {"models": count, "findings": dict(sorted(counted.items()))}, wrong
 
 
 def faulty_table() -> bool:
@@ -217,7 +160,7 @@ def cost_table(n: int = 8) -> bool:
     print("| --- | --- | --- | --- | --- |")
     worst = 0.0
     models = [Correct(f"attnviz {name}", 96, partial(build_model, name)) for name in REFERENCES]
-    models += [one for one in (*_torchvision(), *_timm()) if one.name in _COSTED]
+    models += [_published(entry) for entry in ENTRIES if entry.name in _COSTED]
     for one in models:
         torch.manual_seed(0)
         model = one.make().eval()

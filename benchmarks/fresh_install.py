@@ -6,8 +6,9 @@ Builds both with `uv build`, makes one virtual environment per case (the Pythons
 names, every extra, the oldest dependencies that pyproject.toml allows, from the sdist, and one
 from which Captum and Streamlit are taken away again), installs, and does there what a new user
 does: the command line, a model watched and measured, a run saved and read back, the dashboard
-requested over HTTP. A Python that this machine lacks is reported as not run. The exit code is 1 if
-anything failed. Needs `uv` and a package index; some gigabytes on the first run, for torch.
+requested over HTTP, the demo painted by a browser within ten seconds. A Python that this machine
+lacks is reported as not run. The exit code is 1 if anything failed. Needs `uv`, Chromium and a
+package index; some gigabytes on the first run, for torch.
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ av.save_run(sys.argv[1] + "/first", variant="mha", settings={}, seed=0,
             samples=table, maps={"received": maps.numpy()})
 """
 
+PAINTED_WITHIN = 10.0
+PICTURES = "[data-testid=stBidiComponentIsolated]"
+IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
+
 FRAMEWORKS = ("torch", "numpy", "streamlit", "captum")
 
 
@@ -86,6 +91,7 @@ CASES = (
     Case("3.11"),
     Case("3.12", "3.12"),
     Case("3.13", "3.13"),
+    Case("3.14", "3.14"),
     Case("3.11, every extra", extras=EXTRAS),
     Case("3.13, every extra", "3.13", EXTRAS),
     Case("3.11 lowest", lowest=True),
@@ -222,6 +228,41 @@ def serves(place: Place, case: Case) -> None:
             answered(f"http://127.0.0.1:{port}{path}")
 
 
+def paints(place: Place, case: Case) -> str:
+    """Seconds from `attnviz demo` to the first page with its pictures, at first and again.
+
+    The first start compiles what was installed.
+    """
+    if "streamlit" in case.without:
+        return "–"
+    taken = [painted(place, place.work / "demo") for _ in range(2)]
+    if max(taken) > PAINTED_WITHIN:
+        raise FailedError(f"painted after {taken[0]:.1f} s, and again after {taken[1]:.1f} s")
+    return f"{taken[0]:.1f} s, {taken[1]:.1f} s"
+
+
+def painted(place: Place, folder: Path) -> float:
+    """Seconds from the command to a painted first page in Chromium, which is open already."""
+    from playwright.sync_api import sync_playwright
+
+    chromium, port = shutil.which("chromium"), free_port()
+    if chromium is None:
+        raise FailedError("no chromium on this machine")
+    words = ("demo", "--no-browser", "--port", str(port), "--folder", str(folder))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        start = time.perf_counter()
+        with serving(place, words):
+            answered(f"http://127.0.0.1:{port}/_stcore/health")
+            page.goto(f"http://127.0.0.1:{port}/")
+            page.wait_for_selector(PICTURES, timeout=60_000)
+            page.wait_for_selector(IDLE, timeout=60_000)
+            taken = time.perf_counter() - start
+        browser.close()
+    return taken
+
+
 def refuses(place: Place, case: Case) -> None:
     """A feature without its package raises an error of one line that names the remedy."""
     lacking = []
@@ -245,8 +286,8 @@ def refuses(place: Place, case: Case) -> None:
             raise FailedError(f"{call} says {said[-100:]!r}")
 
 
-STEPS: tuple[Callable[[Place, Case], None], ...] = (
-    only_itself, speaks, works, reads, serves, refuses,
+STEPS: tuple[Callable[[Place, Case], str | None], ...] = (
+    only_itself, paints, speaks, works, reads, serves, refuses,
 )  # fmt: skip
 
 
@@ -299,8 +340,7 @@ def tried(case: Case, wheel: Path, sdist: Path, folder: Path) -> tuple[list[str]
     problem = ""
     for step in STEPS:
         try:
-            step(place, case)
-            marks.append("yes")
+            marks.append(step(place, case) or "yes")
         except (FailedError, subprocess.TimeoutExpired) as error:
             marks.append("NO")
             problem += f"\n{case.name}: {step.__name__}: {error}"

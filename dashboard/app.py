@@ -17,8 +17,10 @@ _HERE = Path(__file__).resolve().parent
 if str(_HERE.parent) not in sys.path:  # the pages use `from dashboard.x import …`
     sys.path.insert(0, str(_HERE.parent))
 
+from attnviz.errors import AttnvizError  # noqa: E402
+from attnviz.runs.storage import LocalStore  # noqa: E402
 from dashboard import run_cache  # noqa: E402
-from dashboard.address import quoted  # noqa: E402
+from dashboard.address import plain, quoted  # noqa: E402
 from dashboard.controls import carried, dress, root  # noqa: E402 - the path comes first
 from dashboard.pages import listed  # noqa: E402
 from dashboard.theme import follow_theme  # noqa: E402
@@ -48,6 +50,8 @@ def main() -> None:
             st.page_link(target, query_params=carried())
         st.caption(f"Runs in {quoted(root())}")
         follow_theme()
+        if note := _note():
+            st.caption(plain(note))
     if _known():
         page.run()
         st.session_state[_WITH_PAGE] = True
@@ -63,6 +67,17 @@ def _watch(shown: int) -> None:
         run_cache.listing(root())
     if run_cache.state_of(root()) != shown:
         st.rerun()
+
+
+def _note() -> str:
+    """What a `README.txt` beside the runs says of them, up to 600 characters."""
+    if "://" in root():
+        return ""
+    try:
+        content = LocalStore(Path(root())).read("README.txt", 4096)
+    except AttnvizError:  # there is none, or it is no plain file
+        return ""
+    return " ".join(content.decode(errors="replace").split())[:600]
 
 
 def _known() -> bool:

@@ -27,7 +27,8 @@ _STYLE = """<style>
 [data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] * { opacity: 1; }
 [data-testid="stCaptionContainer"] p { color: inherit; font-size: 0.9rem; }
 .stMultiSelect :has(> span[title]) {
-  background: color-mix(in srgb, currentcolor 14%, transparent) !important; color: inherit !important;
+  background: color-mix(in srgb, currentcolor 14%, transparent) !important;
+  color: inherit !important;
 }
 .stMultiSelect span[title], .stMultiSelect :has(> span[title]) * { color: inherit !important; }
 .block-container, [data-testid="stMainBlockContainer"] {

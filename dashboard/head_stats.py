@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dashboard.overlap import enlarged
+from attnviz.figures import resized
 
 SEPARATE = ".heads"
 """How the name of a map ends that was kept head by head beside its mean."""
@@ -117,8 +117,8 @@ def map_statistics(maps: np.ndarray, masks: np.ndarray) -> dict[str, tuple[np.nd
 def _transposed(masks: np.ndarray, h: int, w: int) -> np.ndarray:
     """Weights on the grid with which a map's sum equals that of the enlarged map under a mask."""
     n, height, width = masks.shape
-    rows = enlarged(np.eye(h, dtype=np.float32)[None], height, h)[0]
-    columns = enlarged(np.eye(w, dtype=np.float32)[None], width, w)[0]
+    rows = resized(np.eye(h), (height, h))
+    columns = resized(np.eye(w), (width, w))
     return np.asarray((rows.T @ masks.astype(np.float64) @ columns).reshape(n, h * w))
 
 

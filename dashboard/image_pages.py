@@ -9,14 +9,13 @@ import pandas as pd
 import streamlit as st
 
 from attnviz.definitions import short_title
+from attnviz.figures.packing import PALETTES, MapLayer, Settings, Tile, pack, with_settings
 from dashboard import notices, run_cache
 from dashboard.address import one_of, plain, share, whole
 from dashboard.chosen_runs import Chosen
 from dashboard.controls import go, offer, stepper, value_or_warning
 from dashboard.gallery import gallery
 from dashboard.image_filters import Images, carried_filters
-from dashboard.packing import MapLayer, Settings, Tile, pack, with_settings
-from dashboard.palettes import COLOUR_MAPS
 from dashboard.selection import (
     ORDERS,
     chosen_threshold,
@@ -123,6 +122,6 @@ def _settings(run: Any, map_name: str) -> Settings:
     return Settings(
         threshold=value_or_warning(share(st.query_params, "tau", threshold_of(run, map_name))),
         opacity=value_or_warning(share(st.query_params, "opacity", 0.6)),
-        colours=value_or_warning(one_of(st.query_params, "colours", list(COLOUR_MAPS), "inferno")),
+        colours=value_or_warning(one_of(st.query_params, "colours", list(PALETTES), "inferno")),
         box=value_or_warning(one_of(st.query_params, "box", ("0", "1"), "1")) == "1",
     )

@@ -8,22 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-
-def enlarged(maps: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Maps `(n, h, w)` at another size, bilinear with half-pixel centres."""
-    rows, columns = _taps(maps.shape[1], height), _taps(maps.shape[2], width)
-    return rows @ maps.astype(np.float32) @ columns.T
-
-
-def _taps(size: int, target: int) -> np.ndarray:
-    centre = np.maximum((np.arange(target) + 0.5) * size / target - 0.5, 0)
-    low = np.minimum(centre.astype(int), size - 1)
-    high = np.minimum(low + 1, size - 1)
-    share = (centre - low).astype(np.float32)
-    weights = np.zeros((target, size), np.float32)
-    np.add.at(weights, (np.arange(target), low), 1 - share)
-    np.add.at(weights, (np.arange(target), high), share)
-    return weights
+from attnviz.figures import resized
 
 
 def stretched(maps: np.ndarray) -> np.ndarray:
@@ -43,7 +28,7 @@ def iou_curves(maps: np.ndarray, masks: np.ndarray, steps: int = 50) -> np.ndarr
         steps: How many steps τ takes from 0 to 1.
     """
     n, height, width = masks.shape
-    values = stretched(enlarged(maps, height, width)).reshape(n, -1)
+    values = stretched(resized(maps.astype(np.float32), (height, width))).reshape(n, -1)
     truth = masks.reshape(n, -1)
     good = np.isfinite(values).all(axis=1) & truth.any(axis=1)
     thresholds = np.linspace(0, 1, steps + 1, dtype=np.float32)
@@ -65,7 +50,7 @@ def _at_least(reached: np.ndarray, steps: int) -> np.ndarray:
 
 def energy(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """The share of each map's positive mass inside its mask, `(n,)`; NaN without either."""
-    large = np.maximum(enlarged(maps, *masks.shape[1:]), 0)
+    large = np.maximum(resized(maps.astype(np.float32), masks.shape[1:]), 0)
     total = large.sum(axis=(1, 2))
     inside = (large * masks).sum(axis=(1, 2))
     good = (total > 0) & np.isfinite(total) & masks.any(axis=(1, 2))

@@ -1,8 +1,6 @@
-"""Colours safe for colour vision deficiency, with sufficient contrast in both themes.
+"""Colours of charts: safe for colour vision deficiency, with sufficient contrast in both themes.
 
-The colour maps are perceptually uniform and safe for colour-blind people; each is its matplotlib
-namesake at 17 anchors, so that the browser can interpolate it without a table of its own. The
-colours of variants are those of Okabe and Ito (2008), darkened or lightened until text and thin
+The colours of variants are those of Okabe and Ito (2008), darkened or lightened until text and thin
 lines reach a contrast of 3 : 1 on the page.
 """
 
@@ -11,20 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-_ANCHORS = {
-    "inferno": "000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754 "
-    "d24644 e45a31 f1731d f98e09 fcac11 f9cb35 f2ea69 fcffa4",
-    "viridis": "440154 48186a 472d7b 424086 3b528b 33638d 2c728e 26828e 21918c "
-    "1fa088 28ae80 3fbc73 5ec962 84d44b addc30 d8e219 fde725",
-    "magma": "000004 0a0822 1d1147 36106b 51127c 6a1c81 832681 9c2e7f b73779 "
-    "d0416f e75263 f56b5c fc8961 fea772 fec488 fde2a3 fcfdbf",
-    "cividis": "00224e 002e6a 1a386f 32436d 434e6c 535a6d 61656f 6f7073 7d7c78 "
-    "8c8878 9b9476 aba072 bcae6c cdbb63 dec958 f0d846 fee838",
-    "gray": "000000 101010 202020 303030 404040 505050 606060 707070 808080 "
-    "909090 a0a0a0 b0b0b0 c0c0c0 d0d0d0 e0e0e0 f0f0f0 ffffff",
-}
-COLOUR_MAPS = {name: [int(c, 16) for c in text.split()] for name, text in _ANCHORS.items()}
-"""Name → anchors from low to high, each a packed 0xRRGGBB."""
+from attnviz.figures.packing import PALETTES
 
 
 @dataclass(frozen=True)
@@ -81,7 +66,7 @@ def tint(value: float, low: float, high: float) -> tuple[str, str]:
     """
     if not math.isfinite(value):
         return "", ""
-    anchors = COLOUR_MAPS["viridis"]
+    anchors = PALETTES["viridis"]
     share = (value - low) / (high - low) if high > low else 0.5
     place = min(max(share, 0.0), 1.0) * (len(anchors) - 1)
     colour = anchors[round(place)]

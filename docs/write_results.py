@@ -37,7 +37,7 @@ FAULTS = {
     "pointwise_channels": ("pointwise", "the product contracts the places"),
     "linear_tokens_channels": ("linear_tokens", "tokens and features are swapped"),
     "raw_scores": ("raw_scores_softmax", "no softmax"),
-    "cbam_channel": ("cbam", "no spatial gate unless it is asked for"),
+    "cbam_channel": ("cbam", "no spatial gate by default"),
 }
 """As published → the repaired form, and what was wrong."""
 
@@ -49,12 +49,12 @@ Groups = Mapping[str, Sequence[Run]]
 
 
 def in_order(complete: Sequence[Run]) -> list[Run]:
-    """Runs by question and variant, in the order in which the lab lists them, and by seed."""
-    asks, names = list(PRESETS), list(variants())
+    """Runs by question and variant, in the order in which `experiments` lists them, and by seed."""
+    presets, names = list(PRESETS), list(variants())
 
     def key(run: Run) -> tuple[int, int, int, int]:
         question = asked(Settings.from_dict(run.settings))
-        place = asks.index(question) if question in asks else len(asks)
+        place = presets.index(question) if question in presets else len(presets)
         return place, names.index(run.variant), run.settings["placement"] or 0, run.seed or 0
 
     return sorted((open_run(one.location) for one in complete), key=key)

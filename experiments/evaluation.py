@@ -1,4 +1,4 @@
-"""Measure a trained model and fill its run: the one place where maps, metrics and runs meet.
+"""Measure a trained model with `attnviz.evaluate` and fill its run.
 
 Thresholds come from the validation images; every score is of the test images, on maps upsampled
 bilinearly to the image's size. Only images with something to look at have a score.
@@ -7,7 +7,7 @@ bilinearly to the image's size. Only images with something to look at have a sco
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,28 +15,37 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from attnviz.diagnosis import diagnose
+from attnviz.capture import watch
+from attnviz.diagnosis import Findings, diagnose
 from attnviz.errors import InputError
-from attnviz.maps import resized
-from attnviz.metrics import agreement, baselines, localization
-from attnviz.metrics.thresholds import calibrate_all
+from attnviz.evaluation import Evaluation, evaluate
+from attnviz.evaluation.saving import attention_bytes
+from attnviz.metrics import agreement
 from attnviz.models import variants
 from attnviz.models.pixels import as_bytes
 from attnviz.runs import Run, RunWriter, save_dataset
-from attnviz.statistics.summary import summarised
 from experiments import checkpoints
-from experiments.faithfulness import chosen_images, faithful_columns, knocked_out
 from experiments.leaks import split_findings
-from experiments.loading import about, groups, load_images
-from experiments.maps import ROWS_BYTES, Seen, look
+from experiments.loading import about, load_images
 from experiments.questions import Asked
 from experiments.settings import Settings
+from experiments.splits import Split, with_patch
 from experiments.training import Loader, Trained, device_of
+from experiments.training import evaluate as loss_and_accuracy
+
+GRADCAM = {"layer_gradcam": {"method": "layer_gradcam", "layer": "features.conv3"}}
+"""The attribution that every model is given, at its last convolution."""
+
+BATCH = 25
+"""Images per forward pass."""
 
 ROWS = 16
 """For how many test images a run keeps the whole attention, where there is room for it."""
+
+STEPS = 16
+"""Of deletion and insertion."""
 
 DIAGNOSED = 32
 """How many test images the doctor sees."""
@@ -44,11 +53,16 @@ DIAGNOSED = 32
 WHOLE_BYTES = 32 << 20
 """Where one image's attention takes more than this the doctor sees crops: it keeps some forty."""
 
+PINNED = 8
+"""How many test images' maps are kept at every epoch."""
+
 
 def measure_run(
     trained: Trained, settings: Settings, writer: RunWriter, *, peak: int | None = None
 ) -> Run:
-    """Look, score, and write everything but what training has written already.
+    """Evaluate, and write everything but what training has written already.
+
+    An evaluation that was interrupted goes on where it stopped.
 
     Args:
         trained: The model and what training took.
@@ -59,60 +73,86 @@ def measure_run(
     Returns:
         The complete run.
     """
-    device = device_of(settings)
-    val, test = (Loader(settings, split, device) for split in ("val", "test"))
-    calibration, seen = look(trained.model, val), look(trained.model, test, rows=ROWS)
-    table = _answers(seen) | _groups(settings)
-    thresholds: dict[str, dict[str, float]] = {}
-    metrics: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, grid_maps in seen.maps.items():
-        taus = _thresholds(calibration.maps[name], calibration.masks)
-        maps = _upsampled(grid_maps, seen.masks)
-        scores = localization(maps, seen.masks, threshold=taus)
-        rows, columns = grid_maps.shape[-2:]
-        levels = baselines(
-            seen.masks,
-            (rows, columns),
-            tuple(scores),
-            threshold=taus,
-            calibration=calibration.masks if calibration.masks.any() else None,
-        )
-        thresholds[name] = taus
-        metrics[name] = {
-            key: summarised(key, score.numpy(), levels[key], group=table.get("group"))
-            for key, score in scores.items()
-        }
-        table |= {f"{name}/{key}": score.numpy() for key, score in scores.items()}
-    table |= _agreements(seen)
-    numbers = chosen_images(seen.masks, settings.faithful)
-    asked = test.batch(numbers).images
-    for name, answered in faithful_columns(trained.model, asked, seen.maps, numbers).items():
-        metrics[name] |= {
-            key: summarised(key, column, group=table.get("group"))
-            for key, column in answered.items()
-        }
-        table |= {f"{name}/{key}": column for key, column in answered.items()}
-    held = ROWS_BYTES // max(1, seen.whole)
-    _write(writer, seen, table)
-    writer.weights({k: v.cpu().numpy() for k, v in trained.model.state_dict().items()})
-    few = _cropped(test.batch(torch.arange(min(DIAGNOSED, len(test)))), seen.whole)
-    findings = diagnose(trained.model, *few) + split_findings(settings)
-    summary = {
-        "accuracy": float(np.mean(table["correct"])),
-        "loss": float(_loss(seen.logits, seen.labels).mean()),
+    val, test = Split(settings, "val"), Split(settings, "test")
+    some = with_patch(test, settings.faithful)
+    result = evaluate(
+        trained.model,
+        test,
+        calibration=val if with_patch(val, 1) else None,
+        attributions=GRADCAM,
+        faithfulness={"images": some, "steps": STEPS} if some else 0,
+        knockout=some,
+        findings=False,
+        rows=ROWS,
+        layers=True,
+        heads=True,
+        batch=BATCH,
+        save=writer,
+        variant=settings.variant,
+        seed=settings.seed,
+        progress=False,
+    )
+    result = replace(
+        result, samples=pd.concat([result.samples, pd.DataFrame(_agreements(result))], axis=1)
+    )
+    findings = _findings(trained.model, test) + split_findings(settings)
+    summary = result.write(writer, trained.model) | {
+        "loss": float(result.samples["loss"].mean()),
         "map": variants()[settings.variant].map,
-        "layers": seen.layers,
-        "threshold": {name: taus.get("max_iou") for name, taus in thresholds.items()},
-        "thresholds": thresholds,
-        "metrics": metrics,
-        "knockout": knocked_out(trained.model, asked[:held]),
+        "threshold": {name: result.thresholds.get(name, {}).get("max_iou") for name in result.maps},
         "findings": findings.as_dicts(),
         "diagnosis": findings.headline,
         "peak_bytes": peak,
         **_cost(trained),
     }
     writer.drop(checkpoints.FILE)
-    return writer.finish(summary)
+    return writer.finish({"knockout": []} | summary)
+
+
+class EpochScores:
+    """Measures the variant's primary map after each epoch.
+
+    Scores are of the first validation images that have something to find, and join the curves as
+    `val_<metric>`. The maps of the first such test images are kept as `<map>@<epoch>`.
+
+    Args:
+        settings: Of the training; `follow` says how many validation images are scored.
+        writer: The run.
+    """
+
+    def __init__(self, settings: Settings, writer: RunWriter) -> None:
+        self.writer, self.map = writer, variants()[settings.variant].map
+        self.scored, self.pinned = (
+            Split(settings, name, with_patch(Split(settings, name), count))
+            for name, count in (("val", settings.follow), ("test", PINNED))
+        )
+        self.test = Loader(settings, "test", device_of(settings)) if settings.test_curve else None
+
+    def __call__(self, model: nn.Module, epoch: int) -> dict[str, float]:
+        """Keep the pinned maps, and give the scores for the curves."""
+        row = {} if self.test is None else loss_and_accuracy(model, self.test, prefix="test_")
+        if len(self.pinned):
+            maps = self._evaluated(model, self.pinned, ()).raw(self.map)
+            about = {"epoch": epoch, "images": self.pinned.numbers}
+            self.writer.maps(f"{self.map}@{epoch:04d}", maps, about=about)
+        if len(self.scored):
+            metrics = ("energy_pointing_game", "pointing_game")
+            samples = self._evaluated(model, self.scored, metrics).samples
+            row |= {f"val_{key}": float(samples[f"{self.map}/{key}"].mean()) for key in metrics}
+        return row
+
+    def _evaluated(self, model: nn.Module, split: Split, metrics: tuple[str, ...]) -> Evaluation:
+        drawn = self.map not in GRADCAM
+        return evaluate(
+            model,
+            split,
+            maps=[self.map] if drawn else [],
+            attributions={} if drawn else GRADCAM,
+            metrics=metrics,
+            findings=False,
+            batch=BATCH,
+            progress=False,
+        )
 
 
 def keep_test_set(root: Path, settings: Settings) -> str:
@@ -170,48 +210,14 @@ def environment(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _answers(seen: Seen) -> dict[str, Any]:
-    """The columns that say what the model answered, one row per test image."""
-    logits, labels = seen.logits.float(), seen.labels.long()
-    prediction = (logits > 0).long()
-    corners = {name: seen.boxes[:, n].numpy() for n, name in enumerate(("x0", "y0", "x1", "y1"))}
-    return {
-        "index": np.arange(len(logits)),
-        "label": labels.numpy(),
-        "logit": logits.numpy(),
-        "probability": logits.sigmoid().numpy(),
-        "prediction": prediction.numpy(),
-        "correct": (prediction == labels).numpy(),
-        "loss": _loss(logits, seen.labels).numpy(),
-        **corners,
-    }
-
-
-def _groups(settings: Settings) -> dict[str, Any]:
-    """The column that names the photograph of each test image, where several share one."""
-    named = groups(settings, "test")
-    return {} if named is None else {"group": np.asarray(named, dtype=object)}
-
-
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
-    loss: Tensor = torch.nn.functional.binary_cross_entropy_with_logits(
-        logits.float(), labels, reduction="none"
-    )
-    return loss
-
-
-def _thresholds(grid_maps: Tensor, masks: Tensor) -> dict[str, float]:
-    """The τ of each metric that needs one, best on the validation images."""
-    maps = _upsampled(grid_maps, masks)
-    if localization(maps, masks, ["iou"], threshold=0.5)["iou"].isnan().all():
-        return {}  # every map is constant: there is nothing to choose a threshold by
-    taus = calibrate_all(maps, masks, ("iou", "max_box_acc", "max_box_acc_v2"))
-    return taus | {"max_iou": taus["iou"]}
-
-
-def _upsampled(grid_maps: Tensor, masks: Tensor) -> Tensor:
-    height, width = masks.shape[-2:]
-    return resized(grid_maps, (height, width), "bilinear")
+def _findings(model: nn.Module, test: Split) -> Findings:
+    """The doctor's findings on the first test images, on crops where attention is large."""
+    asked = test.asked(test.numbers[:DIAGNOSED])
+    device = next(model.parameters()).device
+    with torch.no_grad(), watch(model, empty=True, reduce=("received",)) as seen:
+        model(asked.images[:1].to(device))
+    images, masks = _cropped(asked, attention_bytes(seen))
+    return diagnose(model, images.to(device), masks.to(device))
 
 
 def _cropped(asked: Asked, whole: int) -> tuple[Tensor, Tensor]:
@@ -231,31 +237,18 @@ def _cropped(asked: Asked, whole: int) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.stack(masks)
 
 
-def _agreements(seen: Seen) -> dict[str, Any]:
+def _agreements(result: Evaluation) -> dict[str, np.ndarray]:
     """How far each map agrees with Captum's layer Grad-CAM, image by image."""
-    cam = seen.maps.get("layer_gradcam")
-    if cam is None:
-        return {}
-    columns: dict[str, Any] = {}
-    for name, maps in seen.maps.items():
+    cam = torch.from_numpy(result.raw("layer_gradcam"))
+    columns: dict[str, np.ndarray] = {}
+    for name in result.maps:
+        maps = torch.from_numpy(result.raw(name))
         if name != "layer_gradcam" and maps.shape == cam.shape:
-            agreed = agreement(maps, cam)
             columns |= {
-                f"{name}/agreement_{key}": np.asarray(value) for key, value in agreed.items()
+                f"{name}/agreement_{key}": np.asarray(value)
+                for key, value in agreement(maps, cam).items()
             }
     return columns
-
-
-def _write(writer: RunWriter, seen: Seen, table: Mapping[str, Any]) -> None:
-    writer.samples(pd.DataFrame(dict(table)))
-    for name, maps in seen.maps.items():
-        writer.maps(name, maps.numpy(), about={"layer": seen.layers[name]})
-    for name, heads in seen.heads.items():
-        writer.maps(f"{name}.heads", heads.numpy(), about={"layer": seen.layers[name]})
-    for name, gates in seen.gates.items():
-        writer.gates(name, gates.numpy(), about={"layer": seen.layers[name]})
-    for name, rows in seen.rows.items():
-        writer.rows(name, rows.numpy(), about=seen.grids[name])
 
 
 def _cost(trained: Trained) -> dict[str, Any]:

@@ -14,8 +14,7 @@ from attnviz.errors import AttnvizError, RunError
 from attnviz.executors import interruptible, is_cancelled
 from attnviz.models import build_model
 from attnviz.runs import BusyError, Run, RunWriter, open_run, resume_run, start_run
-from experiments.evaluation import environment, keep_test_set, measure_run
-from experiments.following import Follower
+from experiments.evaluation import EpochScores, environment, keep_test_set, measure_run
 from experiments.memory import peak_bytes, restart_peak
 from experiments.settings import Settings
 from experiments.training import Watcher, device_of, train
@@ -64,8 +63,8 @@ def run_training(settings: Settings, root: Path, *, resume: bool = True, shown: 
     with _writer(settings, root, found, resume=resume) as writer:
         device = device_of(settings)
         restart_peak(device)
-        follower = Follower(settings, writer, device) if settings.follow else None
-        trained = train(settings, writer, watcher=_cancellable(follower), shown=shown)
+        scores = EpochScores(settings, writer) if settings.follow else None
+        trained = train(settings, writer, watcher=_cancellable(scores), shown=shown)
         return measure_run(trained, settings, writer, peak=peak_bytes(device))
 
 

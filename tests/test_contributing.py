@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OWN = """
 import torch
 import attnviz as av
+from attnviz import faithfulness
 from attnviz.capture import rule
 from attnviz.diagnosis import observed
 from attnviz.diagnosis import rule as doctor_rule
@@ -27,6 +28,11 @@ from attnviz.maps import construction, maps_of
 def peak_inside(maps, masks):
     best = maps.flatten(1).argmax(1, keepdim=True)
     return masks.flatten(1).gather(1, best)[:, 0].double()
+
+@faithfulness.metric(av.MetricDefinition(key="mirror_drop", title="mirror drop", meaning="whether",
+                                         source="here", family="faithfulness"))
+def mirror_drop(model, images, maps):
+    return model(images) - model(images.flip(-1))
 
 @construction(title="strongest query", meaning="max over queries", subject="attention")
 def strongest_query(record, size=None, interpolation="bilinear", **where):
@@ -63,13 +69,17 @@ drawn = maps_of(seen, ["strongest_query"], size=(48, 48))
 scores = av.localization(drawn["strongest_query"], masks, metrics=["peak_inside"])
 assert set(scores["peak_inside"].tolist()) <= {0.0, 1.0}
 assert "peak_inside" in str(scores)
+with torch.no_grad():
+    expected = model(images) - model(images.flip(-1))
+    drops = av.faithfulness_scores(model, images, drawn["strongest_query"], metrics=["mirror_drop"])
+assert torch.equal(drops["mirror_drop"], expected)
 compared = av.compare({"a": scores, "b": scores}, primary="peak_inside", resamples=50)
 assert compared.variants
 assert "always-here" in {finding.code for finding in av.diagnose(model, images, masks)}
 """
 
 
-def test_a_metric_a_map_a_rule_and_an_operator_of_one_s_own_in_one_module(tmp_path: Path) -> None:
+def test_metrics_a_map_a_rule_and_an_operator_of_one_s_own_in_one_module(tmp_path: Path) -> None:
     own = tmp_path / "own.py"
     own.write_text(OWN)
     done = subprocess.run([sys.executable, str(own)], capture_output=True, text=True, cwd=ROOT)

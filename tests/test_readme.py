@@ -42,8 +42,10 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     assert all((page.parent / link).exists() for link in links), links
 
 
-def test_the_two_commands_are_the_ones_that_ci_runs() -> None:
+def test_the_first_command_is_the_demo_and_the_others_are_those_that_ci_runs() -> None:
     (commands,) = blocks(README, "sh")
-    assert "pip install uv && uv run python -m experiments quickstart" in commands
+    first, *_ = commands.splitlines()
+    assert first.startswith("pip install uv && uv run attnviz demo ")
+    assert "uv run python -m experiments quickstart" in commands
     assert "uv run pytest -n auto" in commands
     assert "uv run pytest -n auto" in (ROOT / ".ci" / "run").read_text()

@@ -299,7 +299,7 @@ def _change(model: nn.Module, request: Request, target: Target, rows: int) -> Sc
 
 
 def _own_indices(explainer: Any, model: nn.Module, images: Tensor, target: Target) -> Tensor | None:
-    """The target for an object made elsewhere; its forward tells how many outputs there are."""
+    """The target for a given explainer; the number of outputs is taken from its forward."""
     name = type(explainer).__name__
     if not _takes(explainer, "target"):
         if target is not None:

@@ -2,7 +2,7 @@
 
 `Σ a = f(x) − f(baseline)` is an axiom of integrated gradients and DeepLIFT (Sundararajan et al.
 2017, proposition 1; Shrikumar et al. 2017, summation to delta). The error is the one number that
-tells a map of these methods from one that only looks like it.
+distinguishes a map of these methods from one that only looks like it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,11 @@
-"""The layer that a layer method explains: by name, by module, or the only last convolution."""
+"""The layer that a layer method explains: by name, by module, or the last convolution."""
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from attnviz.errors import InputError, unknown_name
 
@@ -60,3 +63,37 @@ def _last_convolution(modules: dict[str, nn.Module]) -> nn.Module:
             "pass layer=, a dotted name or a module"
         )
     return modules[names[-1]]
+
+
+def last_convolution(model: nn.Module, images: Tensor) -> str:
+    """The dotted name of the last convolution that runs and still has more than one place.
+
+    Raises:
+        InputError: There is none.
+    """
+    found: list[str] = []
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4 and output[0, 0].numel() > 1:
+                found.append(name)
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(note(name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    try:
+        with torch.no_grad():
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        raise InputError(
+            "layer: no nn.Conv2d of the model puts out a feature map (b, c, h, w) of several "
+            "places; name a method without a layer, such as integrated_gradients"
+        )
+    return found[-1]

@@ -60,7 +60,7 @@ def _regions(image: np.ndarray, segments: int, compactness: float) -> np.ndarray
 
 
 class LeastSquares:
-    """Weighted linear regression with an intercept, as Captum's KernelShap wants its model.
+    """Weighted linear regression with an intercept, in the form that Captum's KernelShap takes.
 
     In place of Captum's own wrapper of scikit-learn, which attnviz does not depend on; the same
     coefficients, of least norm where there are fewer samples than features.

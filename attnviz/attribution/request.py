@@ -1,6 +1,6 @@
 """Calls of a Captum object, a piece of the batch at a time.
 
-The pieces follow from a memory budget: one forward of one image tells how many bytes its graph
+The pieces follow from a memory budget: one forward of one image measures how many bytes its graph
 keeps, and so how many rows fit at once. The attributions do not depend on the pieces.
 """
 
@@ -175,7 +175,7 @@ def _add_regions(arguments: dict[str, Any], images: Tensor, part: slice, b: int)
     elif len(mask) == b:
         mask = mask[part]
     if int(mask.max()) < 1:
-        raise InputError("superpixels: the image is a single region; ask for more segments")
+        raise InputError("superpixels: the image is a single region; expected more segments")
     arguments["feature_mask"] = mask
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -111,9 +112,13 @@ class AttentionRecords:
         if found is None:
             return None
         place, scope = found
-        given, split = output, fusion.splitting(fused, scope.shape.images, head_count(scope.module))
+        images = None if self._one_row(fused, scope) else scope.shape.images
+        given, split = output, fusion.splitting(fused, images, head_count(scope.module))
         fused, output = fusion.split_operands(fused, split), split(output)
         logsumexp = None if logsumexp is None else split(logsumexp)
+        if weights is None and self._one_token(fused, scope):
+            split = partial(_composed, fusion.one_token, split)
+            fused, output, logsumexp = fusion.unpacked(fused), fusion.one_token(output), None
         record = Record(
             place.name, "attention", None, None, "k", fused.query.shape[-3], how="fused",
             exact=False, op="scaled_dot_product_attention", dropout=fused.dropout > 0,
@@ -124,11 +129,12 @@ class AttentionRecords:
         if not self._recorder.trusted:
             record = changed(record, check=fusion.discrepancy(fused, output, weights))
         if edit is None and weights is None:
-            reduced = self._collector.by_chunks(record, fused, logsumexp)
+            shape = (*fused.query.shape[:-1], fused.key.shape[-2])
+            whole = changed(record, shape=shape)
+            reduced = self._collector.by_chunks(whole, fused, logsumexp)
             if reduced is not None:
-                shape = (*fused.query.shape[:-1], fused.key.shape[-2])
-                record = self._scopes.windowed(record, shape, scope.shape.images)
-                self._collector.store(changed(record, shape=shape), reduced)
+                record = self._scopes.windowed(whole, shape, scope.shape.images)
+                self._collector.store(record, reduced)
                 return None
         weights = self._recomputed(fused, logsumexp) if weights is None else weights
         record = self._scopes.windowed(record, weights.shape, scope.shape.images)
@@ -228,8 +234,33 @@ class AttentionRecords:
         scope = scope._replace(name=place.name, module=place.module)
         return (place, scope) if self._recorder.chosen("attention", scope, place) else None
 
+    def _one_row(self, fused: Fused, scope: Scope) -> bool:
+        """Whether a kernel's single row is one for the module as well, whatever images there are.
+
+        Several images in one prompt are such a row; images folded into the heads are not.
+        """
+        queries, images = fused.query.shape[-2], scope.shape.images
+        if fused.query.shape[0] != 1 or not images or images == 1:
+            return False
+        for call in self._recorder.stack.calls():
+            rows = [shape[0] for shape in call.shapes if len(shape) == 3 and shape[1] == queries]
+            if rows:
+                return rows[0] == 1
+        return False
+
+    def _one_token(self, fused: Fused, scope: Scope) -> bool:
+        """Whether a kernel's queries are the heads of each group, for a module given one token."""
+        b, _, count = fused.query.shape[:3]
+        if count == 1 or getattr(scope.module, "num_key_value_groups", None) != count:
+            return False
+        for call in self._recorder.stack.calls():
+            tokens = [shape[1] for shape in call.shapes if len(shape) == 3 and shape[0] == b]
+            if call.module is scope.module and tokens:
+                return tokens[0] == 1
+        return False
+
     def _with_operands(self, record: Record, fused: Fused) -> Record:
-        keep = self._recorder.options.operands
+        keep = self._recorder.options.reads_operands
         return changed(
             record, logit_scale=fused.scale, d_k=fused.query.shape[-1],
             query=fused.query if keep else None, key=fused.key if keep else None,
@@ -243,6 +274,12 @@ class AttentionRecords:
                 return weights
         with self._collector.graph():
             return fusion.weights(fused)
+
+
+def _composed(
+    outer: Callable[[Tensor], Tensor], inner: Callable[[Tensor], Tensor], x: Tensor
+) -> Tensor:
+    return outer(inner(x))
 
 
 def _how(scores: Scores | None, queries: int) -> str:

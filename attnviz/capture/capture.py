@@ -9,6 +9,7 @@ from typing import Any
 
 from attnviz import text
 from attnviz.capture.record import Record, changed
+from attnviz.capture.steps import Steps, joined
 from attnviz.errors import InputError
 
 
@@ -65,6 +66,17 @@ class Capture(Mapping[str, Record]):
     def gates(self) -> dict[str, Record]:
         """The gates alone, by name."""
         return {name: record for name, record in self.items() if record.kind == "gate"}
+
+    @property
+    def steps(self) -> dict[str, Steps]:
+        """The attentions of a model that generates, each over all forward passes, by module.
+
+        Watch with `reduce="steps"`: whole weights of a prompt grow with the square of its tokens.
+
+        Raises:
+            InputError: No record holds rows.
+        """
+        return joined(self.values())
 
     def __getitem__(self, name: str) -> Record:
         if not isinstance(name, str):

@@ -79,6 +79,8 @@ class Collector:
             for field in _TENSORS
             if (tensor := getattr(record, field)) is not None
         }
+        if not self.options.operands and self.options.reads_operands:
+            changes |= {"query": None, "key": None, "value": None}
         if reduced:
             changes["reduced"] = {name: self._moved(value) for name, value in reduced.items()}
             self._forget_rollout(reduced)
@@ -103,24 +105,45 @@ class Collector:
         self, record: Record, fused: Fused, logsumexp: Tensor | None
     ) -> dict[str, Tensor] | None:
         """A fused kernel's weights, reduced a few queries at a time; None if needed whole."""
-        asked, ways = self.options.reduce, reductions.BY_CHUNKS
-        if not asked or self.options.heads is not None or not set(asked.values()) <= set(ways):
+        asked = self.options.reduce
+        ways = {name: reductions.parts(way) for name, way in asked.items()}
+        if not asked or None in ways.values():
             return None
-        if logsumexp is not None and set(asked.values()) == {reductions.received}:
+        by_rows = {name: way for name, way in asked.items() if ways[name] != "apart"}
+        if self.options.heads is not None and by_rows:
+            return None
+        reduced: dict[str, Tensor] = {}
+        for name, way in asked.items():
+            value = self._apart(record, fused, way) if name not in by_rows else None
+            if value is not None:
+                reduced[name] = value
+        if not by_rows:
+            return reduced
+        if logsumexp is not None and set(by_rows.values()) == {reductions.received}:
             means = fusion.column_means(fused, logsumexp)
             if means is not None:
-                return dict.fromkeys(asked, means)
-        parts: dict[str, list[Tensor]] = {name: [] for name in asked}
-        for chunk in _chunks(fused, first={ways[way] for way in asked.values()} == {"first"}):
+                return reduced | dict.fromkeys(by_rows, means)
+        pieces: dict[str, list[Tensor]] = {name: [] for name in by_rows}
+        for chunk in _chunks(fused, first={ways[name] for name in by_rows} == {"first"}):
             part = changed(record, weights=fusion.weights(fused, chunk))
             share = (chunk.stop - chunk.start) / fused.query.shape[-2]
-            for name, way in asked.items():
+            for name, way in by_rows.items():
                 value = way(part)
-                assert value is not None  # the part has weights
-                parts[name].append(
-                    value * share if ways[way] == "mean" else _own(name, value, part)
-                )
-        return {name: _joined(ways[asked[name]], values) for name, values in parts.items()}
+                if value is not None:
+                    pieces[name].append(
+                        value * share if ways[name] == "mean" else _own(name, value, part)
+                    )
+        return reduced | {
+            name: _joined(ways[name], values) for name, values in pieces.items() if values
+        }
+
+    def _apart(self, record: Record, fused: Fused, way: reductions.Reduction) -> Tensor | None:
+        """A reduction that reads no weights, or those of a few queries."""
+        if not isinstance(way, reductions.Rows):
+            return way(record)
+        rows = fusion.weights(fused, way.queries(fused.query.shape[-2], record.name))
+        chosen = self.options.heads
+        return rows if chosen is None else _chosen(rows, record, chosen)
 
     def graph(self) -> AbstractContextManager[None]:
         """With `keep_graph`, switch autograd on again; within a rule it is off."""
@@ -154,8 +177,9 @@ class Collector:
     def _moved(self, tensor: Tensor) -> Tensor:
         if self.options.to is None and self.options.dtype is None:
             return tensor
+        dtype = self.options.dtype if tensor.is_floating_point() else None
         with self.graph():
-            return tensor.to(device=self.options.to, dtype=self.options.dtype)
+            return tensor.to(device=self.options.to, dtype=dtype)
 
 
 def _chunks(fused: Fused, *, first: bool) -> list[slice]:
@@ -167,7 +191,7 @@ def _chunks(fused: Fused, *, first: bool) -> list[slice]:
     return [slice(i, min(queries, i + step)) for i in range(0, queries, step)]
 
 
-def _joined(how: str, values: list[Tensor]) -> Tensor:
+def _joined(how: str | None, values: list[Tensor]) -> Tensor:
     if how == "first":
         return values[0]
     return torch.stack(values).sum(0) if how == "mean" else torch.cat(values, -1)
@@ -188,16 +212,21 @@ def _own(name: str, value: Any, record: Record) -> Tensor:
 
 def _heads(record: Record, weights: Tensor, chosen: tuple[int, ...]) -> Record:
     """The record with some heads alone, in its weights and in their gradient."""
+    kept = _chosen(weights, record, chosen)
+    leaf = record.leaf
+    if leaf is not None:
+        read = leaf.read
+        leaf = Leaf(leaf.tensor, lambda slope: read(slope)[:, list(chosen)])
+    return changed(record, weights=kept, leaf=leaf)
+
+
+def _chosen(weights: Tensor, record: Record, chosen: tuple[int, ...]) -> Tensor:
     if any(not -weights.shape[1] <= head < weights.shape[1] for head in chosen):
         raise InputError(
             f"watch: {record.name!r} has {weights.shape[1]} heads, got heads={chosen}; "
             "choose the modules that have them by where="
         )
-    leaf = record.leaf
-    if leaf is not None:
-        read = leaf.read
-        leaf = Leaf(leaf.tensor, lambda slope: read(slope)[:, list(chosen)])
-    return changed(record, weights=weights[:, list(chosen)], leaf=leaf)
+    return weights[:, list(chosen)]
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:

@@ -62,6 +62,22 @@ def split_operands(fused: Fused, split: Callable[[Tensor], Tensor]) -> Fused:
     return replace(fused, query=q, key=k, value=v, mask=fused.mask if mask is None else mask)
 
 
+def unpacked(fused: Fused) -> Fused:
+    """Arguments `(b, groups, n, d)` whose `n` queries are the heads of a group, of one token.
+
+    transformers packs queries so while it decodes, to spare itself the repetition of keys.
+    """
+    mask, count = fused.mask, fused.query.shape[-2]
+    if mask is not None and mask.dim() == 4 and mask.shape[-2] == count:
+        mask = one_token(mask.expand(-1, fused.query.shape[1], -1, -1))
+    return replace(fused, query=one_token(fused.query), mask=mask)
+
+
+def one_token(tensor: Tensor) -> Tensor:
+    """From `(b, groups, n, d)` to `(b, groups · n, 1, d)`."""
+    return tensor.flatten(1, 2).unsqueeze(2)
+
+
 def weights(fused: Fused, rows: slice | Sequence[int] | None = None) -> Tensor:
     """`softmax(q kᵀ · scale + mask)`, `(b, heads, q, k)`, before dropout.
 

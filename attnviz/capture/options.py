@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from attnviz.capture.edits import Edit
-from attnviz.capture.reductions import Reduction
+from attnviz.capture.reductions import Reduction, reads_keys
 
 Choice = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
 """Which modules: a glob on the dotted name, a kind, several, or `(name, module) -> bool`."""
@@ -29,6 +29,11 @@ class Options:
     keep_graph: bool = False
     features: bool = False
     operands: bool = False
+
+    @property
+    def reads_operands(self) -> bool:
+        """Whether queries and keys are needed, to be kept or by a reduction."""
+        return self.operands or reads_keys(self.reduce.values())
 
     def wants(self, kind: str, names: Sequence[str], module: nn.Module) -> bool:
         """Whether `where` chooses a record of this kind under one of these names."""

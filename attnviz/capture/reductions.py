@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attnviz.capture.record import Record
 from attnviz.errors import InputError, unknown_name
+from attnviz.token_places import RecordPlaces
 
 Reduction = Callable[[Record], Tensor | None]
 
@@ -35,21 +36,107 @@ def class_row(record: Record) -> Tensor | None:
     return None if record.weights is None else record.weights[..., 0, :]
 
 
-def rows(*queries: int) -> Reduction:
-    """`(b, heads, len(queries), k)`: the rows of these queries, leading tokens counted."""
+class Rows:
+    """`(b, heads, rows, k)`: the rows of some queries; of a fused kernel no others are computed."""
 
-    def reduce(record: Record) -> Tensor | None:
+    def __init__(self, *queries: int, name: str = "rows") -> None:
+        self.chosen = queries
+        self.__name__ = name
+
+    def queries(self, count: int, name: str) -> list[int]:
+        """The numbers of the rows to keep, of so many queries of a record of this name."""
+        if max(self.chosen) >= count:
+            raise InputError(f"reductions.rows: {name!r} has {count} queries, got {self.chosen}")
+        return list(self.chosen)
+
+    def __call__(self, record: Record) -> Tensor | None:
+        """The rows of a record that has its weights."""
         if record.weights is None:
             return None
-        if max(queries) >= record.weights.shape[-2]:
-            raise InputError(
-                f"reductions.rows: {record.name!r} has {record.weights.shape[-2]} queries, "
-                f"got {queries}"
-            )
-        return record.weights[..., list(queries), :]
+        return record.weights[..., self.queries(record.weights.shape[-2], record.name), :]
 
-    reduce.__name__ = "rows"
-    return reduce
+
+def rows(*queries: int) -> Reduction:
+    """`(b, heads, len(queries), k)`: the rows of these queries, leading tokens counted."""
+    return Rows(*queries)
+
+
+class Steps(Rows):
+    """The rows that `seen.steps` joins: of each forward pass that of the last query.
+
+    In a model that generates, it is the row that the next token is predicted from. Memory grows
+    with the number of generated tokens times the number of keys. Beside the rows, 64 bits per key
+    are kept, which say where the key was in the previous pass.
+
+    Args:
+        prompt: Further queries of the prompt to keep, by their number in the prompt; or a layout of
+            `av.locate`, for all words of the prompt.
+    """
+
+    def __init__(self, prompt: Sequence[int] | Mapping[str, RecordPlaces] = ()) -> None:
+        super().__init__(name="steps")
+        self._words: dict[int, set[int]] = {}
+        if isinstance(prompt, Mapping):
+            for places in prompt.values():
+                role = places.queries.role
+                self._words.setdefault(len(role), set()).update(
+                    i for i, one in enumerate(role) if one == "word"
+                )
+        else:
+            self.chosen = tuple(prompt)
+
+    def queries(self, count: int, name: str) -> list[int]:
+        """The chosen rows of the prompt, in the pass that holds it, and the last row."""
+        words = self._words.get(count, self.chosen)
+        return sorted({n for n in words if n < count and count > 1} | {count - 1})
+
+
+class StepQueries:
+    """`(rows,)`: the numbers of the queries whose rows `Steps` keeps."""
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+
+    def __call__(self, record: Record) -> Tensor | None:
+        """Read from the shape alone."""
+        if record.kind != "attention" or len(record.shape) != 4:
+            return None
+        return torch.tensor(self.steps.queries(record.shape[-2], record.name))
+
+
+def key_codes(record: Record) -> Tensor | None:
+    """`(b, k)`: 64 bits that identify each key vector, from the bits of its first head.
+
+    A cache copies keys unchanged, so that equal codes in two passes are the same token.
+    """
+    if record.key is None:
+        return None
+    head = record.key[:, 0].detach().contiguous()
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(head.element_size())
+    if whole is None:
+        return None
+    draw = torch.Generator().manual_seed(5)
+    factor = torch.randint(2**62, (head.shape[-1],), generator=draw).to(head.device) | 1
+    return (head.view(whole).long() * factor).sum(-1)  # whole numbers: exact in any order
+
+
+class Columns:
+    """`(b, heads, q)`: how much each query attends to one key."""
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+        self.__name__ = f"column {key}"
+
+    def __call__(self, record: Record) -> Tensor | None:
+        """The column of a record that has its weights; None where there are fewer keys."""
+        if record.weights is None or self.key >= record.weights.shape[-1]:
+            return None
+        return record.weights[..., self.key]
+
+
+def columns(*keys: int) -> list[Reduction]:
+    """`(b, heads, q)` for each of these keys, named `"column 5"`; for `key_map`."""
+    return [Columns(key) for key in keys]
 
 
 def head_mean(record: Record) -> Tensor | None:
@@ -124,7 +211,7 @@ NAMED: dict[str, Reduction] = {
     "entropy": entropy,
     "distance": distance,
 }
-"""Reductions that have a name; `"rollout"` and `rows(3, 17)` are the others."""
+"""Reductions with a name of their own; `"rollout"`, `"steps"` and `rows(3, 17)` are the others."""
 
 Asked = str | Reduction | Iterable[str | Reduction] | Mapping[str, str | Reduction] | None
 
@@ -138,22 +225,32 @@ def read_reductions(reduce: Any) -> dict[str, Reduction]:
     if reduce is None:
         return {}
     if isinstance(reduce, Mapping):
-        return {str(name): _read(value) for name, value in reduce.items()}
-    listed: Sequence[Any] = (
-        [reduce] if isinstance(reduce, str) or callable(reduce) else list(reduce)
-    )
-    return {
-        value if isinstance(value, str) else getattr(value, "__name__", f"reduction{i}"):
-        _read(value) for i, value in enumerate(listed)
-    }  # fmt: skip
+        named = {str(name): _read(value) for name, value in reduce.items()}
+    else:
+        listed: Sequence[Any] = (
+            [reduce] if isinstance(reduce, str) or callable(reduce) else list(reduce)
+        )
+        named = {
+            value if isinstance(value, str) else getattr(value, "__name__", f"reduction{i}"):
+            _read(value) for i, value in enumerate(listed)
+        }  # fmt: skip
+    found: dict[str, Reduction] = {}
+    for name, way in named.items():
+        if isinstance(way, Steps):
+            found |= {"steps": way, "steps.keys": key_codes, "steps.queries": StepQueries(way)}
+        else:
+            found[name] = way
+    return found
 
 
 def _read(value: Any) -> Reduction:
     if value == "rollout":
         return Rollout()
+    if value == "steps":
+        return Steps()
     if isinstance(value, str):
         if value not in NAMED:
-            raise unknown_name("reduction", value, [*NAMED, "rollout"])
+            raise unknown_name("reduction", value, [*NAMED, "rollout", "steps"])
         return NAMED[value]
     if callable(value):
         reduction: Reduction = value
@@ -163,3 +260,18 @@ def _read(value: Any) -> Reduction:
 
 BY_CHUNKS: dict[Any, str] = {received: "mean", entropy: "rows", class_row: "first"}
 """Reductions that can be computed a few queries at a time, and how their parts are joined."""
+
+
+def parts(way: Reduction) -> str | None:
+    """How parts of a reduction are joined; None where it needs all weights at once.
+
+    `"apart"` is a reduction that reads no weights, or those of a few queries (`Rows`).
+    """
+    if isinstance(way, (Rows, StepQueries)) or way is key_codes:
+        return "apart"
+    return "rows" if isinstance(way, Columns) else BY_CHUNKS.get(way)
+
+
+def reads_keys(ways: Iterable[Reduction]) -> bool:
+    """Whether a reduction reads the keys themselves."""
+    return key_codes in ways

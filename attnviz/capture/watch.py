@@ -98,10 +98,25 @@ def check_model(function: str, model: object) -> None:
         InputError: It is not.
     """
     if not isinstance(model, nn.Module):
+        parts = getattr(model, "components", None)
+        if isinstance(parts, Mapping) and any(isinstance(p, nn.Module) for p in parts.values()):
+            raise InputError(_pipeline(function, model, parts))
         raise InputError(
             f"{function}: expected a model (torch.nn.Module), got {type(model).__name__}; "
             "wrap a function in a module whose forward calls it"
         )
+
+
+def _pipeline(function: str, pipeline: object, parts: Mapping[str, object]) -> str:
+    """Which module of a pipeline to watch."""
+    modules = [name for name, part in parts.items() if isinstance(part, nn.Module)]
+    denoiser = next((name for name in modules if name in ("unet", "transformer")), None)
+    named = f"pipeline.{denoiser}, its denoiser" if denoiser else "one of its modules"
+    return (
+        f"{function}: expected a model (torch.nn.Module), got the pipeline "
+        f"{type(pipeline).__name__}: watch {named}, and call the pipeline within the block; it has "
+        + ", ".join(modules)
+    )
 
 
 def read_options(

@@ -28,12 +28,13 @@ INTERRUPTED = 130
 """The exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
 
 COMMANDS = {
+    "demo": "browse finished runs that come with the package, without training anything",
     "watch": "print what a model's attention looks like on some images",
     "evaluate": "run a model over images with masks, and score every map that it gives",
     "attribute": "map what a model looks at with a Captum method",
     "measure": "score maps against masks",
     "compare": "rank runs, with intervals and tests over seeds and images",
-    "doctor": "say what is wrong with a model's attention, and what to do",
+    "doctor": "diagnose a model's attention: faults, evidence, remedies",
     "report": "write one self-contained HTML page about some runs",
     "dashboard": "browse runs in a browser",
     "ls": "list runs with their states",
@@ -120,7 +121,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise an `InputError` that names the command's `--help`."""
-        raise InputError(f"{message}; {self.prog} --help says what it takes")
+        raise InputError(f"{message}; {self.prog} --help lists its arguments")
 
 
 def _help(commands: dict[str, str]) -> str:
@@ -134,7 +135,7 @@ def _help(commands: dict[str, str]) -> str:
             "",
             *lines,
             "",
-            "attnviz COMMAND --help says what a command takes. Exit codes: 0 all well,",
+            "attnviz COMMAND --help lists a command's arguments. Exit codes: 0 all well,",
             "1 something is wrong with what was looked at, 2 bad usage or input, 130 interrupted.",
         ]
     )

@@ -33,6 +33,11 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("runs", nargs="?", default="runs", help="a folder of runs (default: runs)")
+    server_arguments(parser)
+
+
+def server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the server: port, host, names, browser."""
     parser.add_argument("--port", type=whole(1, 65535), default=8501, help="default: 8501")
     parser.add_argument(
         "--host",
@@ -55,8 +60,7 @@ def run(args: argparse.Namespace) -> int:
     """Run Streamlit until it is stopped."""
     if "://" not in args.runs and not (args.runs and os.path.isdir(args.runs)):
         raise RunError(
-            f"dashboard: no folder {args.runs[:200]!r}; "
-            "`uv run python -m experiments quickstart` makes one"
+            f"dashboard: no folder {args.runs[:200]!r}; `attnviz demo` shows finished runs"
         )
     if find_spec("streamlit") is None:
         raise UnsupportedError(

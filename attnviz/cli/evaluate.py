@@ -12,6 +12,7 @@ from attnviz.cli.json_output import as_json
 from attnviz.cli.model_arguments import FORMS, Preparation, add_model, model_of, preparation
 from attnviz.cli.pairs import pairs
 from attnviz.cli.worker_arguments import add_workers, chosen_workers
+from attnviz.comparison.text import records
 from attnviz.data import coco, mask_folder
 from attnviz.data.samples import Samples
 from attnviz.errors import InputError
@@ -82,7 +83,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 def _add_measures(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("measures")
     group.add_argument(
-        "--maps", nargs="+", metavar="KEY", help="constructions (default: each layer's primary)"
+        "--maps", nargs="+", metavar="KEY", help="constructions (default: the primary ones)"
     )
     group.add_argument("--attributions", nargs="+", default=[], metavar="METHOD", help="of Captum")
     group.add_argument("--metrics", nargs="+", metavar="KEY", help="localisation (default: all)")
@@ -101,6 +102,8 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
         "--batch", type=whole(1), default=32, metavar="N",
         help="images per forward pass (default: %(default)s)",
     )  # fmt: skip
+    group.add_argument("--layers", action="store_true", help="score every layer, not only the last")
+    group.add_argument("--heads", action="store_true", help="score every head as well")
     group.add_argument("--no-findings", action="store_true", help="without the doctor")
 
 
@@ -131,6 +134,8 @@ def run(args: argparse.Namespace) -> int:
         knockout=args.knockout,
         findings=not args.no_findings,
         rows=args.rows,
+        layers=args.layers,
+        heads=args.heads,
         batch=args.batch,
         save=args.out,
         variant=args.variant or args.model.rpartition(":")[2].rpartition("/")[2],
@@ -158,7 +163,9 @@ def _data(
             group=args.group,
         )  # fmt: skip
     if args.categories:
-        raise InputError("--categories: belongs to --coco; of masks --inside says what is meant")
+        raise InputError(
+            "--categories: belongs to --coco; the masks' values are chosen with --inside"
+        )
     return mask_folder(
         images, masks, transform=prepared, labels=_by_file(args.labels, "label"),
         classes=args.classes, group=_by_file(args.group, "group"), inside=args.inside,
@@ -212,6 +219,8 @@ def _as_dict(result: Evaluation, args: argparse.Namespace) -> dict[str, Any]:
         "map": result.primary,
         "metrics": result.summary,
         "layers": dict(result.layers),
+        "chosen": {key: dict(one) for key, one in result.chosen.items()},
+        "heads": records(result.heads),
         "thresholds": {name: dict(taus) for name, taus in result.thresholds.items()},
         "left_out": dict(result.left_out),
         "findings": [] if found is None else found.as_dicts(),

@@ -65,7 +65,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--knockout", action="store_true", help="what each head and gate is worth")
     parser.add_argument(
         "--images", type=whole(1), metavar="K",
-        help="only the first K images for what asks the model (the others score NaN)",
+        help="only the first K images for metrics that run the model (the others score NaN)",
     )  # fmt: skip
 
 

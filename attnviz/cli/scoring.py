@@ -42,7 +42,7 @@ def complete_runs(places: Sequence[str]) -> list[Run]:
     """The complete runs at these places, each once.
 
     Raises:
-        InputError: There is none; the message says what state the others are in.
+        InputError: There is none; the message has the state of the others.
     """
     found = list({run.location: run for place in places for run in list_runs(place)}.values())
     complete = [run for run in found if run.state == "complete"]

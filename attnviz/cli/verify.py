@@ -6,7 +6,7 @@ import argparse
 
 from attnviz.cli.json_output import as_json
 from attnviz.runs import list_runs, verify
-from attnviz.text import printable
+from attnviz.text import table
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +21,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(as_json([fault.as_dict() for fault in faults]))
         return 1 if faults else 0
-    for fault in faults:
-        print(f"{fault.kind:<10}  {printable(fault)}")
+    if faults:
+        print(table(("kind", "fault"), ((fault.kind, fault) for fault in faults)))
     count = len(list_runs(args.runs))
     print(f"{count} runs, {len(faults)} faults" if faults else f"{count} runs, all well")
     return 1 if faults else 0

@@ -56,12 +56,12 @@ def compare(
             - `{variant: scores}`, where scores is a dict metric → (images,), as from
               `attnviz.localization`, a list or `{seed: scores}` of such dicts (one per seed), or,
               for the primary metric alone, an array (images,) or (seeds, images). The key
-              `correct`, where there is one, says which images were classified rightly: it gives
+              `correct`, where there is one, marks correct predictions: it gives
               accuracy and the split.
             - `{variant: runs}` or a list of runs: `attnviz.runs.Run` objects or paths; a list is
               grouped by each run's own variant. A folder of runs is the list of its complete runs.
 
-            Numpy arrays and torch tensors are both welcome. NaN is "cannot be scored".
+            Numpy arrays or torch tensors. NaN is an image without a score.
         primary: The metric that ranks, declared beforehand.
         metrics: The metrics to report; all that every variant has, unless given.
         resamples: How many studies without a difference are drawn, from the fitted variances, to

@@ -13,7 +13,6 @@ import pandas as pd
 
 from attnviz.comparison.text import (
     WELL_KNOWN,
-    aligned,
     closed,
     fineness,
     interval,
@@ -35,6 +34,7 @@ from attnviz.definitions import (
 )
 from attnviz.errors import unknown_name
 from attnviz.statistics.pairs import FEWEST
+from attnviz.text import table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ class Comparison:
             name). Below three seeds both p are NaN, and the interval is of images more than of
             trainings.
         by_seed: A row per metric, variant and seed: mean over images.
-        split: A row per metric and variant: mean over images classified rightly and wrongly, and
+        split: A row per metric and variant: mean over correct and incorrect predictions, and
             how many scores of each; empty where correctness is not known.
         notes: Caveats to read with the numbers.
         images: How many images.
@@ -167,8 +167,8 @@ class Comparison:
         rows = self._cells(shown, bold=lambda text: f"**{text}**")
         header = ["rank", "variant", *map(metric_title, shown), *self._accuracy]
         lines = [header, ["---:", "---", *["---:"] * (len(header) - 2)], *rows]
-        table = "\n".join(f"| {' | '.join(markdown(c) for c in line)} |" for line in lines)
-        return "\n\n".join([table, self.sentence, *self.notes])
+        body = "\n".join(f"| {' | '.join(markdown(c) for c in line)} |" for line in lines)
+        return "\n\n".join([body, self.sentence, *self.notes])
 
     def to_latex(self, metrics: Sequence[str] | None = None) -> str:
         """The ranking as a booktabs table, caption and label included.
@@ -242,8 +242,9 @@ class Comparison:
         others = self._shown()[1:]
         header = ["", "variant", "mean", f"{percent(self.confidence)} CI", "over next"]
         header += [*map(metric_title, others), *self._accuracy, "valid"]
-        lines = [header, *(self._line(row, rows, others) for _, row in rows.iterrows())]
+        lines = [self._line(row, rows, others) for _, row in rows.iterrows()]
         lines += self._level_lines(rows, others, len(header))
+        numbers = set(range(len(header))) - {header.index("variant")}
         seeds = sorted(set(rows["seeds"]))
         grouped = f" of {self.groups} groups" if self.groups else ""
         title = (
@@ -251,8 +252,8 @@ class Comparison:
             f"{' to '.join(str(n) for n in dict.fromkeys([seeds[0], seeds[-1]]))} "
             f"seed{'s' if seeds[-1] > 1 else ''}"
         )
-        text = [title, "", *aligned(lines), "", self.sentence, *(f"({n})" for n in self.notes)]
-        return "\n".join(text)
+        columns = table(header, lines, right=numbers, empty="")
+        return "\n".join([title, "", columns, "", self.sentence, *(f"({n})" for n in self.notes)])
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"

@@ -21,7 +21,7 @@ class Group:
         variant: Its name.
         seeds: One label per training seed.
         values: Metric → scores (seeds, images), NaN where an image cannot be scored.
-        correct: (seeds, images), 1 where the image was classified rightly, or None.
+        correct: (seeds, images), 1 where the prediction is correct, or None.
         accuracy: One per seed over all test images, NaN where it is not known.
         grouping: One label per image, its group (photograph, patient, video), or None where each
             image is its own.

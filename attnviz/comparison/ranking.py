@@ -211,7 +211,7 @@ def _has_split(group: Group) -> bool:
 
 
 def _right_and_wrong(metric: str, group: Group) -> dict[str, Any]:
-    """The mean over all seeds' images classified rightly, and wrongly."""
+    """The mean over the correct predictions of all seeds, and over the incorrect ones."""
     scores, correct = group.values[metric], np.asarray(group.correct)
     right, wrong = scores[correct == 1], scores[correct == 0]
     return {

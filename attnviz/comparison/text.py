@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -74,18 +74,6 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
         {str(key): value.item() if hasattr(value, "item") else value for key, value in row.items()}
         for row in plain.to_dict("records")
     ]
-
-
-def aligned(lines: Iterable[Sequence[str]]) -> Iterable[str]:
-    """Columns padded to one width: the variant's name to the left, numbers to the right."""
-    rows = [list(line) for line in lines]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        padded = [
-            cell.ljust(width) if i == 1 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(padded).rstrip()
 
 
 def markdown(text: str) -> str:

@@ -41,7 +41,7 @@ def coco(
             categories are outside.
         classes: The categories' names in the order of the model's outputs; None orders them by
             their ids.
-        group: A key of the images' entries that says what an image belongs to.
+        group: A key of the images' entries: the group of an image.
         seed: Of a random transform.
 
     Returns:

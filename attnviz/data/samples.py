@@ -27,7 +27,7 @@ class Sample:
         image: `(c, h, w)`, floating point, as the model takes it.
         mask: `(H, W)`, True where the thing is; None where its place is unknown. All False where
             the image is known not to hold it. Scores are computed at this size.
-        boxes: `(k, 4)` half-open boxes `[x0, y0, x1, y1)` of the single objects, in the mask's
+        boxes: `(k, 4)` boxes `[x0, y0, x1, y1)` of the single objects, in the mask's
             pixels; None takes the boxes of the mask's components.
         ignore: `(H, W)`, True where a pixel counts neither as inside nor as outside.
         label: The class's index, a `(classes,)` vector of several labels, a number for regression;

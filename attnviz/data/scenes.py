@@ -94,7 +94,7 @@ class Scene:
 
 
 def box_of(mask: Bool[Tensor, "h w"]) -> list[int] | None:
-    """The half-open box around a mask, None where it is empty."""
+    """The box `[x0, y0, x1, y1)` around a mask, None where it is empty."""
     y, x = mask.nonzero(as_tuple=True)
     if not len(y):
         return None

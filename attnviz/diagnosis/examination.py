@@ -43,7 +43,8 @@ DIFFERENT = 1e-3
 
 _EACH, _MOST = 12, 16  # records edited one by one: of each source line, and in all
 _BRIGHT = 1000.0  # factor of images that drive every squashing function to its ends
-_TOGETHER = 8  # edits that share a forward pass
+_TOGETHER = 8  # edits that share a forward pass, if what is captured then stays below
+_MEMORY = 2**30  # bytes
 _RANDOM = 1e-5  # two runs of the same operations on one machine agree to rounding
 
 
@@ -211,11 +212,15 @@ class Examination:
     @cached_property
     def perturbed(self) -> Perturbed | None:
         """An image with perturbed patches under identity attention; None if that failed."""
-        images, _ = perturb_patches(self.few[:1])
-        run, (one,) = self._perturb([None])
-        if one is None or len(run.records) != len(self.records) or len(images) < 2:
+        run, (one,) = self._perturb([None], features=True)
+        if one is None or len(run.records) != len(self.records):
             return None
-        return replace(one, records=run.records)
+        features = {
+            i: kept[1:].float() - kept[:1].float()
+            for i in one.gates
+            if (kept := run.records[i].features) is not None
+        }
+        return replace(one, records=run.records, features=features)
 
     def silenced(self, numbers: Sequence[int]) -> dict[int, Perturbed]:
         """The same with zero attention of one record, for each of some records.
@@ -223,19 +228,21 @@ class Examination:
         Records whose run failed are left out.
         """
         found: dict[int, Perturbed] = {}
-        for some in _batches(numbers, self.separate):
+        for some in self._batches(numbers):
             _, runs = self._perturb([self.editable.index(i) for i in some])
             found |= {i: one for i, one in zip(some, runs, strict=True) if one is not None}
         return found
 
-    def _perturb(self, silent: Sequence[int | None]) -> tuple[Run, list[Perturbed | None]]:
+    def _perturb(
+        self, silent: Sequence[int | None], **how: Any
+    ) -> tuple[Run, list[Perturbed | None]]:
         images, places = perturb_patches(self.few[:1])
         copies = len(silent)
         maps = {(one.shape[-2], one.shape[-1]) for _, one in self.attention() if one.shape}
         with recorded_activations(self.model, images, maps, copies=copies) as recorded:
             identity = IdentityAttention(len(images), recorded[0], silent)
             edits = {self.records[i].name: identity for i in self.editable}
-            run = self.attempt(images.repeat(copies, 1, 1, 1), edit=edits or None)
+            run = self.attempt(images.repeat(copies, 1, 1, 1), edit=edits or None, **how)
         if len(identity.moments) != len(self.editable):
             return run, [None] * copies
         moments = dict(zip(self.editable, identity.moments, strict=True))
@@ -252,7 +259,7 @@ class Examination:
         whose edit failed are left out.
         """
         found = {}
-        for some in _batches(list(edits), self.separate):
+        for some in self._batches(list(edits)):
             copies = len(some) + 1
             part = {
                 self.records[i].name: partial(_edit_copy, edits[i], n + 1, copies)
@@ -265,6 +272,17 @@ class Examination:
             for i, other in zip(some, others, strict=True):
                 found[i] = float((other - plain).norm() / plain.norm())
         return found
+
+    def _batches(self, numbers: Sequence[int]) -> list[Sequence[int]]:
+        """Groups of records whose edits share a forward pass."""
+        size = 1 if self.separate else min(_TOGETHER, max(1, _MEMORY // self._bytes - 1))
+        return [numbers[start : start + size] for start in range(0, len(numbers), size)]
+
+    @cached_property
+    def _bytes(self) -> int:
+        """Memory of the weights that a run on `some` captures."""
+        kept = [one.weights for one in self.fewer.records if one.weights is not None]
+        return max(1, sum(one.numel() * one.element_size() for one in kept))
 
     @cached_property
     def separate(self) -> bool:
@@ -375,12 +393,6 @@ def _edit_copy(edit: Edit, copy: int, copies: int, values: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _batches(numbers: Sequence[int], separate: bool) -> list[Sequence[int]]:
-    """Groups of records whose edits share a forward pass."""
-    size = 1 if separate else _TOGETHER
-    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
-
-
 def _substitute(parameter: Tensor) -> Tensor | None:
     """Random values for a parameter that is constant, None for one that is not.
 
@@ -401,7 +413,7 @@ def _substitute(parameter: Tensor) -> Tensor | None:
 
 
 def is_trained(model: nn.Module) -> bool | None:
-    """Whether a model was trained, read off its norm layers; None if it has none that tell.
+    """Whether a model was trained, read off its norm layers; None if that is not known.
 
     Norm layers begin with weight 1 and bias 0 (or all 0), and batch norms count their batches.
     """

@@ -37,7 +37,7 @@ def diagnose(
     Args:
         model: Any module from images to tensors. Compiled and scripted models are refused as by
             `attnviz.watch`.
-        images: `(b, c, h, w)`, as the model was trained on; eight or more tell most.
+        images: `(b, c, h, w)`, as the model was trained on, eight or more.
         masks: `(b, h, w)`, tensor or numpy, True on the object that the model should find.
             Without masks localization is not judged.
         padding: `(b, h, w)`, tensor or numpy, True on padding. Without it borders

@@ -35,7 +35,7 @@ class Activation:
 
     Attributes:
         module: The module's dotted name.
-        grid: Its places; None for tokens, whose grid the shape does not tell.
+        grid: Its places; None for tokens, whose grid does not follow from the shape.
         channels: How many features a place has.
         change: `(patches, features, h, w)` or `(patches, features, tokens)`: perturbed minus plain.
     """
@@ -80,6 +80,7 @@ class Perturbed:
             replaced by the identity; later changes have spread.
         places: The patches, one `(y0, x0, y1, x1)` each, as shares of height and width.
         gates: For each gate the change of its values, `(patches, c, h, w)`, by record number.
+        features: For each gate the change of what it multiplies, of the same shape.
     """
 
     records: Sequence[Record]
@@ -88,6 +89,7 @@ class Perturbed:
     blurred: int
     places: Sequence[tuple[float, float, float, float]]
     gates: Mapping[int, Tensor] = field(default_factory=dict)
+    features: Mapping[int, Tensor] = field(default_factory=dict)
 
     def before(self, number: int) -> Iterator[Activation]:
         """Activations before a record, the latest first."""

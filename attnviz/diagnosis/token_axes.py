@@ -106,8 +106,12 @@ def _channels(number: int, base: Record, probes: Probes) -> Tokens:
 
 
 def last_grid(activations: Iterable[Activation]) -> Activation | None:
-    """The first of some activations that is a feature map."""
-    return next((one for one in activations if one.grid is not None), None)
+    """The first of some activations that is a feature map.
+
+    One with a single channel, as of a gate or a mask, is taken only if there is no other.
+    """
+    maps = [one for one in activations if one.grid is not None]
+    return next((one for one in maps if one.channels > 1), maps[0] if maps else None)
 
 
 def _evenness(energy: Tensor) -> float:

@@ -1,10 +1,11 @@
 """`evaluate`: from a trained model and images whose places are known to scores, in one call.
 
-answers    what the model answered, and which output a map explains
-measuring  one batch: a forward pass, maps, attributions, scores
-pieces     what has been computed so far, on disk
-result     the table of scores, and what can be asked of it
-saving     the run folder
+answers      what the model answered, and which output a map explains
+measuring    one batch: a forward pass, maps, attributions, scores
+calibration  thresholds, the best layer and the best head, chosen on other images
+pieces       what has been computed so far, on disk
+result       the table of scores, and queries of it
+saving       the run folder
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attnviz.attribution import methods
+from attnviz.attribution import last_convolution, methods
 from attnviz.capture import watch
 from attnviz.data.samples import Sample, Samples, batches, class_names
 from attnviz.data.sources import samples_of
 from attnviz.errors import InputError, unknown_name
 from attnviz.evaluation.answers import Answers, Target, task_of, tensor_of
+from attnviz.evaluation.calibration import calibrated
 from attnviz.evaluation.examining import examined
 from attnviz.evaluation.measuring import (
+    Measured,
     Plan,
-    last_convolution,
     measured,
     placed,
     sample_columns,
@@ -41,22 +43,21 @@ from attnviz.evaluation.measuring import (
 from attnviz.evaluation.pieces import Pieces, parts_of
 from attnviz.evaluation.result import Evaluation
 from attnviz.evaluation.saving import finished, opened
-from attnviz.maps import CONSTRUCTIONS, drawings, maps_of, resized, watch_options
+from attnviz.maps import CONSTRUCTIONS, DrawnMaps, drawings, resized, watch_options
 from attnviz.metrics import METRICS, baselines
-from attnviz.metrics.thresholds import calibrate_all
 from attnviz.model_state import frozen
 from attnviz.progress import Progress
+from attnviz.runs import RunWriter
 
 PIECE = 128
 """Images in a piece: what a kill can cost."""
 
-LEVELS = 128
-"""Masks from which chance and the redrawn mask are computed; evenly spaced over the data."""
+LEVELS = 128 * 224 * 224
+"""Pixels of the masks from which chance and the redrawn mask are computed; the masks are evenly
+spaced over the data."""
 
-CALIBRATION = 1024
-"""The most calibration images that choose thresholds; evenly spaced over the split."""
-
-_THRESHOLDED = ("iou", "max_iou", "max_box_acc", "max_box_acc_v2")
+HEAD_METRICS = ("energy_pointing_game", "pointing_game", "pixel_auroc")
+"""By which heads are scored where no metrics are named."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,15 @@ def evaluate(
     target: Target = "label",
     classes: Sequence[str] | None = None,
     thing: str | None = None,
-    faithfulness: int = 0,
-    knockout: int = 0,
+    faithfulness: int | Sequence[int] | Mapping[str, Any] = 0,
+    knockout: int | Sequence[int] = 0,
     findings: bool = True,
     rows: int = 0,
+    layers: bool = False,
+    heads: bool = False,
     device: torch.device | str | None = None,
     batch: int = 32,
-    save: str | Path | None = None,
+    save: str | Path | RunWriter | None = None,
     variant: str | None = None,
     seed: int | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -102,11 +105,12 @@ def evaluate(
         model: Any module from images `(b, c, h, w)` to outputs; see `attnviz.evaluation.answers`
             for the forms that are read.
         data: Images with masks, boxes or labels: whatever `attnviz.data.samples_of` reads.
-        calibration: Other images of the same kind. Thresholds are chosen on them, and so is the
-            best layer; without them metrics that need a threshold are left out.
-        maps: Keys of `attnviz.maps.CONSTRUCTIONS`, drawn of every layer that they fit; None takes
-            the primary map of each layer, and rollout where there is a class token. A model
-            without a map of its own is given Grad-CAM at its last convolution.
+        calibration: Other images of the same kind. Thresholds are chosen on them, and so are the
+            best layer and head; without them metrics that need a threshold are left out and no
+            layer or head is chosen.
+        maps: Keys of `attnviz.maps.CONSTRUCTIONS`; None takes the primary map of each kind of
+            record, and rollout where there is a class token. A model without a map of its own is
+            given Grad-CAM at its last convolution.
         attributions: Names of `attnviz.attribution.methods()`, or name → arguments of
             `attnviz.attribute`.
         metrics: Localisation metrics; None takes all that can be computed.
@@ -114,13 +118,21 @@ def evaluate(
         classes: The names of the classes, by index; None takes the data set's own.
         thing: What the masks show, in one word; None takes the data set's own, or "object".
         faithfulness: How many images with a mask deletion, insertion, ROAD, average drop and
-            increase are computed on; 0 leaves them out.
-        knockout: How many images each head and gate is knocked out on; 0 leaves it out.
+            increase are computed on, or the numbers of these images, or a mapping with one of
+            them as `images` and arguments of `attnviz.faithfulness.faithfulness_scores`; 0 leaves
+            them out.
+        knockout: How many images each head and gate is knocked out on, or their numbers; 0 leaves
+            it out.
         findings: Whether the doctor examines the model on a few of the images.
-        rows: Of how many images the whole attention is kept in the run.
+        rows: Of how many images the whole attention is kept in the run, as far as it takes no
+            more than 128 MiB.
+        layers: Draw and score every layer that a map fits, not only the last one.
+        heads: Draw and score every head as well, by the metrics named, or by three where none are.
         device: Where to compute; None is where the model is.
         batch: Images per forward pass.
-        save: The run's folder; an interrupted evaluation goes on from there.
+        save: The run's folder; an interrupted evaluation goes on from there. Or the writer of a run
+            that holds more than this evaluation: what is computed is kept there until
+            `Evaluation.write` puts the result into the run, which the caller finishes.
         variant: The model's name in tables; None takes its class's name.
         seed: Of its training, where that is known.
         settings: What else to note about it.
@@ -140,33 +152,34 @@ def evaluate(
         raise InputError("evaluate: expected at least one image, got none")
     classes = classes or class_names(samples)
     thing = thing or str(getattr(samples, "thing", "object"))
+    variant = variant or type(model).__name__
     held = None if calibration is None else samples_of(calibration)
     where = torch.device(device) if device is not None else device_of(model)
     with evaluating(model, where):
-        answers, plan = planned(
-            model, samples, maps, attributions, metrics, target, batch, str(where)
-        )
+        answers, plan, found = planned(
+            model, samples, maps, attributions, metrics, target, batch, str(where),
+            layers=layers, heads=heads,
+        )  # fmt: skip
         about = fingerprint(model, samples, plan, settings)
-        with opened(save, about, samples, variant or type(model).__name__, seed, thing, classes,
-                    settings) as place:  # fmt: skip
+        with opened(save, about, samples, variant, seed, thing, classes, settings) as place:
+            chosen: dict[str, Any] = {}
             if held is not None:
-                thresholds = place.remembered("thresholds", lambda: calibrated(answers, held, plan))
-                plan = replace(plan, thresholds=thresholds)
+                chosen = place.remembered("calibrated", lambda: calibrated(answers, held, plan))
+                plan = replace(plan, thresholds=chosen["thresholds"])
             job = Job(answers, samples, plan, torch.get_num_threads())
             parts = parts_of(len(samples), PIECE)
             computed(job, parts, place.pieces, workers=workers, progress=progress)
             result = Evaluation.of(
                 place.pieces, parts, plan,
-                variant=variant or type(model).__name__, seed=seed, thing=thing,
-                classes=tuple(classes or ()), levels=Levels(samples, plan),
-                layers=place.remembered("layers", lambda: layers_of(answers, samples, plan)),
-                calibrated_on=0 if held is None else len(held),
+                variant=variant, seed=seed, thing=thing, classes=tuple(classes or ()),
+                levels=Levels(samples, plan, held), layers=found,
+                calibrated_on=0 if held is None else len(held), chosen=chosen.get("chosen", {}),
             )  # fmt: skip
             result = examined(
                 result, answers, samples,
-                faithfulness=faithfulness, knockout=knockout, findings=findings,
+                faithfulness=faithfulness, knockout=knockout, findings=findings, rows=rows,
             )  # fmt: skip
-            path = finished(place, result, model, answers, samples, rows)
+            path = finished(place, result, model)
             return result if path is None else replace(result, facts={"run": str(path)})
 
 
@@ -197,8 +210,11 @@ def planned(
     target: Target,
     batch: int,
     device: str,
-) -> tuple[Answers, Plan]:
-    """What is to be computed, found out on the first image.
+    *,
+    layers: bool = False,
+    heads: bool = False,
+) -> tuple[Answers, Plan, dict[str, Any]]:
+    """What is to be computed, found out on the first image, and the layers of the maps.
 
     Raises:
         InputError: An unknown map, method or metric; a model or data that cannot be evaluated.
@@ -216,32 +232,74 @@ def planned(
     for key in keys:
         if key not in METRICS:
             raise unknown_name("metric", key, METRICS)
-    if maps is not None:
-        for key in maps:
-            if key not in CONSTRUCTIONS:
-                raise unknown_name("map", key, CONSTRUCTIONS)
+    for key in maps or ():
+        if key not in CONSTRUCTIONS:
+            raise unknown_name("map", key, CONSTRUCTIONS)
     first = next(batches(samples, [0], 1)).to(device)
     with torch.no_grad(), watch(model, empty=True, features=True) as seen:
         outputs = model(first.images)
     task = "classes" if callable(target) else task_of(tensor_of(outputs), first)
     answers = Answers(model, target, task)
-    records, _ = placed(model, first.images, seen)
-    found = drawings(records, maps)
+    records, unmeasured = placed(model, first.images, seen)
+    chosen = {drawing.construction.key: drawing.construction
+              for drawing in drawings(records, maps)}  # fmt: skip
     plan = Plan(
         task=task,
-        watch=watch_options({drawing.construction.key: drawing.construction for drawing in found}
-                            .values()),
+        watch=watch_options(chosen.values()),
         maps=None if maps is None else tuple(maps),
         attributions={name: {"method": name, **options} for name, options in named.items()},
         metrics=keys,
+        heads=(keys if metrics is not None else HEAD_METRICS) if heads else (),
         batch=batch,
         device=device,
     )  # fmt: skip
-    if not len(maps_of(records, maps)) and not named and not plan.watch.get("keep_graph"):
-        layer = last_convolution(model, first.images)
-        grad_cam = {"layer_gradcam": {"method": "layer_gradcam", "layer": layer}}
-        plan = replace(plan, attributions=grad_cam)
-    return answers, plan
+    drawn = watched(answers, first, plan)[2] if chosen else DrawnMaps({}, {})
+    names = tuple(drawn) if layers else _last_layers(drawn)
+    plan = replace(plan, names=names, heads=tuple(usable(plan.heads, None)))
+    if not names and not named:
+        grad_cam = {"method": "layer_gradcam", "layer": _last_convolution(model, first.images)}
+        plan = replace(plan, attributions={"layer_gradcam": grad_cam})
+    return answers, plan, _layers(drawn, plan, unmeasured)
+
+
+def _last_layers(drawn: DrawnMaps) -> tuple[str, ...]:
+    """Of each construction the map of the last layer that has one."""
+    last: dict[str, str] = {}
+    for name, drawing in drawn.drawings.items():
+        last.setdefault(drawing.construction.key, name)
+    return tuple(last.values())
+
+
+def _last_convolution(model: nn.Module, images: Tensor) -> str:
+    try:
+        return last_convolution(model, images)
+    except InputError as error:
+        raise InputError(
+            f"evaluate: the model has neither attention nor gates with a map ({error}); name an "
+            "attribution, such as attributions=['integrated_gradients']"
+        ) from error
+
+
+def _layers(drawn: DrawnMaps, plan: Plan, unmeasured: Mapping[str, str]) -> dict[str, Any]:
+    """For each map the layer it comes from, and why others are missing."""
+    chosen = {name: drawn.drawings[name] for name in plan.names or ()}
+    layers = {name: drawing.layer for name, drawing in chosen.items()}
+    layers |= {
+        name: str(options["layer"])
+        for name, options in plan.attributions.items()
+        if options.get("layer") is not None
+    }
+    keys = {drawing.construction.key for drawing in chosen.values()}
+    return {
+        "layers": layers,
+        "about": {name: str(drawing.construction) for name, drawing in chosen.items()},
+        "left_out": {
+            name: why for name, why in drawn.left_out.items() if name.split(".")[0] not in keys
+        },
+        "primary": drawn.primary,
+        "unmeasured": {name: why for name, why in unmeasured.items() if name in layers.values()},
+        "earlier": 0 if plan.names is None else len(drawn) - len(plan.names),
+    }
 
 
 def fingerprint(
@@ -260,6 +318,8 @@ def fingerprint(
         "attributions": {name: {k: str(v) for k, v in options.items()}
                          for name, options in plan.attributions.items()},
         "metrics": list(plan.metrics),
+        "layers": list(plan.names or ()),
+        "heads": list(plan.heads),
         "batch": plan.batch,
         "piece": PIECE,
     }  # fmt: skip
@@ -313,18 +373,28 @@ def piece_of(job: Job, part: range) -> tuple[dict[str, np.ndarray], dict[str, li
         samples |= dict(zip(found.indices, found.samples, strict=True))
         places = [index - part.start for index in found.indices]
         seen = measured(job.answers, found, job.plan)
-        maps = {f"maps/{name}": one.numpy() for name, one in seen.maps.items()}
-        for name, values in ({f"column/{k}": v for k, v in seen.columns.items()} | maps).items():
+        for name, values in _arrays(seen).items():
             _fill(arrays, name, values, places, len(part))
     numbers, text = sample_columns([samples[index] for index in part])
     return arrays | {f"column/{key}": column for key, column in numbers.items()}, text
+
+
+def _arrays(seen: Measured) -> dict[str, np.ndarray]:
+    """What a piece keeps of a batch, by name."""
+    return {
+        **{f"column/{name}": values for name, values in seen.columns.items()},
+        **{f"by head/{name}": values for name, values in seen.head_scores.items()},
+        **{f"maps/{name}": one.numpy() for name, one in seen.maps.items()},
+        **{f"heads/{name}": one.numpy() for name, one in seen.heads.items()},
+        **{f"gates/{name}": one.numpy() for name, one in seen.gates.items()},
+    }
 
 
 def _fill(
     arrays: dict[str, np.ndarray], name: str, values: np.ndarray, places: list[int], count: int
 ) -> None:
     """Put a batch's values where they belong; maps of another size take the first one's grid."""
-    kind = np.float32 if name.startswith("maps/") else np.float64
+    kind = np.float32 if name.startswith(("maps/", "heads/", "gates/")) else np.float64
     if name not in arrays:
         arrays[name] = np.full((count, *values.shape[1:]), np.nan, kind)
     whole = arrays[name]
@@ -334,95 +404,62 @@ def _fill(
     whole[places] = values
 
 
-def calibrated(answers: Answers, samples: Samples, plan: Plan) -> dict[str, dict[str, float]]:
-    """For each map the thresholds that are best on the calibration split.
-
-    A map that is constant on every image has none.
-    """
-    wanted = [key for key in plan.metrics if key in _THRESHOLDED]
-    if not wanted:
-        return {}
-    count = len(samples)
-    chosen = np.unique(np.linspace(0, count - 1, min(count, CALIBRATION)).round().astype(int))
-    plain = replace(plan, metrics=())
-    small: dict[str, list[Tensor]] = {}
-    masks: list[Tensor] = []
-    for found in batches(samples, chosen.tolist(), plan.batch):
-        if not bool(found.masks.any()):
-            continue
-        seen = measured(answers, found, plain)
-        size = found.masks.shape[-2:] if not masks else masks[0].shape[-2:]
-        masks.append(_at(found.masks, size))
-        for name, one in seen.maps.items():
-            small.setdefault(name, []).append(one)
-    if not masks:
-        raise InputError("evaluate: expected calibration images with masks, got none")
-    goal = torch.cat(masks)
-    thresholds = {}
-    for name, parts in small.items():
-        h, w = goal.shape[1:]
-        large = torch.cat([resized(one, (h, w), "bilinear") for one in parts])
-        try:
-            thresholds[name] = calibrate_all(large, goal, wanted)
-        except InputError:  # no image whose map can be thresholded
-            continue
-    return thresholds
-
-
-def _at(masks: Tensor, size: Sequence[int]) -> Tensor:
-    """Masks at another size, a pixel being inside where most of what it covers is."""
-    h, w = size
-    return resized(masks.float(), (int(h), int(w)), "bilinear") > 0.5
-
-
-def layers_of(answers: Answers, samples: Samples, plan: Plan) -> dict[str, Any]:
-    """For each map the layer it comes from, and why others are missing."""
-    first = next(batches(samples, [0], 1)).to(plan.device)
-    _, _, drawn = watched(answers, first, plan)
-    layers = {name: drawing.layer for name, drawing in drawn.drawings.items()}
-    layers |= {
-        name: str(options["layer"])
-        for name, options in plan.attributions.items()
-        if options.get("layer") is not None
-    }
-    about = {name: str(drawing.construction) for name, drawing in drawn.drawings.items()}
-    with torch.no_grad(), watch(answers.model, empty=True) as seen:
-        answers.model(first.images)
-    unmeasured = placed(answers.model, first.images, seen)[1]
-    return {
-        "layers": layers,
-        "about": about,
-        "left_out": drawn.left_out,
-        "primary": drawn.primary,
-        "unmeasured": {name: why for name, why in unmeasured.items() if name in layers.values()},
-    }
-
-
 class Levels:
     """Reference levels of every metric, on evenly spaced masks of the data, read once.
+
+    Levels of metrics without a threshold depend on a map's grid alone, and are shared by the maps
+    of one grid.
 
     Args:
         samples: The data set.
         plan: What is computed.
+        held: The calibration split, for the best map that is the same for all images.
     """
 
-    def __init__(self, samples: Samples, plan: Plan) -> None:
+    def __init__(self, samples: Samples, plan: Plan, held: Samples | None = None) -> None:
         self.plan = plan
-        spaced = np.linspace(0, len(samples) - 1, min(len(samples), LEVELS)).round().astype(int)
-        found = list(batches(samples, np.unique(spaced).tolist(), LEVELS))
-        masks = [batch.masks[batch.masks.flatten(1).any(1)] for batch in found]
-        self.masks = [one for one in masks if len(one)]
+        self.masks = _spaced_masks(samples)
+        kept = [] if held is None or len(self.masks) != 1 else _spaced_masks(held)
+        same = len(kept) == 1 and kept[0].shape[1:] == self.masks[0].shape[1:]
+        self.calibration = kept[0] if same else None
+        self._known: dict[Any, dict[str, dict[str, float]]] = {}
 
     def __call__(self, name: str, grid: tuple[int, int]) -> dict[str, dict[str, float]]:
         """Metric → level → its mean over the masks, for a map on this grid."""
         threshold = self.plan.thresholds.get(name)
         keys = usable(self.plan.metrics, threshold)
+        shared = [key for key in keys if not METRICS[key].thresholded]
+        own = [key for key in keys if METRICS[key].thresholded]
+        if grid not in self._known:
+            self._known[grid] = self._means(grid, shared, None)
+        found = self._known[grid] | self._means(grid, own, threshold)
+        return {key: found[key] for key in keys if key in found}
+
+    def _means(
+        self, grid: tuple[int, int], keys: Sequence[str], threshold: Mapping[str, float] | None
+    ) -> dict[str, dict[str, float]]:
         total: dict[str, dict[str, float]] = {}
-        for masks in self.masks:
-            found = baselines(masks, grid, keys, threshold=threshold or None)
+        for masks in self.masks if keys else ():
+            found = baselines(
+                masks, grid, keys, threshold=threshold or None, calibration=self.calibration
+            )
             for key, levels in found.items():
                 sums = total.setdefault(key, {})
                 for level, value in levels.items():
                     sums[level] = sums.get(level, 0.0) + value * len(masks)
         count = sum(map(len, self.masks))
         return {k: {level: v / count for level, v in sums.items()} for k, sums in total.items()}
+
+
+def _spaced_masks(samples: Samples) -> list[Tensor]:
+    """Masks with something in them of evenly spaced images, by size."""
+    first = samples[0]
+    pixels = first.image[0].numel() if first.mask is None else first.mask.numel()
+    most = min(len(samples), max(32, LEVELS // pixels))
+    spaced = np.unique(np.linspace(0, len(samples) - 1, most).round().astype(int))
+    found: dict[tuple[int, ...], list[Tensor]] = {}
+    for batch in batches(samples, spaced.tolist(), 32):
+        masks = batch.masks[batch.masks.flatten(1).any(1)]
+        found.setdefault(tuple(masks.shape[1:]), []).append(masks)
+    by_size = [torch.cat(parts) for parts in found.values()]
+    return [masks for masks in by_size if len(masks)]

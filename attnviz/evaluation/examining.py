@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,16 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnviz.capture import watch
 from attnviz.comparison.from_runs import grouping_of
 from attnviz.data.samples import Batch, Samples, batches
 from attnviz.errors import NothingSeenError
 from attnviz.evaluation.answers import Answers
 from attnviz.evaluation.result import Evaluation
+from attnviz.evaluation.saving import ROWS_BYTES, attention_bytes, whole_attention
 from attnviz.maps import resized
 from attnviz.statistics.summary import summarised
 
 EXAMINED = 32
 """Images that the doctor sees."""
+
+FAITHFUL = 16
+"""Images for faithfulness where options are given and no number of images."""
 
 
 def examined(
@@ -26,23 +32,33 @@ def examined(
     answers: Answers,
     samples: Samples,
     *,
-    faithfulness: int,
-    knockout: int,
+    faithfulness: int | Sequence[int] | Mapping[str, Any],
+    knockout: int | Sequence[int],
     findings: bool,
+    rows: int,
 ) -> Evaluation:
-    """The evaluation with faithfulness, knockout and findings, as far as they are wanted."""
+    """The evaluation with what is wanted of faithfulness, knockout, findings, whole attention."""
     changes: dict[str, Any] = {}
     if faithfulness:
-        changes |= _faithful(result, answers, _chosen(samples, faithfulness))
+        options = dict(faithfulness) if isinstance(faithfulness, Mapping) else {}
+        images = options.pop("images", FAITHFUL if options else faithfulness)
+        changes |= _faithful(result, answers, _chosen(samples, images), options)
     if knockout:
         changes["knockout"] = _knocked_out(answers, _chosen(samples, knockout))
     if findings:
         changes["findings"] = _diagnosed(answers, _chosen(samples, EXAMINED))
+    if rows:
+        changes["rows"] = whole_attention(answers, samples, result.layers, rows)
     return replace(result, **changes)
 
 
-def _chosen(samples: Samples, count: int) -> list[Batch]:
-    """Up to `count` images with a mask, evenly spaced, by size; any images where none has one."""
+def _chosen(samples: Samples, count: int | Sequence[int]) -> list[Batch]:
+    """Batches of one size: the images of these numbers, or `count` evenly spaced with a mask.
+
+    Any images are taken where none has a mask.
+    """
+    if not isinstance(count, int):
+        return list(batches(samples, list(count), max(1, len(count))))
     spaced = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), 4 * count)).astype(int))
     with_mask = [
         index
@@ -52,13 +68,15 @@ def _chosen(samples: Samples, count: int) -> list[Batch]:
     return list(batches(samples, (with_mask or spaced.tolist())[:count], count))
 
 
-def _faithful(result: Evaluation, answers: Answers, parts: list[Batch]) -> dict[str, Any]:
-    """Faithfulness columns of one map of each kind; NaN for images that were not computed."""
+def _faithful(
+    result: Evaluation, answers: Answers, parts: list[Batch], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Faithfulness columns of each map; NaN for images that were not computed."""
     from attnviz.faithfulness import METRICS, faithfulness_scores
 
     table = result.samples.copy()
     summary = {name: dict(scores) for name, scores in result.summary.items()}
-    for name in result.main_maps:
+    for name in result.maps:
         whole = torch.from_numpy(result.raw(name))
         for part in parts:
             images = part.images.to(_device(answers))
@@ -68,7 +86,9 @@ def _faithful(result: Evaluation, answers: Answers, parts: list[Batch]) -> dict[
             with torch.no_grad():
                 target = answers.chosen(answers(images), part)
             levels = part.samples[0].value_range or (-1.0, 1.0)  # of one preprocessing, so of all
-            found = faithfulness_scores(answers, images, maps, target=target, value_range=levels)
+            found = faithfulness_scores(
+                answers, images, maps, **{"target": target, "value_range": levels, **options}
+            )
             for key, scores in found.items():
                 column = f"{name}/{key}"
                 if column not in table:
@@ -86,7 +106,8 @@ def _knocked_out(answers: Answers, parts: list[Batch]) -> Any:
     from attnviz.faithfulness import knockout
 
     part = parts[0]
-    images = part.images.to(_device(answers))
+    images = _that_fit(answers, part.images.to(_device(answers)))
+    part = replace(part, indices=part.indices[: len(images)], samples=part.samples[: len(images)])
     with torch.no_grad():
         outputs = answers.model(images)
         target = answers.chosen(answers.scores(outputs), part)
@@ -94,6 +115,13 @@ def _knocked_out(answers: Answers, parts: list[Batch]) -> Any:
         return knockout(answers.unwrapped(outputs), images, target=target)
     except NothingSeenError:
         return None
+
+
+def _that_fit(answers: Answers, images: Tensor) -> Tensor:
+    """As many of the images as have their whole attention in `ROWS_BYTES`, but one at least."""
+    with torch.no_grad(), watch(answers.model, empty=True, reduce=("received",)) as seen:
+        answers.model(images[:1])
+    return images[: max(1, ROWS_BYTES // max(1, attention_bytes(seen)))]
 
 
 def _diagnosed(answers: Answers, parts: list[Batch]) -> Any:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from attnviz.attribution import attribute
 from attnviz.capture import Record, watch
 from attnviz.data.samples import Batch, Sample
-from attnviz.errors import InputError
 from attnviz.evaluation.answers import Answers, Task, columns_of
 from attnviz.maps import DrawnMaps, maps_of, resized
 from attnviz.metrics import localization
@@ -28,6 +27,8 @@ class Plan:
         task: What the model answers.
         watch: Options of `watch` that keep just what the maps need.
         maps: Keys of constructions, or None for the primary ones.
+        names: The maps that are drawn; None draws those of every layer.
+        heads: Metrics by which each head of each map is scored; empty draws no heads.
         attributions: Name of the map → arguments of `attribute`.
         metrics: Keys of localisation metrics.
         thresholds: Map → metric → τ, from the calibration split.
@@ -40,6 +41,8 @@ class Plan:
     maps: tuple[str, ...] | None
     attributions: Mapping[str, Mapping[str, Any]]
     metrics: tuple[str, ...]
+    names: tuple[str, ...] | None = None
+    heads: tuple[str, ...] = ()
     thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     batch: int = 32
     device: str = "cpu"
@@ -50,14 +53,19 @@ class Measured:
     """What a batch gave.
 
     Attributes:
-        columns: Column → `(b,)`; scores are named `"<map>/<metric>"`.
+        columns: Column → `(b,)`; scores are named `"<map>/<metric>"`, and those of heads
+            `"<map>/<metric>"` → `(b, heads)` in `head_scores`.
         maps: Map → `(b, h, w)` on its own grid, on the CPU.
-        drawn: The attention's maps with their layers, and why others are missing.
+        heads: Map → `(b, heads, h, w)`, the same head by head.
+        head_scores: As `columns`.
+        gates: Map → the values of its gate, `(b, c)` or `(b, h, w)`.
     """
 
     columns: dict[str, np.ndarray]
     maps: dict[str, Tensor]
-    drawn: DrawnMaps
+    heads: dict[str, Tensor]
+    head_scores: dict[str, np.ndarray]
+    gates: dict[str, Tensor]
 
 
 def measured(answers: Answers, batch: Batch, plan: Plan) -> Measured:
@@ -78,7 +86,42 @@ def measured(answers: Answers, batch: Batch, plan: Plan) -> Measured:
     for name, one in maps.items():
         found = scored(one, batch, plan.metrics, plan.thresholds.get(name))
         columns |= {f"{name}/{key}": column for key, column in found.items()}
-    return Measured(columns, maps, drawn)
+    heads = heads_of(drawn) if plan.heads else {}
+    by_head = {
+        f"{name}/{key}": column
+        for name, one in heads.items()
+        for key, column in head_scored(one, batch, plan.heads).items()
+    }
+    return Measured(columns, maps, heads, by_head, gates_of(drawn))
+
+
+def heads_of(drawn: DrawnMaps) -> dict[str, Tensor]:
+    """`(b, heads, h, w)` of every map of a single layer's attention."""
+    return {
+        name: drawing.draw(heads="each").cpu()
+        for name, drawing in drawn.drawings.items()
+        if drawing.construction.per_head
+    }
+
+
+def gates_of(drawn: DrawnMaps) -> dict[str, Tensor]:
+    """The values of each gate that has a map: `(b, c)` of channels, `(b, h, w)` of places."""
+    found = {}
+    for name, drawing in drawn.drawings.items():
+        scale = getattr(drawing.records[-1], "scale", None)
+        if scale is None or scale.ndim != 4:
+            continue
+        if scale.shape[2:] == (1, 1):
+            found[name] = scale[:, :, 0, 0].float().cpu()
+        elif scale.shape[1] == 1:
+            found[name] = scale[:, 0].float().cpu()
+    return found
+
+
+def head_scored(heads: Tensor, batch: Batch, metrics: Sequence[str]) -> dict[str, np.ndarray]:
+    """Scores of each head, `(b, heads)` by metric."""
+    by_head = [scored(heads[:, head], batch, metrics, None) for head in range(heads.shape[1])]
+    return {key: np.stack([one[key] for one in by_head], 1) for key in by_head[0]}
 
 
 def watched(answers: Answers, batch: Batch, plan: Plan) -> tuple[Any, Tensor, DrawnMaps]:
@@ -94,7 +137,7 @@ def watched(answers: Answers, batch: Batch, plan: Plan) -> tuple[Any, Tensor, Dr
     if needs_graph:
         explained = {"outputs": scores, "target": answers.chosen(scores, batch)}
     records, _ = placed(answers.model, batch.images, seen)
-    return outputs, scores.detach(), maps_of(records, plan.maps, **explained)
+    return outputs, scores.detach(), maps_of(records, plan.maps, only=plan.names, **explained)
 
 
 def placed(
@@ -172,40 +215,6 @@ def _without(
         one[kept][None, None], mask[kept][None, None], by_pixel, threshold=dict(threshold or {})
     )
     return {key: float(scores[key]) if key in scores else float("nan") for key in keys}
-
-
-def last_convolution(model: nn.Module, images: Tensor) -> str:
-    """The dotted name of the last convolution that runs and still has more than one place.
-
-    Raises:
-        InputError: There is none.
-    """
-    found: list[str] = []
-
-    def note(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4 and output[0, 0].numel() > 1:
-                found.append(name)
-
-        return hook
-
-    handles = [
-        module.register_forward_hook(note(name))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d)
-    ]
-    try:
-        with torch.no_grad():
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not found:
-        raise InputError(
-            "evaluate: the model has neither attention nor gates with a map, and no convolution "
-            "for Grad-CAM; name an attribution, such as attributions=['integrated_gradients']"
-        )
-    return found[-1]
 
 
 def sample_columns(samples: Sequence[Sample]) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:

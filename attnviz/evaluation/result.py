@@ -13,22 +13,22 @@ import numpy as np
 import pandas as pd
 
 from attnviz.comparison.from_runs import grouping_of
-from attnviz.comparison.text import aligned
+from attnviz.comparison.text import records
 from attnviz.definitions import is_lower_better
 from attnviz.errors import AttnvizError, InputError, unknown_name
+from attnviz.evaluation.calibration import PRIMARY
 from attnviz.evaluation.measuring import Plan
 from attnviz.evaluation.pieces import Pieces
-from attnviz.evaluation.saving import saved
-from attnviz.runs import open_run
+from attnviz.evaluation.saving import Rows, saved, summary_of, written
+from attnviz.runs import RunWriter, open_run
 from attnviz.statistics.summary import summarised
+from attnviz.text import table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PRIMARY = "energy_pointing_game"
-"""The metric that ranks, declared before anything is measured."""
-
 _PRINTED = ("energy_pointing_game", "max_iou", "pointing_game", "pixel_auroc")
+_COLUMNS = ("map", "metric", "mean", "95 % CI", "chance", "redrawn", "valid")
 _DEMAND = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?[0-9.]+(?:e[-+]?[0-9]+)?)\s*")
 
 
@@ -58,6 +58,12 @@ class Evaluation:
         unmeasured: Layer → why `attnviz.locate` could not measure which token is which place; the
             maps of such a layer lie on the grid that the watch took from the shape of its tokens.
         knockout: What each head and gate is worth, None where that was not computed.
+        chosen: Construction → the layer and head that were best on the calibration split: `map`,
+            `head` (None for the mean of the heads), `of` how many, on how many `images`, with
+            which `score` there. Empty without a calibration split or a choice.
+        earlier: Maps of earlier layers that were not asked for; `layers=True` draws them.
+        by_head: `"<map>/<metric>"` → scores of each image and head, `(n, heads)`.
+        rows: Map → the whole attention of a few images.
         pieces: Where the raw maps are.
         parts: Which pieces there are.
     """
@@ -79,6 +85,10 @@ class Evaluation:
     findings: Any = None
     knockout: Any = None
     unmeasured: Mapping[str, str] = field(default_factory=dict)
+    chosen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    earlier: int = 0
+    by_head: Mapping[str, np.ndarray] = field(default_factory=dict)
+    rows: Mapping[str, Rows] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -95,6 +105,7 @@ class Evaluation:
         levels: Callable[[str, tuple[int, int]], dict[str, dict[str, float]]],
         layers: Mapping[str, Any],
         calibrated_on: int,
+        chosen: Mapping[str, Mapping[str, Any]],
     ) -> Evaluation:
         """The result of what the pieces hold."""
         names = pieces.names(parts)
@@ -125,6 +136,13 @@ class Evaluation:
             about=layers["about"],
             left_out=layers["left_out"],
             unmeasured=layers["unmeasured"],
+            earlier=layers["earlier"],
+            by_head={
+                name.removeprefix("by head/"): pieces.joined(name, parts)
+                for name in names
+                if name.startswith("by head/")
+            },
+            chosen=chosen,
             thresholds=plan.thresholds,
             calibrated_on=calibrated_on,
             pieces=pieces,
@@ -157,11 +175,52 @@ class Evaluation:
     def table(self) -> pd.DataFrame:
         """One row per map and metric: mean, interval, chance, the mask redrawn, counts."""
         rows = [
-            {"map": name, "metric": key, **numbers, "threshold": self.tau(name, key)}
+            {"map": name, "metric": key, **numbers, "threshold": self.tau(name, key),
+             "choice": self._choice(name)}
             for name in self.maps
             for key, numbers in self.summary[name].items()
-        ]
+        ]  # fmt: skip
         return pd.DataFrame(rows)
+
+    @cached_property
+    def heads(self) -> pd.DataFrame:
+        """One row per map, head and metric: mean, interval, counts, and whether it was chosen.
+
+        Empty unless the evaluation had `heads=True`.
+        """
+        rows = []
+        for key, scores in self.by_head.items():
+            name, _, metric = key.rpartition("/")
+            for head in range(scores.shape[1]):
+                chosen = any(
+                    (one["map"], one["head"]) == (name, head) for one in self.chosen.values()
+                )
+                numbers = summarised(metric, scores[:, head], group=grouping_of(self.samples))
+                rows.append(
+                    {"map": name, "layer": self.layers.get(name, ""), "head": head,
+                     "metric": metric, **numbers, "choice": self._choice(name, head)
+                     if chosen else ""}
+                )  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def head_scores(self, map: str, metric: str = PRIMARY) -> np.ndarray:
+        """A score of each image and head, `(n, heads)`.
+
+        Raises:
+            InputError: The heads of this map were not scored by this metric.
+        """
+        if f"{map}/{metric}" not in self.by_head:
+            known = ", ".join(self.by_head) or "none: evaluate with heads=True"
+            raise InputError(f"head_scores: no heads of {map!r} by {metric!r}, got {known}")
+        return self.by_head[f"{map}/{metric}"]
+
+    def _choice(self, name: str, head: int | None = None) -> str:
+        """How a map, or a head of it, was chosen; empty where it was not."""
+        return next(
+            (f"best of {one['of']} on {one['images']} calibration images"
+             for one in self.chosen.values() if (one["map"], one["head"]) == (name, head)),
+            "",
+        )  # fmt: skip
 
     def tau(self, name: str, metric: str) -> float:
         """The threshold of a map's metric; NaN where it has none."""
@@ -178,9 +237,14 @@ class Evaluation:
         """
         if name not in self.summary:
             raise unknown_name("map", name, self.summary)
-        if "run" in self.facts:
-            return open_run(self.facts["run"]).maps(name)
-        return self.pieces.joined(f"maps/{name}", self.parts)
+        return self._array("maps", name)
+
+    def _array(self, folder: str, name: str) -> np.ndarray:
+        """An array of all images out of the pieces, or out of the run once they are gone."""
+        if "run" not in self.facts:
+            return self.pieces.joined(f"{folder}/{name}", self.parts)
+        run = open_run(self.facts["run"])
+        return run.gates(name) if folder == "gates" else run.maps(name)
 
     def by(self, column: str, metric: str = PRIMARY, map: str | None = None) -> pd.DataFrame:
         """A score for each value of a column of the samples, such as `"class"` or `"group"`.
@@ -279,6 +343,21 @@ class Evaluation:
         """
         return saved(self, path, model, settings)
 
+    def write(self, writer: RunWriter, model: Any = None) -> dict[str, Any]:
+        """Put samples, maps, heads, gates and whole attention into a run that is being written.
+
+        For `evaluate(…, save=writer)`: what was kept to go on after an interruption is removed.
+
+        Args:
+            writer: The run's writer; it stays open.
+            model: The model, whose weights are kept; None keeps none.
+
+        Returns:
+            What belongs into the run's summary, `writer.finish(summary)`.
+        """
+        written(self, writer, model)
+        return summary_of(self)
+
     def __repr__(self) -> str:
         return f"Evaluation({self.variant!r}, {len(self.samples)} images, maps {self.maps})"
 
@@ -318,10 +397,18 @@ def _table(columns: Mapping[str, np.ndarray], text: Mapping[str, Sequence[str]])
     known = {key: list(values) for key, values in text.items() if any(values)}
     whole = {"index": np.arange(count), **known}
     for key, column in columns.items():
-        if key in ("x0", "y0", "x1", "y1", "prediction"):
-            column = column.astype(np.int64)
+        if key in ("x0", "y0", "x1", "y1", "prediction", "label"):
+            column = _whole(column)
+        elif key == "correct" and np.isfinite(column).all():
+            column = column.astype(bool)
         whole[key] = column
     return pd.DataFrame(whole)
+
+
+def _whole(column: np.ndarray) -> np.ndarray:
+    """A column as whole numbers where it holds no others."""
+    whole = np.isfinite(column).all() and (column == np.round(column)).all()
+    return column.astype(np.int64) if whole else column
 
 
 def _summary(
@@ -363,7 +450,7 @@ def _cell(numbers: Mapping[str, Any] | None) -> str:
 def _printed(result: Evaluation, metrics: Sequence[str]) -> str:
     """The table of maps and metrics, what is missing, and what was found."""
     lines = [_first_line(result)]
-    rows = [("map", "metric", "mean", "95 % CI", "chance", "redrawn", "valid")]
+    rows: list[tuple[str, ...]] = []
     main = [name for name in result.maps if name in result.main_maps]
     for name in main:
         for key in metrics:
@@ -374,9 +461,12 @@ def _printed(result: Evaluation, metrics: Sequence[str]) -> str:
                     (name, key, _number(numbers["mean"]), span, _number(numbers.get("chance")),
                      _number(numbers.get("redrawn")), f"{numbers['valid']}/{numbers['n']}")
                 )  # fmt: skip
-    lines += aligned(rows)
+    lines.append(table(_COLUMNS, rows, right=range(2, len(_COLUMNS))))
     if len(main) < len(result.maps):
         lines.append(f"and {len(result.maps) - len(main)} maps of earlier layers, see .table")
+    if result.earlier:
+        lines.append(f"{result.earlier} maps of earlier layers are left out: layers=True")
+    lines += [_chosen_line(result, key, one) for key, one in result.chosen.items()]
     lines += [f"no map {name}: {why}" for name, why in result.left_out.items()]
     lines += [
         f"places of {layer} could not be measured ({why}): its maps lie on the grid of its shape"
@@ -387,6 +477,22 @@ def _printed(result: Evaluation, metrics: Sequence[str]) -> str:
     if result.findings is not None:
         lines.append(str(result.findings.headline))
     return "\n".join(lines)
+
+
+def _chosen_line(result: Evaluation, key: str, one: Mapping[str, Any]) -> str:
+    """A layer and head that were chosen on the calibration split, with their score on the data."""
+    name, head = one["map"], one["head"]
+    if head is None:
+        numbers = result.summary[name].get(PRIMARY) or {}
+    else:
+        here = result.heads.query("map == @name and head == @head and metric == @PRIMARY")
+        numbers = records(here)[0] if len(here) else {}
+    told = f"; on these images {_spoken(numbers)}" if numbers.get("mean") is not None else ""
+    which = "" if head is None else f", head {head}"
+    return (
+        f"{key}: of {one['of']} layers and heads {name}{which} is best on {one['images']} "
+        f"calibration images ({PRIMARY} {one['score']:.3f}){told}"
+    )
 
 
 def _first_line(result: Evaluation) -> str:

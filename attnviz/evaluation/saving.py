@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,13 +24,36 @@ from attnviz.evaluation.pieces import FOLDER, Pieces
 from attnviz.maps import drawings
 from attnviz.runs import open_run, resume_run, save_dataset, start_run
 from attnviz.runs.outputs import outside_runs
+from attnviz.runs.tensors import to_bytes
 from attnviz.runs.writer import RunWriter
 
 _FACTS = "evaluation.json"
 
+HEAD_SCORES = "head_scores.safetensors"
+"""The file of a run with each head's score of each image, `"<map>/<metric>"` → `(n, heads)`."""
+
+ROWS_BYTES = 128 << 20
+"""What the whole attention that a run keeps may take: 24 images of 4 × 576 × 576 in float32."""
+
 
 Result: TypeAlias = Any
 """An `Evaluation`, whose file lies above this one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The whole attention of a few images in one layer.
+
+    Attributes:
+        weights: `(k, heads, q, keys)`.
+        images: Their numbers.
+        about: What it takes to read them: the layer, the grids of queries and keys, how many
+            tokens lead.
+    """
+
+    weights: np.ndarray
+    images: tuple[int, ...]
+    about: Mapping[str, Any]
 
 
 @dataclass
@@ -40,11 +64,13 @@ class Place:
         pieces: The pieces of the data set.
         writer: The run, None for an evaluation that is not saved.
         facts: What was found out before the pieces and is not found out again.
+        shared: Whether the run holds more than this evaluation, and is finished elsewhere.
     """
 
     pieces: Pieces
     writer: RunWriter | None
     facts: dict[str, Any]
+    shared: bool = False
 
     def remembered(self, key: str, find: Callable[[], Any]) -> Any:
         """A fact, found once; an evaluation that goes on takes the one of its beginning."""
@@ -57,7 +83,7 @@ class Place:
 
 @contextmanager
 def opened(
-    save: str | Path | None,
+    save: str | Path | RunWriter | None,
     about: Mapping[str, Any],
     samples: Samples,
     variant: str,
@@ -73,6 +99,9 @@ def opened(
     """
     if save is None:
         yield Place(Pieces(), None, {})
+        return
+    if isinstance(save, RunWriter):
+        yield _shared(save, about)
         return
     path = Path(save)
     outside_runs(path.parent)
@@ -92,11 +121,37 @@ def opened(
             classes=classes or (), thing=thing, mean=scale.get("mean"), std=scale.get("std"),
         )  # fmt: skip
     with writer:
-        folder = path / FOLDER
-        pieces = Pieces(folder, lambda name, content: writer.write(f"{FOLDER}/{name}", content))
-        facts = path / _FACTS
-        found = json.loads(facts.read_text()) if facts.exists() else {}
-        yield Place(pieces, writer, found)
+        yield Place(_pieces_of(writer), writer, _facts_of(writer))
+
+
+def _pieces_of(writer: RunWriter) -> Pieces:
+    return Pieces(
+        writer.path / FOLDER, lambda name, content: writer.write(f"{FOLDER}/{name}", content)
+    )
+
+
+def _facts_of(writer: RunWriter) -> dict[str, Any]:
+    path = writer.path / _FACTS
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def _shared(writer: RunWriter, about: Mapping[str, Any]) -> Place:
+    """A place in a run of someone else; what another evaluation left there is removed."""
+    known = json.loads(json.dumps(dict(about), default=str))
+    if _facts_of(writer).get("evaluation") != known:
+        _dropped(writer)
+        writer.write(_FACTS, json.dumps({"evaluation": known}).encode())
+    return Place(_pieces_of(writer), writer, _facts_of(writer), shared=True)
+
+
+def _dropped(writer: RunWriter) -> None:
+    """Remove what an evaluation keeps to go on after an interruption."""
+    for path in sorted((writer.path / FOLDER).glob("*")):
+        writer.drop(f"{FOLDER}/{path.name}")
+    if (writer.path / _FACTS).exists():
+        writer.drop(_FACTS)
+    with suppress(OSError):
+        (writer.path / FOLDER).rmdir()
 
 
 def _normalisation(sample: Sample) -> dict[str, list[float]]:
@@ -175,27 +230,12 @@ def _label(label: Any) -> int:
     return int(label)
 
 
-def finished(
-    place: Place,
-    result: Result,
-    model: nn.Module,
-    answers: Answers,
-    samples: Samples,
-    rows: int,
-) -> Path | None:
-    """Complete the run: table, maps, whole attention of a few images, weights, summary."""
-    if place.writer is None:
+def finished(place: Place, result: Result, model: nn.Module) -> Path | None:
+    """Complete the run: table, maps, weights, summary; nothing where others finish it."""
+    if place.writer is None or place.shared:
         return None
-    writer = place.writer
-    _write(writer, result, model)
-    if rows:
-        _write_rows(writer, result, answers, samples, rows)
-    for part in result.parts:
-        path = next(iter(place.pieces.folder.glob(f"{part.start:08d}-*")))
-        writer.drop(f"{FOLDER}/{path.name}")
-    writer.drop(_FACTS)
-    run = writer.finish(_summary(result))
-    return Path(run.path)
+    written(result, place.writer, model)
+    return Path(place.writer.finish(summary_of(result)).path)
 
 
 def saved(
@@ -208,43 +248,94 @@ def saved(
         settings={"thing": result.thing, "classes": list(result.classes), **(settings or {})},
         thing=result.thing, classes=result.classes,
     ) as writer:  # fmt: skip
-        _write(writer, result, model)
-        return writer.finish(_summary(result))
+        written(result, writer, model)
+        return writer.finish(summary_of(result))
 
 
-def _write(writer: RunWriter, result: Result, model: nn.Module | None) -> None:
+def written(result: Result, writer: RunWriter, model: nn.Module | None) -> None:
+    """Put everything but the summary into a run, and remove the pieces that it was made of."""
     writer.samples(result.samples)
+    held = set(result.pieces.names(result.parts))
     for name in result.maps:
         about = {"layer": result.layers.get(name, ""), "drawn": result.about.get(name, "")}
         writer.maps(name, result.raw(name), about=about)
+        if f"heads/{name}" in held:
+            writer.maps(f"{name}.heads", result.pieces.joined(f"heads/{name}", result.parts), about)
+        if f"gates/{name}" in held:
+            writer.gates(name, result.pieces.joined(f"gates/{name}", result.parts), about)
+    if result.by_head:
+        writer.write(HEAD_SCORES, to_bytes(result.by_head))
+    for name, rows in result.rows.items():
+        writer.rows(name, rows.weights, rows.images, about=rows.about)
     if model is not None:
         state = model.state_dict().items()
         writer.weights({name: tensor.detach().cpu().numpy() for name, tensor in state})
+    if result.pieces.folder == writer.path / FOLDER:
+        _dropped(writer)
 
 
-def _write_rows(
-    writer: RunWriter, result: Result, answers: Answers, samples: Samples, rows: int
-) -> None:
-    """Whole attention of the first images, for each layer that has a map."""
-    names = {layer: name for name, layer in result.layers.items()}
-    batch = next(batches(samples, range(min(rows, len(samples))), rows))
-    device = next(iter(answers.parameters())).device
+def whole_attention(
+    answers: Answers, samples: Samples, layers: Mapping[str, str], count: int
+) -> dict[str, Rows]:
+    """The whole attention of the first images in each layer that has a map.
+
+    Args:
+        answers: The model.
+        samples: The data set.
+        layers: Map → the dotted name of its layer.
+        count: How many images; fewer where they would take more than `ROWS_BYTES`.
+    """
+    device = next(iter([*answers.parameters(), *answers.buffers()])).device
+    with torch.no_grad(), watch(answers.model, empty=True, reduce=("received",)) as seen:
+        answers.model(samples[0].image[None].to(device))
+    size = attention_bytes(seen)
+    first = [k for k in range(min(count, len(samples))) if _alike(samples[k], samples[0])]
+    first = first[: ROWS_BYTES // max(1, size)]
+    if not size or not first:
+        return {}
+    (batch,) = batches(samples, first, len(first))
     with torch.no_grad(), watch(answers.model, empty=True) as seen:
         answers.model(batch.images.to(device))
+    found: dict[str, Rows] = {}
     for drawing in drawings(seen):
         record = drawing.records[-1]
-        if record.kind != "attention" or record.weights is None or drawing.layer not in names:
+        names = [name for name, layer in layers.items() if layer == record.name]
+        if drawing.construction.subject != "attention" or record.weights is None or not names:
             continue
+        name = drawing.name if drawing.name in names else names[0]
+        weights = record.weights.cpu().numpy()
         about = {
             "layer": record.name,
-            "query_grid": record.query_grid and list(record.query_grid),
-            "key_grid": record.key_grid and list(record.key_grid),
+            "query_grid": _listed(record.query_grid, weights.shape[2]),
+            "key_grid": _listed(record.key_grid, weights.shape[3]),
             "prefix": record.prefix,
         }
-        writer.rows(drawing.name, record.weights.cpu().numpy(), batch.indices, about=about)
+        found[name] = Rows(weights, batch.indices, about)
+    return found
 
 
-def _summary(result: Result) -> dict[str, Any]:
+def attention_bytes(seen: Mapping[str, Any]) -> int:
+    """What the weights of one image take in float32, those of all layers together."""
+    shapes = [one.shape for one in seen.values() if one.kind == "attention" and one.shape]
+    return sum(4 * math.prod(shape[1:]) for shape in shapes)
+
+
+def _alike(one: Sample, other: Sample) -> bool:
+    return one.image.shape == other.image.shape and (
+        (one.mask is None) == (other.mask is None)
+        and (one.mask is None or other.mask is None or one.mask.shape == other.mask.shape)
+    )
+
+
+def _listed(grid: tuple[int, ...] | None, tokens: int) -> list[int] | None:
+    """A grid as JSON has it; one learned query is a grid of one place."""
+    if grid is None:
+        return [1, 1] if tokens == 1 else None
+    return list(grid)
+
+
+def summary_of(result: Result) -> dict[str, Any]:
+    """What a run's summary says of an evaluation."""
     found = result.findings
     return {
         "accuracy": None if np.isnan(result.accuracy) else result.accuracy,
@@ -256,7 +347,9 @@ def _summary(result: Result) -> dict[str, Any]:
         "left_out": dict(result.left_out),
         "unmeasured": dict(result.unmeasured),
         "thresholds": {name: dict(taus) for name, taus in result.thresholds.items()},
+        "chosen": {key: dict(one) for key, one in result.chosen.items()},
         "metrics": result.summary,
+        **({} if result.heads.empty else {"heads": records(result.heads)}),
         **({} if result.knockout is None else {"knockout": records(result.knockout.table)}),
         **({} if found is None else {"findings": found.as_dicts(), "diagnosis": found.headline}),
     }

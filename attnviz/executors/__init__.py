@@ -6,7 +6,7 @@
     fitness  which of a cluster's workers can share the work
 
 Both are executors of `concurrent.futures`, so that calling code does not depend on either.
-Dask is the optional extra `attnviz[dask]`; it sends pickles, so use it in a network you trust.
+Dask is the optional extra `attnviz[dask]`; it sends pickles, so use it in a trusted network only.
 """
 
 from __future__ import annotations

@@ -6,14 +6,15 @@ import torch
 from torch import nn
 
 from attnviz.baseline_images import Blank, ValueRange, blank_like
-from attnviz.faithfulness.arguments import documented
+from attnviz.definitions import DEFINITIONS
 from attnviz.faithfulness.confidence import ROWS, Output, confidence_of, fitting
+from attnviz.faithfulness.registry import metric
 from attnviz.inputs import AnyMaps, maps_of_images
 from attnviz.shapes import Images, Scores
 from attnviz.targets import Target
 
 
-@documented()
+@metric(DEFINITIONS["avg_drop"])
 def avg_drop(
     model: nn.Module,
     images: Images,
@@ -30,6 +31,8 @@ def avg_drop(
     `max(0, y − o) / y`, with `y` the confidence on the image and `o` on `m·x + (1 − m)·baseline`,
     `m` the map scaled from its minimum to its maximum to 0 … 1 (Chattopadhay et al. 2018).
 
+    The arguments are those of `faithfulness_scores`.
+
     Returns:
         `(b,)`, 0 to 1 for probabilities, per image: the paper's value is their mean in percent.
         NaN for a map that is constant or not finite, and where `y` is not positive.
@@ -41,7 +44,7 @@ def avg_drop(
     return ((whole - kept).clamp(min=0) / whole).masked_fill(~(whole > 0), torch.nan).float()
 
 
-@documented()
+@metric(DEFINITIONS["increase_in_confidence"])
 def increase_in_confidence(
     model: nn.Module,
     images: Images,
@@ -56,6 +59,8 @@ def increase_in_confidence(
     """Whether the model is surer when only what the map shows is kept; higher ↑.
 
     `1[o > y]`, with `y` and `o` as in `avg_drop` (Chattopadhay et al. 2018).
+
+    The arguments are those of `faithfulness_scores`.
 
     Returns:
         `(b,)`, 0 or 1 per image: the paper's value is their mean in percent. NaN for a map that is

@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from attnviz.baseline_images import Blank, ValueRange, blank_like
+from attnviz.definitions import DEFINITIONS
 from attnviz.errors import InputError
-from attnviz.faithfulness.arguments import documented
 from attnviz.faithfulness.confidence import ROWS, Output, confidence_of, fitting
+from attnviz.faithfulness.registry import metric
 from attnviz.inputs import AnyMaps, maps_of_images
 from attnviz.shapes import Images, Maps, Scores
 from attnviz.targets import Target
@@ -34,7 +35,6 @@ def removal_order(maps: Maps, *, seed: int = 0) -> Int[Tensor, "b places"]:
     return shuffled[ranked].to(maps.device)
 
 
-@documented(insert="Begin with the baseline image and let the highest places appear.")
 def removal_curve(
     model: nn.Module,
     images: Images,
@@ -50,6 +50,9 @@ def removal_curve(
     seed: int = 0,
 ) -> Float[Tensor, "b points"]:
     """The confidence as the highest places are blanked, or as they appear on a blank image.
+
+    With `insert=True` the curve begins with the baseline image, and the highest places appear; the
+    other arguments are those of `faithfulness_scores`.
 
     Returns:
         `(b, steps + 1)` float32: confidence at `0, 1/steps, … 1` of the places, each rounded to
@@ -92,7 +95,7 @@ def _area(curve: Float[Tensor, "b points"], images: Images) -> Scores:
     return torch.trapezoid(curve, share, dim=1)
 
 
-@documented()
+@metric(DEFINITIONS["deletion_auc"])
 def deletion_auc(
     model: nn.Module,
     images: Images,
@@ -111,6 +114,8 @@ def deletion_auc(
     The trapezoid of the confidence against the removed fraction, both ends included (Petsiuk et
     al. 2018, RISE, section 4.2).
 
+    The arguments are those of `faithfulness_scores`.
+
     Returns:
         `(b,)`, 0 to 1 for probabilities; NaN for a map that is not finite.
 
@@ -124,10 +129,7 @@ def deletion_auc(
     return _area(curve, images)
 
 
-@documented(
-    baseline="The image that places are inserted into: a name of `attnviz.baseline_images.BLANKS`, "
-    "a number, an image or images."
-)
+@metric(DEFINITIONS["insertion_auc"])
 def insertion_auc(
     model: nn.Module,
     images: Images,
@@ -145,6 +147,9 @@ def insertion_auc(
 
     The trapezoid of the confidence against the inserted fraction, both ends included (Petsiuk et
     al. 2018, RISE, section 4.2, who insert into a blurred image).
+
+    `baseline` is the image that places are inserted into; the other arguments are those of
+    `faithfulness_scores`.
 
     Returns:
         `(b,)`, 0 to 1 for probabilities; NaN for a map that is not finite.

@@ -21,6 +21,7 @@ from attnviz.errors import InputError, unknown_name
 from attnviz.faithfulness.confidence import ROWS, Confidence, Output, confidence_of
 from attnviz.shapes import Images, Scores
 from attnviz.targets import Target
+from attnviz.text import table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,18 +97,21 @@ class Knockout:
         )
 
     def __repr__(self) -> str:
-        lines = [f"{'knocked out':32}  {'way':8}  {'effect':>9}  {'interval':>20}  {'|effect|':>9}"]
-        for row in self.table.itertuples():
-            what = str(row.name) if row.kind == "gate" else f"{row.name!s} head {row.head}"
-            interval = f"[{row.low:+.3g}, {row.high:+.3g}]"
-            lines.append(
-                f"{what:32}  {row.way:8}  {row.effect:+9.3g}  {interval:>20}  {row.size:9.3g}"
+        header = ("replaced", "way", "effect", "interval", "|effect|")
+        rows = (
+            (
+                row.name if row.kind == "gate" else f"{row.name} head {row.head}",
+                row.way,
+                f"{row.effect:+.3g}",
+                f"[{row.low:+.3g}, {row.high:+.3g}]",
+                f"{row.size:.3g}",
             )
-        lines.append(
-            f"{self.effects.shape[1]} images; {100 * self.confidence:g} % intervals over images, "
-            "of one training"
+            for row in self.table.itertuples()
         )
-        return "\n".join(lines)
+        return (
+            f"{table(header, rows, right=(2, 3, 4))}\n{self.effects.shape[1]} images; "
+            f"{100 * self.confidence:g} % intervals over images, of one training"
+        )
 
 
 def knockout(
@@ -141,7 +145,7 @@ def knockout(
     Raises:
         InputError: An unknown way, no images, several outputs and no target, or ways that fit
             nothing that was seen.
-        NothingSeenError: The model has no attention and no gate, or none that `where` wants.
+        NothingSeenError: The model has no attention and no gate, or none that `where` selects.
     """
     for way in ways:
         if way not in WAYS:

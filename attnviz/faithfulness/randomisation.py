@@ -34,7 +34,7 @@ Draw = Callable[[nn.Module, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Randomisation:
-    """How alike the maps stay while a model forgets, layer by layer.
+    """Similarity of maps to the original while layers are randomised, one by one.
 
     Attributes:
         layers: Dotted names in the order in which they were randomised; each row stands for this

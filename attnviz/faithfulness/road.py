@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from attnviz.definitions import DEFINITIONS
 from attnviz.errors import InputError
-from attnviz.faithfulness.arguments import documented
 from attnviz.faithfulness.confidence import ROWS, Output, confidence_of, fitting
 from attnviz.faithfulness.deletion import removal_order
+from attnviz.faithfulness.registry import metric
 from attnviz.inputs import AnyMaps, maps_of_images
 from attnviz.shapes import Images, Scores
 from attnviz.targets import Target
@@ -109,7 +110,7 @@ def _filled(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
     return out
 
 
-@documented()
+@metric(DEFINITIONS["road_morf"])
 def road_morf(
     model: nn.Module,
     images: Images,
@@ -124,6 +125,9 @@ def road_morf(
 ) -> Scores:
     """Confidence left once the most relevant places are imputed, mean over percentiles; lower ↓.
 
+    `noise` is the standard deviation of the imputation's noise, in the images' unit; the other
+    arguments are those of `faithfulness_scores`.
+
     Returns:
         `(b,)`, 0 to 1 for probabilities; NaN for a map that is not finite.
 
@@ -133,7 +137,7 @@ def road_morf(
     return _road(model, images, maps, True, target, percentiles, noise, output, rows, seed)
 
 
-@documented()
+@metric(DEFINITIONS["road_lerf"])
 def road_lerf(
     model: nn.Module,
     images: Images,
@@ -148,6 +152,8 @@ def road_lerf(
 ) -> Scores:
     """Confidence left once the least relevant places are imputed, mean over percentiles; higher ↑.
 
+    The arguments are those of `road_morf`.
+
     Returns:
         `(b,)`, 0 to 1 for probabilities; NaN for a map that is not finite.
 
@@ -157,7 +163,11 @@ def road_lerf(
     return _road(model, images, maps, False, target, percentiles, noise, output, rows, seed)
 
 
-@documented()
+@metric(
+    DEFINITIONS["road_combined"],
+    of=("road_lerf", "road_morf"),
+    combine=lambda least, most: (least - most) / 2,
+)
 def road_combined(
     model: nn.Module,
     images: Images,
@@ -171,6 +181,8 @@ def road_combined(
     seed: int = 0,
 ) -> Scores:
     """How much more the most relevant places matter than the least: `(LeRF − MoRF) / 2`; higher ↑.
+
+    The arguments are those of `road_morf`.
 
     Returns:
         `(b,)`, −0.5 to 0.5 for probabilities, 0 for a map that knows nothing; NaN for a map that

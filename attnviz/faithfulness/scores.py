@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import nn
 
 from attnviz.attribution import infidelity
 from attnviz.baseline_images import Blank, ValueRange
-from attnviz.definitions import DEFINITIONS, MetricDefinition
+from attnviz.definitions import DEFINITIONS
 from attnviz.errors import unknown_name
-from attnviz.faithfulness.arguments import documented
-from attnviz.faithfulness.average_drop import avg_drop, increase_in_confidence
 from attnviz.faithfulness.confidence import ROWS, Output
-from attnviz.faithfulness.deletion import deletion_auc, insertion_auc
-from attnviz.faithfulness.road import PERCENTILES, road_lerf, road_morf
+from attnviz.faithfulness.registry import METRICS, metric
+from attnviz.faithfulness.road import PERCENTILES
 from attnviz.inputs import AnyMaps
 from attnviz.shapes import Images, Scores
 from attnviz.targets import Target
 
-METRICS: dict[str, MetricDefinition] = {
-    key: DEFINITIONS[key]
-    for key in (
-        *("deletion_auc", "insertion_auc", "road_morf", "road_lerf", "road_combined"),
-        *("avg_drop", "increase_in_confidence", "infidelity"),
-    )
-}
-"""The scores that `faithfulness_scores` computes, by key."""
-
-DEFAULT = tuple(name for name in METRICS if name != "infidelity")
-
-
-@documented(
-    metrics="Keys of `METRICS`.",
-    baseline="What stands for a removed place in deletion, insertion, average drop and increase: a "
-    "name of `attnviz.baseline_images.BLANKS`, a number, an image or images. ROAD imputes.",
-    steps="Into how many steps deletion and insertion divide the places.",
-    percentiles="Shares of the places that ROAD removes, in percent, between 0 and 100.",
+DEFAULT = (
+    *("deletion_auc", "insertion_auc", "road_morf", "road_lerf", "road_combined"),
+    *("avg_drop", "increase_in_confidence"),
 )
+"""The metrics that `faithfulness_scores` computes unless told otherwise."""
+
+metric(DEFINITIONS["infidelity"])(infidelity)
+
+
 def faithfulness_scores(
     model: nn.Module,
     images: Images,
@@ -56,6 +43,23 @@ def faithfulness_scores(
 ) -> dict[str, Scores]:
     """Whether the maps show what the model goes by: one score per image and metric.
 
+    Args:
+        model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs; it runs in evaluation
+            mode and is left as it was.
+        images: `(b, c, h, w)`, square or not.
+        maps: `(b, h, w)` at the images' size, tensor or numpy.
+        metrics: Keys of `METRICS`.
+        target: Which output, for all images or one index per image; needed for `n > 1`.
+        baseline: What stands where a place is removed: a name of `attnviz.baseline_images.BLANKS`,
+            a number, an image or images. ROAD imputes instead.
+        value_range: Black and white in the images' own units, each one number or one per channel;
+            `attnviz.baseline_images.black_and_white(mean=, std=)` gives those of normalised images.
+        steps: Into how many steps deletion and insertion divide the places.
+        percentiles: Shares of the places that ROAD removes, in percent, between 0 and 100.
+        output: `"probability"` (sigmoid of a single output, softmax over several) or `"logit"`.
+        rows: Images in one forward.
+        seed: Of random numbers, and of the order among tied places.
+
     Returns:
         Each metric's `(b,)` scores; NaN where a map cannot be scored.
 
@@ -65,27 +69,20 @@ def faithfulness_scores(
     for name in metrics:
         if name not in METRICS:
             raise unknown_name("faithfulness metric", name, METRICS)
-    common: dict[str, Any] = {"target": target, "output": output, "rows": rows}
-    blanked = {"baseline": baseline, "value_range": value_range, **common}
-    stepped = {"steps": steps, "seed": seed, **blanked}
-    imputed = {"percentiles": percentiles, "seed": seed, **common}
-    ways: dict[str, tuple[Callable[..., Scores], dict[str, Any]]] = {
-        "deletion_auc": (deletion_auc, stepped),
-        "insertion_auc": (insertion_auc, stepped),
-        "road_morf": (road_morf, imputed),
-        "road_lerf": (road_lerf, imputed),
-        "avg_drop": (avg_drop, blanked),
-        "increase_in_confidence": (increase_in_confidence, blanked),
-        "infidelity": (infidelity, {"target": target, "seed": seed}),
-    }
-    wanted = set(metrics)
-    if "road_combined" in wanted:  # both halves, once
-        wanted |= {"road_morf", "road_lerf"}
-    scores = {
-        name: way(model, images, maps, **options)
-        for name, (way, options) in ways.items()
-        if name in wanted
-    }
-    if "road_combined" in wanted:
-        scores["road_combined"] = (scores["road_lerf"] - scores["road_morf"]) / 2
-    return {name: scores[name] for name in metrics}
+    options = {
+        "target": target, "baseline": baseline, "value_range": value_range, "steps": steps,
+        "percentiles": percentiles, "output": output, "rows": rows, "seed": seed,
+    }  # fmt: skip
+    scores: dict[str, Scores] = {}
+
+    def scores_of(name: str) -> Scores:
+        if name not in scores:
+            one = METRICS[name]
+            scores[name] = (
+                one.combine(*map(scores_of, one.of))
+                if one.combine is not None
+                else one.scores(model, images, maps, options)
+            )
+        return scores[name]
+
+    return {name: scores_of(name) for name in metrics}

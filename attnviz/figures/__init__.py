@@ -4,6 +4,7 @@
     overlays  a map over its image, with the box drawn
     sheets    contact sheets: tiles, images by variant, heads of one query
     plots     dot plot, training curves
+    packing   images, maps and attention as bytes for the components in a browser
     files     atomic writing of images
 
 Input maps are raw. A figure that scales them states so in its caption.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from attnviz.figures.colour import COLOUR_MAPS, colour_of, coloured, enlarged, pixels
 from attnviz.figures.files import figure_bytes, png_bytes, save_png
-from attnviz.figures.overlays import outlined, overlay
+from attnviz.figures.overlays import outlined, overlay, resized
 from attnviz.figures.plots import curves, dot_plot
 from attnviz.figures.sheets import comparison_picture, contact_sheet, head_rows
 
@@ -33,5 +34,6 @@ __all__ = [
     "overlay",
     "pixels",
     "png_bytes",
+    "resized",
     "save_png",
 ]

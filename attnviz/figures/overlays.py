@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, ImageColor
+from jaxtyping import Float, UInt8
+from PIL import ImageColor
 
 from attnviz.errors import InputError
 from attnviz.figures.colour import coloured, enlarged, numbers, pixels, unit
@@ -42,7 +42,7 @@ def overlay(
     Args:
         image: What `pixels` takes.
         map: (h', w') raw numbers, on any grid; brought to the image's size bilinearly.
-        box: (4,) or (n, 4) half-open `[x0, y0, x1, y1)` in pixels of the image; empty ones are
+        box: (4,) or (n, 4) boxes `[x0, y0, x1, y1)` in pixels of the image; empty ones are
             not drawn.
         mask: (h, w) bool; its edge is drawn.
         alpha: How much the map covers where it is highest, 0 to 1.
@@ -67,22 +67,49 @@ def overlay(
         base = np.repeat(_DIM * (base @ _GREY)[..., None], 3, axis=-1)
     size = (base.shape[0] * scale, base.shape[1] * scale)
     base = enlarged(base, scale)
-    values = resized(map, size)
+    values = numbers(map)
+    if values.ndim != 2:
+        raise InputError(f"overlay: expected a map (h, w), got shape {values.shape}")
+    values = resized(values, size)
     cover = alpha * np.sqrt(unit(values, vmin=vmin, vmax=vmax))[..., None]
     colours = coloured(values, cmap=cmap, vmin=vmin, vmax=vmax)
     mixed = np.round((1 - cover) * base + cover * colours).astype(np.uint8)
     return outlined(mixed, box, mask, scale=scale)
 
 
-def resized(map: Any, size: tuple[int, int]) -> np.ndarray:
-    """A map brought to `size` (h, w) bilinearly, pixel centres at half integers."""
-    values = numbers(map)
-    if values.ndim != 2 or 0 in values.shape:
-        raise InputError(f"figures: expected a map (h, w), got shape {values.shape}")
-    if values.shape == size:
-        return values
-    picture = Image.fromarray(values.astype(np.float32))
-    return np.asarray(picture.resize(size[::-1], Image.Resampling.BILINEAR), dtype=np.float64)
+def resized(
+    maps: Float[np.ndarray, "*n h w"], size: tuple[int, int]
+) -> Float[np.ndarray, "*n H W"]:
+    """Maps at another size: `attnviz.maps.resized` in numpy, bilinear.
+
+    Pixel centres are aligned; going smaller it averages. A value that is not finite makes those
+    places NaN that would read it. Half precision and integers become float32 or float64.
+
+    Raises:
+        InputError: No places.
+    """
+    if maps.ndim < 2 or 0 in maps.shape[-2:]:
+        raise InputError(f"figures: expected a map (h, w), got shape {maps.shape}")
+    maps = maps.astype(np.result_type(maps, np.float32), copy=False)
+    if maps.shape[-2:] == tuple(size):
+        return maps
+    rows, columns = (
+        _taps(old, new).astype(maps.dtype) for old, new in zip(maps.shape[-2:], size, strict=True)
+    )
+    finite = np.isfinite(maps)
+    if finite.all():
+        return np.asarray(rows @ maps @ columns.T)
+    values = rows @ np.where(finite, maps, 0) @ columns.T
+    spoilt = (rows > 0) @ (~finite).astype(maps.dtype) @ (columns > 0).T
+    return np.where(spoilt > 0, np.nan, values)
+
+
+def _taps(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """The share of each old pixel in each new one: a triangle around the new pixel's centre."""
+    scale = old / new
+    centres = (np.arange(new)[:, None] + 0.5) * scale - 0.5
+    weights = np.clip(1 - np.abs(np.arange(old) - centres) / max(scale, 1), 0, None)
+    return np.asarray(weights / weights.sum(1, keepdims=True))
 
 
 def outlined(
@@ -97,7 +124,7 @@ def outlined(
 
     Args:
         image: What `pixels` takes, already enlarged by `scale`.
-        box: (4,) or (n, 4) half-open boxes in pixels before enlarging, or None.
+        box: (4,) or (n, 4) boxes `[x0, y0, x1, y1)` in pixels before enlarging, or None.
         mask: (h, w) bool before enlarging, or None.
         scale: By how much the picture has been enlarged.
         colour: Of the line, `#rrggbb`; a dark line around it keeps it visible on a light ground.

@@ -167,7 +167,7 @@ def comparison_picture(
     Args:
         images: (n, h, w, 3), or a list of what `pixels` takes.
         maps_by_variant: Variant → raw maps (n, h', w'); columns come in this order.
-        boxes: (n, 4) half-open boxes, drawn on every tile.
+        boxes: (n, 4) boxes `[x0, y0, x1, y1)`, drawn on every tile.
         scores_by_variant: Variant → one score per image (n,), printed below its tile.
         path: Where to write the PNG, if anywhere.
         score: What the score is called.

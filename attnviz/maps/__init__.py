@@ -6,6 +6,8 @@ with the construction's name. Nothing here is normalised; resizing is stated and
 
 * of one record's weights: `received`, `query_row`, `key_column`, `rows_inside`, `class_row`,
   `head_mean`, `head_max`, `head_min`
+* of words, through layers and forward passes: `token_map` (where a word of the answer or the prompt
+  attends), `key_map` (where a word is used, in diffusion)
 * through the layers: `rollout`, `gradient_weighted`
 * weighed by a gradient: `gradient_weighted`, `attention_gradcam`
 * of gates: `gate_map`, `channel_gated`
@@ -29,6 +31,7 @@ from attnviz.maps.constructions import (
 )
 from attnviz.maps.gates import channel_gated, gate_map
 from attnviz.maps.geometry import Watched, resized
+from attnviz.maps.key_maps import key_map
 from attnviz.maps.single_record import (
     class_row,
     head_max,
@@ -39,6 +42,7 @@ from attnviz.maps.single_record import (
     received,
     rows_inside,
 )
+from attnviz.maps.token_maps import token_map
 
 __all__ = [
     "CONSTRUCTIONS",
@@ -57,6 +61,7 @@ __all__ = [
     "head_mean",
     "head_min",
     "key_column",
+    "key_map",
     "maps_of",
     "primary",
     "query_row",
@@ -64,5 +69,6 @@ __all__ = [
     "resized",
     "rollout",
     "rows_inside",
+    "token_map",
     "watch_options",
 ]

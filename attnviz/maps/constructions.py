@@ -8,7 +8,7 @@ the dashboard. Other packages register their maps the same way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -292,6 +292,7 @@ def maps_of(
     capture: Mapping[str, Any],
     names: Sequence[str] | None = None,
     *,
+    only: Container[str] | None = None,
     size: Grid | None = None,
     interpolation: Interpolation = "bilinear",
     outputs: Tensor | None = None,
@@ -303,6 +304,8 @@ def maps_of(
         capture: What `watch` yields, or records by name.
         names: Keys of `CONSTRUCTIONS`, drawn of every record that they fit; None takes the primary
             one of each record, and `rollout` where there is a class token.
+        only: Names of maps, such as `"received"` or `"received.blocks.3.attn"`; others are not
+            drawn.
         size: `(h, w)` of the maps; None keeps each record's own grid.
         interpolation: How they are resized.
         outputs: The model's outputs with their graph, for constructions that need a gradient.
@@ -320,6 +323,8 @@ def maps_of(
     left_out: dict[str, str] = {}
     first: str | None = None
     for drawing in drawings(capture, names):
+        if only is not None and drawing.name not in only:
+            continue
         gradient = {"outputs": outputs, "target": target} if drawing.construction.gradient else {}
         try:
             maps[drawing.name] = drawing.draw(size=size, interpolation=interpolation, **gradient)

@@ -85,7 +85,7 @@ def side(source: Attention, which: str, b: int, tokens: int, given: Given) -> Si
     Raises:
         InputError: They are unknown, or do not fit.
     """
-    places = _places(source, which, tokens, given)
+    places = places_of(source, which, tokens, given)
     if not places.known:
         raise InputError(
             f"{name_of(source)}: which of its {tokens} {which} are which places is unknown"
@@ -95,16 +95,19 @@ def side(source: Attention, which: str, b: int, tokens: int, given: Given) -> Si
     return _side(source, which, b, tokens, places)
 
 
-def _places(source: Attention, which: str, tokens: int, given: Given) -> Places:
+def places_of(source: Attention, which: str, tokens: int, given: Given) -> Places:
+    """What is known of the places of queries or keys, by the caller or by the record itself."""
+    own: RecordPlaces | None = getattr(source, "places", None)
+    proven = None if own is None else own.queries if which == "queries" else own.keys
     if given.layout is not None:
-        return _from_layout(source, which, tokens, given.layout)
+        found = _from_layout(source, which, given.layout)
+        return proven if proven is not None and not found.known else found
     if given.places is not None:
         return _from_coordinates(source, tokens, given)
     if given.grid is not None:
         return _row_by_row(source, which, tokens, tuple(given.grid), given.prefix)
-    own: RecordPlaces | None = getattr(source, "places", None)
-    if own is not None:
-        return own.queries if which == "queries" else own.keys
+    if proven is not None:
+        return proven
     windows = getattr(source, "windows", None)
     if windows is not None:
         return _from_windows(windows, tokens)
@@ -118,7 +121,7 @@ def _places(source: Attention, which: str, tokens: int, given: Given) -> Places:
     return _row_by_row(source, which, tokens, tuple(grid), given.prefix)
 
 
-def _from_layout(source: Attention, which: str, tokens: int, layout: Known) -> Places:
+def _from_layout(source: Attention, which: str, layout: Known) -> Places:
     if isinstance(layout, Places):
         return layout
     if isinstance(layout, Mapping):
@@ -126,9 +129,18 @@ def _from_layout(source: Attention, which: str, tokens: int, layout: Known) -> P
             raise InputError(
                 "layout: bare weights have no name to look up; pass layout=layout[name]"
             )
-        layout = layout[source.name]
+        layout = _entry(layout, source.name)
     assert isinstance(layout, RecordPlaces)  # the last type of the union
     return layout.queries if which == "queries" else layout.keys
+
+
+def _entry(layout: Mapping[str, RecordPlaces], name: str) -> RecordPlaces:
+    """The entry of a record, also of one that ran in a later forward pass than the first."""
+    module, _, number = name.partition("#")
+    calls = [one for one in layout if one.partition("#")[0] == module]
+    if name in layout or not number or not calls:
+        return layout[name]
+    return layout[calls[int(number) % len(calls)]]
 
 
 def _from_coordinates(source: Attention, tokens: int, given: Given) -> Places:

@@ -571,6 +571,15 @@ def _drawn(
 
 
 def _fused(columns: Tensor, heads: Heads, record: Attention) -> Tensor:
+    return fused_heads(columns, heads, name_of(record))
+
+
+def fused_heads(columns: Tensor, heads: Heads, name: str) -> Tensor:
+    """Values per head `(b, heads, …)` as their mean, each, or those of one head.
+
+    Raises:
+        InputError: There is no such head.
+    """
     if heads == "mean":
         return columns.mean(1)
     if heads == "each":
@@ -578,6 +587,6 @@ def _fused(columns: Tensor, heads: Heads, record: Attention) -> Tensor:
     if not isinstance(heads, int) or not -columns.shape[1] <= heads < columns.shape[1]:
         raise InputError(
             f"heads: expected 'mean', 'each' or a number below {columns.shape[1]} "
-            f"for {name_of(record)}, got {heads!r}"
+            f"for {name}, got {heads!r}"
         )
     return columns[:, heads]

@@ -8,7 +8,7 @@ float64 scores. The conventions are the same in all of them:
 - An image that cannot be scored, such as one with an empty mask or a map with NaN, scores NaN;
   `reasons` gives the reason. Wrong shapes, dtypes and devices raise.
 - Ties score what fair tie-breaking would on average, so a constant map scores chance.
-- Boxes are half-open.
+- Boxes are `[x0, y0, x1, y1)`: their ends are exclusive.
 - Thresholds come from the validation split (`calibrate_threshold`); a score at the best threshold
   of each image is called an oracle.
 - A score depends on its own image alone: to the last bit on a CPU, to 1e-12 on a GPU, where the

@@ -1,6 +1,6 @@
 """Bounding boxes of thresholded maps, scored against the boxes of the mask.
 
-Boxes are half-open. Neighbours count along diagonals too (8-connectivity), as they do in the
+The ends of boxes are exclusive. Neighbours count along diagonals too (8-connectivity), as in the
 contours of the paper's own evaluation. A map's box is scored against the annotated box with the
 largest IoU. Without annotated boxes each component of the mask has one; objects that touch, if only
 at a corner, are then a single component, so annotated boxes should be given where there are any.
@@ -157,7 +157,7 @@ def component_boxes(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         masks: (b, h, w), bool.
 
     Returns:
-        For each of n components its mask (n,) and its half-open box `[x0, y0, x1, y1)` (n, 4).
+        For each of n components its mask (n,) and its box `[x0, y0, x1, y1)` (n, 4).
     """
     around = _boxes_around(masks)
     sizes = np.prod(around[:, 2:] - around[:, :2], axis=1)
@@ -235,7 +235,7 @@ def components(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _boxes_around(masks: np.ndarray) -> np.ndarray:
-    """The half-open boxes around masks, (b, 4); zeros around nothing."""
+    """The boxes `[x0, y0, x1, y1)` around masks, (b, 4); zeros for an empty mask."""
     sides = []
     for axis in (1, 2):  # columns that hold something, then rows
         held: np.ndarray = np.any(masks, axis=axis)

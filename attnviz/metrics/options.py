@@ -78,7 +78,7 @@ def checked_options(
 
 def check_k(k: int | float) -> None:
     """Raise an `InputError` unless k is a count from 1 or a share in (0, 1]."""
-    number = isinstance(k, Real) and not isinstance(k, bool)  # numpy's numbers are welcome
+    number = isinstance(k, Real) and not isinstance(k, bool)  # numpy's numbers too
     if not number or not (k >= 1 if isinstance(k, Integral) else 0 < k <= 1):
         raise InputError(f"k: expected an int from 1, or a float share in (0, 1], got {k!r}")
 

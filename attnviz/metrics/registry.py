@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnviz.definitions import DEFINITIONS, MetricDefinition, built_in, define
+from attnviz.definitions import DEFINITIONS, MetricDefinition, built_in, define, sort_by_definition
 from attnviz.errors import InputError, unknown_name
 from attnviz.metrics.batching import Batch
 from attnviz.metrics.options import Options
@@ -118,7 +118,7 @@ def metric(
     if definition.family in ("faithfulness", "agreement"):
         raise InputError(
             f"metric {definition.key}: expected the family localization, concentration or other, "
-            f"got {definition.family}; a metric of maps and masks is called without a model"
+            f"got {definition.family}; attnviz.faithfulness.metric registers metrics of a model"
         )
     if DEFINITIONS.get(definition.key) is not definition or definition.key in METRICS:
         define(definition)
@@ -126,17 +126,10 @@ def metric(
     def register(function: Function) -> Function:
         compute = _of_function(definition, function) if batched is None else batched
         METRICS[definition.key] = Metric(definition, function, compute, **code)
-        _in_order_of_definition()
+        sort_by_definition(METRICS)
         return function
 
     return register
-
-
-def _in_order_of_definition() -> None:
-    place = {key: i for i, key in enumerate(DEFINITIONS)}
-    ordered = sorted(METRICS.items(), key=lambda one: place[one[0]])
-    METRICS.clear()
-    METRICS.update(ordered)
 
 
 def _of_function(definition: MetricDefinition, function: Callable[..., Any]) -> Compute:

@@ -253,7 +253,7 @@ def rebuild_model(
     """A trained reference model, in evaluation mode, on the CPU.
 
     It is built without memory first (on torch's `meta` device) and then given its weights, so that
-    settings that ask for an enormous model fail on the shapes and not on the machine.
+    settings of an enormous model fail on the shapes and not on the machine.
 
     Args:
         name: One of `variants()`.

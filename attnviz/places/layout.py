@@ -8,6 +8,7 @@ from typing import Any
 from attnviz.capture import Record
 from attnviz.capture.record import changed
 from attnviz.errors import InputError
+from attnviz.text import table
 from attnviz.token_places import RecordPlaces
 
 
@@ -59,20 +60,11 @@ class Layout(Mapping[str, RecordPlaces]):
     def __repr__(self) -> str:
         if not self._places:
             return "Layout: no attention"
-        head = ("name", "how", "queries", "keys", "error")
-        rows = [head, *(_row(name, one) for name, one in self._places.items())]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = [
-            "  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        lines.insert(1, "─" * max(map(len, lines)))
+        rows = (_row(name, one) for name, one in self._places.items())
+        columns = table(("name", "how", "queries", "keys", "error"), rows, rule=True)
         unknown = sum(not one.keys.known for one in self._places.values())
-        lines.append(
-            f"{len(self._places)} records, {unknown} with unknown keys, "
-            f"{self.passes} forward passes"
-        )
-        return "\n".join(lines)
+        count = f"{len(self._places)} records, {unknown} with unknown keys"
+        return f"{columns}\n{count}, {self.passes} forward passes"
 
 
 class UnknownRecordError(InputError, KeyError):

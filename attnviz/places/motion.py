@@ -31,7 +31,7 @@ class Motion:
     Attributes:
         energy: `(b, tokens)`, `⟨Δ, Δ⟩`, summed over heads, width and noise fields.
         products: For each amplitude `⟨Δ_f, Δ⟩` and the energy of the same fields.
-        fields: By noise field the positions that it alone tells, `(b, tokens, axes)`.
+        fields: Positions by noise field, of that field alone, `(b, tokens, axes)`.
         spread: `(b, tokens)`, the sum over axes of the variance of what moves each token, once the
             squares of the coordinates have been measured.
     """

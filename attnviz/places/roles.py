@@ -102,7 +102,7 @@ def _mark_words(
     try:
         moved = motions.moved_by(_with(args, changed))
     except Exception:
-        return  # the model refuses such an input: nothing is learned of words
+        return  # the model refuses such an input: words stay unknown
     for side in sides:
         tokens = moved.get(side[0], [None, None])[side[1]]
         if tokens is not None and tokens.numel() == len(named[side]):

@@ -26,7 +26,7 @@ _SHIFT = 0.55  # cells: strided convolutions see up to half a cell above and to 
 _CLOSEST = 0.3  # cells between two rows: those at the border draw near to each other
 _MANY = 16  # tokens whose distances can be compared with the noise
 _EXCESS = 0.1  # square cells
-_FEWEST = 8  # tokens that can tell a grid of which they are a part
+_FEWEST = 8  # tokens that determine a grid of which they are a part
 _FINEST = 64  # sides of a grid of which only some cells are there
 
 

@@ -13,9 +13,9 @@
 <root>/notes.json                     tags, notes and named views of readers
 ```
 
-Writing is local, atomic and locked (`lifecycle`, `writer`); reading trusts nothing and works on
-remote stores too (`reader`, `storage`). Links below a run are not followed (`entries`). No pickle,
-no torch.
+Writing is local, atomic and locked (`lifecycle`, `writer`); reading validates everything and works
+on remote stores too (`reader`, `storage`). Links below a run are not followed (`entries`). No
+pickle, no torch.
 """
 
 from attnviz.runs.changes import delete_run, rename_run, restore_run

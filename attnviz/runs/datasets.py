@@ -86,7 +86,7 @@ class Dataset:
         return self._rows("masks", indices)
 
     def boxes(self, indices: Indices | None = None) -> NDArray[np.int64]:
-        """`(n, 4)` half-open `x0 y0 x1 y1` in pixels; all zero in an image without an object."""
+        """`(n, 4)` boxes `[x0, y0, x1, y1)` in pixels; all zero in an image without an object."""
         return self._rows("boxes", indices)
 
     def labels(self, indices: Indices | None = None) -> NDArray[np.int64]:
@@ -136,7 +136,7 @@ def save_dataset(
             batch is in memory. Or all of them at once:
         images: `(n, h, w, 3)` uint8, of one size.
         masks: `(n, h, w)` bool.
-        boxes: `(n, 4)` whole numbers, half-open `x0 y0 x1 y1`; by default those of the masks.
+        boxes: `(n, 4)` whole numbers `[x0, y0, x1, y1)`; by default those of the masks.
         labels: `(n,)` whole numbers; by default −1, no label.
         info: Anything JSON can hold.
         mean: The mean of each channel by which this data is normalised, of pixels from 0 to 1;
@@ -348,7 +348,7 @@ def _checked_arrays(batch: Batch) -> dict[str, Array]:
 
 
 def boxes_of(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The smallest half-open box `x0 y0 x1 y1` around each mask `(n, h, w)`; zero if empty."""
+    """The smallest box `[x0, y0, x1, y1)` around each mask `(n, h, w)`; zero if empty."""
     boxes = np.zeros((len(masks), 4), dtype=np.int64)
     for box, mask in zip(boxes, masks, strict=True):
         rows, columns = np.nonzero(mask)

@@ -38,6 +38,7 @@ from attnviz.runs.storage import (
 )
 from attnviz.runs.tables import read_table
 from attnviz.runs.tensors import Array, Indices, from_bytes, open_tensors, restored
+from attnviz.text import table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -373,10 +374,11 @@ class RunList(Sequence[Run]):
     def __str__(self) -> str:
         counts = Counter(run.state for run in self.runs)
         states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-        lines = [f"{self.where}: {len(self)} runs" + (f" ({states})" if states else "")]
-        width = max((len(run.id) for run in self.runs), default=0)
-        lines += [f"  {r.id:<{width}}  {r.state:<8}  {_shown(r)}" for r in self.runs]
-        return "\n".join(lines)
+        first = f"{self.where}: {len(self)} runs" + (f" ({states})" if states else "")
+        if not self.runs:
+            return first
+        rows = ((run.id, run.state, run.reason or run.variant) for run in self.runs)
+        return f"{first}\n{table(('id', 'state', 'variant'), rows, empty='')}"
 
 
 def open_run(path: Place) -> Run:
@@ -510,11 +512,6 @@ def _judged(
     adopt(header.summary.get("definitions"))
     known = {name: getattr(header, name) for name in _FROM_HEADER}
     return Run(run_id, state, reason, store, **known), header
-
-
-def _shown(run: Run) -> str:
-    """The reason or variant, with control characters spelled out."""
-    return repr(run.reason or run.variant)[1:-1]
 
 
 def _no_run(name: str, sizes: Sizes | RunError) -> str:

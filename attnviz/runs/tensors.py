@@ -136,7 +136,7 @@ class TensorFile:
         if taken * stride > WHOLE_LIMIT:
             raise RunError(
                 f"read {self.store.where}/{self.name}: expected at most {WHOLE_LIMIT} bytes at "
-                f"once, got {taken * stride}; ask for some of the images by their indices"
+                f"once, got {taken * stride}; read some of the images by their indices"
             )
         content = bytearray().join(self._parts(spans))  # an array upon it can be written to
         if len(content) != taken * stride:

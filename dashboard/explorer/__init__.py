@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from attnviz.figures.packing import pack_points
 from dashboard.components import component
-from dashboard.packing import pack_points
 
 _explorer = component(__file__, "explorer")
 

@@ -1,7 +1,7 @@
 """The gallery component: tiles of images and maps that the browser paints and saves by itself.
 
 `tiles.js` is the component, `sheet.js` the files that it saves; both are plain functions over one
-block of bytes (`dashboard.packing`), without Streamlit in them.
+block of bytes (`attnviz.figures.packing`), without Streamlit in them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def gallery(block: bytes, *, key: str) -> str | None:
     What the reader sets in a gallery that was packed with `remembers=True` goes into the address.
 
     Args:
-        block: What `dashboard.packing.pack` returned.
+        block: What `attnviz.figures.packing.pack` returned.
         key: The component's own key on the page.
     """
     result = _tiles(

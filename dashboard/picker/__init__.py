@@ -8,5 +8,5 @@ _picker = component(__file__, "picker")
 
 
 def picker(block: bytes, *, key: str) -> None:
-    """Show what `dashboard.packing.pack_rows` packed; hovering costs no message."""
+    """Show what `attnviz.figures.packing.pack_rows` packed; hovering costs no message."""
     _picker(data=block, key=key)

@@ -12,6 +12,8 @@ import streamlit as st
 
 from attnviz.comparison.from_runs import grouping_of, map_names, patched
 from attnviz.definitions import SHOWN_LEVELS, is_lower_better, metric_title, short_title
+from attnviz.figures import resized
+from attnviz.figures.packing import MapLayer, Settings, Tile, pack
 from attnviz.statistics.clusters import clusters
 from attnviz.statistics.intervals import interval
 from attnviz.statistics.pairs import FEWEST
@@ -22,8 +24,6 @@ from dashboard.chosen_runs import Chosen, chosen, one_run
 from dashboard.controls import chooser, draw, go, offer
 from dashboard.dot_plot import dots
 from dashboard.gallery import gallery
-from dashboard.overlap import enlarged
-from dashboard.packing import MapLayer, Settings, Tile, pack
 from dashboard.selection import AGREEMENT, agreement_names, metric_names, primary_map, scores
 from dashboard.summaries import level
 
@@ -246,7 +246,7 @@ def _odd_ones(choice: Chosen) -> None:
             described = (f"Spearman {values[image]:+.2f}", f"energy {energy:.3f}")
             alt = f"{name} on image {image}: {', '.join(described)}"
             tiles.append(Tile(str(image), f"#{image} {name}", described, alt, i, held.box(i)))
-            drawn.append(enlarged(found[i][None], *size)[0])
+            drawn.append(resized(found[i], size))
     block = pack(
         held.images, tiles, [MapLayer("map", "map", np.stack(drawn), from_zero=True)], None,
         settings=Settings(threshold=0.0), label="Images on which the maps disagree",

@@ -12,6 +12,7 @@ from attnviz.comparison.board import answer
 from attnviz.comparison.from_runs import map_names, patched
 from attnviz.definitions import is_lower_better, metric_title, short_title
 from attnviz.figures import figure_bytes
+from attnviz.figures.packing import MapLayer, Settings, Tile, pack
 from attnviz.runs import flat
 from attnviz.statistics.variance import mean_of_valid
 from dashboard import charts, notices, run_cache, run_table
@@ -24,7 +25,6 @@ from dashboard.dot_plot import dots
 from dashboard.gallery import gallery
 from dashboard.lazy import below
 from dashboard.overlap import iou_curves
-from dashboard.packing import MapLayer, Settings, Tile, pack
 from dashboard.selection import metric_names, neighbours, primary_map, verdict
 from dashboard.summaries import level
 from dashboard.table import table
@@ -276,9 +276,9 @@ def _tile(
 
 
 def _same_size(maps: list[np.ndarray], h: int, w: int) -> np.ndarray:
-    from dashboard.overlap import enlarged
+    from attnviz.figures import resized
 
-    return np.concatenate([enlarged(one[None], h, w) for one in maps])
+    return np.stack([resized(one, (h, w)) for one in maps])
 
 
 def _below(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:

@@ -10,15 +10,16 @@ import numpy as np
 import streamlit as st
 
 from attnviz.comparison.from_runs import patched
+from attnviz.figures import resized
+from attnviz.figures.packing import PALETTES, MapLayer, Settings, Tile, pack, pack_rows
 from dashboard import notices, run_cache
 from dashboard.address import one_of, plain, quoted, whole
 from dashboard.chosen_runs import Chosen, chosen, one_run
 from dashboard.controls import chooser, stepper, value_or_warning
 from dashboard.gallery import gallery
 from dashboard.head_stats import STATISTICS, LayerHeads, layers_of
-from dashboard.overlap import energy, enlarged
-from dashboard.packing import MapLayer, Settings, Tile, pack, pack_rows
-from dashboard.palettes import COLOUR_MAPS, tint
+from dashboard.overlap import energy
+from dashboard.palettes import tint
 from dashboard.picker import picker
 from dashboard.selection import neighbours
 from dashboard.table import Cell, Column, Row, table
@@ -156,7 +157,7 @@ def _statistics(run: Any, layers: Sequence[LayerHeads], by: str) -> dict[str, np
 
 
 def _bar(low: float, high: float, by: str, run: Any, layers: Sequence[LayerHeads]) -> None:
-    stops = ", ".join(f"#{colour:06x}" for colour in COLOUR_MAPS["viridis"])
+    stops = ", ".join(f"#{colour:06x}" for colour in PALETTES["viridis"])
     st.html(
         f'<div style="display:flex;gap:.5rem;align-items:center;font-size:.875rem">{low:.3f}'
         f'<span style="width:10rem;height:.7rem;background:linear-gradient(to right,{stops})">'
@@ -296,9 +297,7 @@ def _maps(run: Any, layers: Sequence[LayerHeads], image: int, held: Any, scale: 
             )  # fmt: skip
             maps.append(value)
     grid = max(one.shape for one in maps)
-    stacked = np.stack(
-        [one if one.shape == grid else enlarged(one[None], *grid)[0] for one in maps]
-    )
+    stacked = np.stack([one if one.shape == grid else resized(one, grid) for one in maps])
     opened = gallery(
         pack(
             picture, tiles,

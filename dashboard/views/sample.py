@@ -10,6 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from attnviz.comparison.from_runs import map_names, patched
+from attnviz.figures.packing import MapLayer, Settings, Tile, pack, pack_rows
 from dashboard import charts, notices, run_cache
 from dashboard.address import one_of, plain, whole
 from dashboard.chosen_runs import chosen
@@ -17,7 +18,6 @@ from dashboard.controls import chooser, draw, offer, stepper, value_or_warning
 from dashboard.gallery import gallery
 from dashboard.lazy import below
 from dashboard.overlap import energy
-from dashboard.packing import MapLayer, Settings, Tile, pack, pack_rows
 from dashboard.picker import picker
 from dashboard.selection import (
     ORDERS,
@@ -172,10 +172,10 @@ def _tile(name: str, title: str, value: float, image: int, box: Any) -> Tile:
 def _show(
     name: str, tiles: list[Tile], maps: list[np.ndarray], held: run_cache.Pictures, image: int
 ) -> None:
-    from dashboard.overlap import enlarged
+    from attnviz.figures import resized
 
     h, w = held.images.shape[1:3]
-    values = np.concatenate([enlarged(one[None], h, w) for one in maps])
+    values = np.stack([resized(one, (h, w)) for one in maps])
     gallery(
         pack(
             held.images,

@@ -11,6 +11,7 @@ import streamlit as st
 
 from attnviz.comparison.groups import thing_of
 from attnviz.definitions import metric_title
+from attnviz.figures.packing import MapLayer, Settings, Tile, pack
 from dashboard import charts, notices, run_cache
 from dashboard.address import plain, quoted, several
 from dashboard.chosen_runs import listed, one_group
@@ -19,7 +20,6 @@ from dashboard.controls import chooser, draw, many, root, value_or_warning
 from dashboard.epochs import epoch_maps, found_at, seed_bands
 from dashboard.gallery import gallery
 from dashboard.overlap import energy
-from dashboard.packing import MapLayer, Settings, Tile, pack
 from dashboard.summaries import level
 
 PAGE = {"title": "Training", "icon": ":material/show_chart:", "order": 5}

@@ -10,14 +10,15 @@ import numpy as np
 import streamlit as st
 
 from attnviz.comparison.from_runs import patched
+from attnviz.figures import resized
+from attnviz.figures.packing import MapLayer, Settings, Tile, pack, pack_image
 from dashboard import notices, run_cache
 from dashboard.address import plain, quoted, whole
 from dashboard.chosen_runs import Chosen, chosen, one_run
 from dashboard.cohorts import question
 from dashboard.controls import chooser, many, number, ratio, value_or_warning
 from dashboard.gallery import gallery
-from dashboard.overlap import energy, enlarged
-from dashboard.packing import MapLayer, Settings, Tile, pack, pack_image
+from dashboard.overlap import energy
 from dashboard.pointer import pointer
 from dashboard.selection import chosen_threshold, threshold_of
 from dashboard.upload import upload
@@ -186,7 +187,7 @@ def _views(answer: Any, run: Any, picture: np.ndarray, mask: np.ndarray, patch: 
         alt = f"{view.name} ({view.construction}): {said}"
         built = () if view.construction == view.name else (view.construction,)
         tiles.append(Tile(view.name, view.name, (*built, said), alt, 0, box))
-        maps.append(enlarged(view.values[None], *mask.shape)[0])
+        maps.append(resized(view.values, mask.shape))
     threshold = threshold_of(run, views[0].construction)
     masks = np.repeat(mask[None], len(tiles), axis=0)
     block = pack(

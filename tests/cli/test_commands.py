@@ -141,7 +141,7 @@ def test_verify_finds_nothing_or_names_the_fault(
     (runs / "new" / "model.safetensors").write_bytes(b"")
     assert run(["verify", str(runs)]) == 1
     out = shown(capsys)
-    assert "size        new/model.safetensors: expected" in out
+    assert "size  new/model.safetensors: expected" in out
     assert "4 runs, 1 faults" in out
     assert run(["verify", str(runs), "--json"]) == 1
     assert json.loads(shown(capsys))[0]["file"] == "model.safetensors"
@@ -199,7 +199,7 @@ def test_wrong_usage_is_exit_code_2(words: list[str], capsys: pytest.CaptureFixt
     assert run(words) == 2
     out, err = capsys.readouterr()
     assert (
-        (f"attnviz {words[0]} --help says what it takes" in err)
+        (f"attnviz {words[0]} --help lists its arguments" in err)
         if words
         else ("usage: attnviz" in out)
     )

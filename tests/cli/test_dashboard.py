@@ -101,7 +101,7 @@ def test_in_the_wheel_they_lie_below_it(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["none"], "dashboard: no folder 'none'; `uv run python -m experiments quickstart` makes"),
+        (["none"], "dashboard: no folder 'none'; `attnviz demo` shows finished runs"),
         ([".", "--port", "70000"], "--port: expected at most 65535, got 70000"),
     ],
 )
@@ -182,12 +182,18 @@ def test_the_wheel_brings_one_package_and_serves_from_outside_the_checkout(tmp_p
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size <= 6e6
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     names = {path.name for path in site.iterdir()}
     assert {name for name in names if not name.endswith(".dist-info")} == {"attnviz"}
     assert (site / "attnviz" / "py.typed").is_file()
+    shipped, made = (
+        {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+        for folder in (site / "attnviz" / "app" / "demo", ROOT / "demo")
+    )
+    assert shipped == made
     code = (
         "from attnviz.cli import dashboard as d; from argparse import Namespace as N; import os\n"
         "given = N(runs='r', port=1, host='h', no_browser=True, allow_host=[])\n"

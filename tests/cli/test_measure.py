@@ -124,7 +124,7 @@ def test_knockout_is_kept_in_the_summary(tmp_path, capsys):
         zip(table["name"], table["head"], table["way"], strict=True)
     )
     np.testing.assert_allclose([row["effect"] for row in kept], table["effect"], atol=1e-6)
-    assert "knocked out" in capsys.readouterr().out
+    assert "replaced" in capsys.readouterr().out
 
 
 def test_json_is_json_and_nothing_else(tmp_path, capsys):

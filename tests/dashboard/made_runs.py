@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from attnviz.figures import resized
 from attnviz.runs import open_run, save_dataset, save_run, start_run
-from dashboard.overlap import enlarged, iou_curves, stretched
+from dashboard.overlap import iou_curves, stretched
 
 SIDE, GRID, PATCH = 96, 24, 16
 # variant: how much of the map is on the patch, how diffuse it is, accuracy, its primary map
@@ -100,7 +101,7 @@ def looking(masks: np.ndarray, on: float, width: float, rng: np.random.Generator
 
 def scores(maps: np.ndarray, masks: np.ndarray, threshold: float) -> dict[str, np.ndarray]:
     """Energy, pointing game and IoU of maps, NaN where there is no patch."""
-    large = np.maximum(enlarged(maps, SIDE, SIDE), 0)
+    large = np.maximum(resized(maps, (SIDE, SIDE)), 0)
     there = masks.any((1, 2))
     energy = (large * masks).sum((1, 2)) / large.sum((1, 2))
     best = large.reshape(len(maps), -1).argmax(1)

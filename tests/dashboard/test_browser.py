@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from attnviz.figures.packing import coverage
 from attnviz.runs import open_dataset, open_run
 from attnviz.runs.header import now, this_writer
 from dashboard.overlap import iou_curves
-from dashboard.packing import coverage
 from tests.dashboard import made_runs
 
 pytestmark = pytest.mark.browser

@@ -8,18 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dashboard.overlap import energy, enlarged, iou_curves, stretched
-
-
-@pytest.mark.parametrize(
-    ("h", "w", "height", "width"), [(24, 24, 96, 96), (3, 5, 7, 4), (1, 1, 9, 9)]
-)
-def test_enlarging_is_torchs_bilinear_interpolation(h, w, height, width):
-    maps = np.random.default_rng(0).normal(size=(3, h, w)).astype(np.float32)
-    theirs = torch.nn.functional.interpolate(
-        torch.from_numpy(maps)[:, None], (height, width), mode="bilinear", align_corners=False
-    )
-    np.testing.assert_allclose(enlarged(maps, height, width), theirs[:, 0].numpy(), atol=1e-6)
+from attnviz.figures import resized
+from dashboard.overlap import energy, iou_curves, stretched
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -29,7 +19,7 @@ def test_a_curve_is_the_iou_at_each_threshold(seed):
     masks = rng.random((2, 6, 6)) < 0.3
     masks[0, 0, 0] = masks[1, 2, 2] = True
     curves = iou_curves(maps, masks, steps=10)
-    values = stretched(enlarged(maps, 6, 6))
+    values = stretched(maps.astype(np.float32))
     for i in range(2):
         if np.ptp(maps[i]) == 0:
             continue
@@ -61,7 +51,7 @@ def test_energy_and_iou_are_attnvizs_own():
     rng = np.random.default_rng(1)
     maps, masks = rng.random((4, 24, 24)).astype(np.float32), np.zeros((4, 96, 96), bool)
     masks[:, 30:46, 12:28] = True
-    large = torch.from_numpy(enlarged(maps, 96, 96))
+    large = torch.from_numpy(resized(maps, (96, 96)))
     theirs = metrics.localization(
         large, torch.from_numpy(masks), ("energy_pointing_game", "iou"), threshold=0.5
     )

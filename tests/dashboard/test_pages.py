@@ -739,3 +739,15 @@ for page in {[p for p in PAGES if p != "try_it"]}:
         cwd=APP.parents[1],
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_note_beside_the_runs_is_shown_as_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "README.txt").write_text("small runs, **no** benchmark\n" + "x" * 5000)
+    assert "no benchmark" not in words(opened(monkeypatch, "about", tmp_path))
+    (tmp_path / "README.txt").write_text("small runs, **no** benchmark " + "x" * 1000)
+    at = opened(monkeypatch, "about", tmp_path)
+    (note,) = [one.value for one in at.caption if one.value.startswith("small runs")]
+    assert note.startswith("small runs, \\*\\*no\\*\\* benchmark x")
+    assert len(note.replace("\\", "")) == 600

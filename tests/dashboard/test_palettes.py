@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from attnviz import figures
-from dashboard.palettes import COLOUR_MAPS, DARK, DASHES, LIGHT, Ink
+from attnviz.figures.packing import PALETTES
+from dashboard.palettes import DARK, DASHES, LIGHT, Ink
 
 PAGES = {"light": (LIGHT, "#ffffff"), "dark": (DARK, "#14161a")}
 
@@ -28,9 +29,9 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize("name", COLOUR_MAPS)
+@pytest.mark.parametrize("name", PALETTES)
 def test_the_anchors_follow_matplotlibs_colour_map(name):
-    anchors = np.array([[(c >> 16) & 255, (c >> 8) & 255, c & 255] for c in COLOUR_MAPS[name]])
+    anchors = np.array([[(c >> 16) & 255, (c >> 8) & 255, c & 255] for c in PALETTES[name]])
     places = np.linspace(0, 1, 256)
     ours = np.stack(
         [np.interp(places, np.linspace(0, 1, len(anchors)), anchors[:, i]) for i in range(3)], 1
@@ -40,7 +41,7 @@ def test_the_anchors_follow_matplotlibs_colour_map(name):
 
 
 def test_every_colour_map_is_one_that_downloads_can_draw():
-    assert set(COLOUR_MAPS) <= set(figures.COLOUR_MAPS)
+    assert set(PALETTES) <= set(figures.COLOUR_MAPS)
 
 
 @pytest.mark.parametrize("page", PAGES)

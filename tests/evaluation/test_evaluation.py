@@ -15,6 +15,7 @@ import attnviz as av
 from attnviz.data.samples import Sample
 from attnviz.errors import InputError, RunError
 from attnviz.evaluation import CheckFailed, evaluate
+from attnviz.runs import start_run
 from attnviz.testing import assert_looks_at
 from tests.evaluation.made import Attending, Listed, Patches
 
@@ -59,10 +60,17 @@ def test_a_vision_transformer_of_others_gives_class_row_and_rollout() -> None:
     model = timm.models.VisionTransformer(
         img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=3
     )
-    result = evaluate(model, Patches(6, classes=3), attributions=["saliency"], findings=False)
+    data = Patches(6, classes=3)
+    result = evaluate(model, data, attributions=["saliency"], findings=False)
     assert result.primary == "class_row"
-    assert {"class_row", "rollout", "class_row.blocks.0.attn", "saliency"} == set(result.maps)
+    assert {"class_row", "rollout", "saliency"} == set(result.maps)
     assert result.raw("rollout").shape == (6, 4, 4)
+    assert "1 maps of earlier layers are left out: layers=True" in str(result)
+    every = evaluate(model, data, layers=True, findings=False)
+    assert {"class_row", "rollout", "class_row.blocks.0.attn"} == set(every.maps)
+    pd.testing.assert_series_equal(
+        every.samples["class_row/pixel_ap"], result.samples["class_row/pixel_ap"]
+    )
 
 
 class ClassLast(nn.Module):
@@ -414,3 +422,103 @@ def test_the_table_latex_and_figure_show_every_map() -> None:
     assert result.figure().axes
     assert len(result.worst(3)) == 3
     assert "received" in str(result)
+
+
+def test_heads_are_scored_one_by_one_and_the_best_is_chosen_on_the_calibration_split(
+    tmp_path: Path,
+) -> None:
+    model, data, other = Attending().eval(), Patches(6), Patches(9, seed=5)
+    result = evaluate(
+        model, data, calibration=other, heads=True, rows=2, findings=False, save=tmp_path / "run"
+    )
+
+    def by_hand(split: Patches) -> np.ndarray:
+        samples = [split[i] for i in range(len(split))]
+        with torch.no_grad(), av.watch(model) as seen:
+            model(torch.stack([one.image for one in samples]))
+        maps = av.received(next(iter(seen.values())), size=(32, 32), heads="each")
+        masks = torch.stack([one.mask for one in samples])
+        return np.stack(
+            [av.localization(maps[:, h], masks)["energy_pointing_game"] for h in range(4)], 1
+        )
+
+    np.testing.assert_allclose(result.head_scores("received"), by_hand(data), atol=1e-5)
+    held = by_hand(other)
+    mean_of_heads = result.chosen["received"]
+    assert mean_of_heads["of"] == 5  # four heads and their mean
+    best = int(held.mean(0).argmax())
+    assert mean_of_heads["head"] == best
+    assert mean_of_heads["score"] == pytest.approx(held.mean(0)[best], abs=1e-5)
+    chosen = result.heads.query("choice != '' and metric == 'energy_pointing_game'")
+    assert chosen["head"].tolist() == [best]
+    assert chosen["mean"].item() == pytest.approx(by_hand(data).mean(0)[best], abs=1e-5)
+    assert f"received, head {best} is best on 9 calibration images" in str(result)
+    run = av.open_run(tmp_path / "run")
+    assert run.maps("received.heads").shape == (6, 4, 8, 8)
+    assert run.rows("received").shape == (2, 4, 64, 64)
+    assert run.summary["chosen"]["received"]["head"] == best
+    assert "head_scores.safetensors" in run.files
+    with pytest.raises(InputError, match="no heads of 'received' by 'max_iou'"):
+        result.head_scores("received", "max_iou")
+
+
+def test_no_layer_or_head_is_chosen_on_the_images_that_are_reported() -> None:
+    result = evaluate(Attending(), Patches(4), heads=True, findings=False)
+    assert result.chosen == {}
+    assert set(result.heads["choice"]) == {""}
+
+
+def test_whole_attention_is_kept_for_as_many_images_as_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from attnviz.evaluation import saving
+
+    for room, count in ((saving.ROWS_BYTES, 3), (2 * 4 * 4 * 64 * 64 + 1, 2), (100, 0)):
+        monkeypatch.setattr(saving, "ROWS_BYTES", room)
+        result = evaluate(Attending(), Patches(4), rows=3, findings=False)
+        assert sum(len(rows.weights) for rows in result.rows.values()) == count
+
+
+def test_an_evaluation_is_written_into_a_run_that_holds_more(tmp_path: Path) -> None:
+    model, data = Attending(), Patches(4)
+    with start_run(tmp_path, "both", variant="mine", settings={}, seed=0) as writer:
+        writer.curve(epoch=1, loss=0.5)
+        result = evaluate(model, data, save=writer, findings=False)
+        summary = result.write(writer, model)
+        writer.finish(summary | {"loss": 0.25})
+    run = av.open_run(tmp_path / "both")
+    assert (run.state, run.summary["loss"], run.verify()) == ("complete", 0.25, [])
+    pd.testing.assert_frame_equal(run.samples(), result.samples)
+    assert set(run.files) == {
+        "curves.jsonl", "maps/received.safetensors", "model.safetensors", "samples.parquet"
+    }  # fmt: skip
+    assert not (tmp_path / "both" / "pieces").exists()
+
+
+def test_pieces_of_another_model_in_the_same_run_are_not_taken(tmp_path: Path) -> None:
+    data, other = Patches(4), Attending()
+    with torch.no_grad():
+        other.stem.weight.neg_()
+    with start_run(tmp_path, "both", variant="mine", settings={}, seed=0) as writer:
+        evaluate(other, data, save=writer, findings=False)
+        result = evaluate(Attending(), data, save=writer, findings=False)
+        writer.finish(result.write(writer))
+    pd.testing.assert_frame_equal(
+        av.open_run(tmp_path / "both").samples(),
+        evaluate(Attending(), data, findings=False).samples,
+    )
+
+
+def test_faithfulness_takes_numbers_of_images_and_options() -> None:
+    from attnviz.faithfulness import faithfulness_scores
+
+    model, data = Attending().eval(), Patches(5)
+    options = {"images": [1, 3], "steps": 4, "metrics": ["deletion_auc"]}
+    result = evaluate(model, data, faithfulness=options, findings=False)
+    images = torch.stack([data[i].image for i in (1, 3)])
+    maps = torch.from_numpy(result.raw("received"))[[1, 3]]
+    large = torch.nn.functional.interpolate(maps[:, None], (32, 32), mode="bilinear")[:, 0]
+    right = faithfulness_scores(model, images, large, steps=4, metrics=["deletion_auc"])
+    column = result.samples["received/deletion_auc"]
+    np.testing.assert_allclose(column[[1, 3]], right["deletion_auc"], atol=1e-5)
+    assert column[[0, 2, 4]].isna().all()

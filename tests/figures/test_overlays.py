@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
+from attnviz import maps
 from attnviz.errors import InputError
 from attnviz.figures import outlined, overlay
 from attnviz.figures.colour import lookup
@@ -62,10 +62,26 @@ def test_one_scale_for_all_or_each_its_own() -> None:
     assert (overlay(base, faint, vmax=1.0) != overlay(base, strong, vmax=1.0)).any()
 
 
-def test_small_maps_are_brought_up_as_torch_would() -> None:
-    heat = np.random.default_rng(0).random((6, 5))
-    up = F.interpolate(torch.tensor(heat)[None, None], (24, 20), mode="bilinear")
-    np.testing.assert_allclose(resized(heat, (24, 20)), up[0, 0].numpy(), atol=1e-6)
+@pytest.mark.parametrize("size", [(24, 20), (6, 5), (3, 4), (9, 2), (1, 1)])
+def test_maps_are_resized_as_maps_resized_does(size: tuple[int, int]) -> None:
+    heat = np.random.default_rng(0).normal(size=(3, 6, 5)).astype(np.float32)
+    ours, theirs = resized(heat, size), maps.resized(torch.from_numpy(heat), size, "bilinear")
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-6)
+
+
+def test_half_precision_is_resized_in_float32() -> None:
+    heat = np.random.default_rng(0).random((4, 4)).astype(np.float16)
+    np.testing.assert_array_equal(resized(heat, (9, 9)), resized(heat.astype(np.float32), (9, 9)))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_stays_where_it_is(bad: float) -> None:
+    heat = np.zeros((8, 8))
+    heat[0, 0] = bad
+    drawn = resized(heat, (16, 16))
+    assert np.isnan(drawn[0, 0])
+    assert (drawn[4:, 4:] == 0).all()
 
 
 def test_the_box_is_drawn_around_what_it_holds() -> None:

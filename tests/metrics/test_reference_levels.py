@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.optimize import linprog
 
 from attnviz.errors import InputError
 from attnviz.metrics import METRICS, baselines, calibrate_threshold, localization
@@ -136,6 +138,28 @@ def test_a_map_on_the_grid_can_exceed_the_mask_redrawn_but_not_the_bound() -> No
     score = float(localization(_upsampled(cells, 96), masks)["energy_pointing_game"])
     level = baselines(masks, metrics=["energy_pointing_game"])["energy_pointing_game"]
     assert score == 1.0 == level["bound"] > level["redrawn"]
+
+
+def test_a_map_on_the_grid_that_separates_the_mask_reaches_the_bound() -> None:
+    """A linear programme finds cells whose bilinear map is higher inside the mask than outside."""
+    masks = torch.zeros(1, 32, 32, dtype=torch.bool)
+    masks[:, 10:26, 10:26] = True
+    basis = F.interpolate(torch.eye(64).view(64, 1, 8, 8), size=(32, 32), mode="bilinear")
+    drawn = basis.view(64, -1).T.double().numpy()  # (pixels, cells)
+    sign = np.where(masks.flatten().numpy(), 1.0, -1.0)[:, None]
+    found = linprog(  # the widest margin m with sign · (drawn · cells) ≥ m
+        np.r_[np.zeros(64), -1.0],
+        A_ub=np.hstack([-sign * drawn, np.ones((1024, 1))]),
+        b_ub=np.zeros(1024),
+        bounds=[(-1, 1)] * 64 + [(None, 1)],
+    )
+    assert found.x[-1] > 0
+    maps = torch.from_numpy(drawn @ found.x[:-1]).view(1, 32, 32)
+    keys = ("relevance_rank_accuracy", "pixel_ap", "pixel_auroc", "oracle_iou", "iou_at_area")
+    scores, levels = localization(maps, masks, keys), baselines(masks, (8, 8), keys)
+    for key in keys:
+        assert float(scores[key]) == levels[key]["bound"] == 1.0, key
+        assert levels[key]["redrawn"] < 1.0 or key == "pixel_auroc", key
 
 
 def test_bounds_are_reached_by_an_explicit_map_and_by_no_other(

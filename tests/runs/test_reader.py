@@ -40,9 +40,10 @@ def test_good_and_bad_runs_are_listed_in_the_order_of_their_ids(tmp_path: Path) 
         found.named("d")
     assert str(found).splitlines() == [
         f"{tmp_path}: 3 runs (1 complete, 1 stopped, 1 newer)",
-        "  a  newer     written by a newer attnviz (99 > 1)",
-        "  b  stopped   ctrl-c",
-        "  c  complete  mha",
+        "id  state     variant",
+        "a   newer     written by a newer attnviz (99 > 1)",
+        "b   stopped   ctrl-c",
+        "c   complete  mha",
     ]
 
 

@@ -137,7 +137,7 @@ def _scored(
         if tag is not None and tag.kind == "factor":
             whole = operand.numel() * operand.element_size() == operand.untyped_storage().nbytes()
             scale *= tag.factor if whole or tag.extra else nan
-    keep = session.options.operands
+    keep = session.options.reads_operands
     scores = Scores(
         left if keep else None,
         right.transpose(-2, -1) if keep else None,

@@ -14,6 +14,13 @@ from attnviz.diagnosis.registry import Observation, observed, rule
 NOTHING = 1e-6
 """A relative change of the output below which the replaced values do not reach it."""
 
+SIMILAR = 1e-3
+"""A spread of the values over keys, over the largest value, of a model that mixes much or is
+untrained: whatever the weights are, the result hardly changes."""
+
+ROUNDING = 1e-5
+"""A spread that rounding explains: the values are equal."""
+
 LITTLE = 1e-3
 """A change, relative to that between two images, below which attention is not used."""
 
@@ -34,14 +41,16 @@ LITTLE = 1e-3
     f"factors, and the output changes by less than {NOTHING:g} of itself. In models not known to "
     "be trained, parameters that are all zero are replaced by small numbers first, so that "
     "zero-initialised branches are not named. A note where the values are one learned vector for "
-    "all keys and images, as in the first decoder layer of DETR.",
+    "all keys and images, as in the first decoder layer of DETR, or where they differ between keys "
+    f"by less than {SIMILAR:g} of the largest, without being equal.",
     explained_by=("not-applied", "batch-attention", "output-constant"),
 )
 def no_effect(case: Examination) -> Iterator[Observation]:
     for number, change in measured_changes(case).items():
         if change < NOTHING:
             record = case.records[number]
-            yield observed(record.name, "note" if _of_constants(record) else None, change=change)
+            weak = _of_constants(record) or _similar(record)
+            yield observed(record.name, "note" if weak else None, change=change)
 
 
 @rule(
@@ -78,7 +87,16 @@ def _of_constants(record: Record) -> bool:
     if value is None or not len(value):
         return False
     apart = float((value - value[:1, :, :1]).abs().max())
-    return apart <= 1e-5 * float(value.abs().max())
+    return apart <= ROUNDING * float(value.abs().max())
+
+
+def _similar(record: Record) -> bool:
+    """Whether the values of different keys are close but not equal, by more than rounding."""
+    value = record.value
+    if value is None or not len(value):
+        return False
+    apart = float((value - value[:, :, :1]).abs().max()) / max(float(value.abs().max()), 1e-30)
+    return ROUNDING < apart <= SIMILAR
 
 
 def single_keys(weights: Tensor) -> Tensor:

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from attnviz.diagnosis.examination import Examination
-from attnviz.diagnosis.perturbation import Perturbed
 from attnviz.diagnosis.registry import Observation, observed, rule
-from attnviz.diagnosis.token_axes import last_grid
 
 SIGMOID_OF_ONE = 0.7310585786300049
 """The sigmoid of 1; a sigmoid of a sigmoid lies between ½ and this."""
@@ -133,15 +131,15 @@ def missing_sigmoid(case: Examination) -> Iterator[Observation]:
     cause="`transpose`, `permute` or `reshape` in the branch, coordinates in the order (x, y), a "
     "flip for augmentation, or a roll of windows that is not undone.",
     method="Three image patches are perturbed while attention is the identity. The centres of the "
-    "gate's change are compared with those of the features before it; the finding is a mean "
-    f"distance above {OFF} that one transformation brings below {ON}.",
+    "gate's change are compared with those of the features that it multiplies; the finding is a "
+    f"mean distance above {OFF} that one transformation brings below {ON}.",
 )
 def misplaced(case: Examination) -> Iterator[Observation]:
     perturbed = case.perturbed
     if perturbed is None:
         return
-    for i, change in perturbed.gates.items():
-        centres = _centres(perturbed, i, change)
+    for i, features in perturbed.features.items():
+        centres = _centres(features, perturbed.gates[i])
         if centres is None:
             continue
         own, gate = centres
@@ -183,33 +181,35 @@ def _distance(one: Tensor, other: Tensor) -> float:
     return float(torch.minimum(apart, 1 - apart).norm(dim=1).mean())
 
 
-def _centres(perturbed: Perturbed, number: int, change: Tensor) -> tuple[Tensor, Tensor] | None:
+def _centres(features: Tensor, change: Tensor) -> tuple[Tensor, Tensor] | None:
     """Centres of the change of features and gate, `(patches, 2)`; None where it is not local."""
-    before = last_grid(perturbed.before(number))
-    h, w = change.shape[-2:]
-    if before is None or before.grid != (h, w) or min(h, w) < _SIDE or change.shape[1] != 1:
+    spatial = features.dim() == change.dim() == 4 and change.shape[1] == 1
+    if not spatial or features.shape[-2:] != change.shape[-2:] or min(change.shape[-2:]) < _SIDE:
         return None
-    own, gate = (_peaks(one) for one in (before.energy, change.square().sum(1)))
+    own, gate = (_peaks(one.square().sum(1)) for one in (features, change))
     return None if own is None or gate is None else (own, gate)
 
 
 def _peaks(energy: Tensor) -> Tensor | None:
-    """The centre of the largest change, `(patches, 2)` in sides; None where it is spread."""
+    """The centre of the largest change on a torus, `(patches, 2)` in sides, None if spread.
+
+    A map that was rolled has its change on both sides of an edge.
+    """
     h, w = energy.shape[1:]
-    total = energy.flatten(1).sum(1)
-    blurred = torch.nn.functional.avg_pool2d(
-        energy[:, None].double(), 3, stride=1, padding=1, count_include_pad=False
-    )
-    peak = blurred.flatten(1).argmax(1)
-    y, x = peak // w, peak % w
-    rows, columns = torch.arange(h), torch.arange(w)
-    near = ((rows[None] - y[:, None]).abs() <= max(2, h // 5))[:, :, None] & (
-        (columns[None] - x[:, None]).abs() <= max(2, w // 5)
-    )[:, None]
-    inside = (energy * near).flatten(1).sum(1)
+    blurred = torch.nn.functional.pad(energy[:, None].double(), (1, 1, 1, 1), mode="circular")
+    peak = torch.nn.functional.avg_pool2d(blurred, 3, stride=1).flatten(1).argmax(1)
+    rows = _around(peak // w, h)
+    columns = _around(peak % w, w)
+    near = (rows.abs() <= max(2, h // 5))[:, :, None] & (columns.abs() <= max(2, w // 5))[:, None]
+    weights = energy * near
+    total, inside = energy.flatten(1).sum(1), weights.flatten(1).sum(1)
     if not bool((total > 0).all()) or bool((inside < 0.8 * total).any()):
         return None
-    weights = energy * near
-    row = (weights.sum(2) * (rows + 0.5)).sum(1) / inside / h
-    column = (weights.sum(1) * (columns + 0.5)).sum(1) / inside / w
-    return torch.stack([row, column], 1).float()
+    row = peak // w + 0.5 + (weights.sum(2) * rows).sum(1) / inside
+    column = peak % w + 0.5 + (weights.sum(1) * columns).sum(1) / inside
+    return torch.stack([row / h, column / w], 1).float() % 1
+
+
+def _around(centre: Tensor, n: int) -> Tensor:
+    """Signed distance of n cells from a centre on a circle, `(patches, n)`."""
+    return (torch.arange(n) - centre[:, None] + n // 2) % n - n // 2

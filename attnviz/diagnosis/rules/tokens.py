@@ -30,7 +30,7 @@ _LEADING = 8  # more leading tokens than this are no class and register tokens, 
     severity="warning",
     summary="Channels attend to channels, where places may have been meant.",
     meaning="channels attend to channels: {keys} keys whatever the image's size, and the scores "
-    "sum over places, so that no weight belongs to a place",
+    "sum over places; the weights have no position in the image",
     evidence={"keys": "number of keys"},
     remedy="for attention over places make each place a token, x.flatten(2).transpose(1, 2), so "
     "that q @ k.transpose(-2, -1) is (places, places); if channels are meant, draw no map of it",
@@ -105,8 +105,8 @@ def batch_attention(case: Examination) -> Iterator[Observation]:
     severity="error",
     summary="Tokens are no places: each mixes parts of several places and channels.",
     meaning="perturbing one image patch changes keys all over the grid, only {share:.0%} of the "
-    "change is where the features changed: tokens mix places and channels, and no weight belongs "
-    "to a place",
+    "change is where the features changed: tokens mix places and channels, and their weights "
+    "have no position in the image",
     evidence={"share": "share of a key's change where the features changed, 0 to 1"},
     remedy="transpose, do not reshape: tokens = x.flatten(2).transpose(1, 2); heads = "
     "t.view(b, n, heads, d).transpose(1, 2)",

@@ -4,7 +4,7 @@ Where it differs from `attnviz.metrics`, and why the numbers differ:
 
 | | here, as wsolevaluation | attnviz.metrics |
 | --- | --- | --- |
-| ends of boxes | inside the box for the IoU, one past it in the estimate | half-open |
+| ends of boxes | inside the box for the IoU, one past it in the estimate | exclusive |
 | a perfect 16 × 16 map | IoU 256/289 = .886 | 1 |
 | values | cut to 8 bits before the threshold | as they are |
 | threshold | τ times the maximum, rounded down, strictly above | a′ ≥ τ |

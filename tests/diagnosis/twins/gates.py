@@ -156,6 +156,46 @@ class Transposed(SpatialGate):
         return gate.transpose(2, 3)
 
 
+class GateBranch(nn.Module):
+    """A gate over places, as a module of its own that returns it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(C, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).sigmoid()
+
+
+class RolledBranch(GateBranch):
+    """Windows were rolled and not rolled back; the gate wraps around the edges."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.conv(x).sigmoid()
+        return gate.roll((gate.shape[2] // 3, gate.shape[3] // 3), (2, 3))
+
+
+class BranchGate(nn.Module):
+    """Features times the gate of a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = self.branch()
+
+    def branch(self) -> GateBranch:
+        return GateBranch()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)
+
+
+class RolledGate(BranchGate):
+    """The branch returns the gate rolled."""
+
+    def branch(self) -> GateBranch:
+        return RolledBranch()
+
+
 class OnEveryOther(SpatialGate):
     """The gate is written into a new tensor, place by place."""
 
@@ -188,6 +228,7 @@ GATES: dict[str, Twin] = {
     "gate inverted": layer_twin("gate-inverted", "warning", Inverted, ChannelGate, "gate"),
     "no sigmoid": layer_twin("missing-sigmoid", "warning", NoSigmoid, ChannelGate, "gate"),
     "gate transposed": layer_twin("gate-misplaced", "error", Transposed, SpatialGate, "placed"),
+    "gate rolled": layer_twin("gate-misplaced", "error", RolledGate, BranchGate, "branch"),
     "gate written into a tensor": layer_twin(
         "not-followed", "note", OnEveryOther, SpatialGate, "placed"
     ),

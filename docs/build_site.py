@@ -1,0 +1,229 @@
+"""Build the documentation site.
+
+    uv run --group docs python docs/build_site.py [--out site] [--version 0.1]
+
+Gathers the pages: those of docs/, the results, CONTRIBUTING, CHANGELOG and the README from where
+they are edited, and one page of reference per package, drawn from its docstrings. Links between
+files of the repository become links between pages; one that leads nowhere, or a warning, fails the
+build. With `--version` the site goes below `OUT/VERSION/`, and `OUT/versions.json` lists the
+versions, newest first, for the selector. `llms.txt` lists every page for programs. Nothing is
+fetched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import posixpath
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+NAVIGATION: dict[str, dict[str, str]] = {
+    "Start": {
+        "": "README.md",
+        "What it is": "overview.md",
+        "Step by step": "tutorial.md",
+        "watch": "watch.md",
+    },
+    "How to": {
+        "Evaluate a model": "evaluate.md",
+        "Your own data": "own-data.md",
+        "Your own attention": "own-attention.md",
+        "Places of tokens": "places.md",
+        "Devices and memory": "gpu.md",
+        "Many runs": "cluster.md",
+        "Runs in a bucket": "remote.md",
+        "The dashboard for others": "sharing.md",
+    },
+    "Reference": {"": "reference.md", "Maps": "maps.md", "Metrics": "metrics.md"},
+    "Doctor": {"": "doctor/README.md"},
+    "Evidence": {
+        "Architectures": "architectures.md",
+        "Intervals": "intervals.md",
+        "Reliability": "reliability.md",
+        "Systems of the tutorials": "systems.md",
+        "Results": "results/README.md",
+        "Tables of the results": "results/tables.md",
+    },
+    "Design": {
+        "": "design.md",
+        "Contributing": "contributing.md",
+        "Changes": "changelog.md",
+    },
+}
+"""Section → title → page. The pages of findings and of packages are added to theirs."""
+
+ELSEWHERE = {
+    "README.md": "overview.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "docs/tutorial.ipynb": "tutorial.md",
+    "docs/doctor": "doctor/README.md",
+}
+"""Path in the repository → its page, where that is not its path below docs/."""
+
+PACKAGES = (
+    "capture", "places", "maps", "metrics", "attribution", "faithfulness", "comparison",
+    "diagnosis", "data", "evaluation", "runs", "models", "layers", "figures", "executors",
+)  # fmt: skip
+_LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)]*)?\))")
+
+
+def gathered(pages: Path) -> None:
+    """Write every page, with its links led to the other pages."""
+    sources = {path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md")}
+    sources |= {path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.png")}
+    results = (ROOT / "experiments" / "results").iterdir()
+    sources |= {path.relative_to(ROOT).as_posix() for path in results}
+    sources |= {"README.md", "CONTRIBUTING.md", "CHANGELOG.md"}
+    targets = {source: place(source) for source in sources} | ELSEWHERE
+    for source in sorted(sources):
+        target = pages / targets[source]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.suffix == ".md":
+            target.write_text(_led((ROOT / source).read_text(), source, targets))
+        else:
+            shutil.copyfile(ROOT / source, target)
+    for name in PACKAGES:
+        target = pages / "api" / f"{name}.md"
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(_reference(name))
+
+
+def place(source: str) -> str:
+    """Where a file of the repository goes on the site."""
+    if source in ELSEWHERE:
+        return ELSEWHERE[source]
+    return source.removeprefix("docs/").replace("experiments/results/", "results/")
+
+
+def _led(text: str, source: str, targets: dict[str, str]) -> str:
+    """A page's text with its links to files of the repository led to their pages."""
+    here = posixpath.dirname(targets[source])
+
+    def led(link: re.Match[str]) -> str:
+        before, path, after = link.groups()
+        found = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
+        if found not in targets:
+            raise SystemExit(f"{source}: the link to {path} leads to no page of the site")
+        return f"{before}{posixpath.relpath(targets[found], here or '.')}{after}"
+
+    return _LINK.sub(led, text)
+
+
+def _reference(name: str) -> str:
+    """A page of a package: its docstring, then every name that it exports, from its own module."""
+    package = f"attnviz.{name}"
+    tree = ast.parse((ROOT / "attnviz" / name / "__init__.py").read_text())
+    exported, origin = [], {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            origin |= {one.asname or one.name: f"{node.module}.{one.name}" for one in node.names}
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            exported = sorted(ast.literal_eval(node.value), key=str.lower)
+    parts = [f"# {package}", f"::: {package}\n    options: {{members: false}}"]
+    for one in exported:
+        path = origin.get(one, f"{package}.{one}")
+        parts.append(f"::: {path}\n    options: {{show_root_heading: true}}")
+    return "\n\n".join(parts) + "\n"
+
+
+def navigation() -> dict[str, dict[str, str]]:
+    """Sections with all their pages."""
+    findings = sorted(path.stem for path in (DOCS / "doctor").glob("*.md"))
+    added = {
+        "Doctor": {name: f"doctor/{name}.md" for name in findings if name != "README"},
+        "Reference": {f"attnviz.{name}": f"api/{name}.md" for name in PACKAGES},
+    }
+    return {name: pages | added.get(name, {}) for name, pages in NAVIGATION.items()}
+
+
+def _listed(pages: Path) -> None:
+    """Refuse a page that no section lists, and a section's page that is not there."""
+    there = {path.relative_to(pages).as_posix() for path in pages.rglob("*.md")}
+    listed = {page for section in navigation().values() for page in section.values()}
+    if odd := there ^ listed:
+        raise SystemExit(
+            f"docs/build_site.py: pages without a place, or places without a page: {odd}"
+        )
+
+
+def configuration(*, versioned: bool = False) -> str:
+    """The configuration with the order of the pages, and with the selector of versions."""
+    sections = []
+    for name, pages in navigation().items():
+        entries = [
+            json.dumps(page) if not title else f"{{ {json.dumps(title)} = {json.dumps(page)} }}"
+            for title, page in pages.items()
+        ]
+        sections.append(f"  {{ {json.dumps(name)} = [{', '.join(entries)}] }},")
+    nav = "\n".join(["[project]", "nav = [", *sections, "]"])
+    text = (DOCS / "zensical.toml").read_text()
+    text += '\n[project.extra.version]\nprovider = "mike"\n' if versioned else ""
+    return text.replace("[project]", nav, 1).replace('"ROOT"', json.dumps(str(ROOT)))
+
+
+def llms() -> str:
+    """`llms.txt`: what this is, and every page with its title, as llmstxt.org describes it."""
+    lines = ["# attnviz", "", f"> {tomllib.loads(configuration())['project']['site_description']}"]
+    for section, pages in navigation().items():
+        lines += ["", f"## {section}", ""]
+        for title, page in pages.items():
+            address = page.removesuffix(".md").replace("README", "index")
+            lines.append(f"- [{title or section}]({address}.html)")
+    return "\n".join(lines) + "\n"
+
+
+def build(out: Path, *, versioned: bool = False) -> None:
+    """Build the site into a folder that is replaced."""
+    with TemporaryDirectory() as scratch:
+        home = Path(scratch)
+        gathered(home / "pages")
+        _listed(home / "pages")
+        (home / "zensical.toml").write_text(configuration(versioned=versioned))
+        done = subprocess.run(
+            ["zensical", "build", "--strict"], cwd=home, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise SystemExit(f"{done.stdout}{done.stderr}")
+        (home / "site" / "llms.txt").write_text(llms())
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(home / "site", out)
+
+
+def list_versions(out: Path) -> None:
+    """Write `versions.json` from the versions that are there, and lead to the newest."""
+
+    def key(name: str) -> tuple[int, ...]:
+        return tuple(map(int, re.findall(r"\d+", name)))
+
+    names = sorted((path.parent.name for path in out.glob("*/index.html")), key=key, reverse=True)
+    entries = [{"version": name, "title": name, "aliases": []} for name in names]
+    (out / "versions.json").write_text(json.dumps(entries, indent=1))
+    (out / "index.html").write_text(
+        f'<meta charset="utf-8"><meta http-equiv="refresh" content="0; url={names[0]}/">'
+    )
+
+
+def main() -> None:
+    """Build, and say where it lies."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "site")
+    parser.add_argument("--version", help="build below OUT/VERSION/ and list the versions")
+    args = parser.parse_args()
+    build(args.out / (args.version or ""), versioned=args.version is not None)
+    if args.version:
+        list_versions(args.out)
+    print(f"{args.out / (args.version or '')}/index.html")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
