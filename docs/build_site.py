@@ -35,6 +35,7 @@ NAVIGATION: dict[str, dict[str, str]] = {
     },
     "How to": {
         "Evaluate a model": "evaluate.md",
+        "Monitor a training": "training.md",
         "Your own data": "own-data.md",
         "Your own attention": "own-attention.md",
         "Places of tokens": "places.md",
