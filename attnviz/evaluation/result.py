@@ -229,7 +229,8 @@ class Evaluation:
     def raw(self, name: str) -> np.ndarray:
         """A map of all images on its own grid, `(n, h, w)`.
 
-        Of a saved evaluation it is read from the run, which keeps scaled float16.
+        Of a saved evaluation it is read from the run, which keeps scaled float16. Where images of
+        several sizes have several grids, all are resized to the largest, bilinearly.
 
         Raises:
             InputError: There is no such map.
