@@ -237,6 +237,7 @@ class TestGoodRuns:
 
     def test_a_patch_is_put_and_a_head_switched_off(self, good_root, monkeypatch):
         at = opened(monkeypatch, "try_it", good_root, run="mha-0", x=10, y=20)
+        assert not at.error, [one.value for one in at.error]
         before = at.main.header[0].value
         key = at.multiselect[0].options[0]
         at.multiselect[0].set_value([next(iter(at.multiselect[0].options))]).run()
