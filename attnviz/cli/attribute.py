@@ -1,4 +1,4 @@
-"""`attnviz attribute RUNS … --method …`: map what trained models look at, and score the maps."""
+"""`attnviz attribute RUNS … --method …`: attribution maps of trained models, and their scores."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from attnviz.text import table
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's options."""
     add_runs(parser)
     parser.add_argument(
         "--method", default="layer_gradcam", help="of Captum (default: %(default)s)",
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `attribute` is told."""
+    """The arguments of `attribute`."""
     options: dict[str, Any] = {"method": args.method, "sign": args.sign, "seed": args.seed}
     for name in ("layer", "channels"):
         if getattr(args, name) is not None:

@@ -34,7 +34,7 @@ from attnviz.runs import Run, amend_run
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's options."""
     add_runs(parser)
     parser.add_argument("--maps", nargs="+", metavar="NAME", help="which maps (default: all)")
     parser.add_argument(
@@ -139,7 +139,7 @@ def _refuse_resized(found: Run, name: str) -> None:
 
 
 def _chosen(found: Run, names: Sequence[str] | None, count: int) -> list[str]:
-    """The maps asked for; by default those with one map for each image, not head by head."""
+    """The requested maps; by default those with one map for each image, not head by head."""
     shapes = {name: found.entry(f"maps/{name}").shape for name in found.map_names}
     whole = [name for name, shape in shapes.items() if shape and shape[0] == count]
     for name in names or ():
@@ -159,7 +159,7 @@ def _chosen(found: Run, names: Sequence[str] | None, count: int) -> list[str]:
 def _scores_of(
     bench: StoredRun, args: argparse.Namespace, task: tuple[str, range]
 ) -> dict[str, np.ndarray]:
-    """Everything that was asked for about one map of one piece's images."""
+    """All requested scores of one map, of one piece's images."""
     name, part = task
     columns: dict[str, np.ndarray] = {}
     if args.metrics != []:

@@ -351,14 +351,14 @@ def _alike(one: Sample, other: Sample) -> bool:
 
 
 def _listed(grid: tuple[int, ...] | None, tokens: int) -> list[int] | None:
-    """A grid as JSON has it; one learned query is a grid of one place."""
+    """A grid as a list; one learned query is a grid of one place."""
     if grid is None:
         return [1, 1] if tokens == 1 else None
     return list(grid)
 
 
 def summary_of(result: Result) -> dict[str, Any]:
-    """What a run's summary says of an evaluation."""
+    """An evaluation as a run's summary."""
     found = result.findings
     return {
         "accuracy": None if np.isnan(result.accuracy) else result.accuracy,

@@ -47,10 +47,10 @@ class StoredRun:
     Attributes:
         path: The run's folder.
         build: Builds the model of a run of one's own, untrained; None for a reference model of
-            `attnviz.models`. A run says by which factory its model was built, but as text: nothing
+            `attnviz.models`. A run holds the name of its model's factory as text: nothing
             is ever imported because a run names it.
         device: Where to compute.
-        scale: How images are normalised; None takes what the run says.
+        scale: How images are normalised; None takes the run's own.
         target: Which output is explained; None is the label's where labels are known, else the
             predicted one's.
     """
@@ -76,7 +76,7 @@ class StoredRun:
         """Its trained model in evaluation mode; built when it is first needed.
 
         Raises:
-            InputError: Nothing says how to build it, or the weights are those of another model.
+            InputError: Its factory is not known, or the weights are those of another model.
             RunError: The run kept no weights.
         """
         if self.build is not None:
@@ -100,7 +100,7 @@ class StoredRun:
 
     @cached_property
     def explained(self) -> nn.Module:
-        """Its model itself where that answers with scores, so that its layers keep their names."""
+        """Its model itself where its output is scores, so that its layers keep their names."""
         return self.answers.unwrapped(self._outputs)
 
     @cached_property
@@ -122,7 +122,7 @@ class StoredRun:
         """Mean and standard deviation by which the model's images are normalised.
 
         Raises:
-            InputError: Neither the run, its images nor the caller says.
+            InputError: Neither the run, its images nor the caller gives it.
         """
         if self.scale is not None:
             return self.scale

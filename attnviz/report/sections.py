@@ -125,7 +125,7 @@ def _unranked(study: Study) -> Html:
 
 
 def differences(study: Study) -> Html | None:
-    """Every pair on the primary metric, and the scores of right and wrong answers."""
+    """Every pair on the primary metric, and the scores of correct and incorrect predictions."""
     if study.comparison is None:
         return None
     found = study.comparison.differences
