@@ -48,5 +48,7 @@ from attnviz.places import locate as locate
 from attnviz.runs import list_runs as list_runs
 from attnviz.runs import open_run as open_run
 from attnviz.runs import save_run as save_run
+from attnviz.training import Monitor as Monitor
+from attnviz.training import start_run as start_run
 
 __version__: str

@@ -7,7 +7,7 @@ way; see CONTRIBUTING.md, "A doctor rule".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
@@ -201,9 +201,22 @@ def named(code: str) -> Rule:
     return _RULES[code]
 
 
-def findings_of(subject: Subject, examined: Any) -> list[Finding]:
-    """The findings of all rules of one subject, without those that others explain."""
-    found = [one for each in _RULES.values() if each.subject == subject for one in each(examined)]
+def findings_of(
+    subject: Subject, examined: Any, codes: Collection[str] | None = None
+) -> list[Finding]:
+    """The findings of all rules of one subject, without those that others explain.
+
+    Args:
+        subject: What the rules examine.
+        examined: The subject itself.
+        codes: Run the rules of these codes only.
+    """
+    rules = [
+        one
+        for one in _RULES.values()
+        if one.subject == subject and (codes is None or one.code in codes)
+    ]
+    found = [finding for one in rules for finding in one(examined)]
     return [one for one in found if not _explained(one, found)]
 
 

@@ -19,7 +19,7 @@ import io
 import os
 import stat
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +34,7 @@ from attnviz.runs.entries import OutsideError, inside
 from attnviz.runs.header import now, this_writer
 from attnviz.runs.layout import ARRAYS, CURVES, HEADER, LAYOUTS, SAMPLES, WEIGHTS
 from attnviz.runs.locking import Lock
-from attnviz.runs.names import array_file, checked_file
+from attnviz.runs.names import array_file, array_name, checked, checked_file
 from attnviz.runs.reader import CURVES_LIMIT, Run, open_run, whole_rows
 from attnviz.runs.records import kept_of
 from attnviz.runs.staging import tidy
@@ -69,6 +69,7 @@ class RunWriter:
         self._handed_out: set[str] = set()
         self._replaced: set[str] = set()
         self._last_beat = -_BEAT_APART
+        self._last: list[Callable[[], Mapping[str, Any] | None]] = []
 
     def __enter__(self) -> RunWriter:
         return self
@@ -107,6 +108,46 @@ class RunWriter:
         if not self._at_once and time.monotonic() - self._last_beat >= _BEAT_APART:
             self._commit()
 
+    def describe(
+        self,
+        *,
+        summary: Mapping[str, Any] | None = None,
+        dataset: str | None = None,
+        thing: str | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        """Say more about the run while it is running; what is None stays as it is.
+
+        Args:
+            summary: What was found so far, merged into the summary.
+            dataset: The digest that `save_dataset` gave for its images.
+            thing: What is looked for.
+            classes: The names of the classes, in the order of their numbers.
+        """
+        self._needs_open()
+        if dataset is not None:
+            checked("dataset", dataset)
+        given = {
+            "summary": summary and self.summary | plain(summary, "summary"),
+            "dataset": dataset,
+            "thing": thing,
+            "classes": classes and list(classes),
+        }
+        changes = {key: value for key, value in given.items() if value}
+        if self._at_once:
+            self._content = self._content | changes
+        else:
+            self._commit(**changes)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What was found so far."""
+        return dict(self._content["summary"])
+
+    def before_finish(self, last: Callable[[], Mapping[str, Any] | None]) -> None:
+        """Call a function before the run is finished; what it returns joins the summary."""
+        self._last.append(last)
+
     def curve(self, **row: Any) -> None:
         """Append one row to the curves, normally one per epoch; a heartbeat too."""
         self._needs_open()
@@ -121,6 +162,23 @@ class RunWriter:
         if rows < 0:
             raise InputError(f"keep_curves: expected 0 rows or more, got {rows}")
         self._trim(rows)
+
+    def rewind(self, epoch: int) -> None:
+        """Forget an epoch and all later ones, which are trained again.
+
+        Their rows of the curves go, and the maps that are kept by epoch under `<map>@<epoch>`.
+        """
+        self._needs_open()
+        if os.path.lexists(self.path / CURVES):
+            content = LocalStore(self.path).read(CURVES, CURVES_LIMIT)
+            rows = whole_rows(content, f"{self.path / CURVES}")
+            earlier = [row for row in rows if not _is_from(row.get("epoch"), epoch)]
+            if len(earlier) < len(rows):
+                write_inside(self.path, CURVES, b"".join(map(_line, earlier)))
+        for file in list(self._content["files"]):
+            stem, _, number = (array_name("maps", file) or "").rpartition("@")
+            if stem and number.isdecimal() and int(number) >= epoch:
+                self.drop(file)
 
     def maps(self, name: str, array: Array, about: Mapping[str, Any] | None = None) -> None:
         """Keep raw maps `(n, h, w)` or `(n, heads, h, w)` as scaled fp16.
@@ -246,7 +304,10 @@ class RunWriter:
             The run, opened.
         """
         self._needs_open()
-        self._complete(summary)
+        found: dict[str, Any] = {}
+        for last in self._last:
+            found |= last() or {}
+        self._complete({**found, **(summary or {})})
         self._lock.release()
         return open_run(self.path)
 
@@ -414,6 +475,10 @@ def _append(folder: Path, name: str, line: bytes) -> None:
             raise unwritable(path, error) from error
     finally:
         os.close(handle)
+
+
+def _is_from(number: Any, epoch: int) -> bool:
+    return isinstance(number, int | float) and number >= epoch
 
 
 def _line(row: Document) -> bytes:

@@ -1,0 +1,90 @@
+"""`start_run`: a training's run folder as a context, begun or gone on with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnviz.errors import RunError
+from attnviz.runs import open_run, resume_run
+from attnviz.runs import start_run as begin_run
+from attnviz.runs.documents import plain
+from attnviz.runs.header import THING
+from attnviz.runs.writer import RunWriter
+
+
+@contextmanager
+def start_run(
+    path: str | Path,
+    *,
+    variant: str | None = None,
+    seed: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    classes: Sequence[str] = (),
+    thing: str = THING,
+) -> Iterator[RunWriter | None]:
+    """Keep a run folder during a training.
+
+    At the end of the block the run is complete; an exception leaves it stopped, a kill leaves it as
+    it is. The same call goes on with a run that is not complete: its curves and files stay, and
+    `Monitor` replaces what belongs to epochs that are trained again.
+
+    In a distributed training only the process of rank 0 writes; in the others the block gets None,
+    which `Monitor` accepts.
+
+    Args:
+        path: The run's folder; its name is the run's id.
+        variant: The model's name in tables; the folder's name if not given.
+        seed: Of the training.
+        settings: What reproduces it; anything that JSON can hold.
+        classes: The names of the classes, in the order of their numbers.
+        thing: What is looked for, such as "lesion".
+
+    Yields:
+        The run's writer, for `Monitor(data, run=run)`, or None where another process writes.
+
+    Raises:
+        RunError: A complete run is there, one with other settings, or one that another process
+            writes; or the folder cannot be written.
+    """
+    if not is_main():
+        yield None
+        return
+    target = Path(path)
+    known = plain(settings or {}, "settings")
+    if (target / "run.json").exists():
+        writer = _resumed(target, known, seed)
+    else:
+        writer = begin_run(
+            target.parent, target.name, variant=variant or target.name, settings=known, seed=seed,
+            classes=classes, thing=thing,
+        )  # fmt: skip
+    with writer:
+        yield writer
+        writer.finish()
+
+
+def is_main() -> bool:
+    """Whether this process is the one of rank 0, or the only one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() == 0
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _resumed(path: Path, settings: Mapping[str, Any], seed: int | None) -> RunWriter:
+    run = open_run(path)
+    if run.state == "complete":
+        raise RunError(f"start_run: {path} holds a complete run; choose a new folder")
+    before, now = {**run.settings, "seed": run.seed}, {**settings, "seed": seed}
+    differ = [key for key in sorted({**before, **now}) if before.get(key) != now.get(key)]
+    if differ:
+        raise RunError(
+            f"start_run: {path} was begun with another {', '.join(differ)}; choose a new folder, "
+            "or remove this one"
+        )
+    return resume_run(path)
