@@ -158,7 +158,7 @@ def keep_test_set(root: Path, settings: Settings) -> str:
     if not asked.masks.any():
         raise InputError(
             f"--test-images: expected at least one image with a patch, got none among {len(test)}; "
-            "ask for more"
+            "use more"
         )
     if asked.masks.flatten(1).all(1).any():
         raise InputError(

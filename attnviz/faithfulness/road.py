@@ -187,7 +187,7 @@ def road_combined(
     The arguments are those of `road_morf`.
 
     Returns:
-        `(b,)`, −0.5 to 0.5 for probabilities, 0 for a map that knows nothing; NaN for a map that
+        `(b,)`, −0.5 to 0.5 for probabilities, 0 for a map without information; NaN for a map that
         is not finite.
 
     Raises:

@@ -75,8 +75,8 @@ def rollout(
         interpolation: How it is resized: `bilinear` (pixel centres aligned), `nearest`, `bicubic`.
         fuse: How heads become one; the paper takes the mean.
         read: `"class"`, `"received"`, or `"auto"`.
-        grid: `(h, w)` of the tokens, where the records do not know it.
-        prefix: The number of leading tokens, where the records do not know it.
+        grid: `(h, w)` of the tokens, where the records lack it.
+        prefix: The number of leading tokens, where the records lack it.
         layout: Which token is which place, from `av.locate`.
 
     Returns:

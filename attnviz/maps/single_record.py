@@ -65,8 +65,8 @@ def received(
         size: `(h, w)` of the map; None keeps the keys' grid.
         interpolation: How it is resized: `bilinear` (pixel centres aligned), `nearest`, `bicubic`.
         heads: `"mean"`, `"each"`, or one head's number.
-        grid: The keys' `(h, w)`, where the record does not know it.
-        prefix: The number of leading tokens that are no places, where the record does not know it.
+        grid: The keys' `(h, w)`, where the record lacks it.
+        prefix: The number of leading tokens that are no places, where the record lacks it.
         layout: Which token is which place, from `av.locate`.
         places: Rows and columns of the tokens on `grid`, `(tokens, 2)`, where these lie anywhere.
 
@@ -104,7 +104,7 @@ def query_row(
     Args:
         place: `(y, x)` on the queries' grid for all images, or `(b, 2)` of them, one per image;
             `(z, y, x)` of volumes and video.
-        grid: `(h, w)` of queries and keys, where the record does not know it.
+        grid: `(h, w)` of queries and keys, where the record lacks it.
 
     Returns:
         `(b, h, w)`, or `(b, heads, h, w)` for `heads="each"`; raw float32, 0 to 1.
@@ -156,7 +156,7 @@ def rows_inside(
     Args:
         masks: `(b, H, W)` boolean, at the image's size or any other of at least the grid's.
         outside: Average the rows of the places outside the mask.
-        grid: `(h, w)` of queries and keys, where the record does not know it.
+        grid: `(h, w)` of queries and keys, where the record lacks it.
 
     Returns:
         `(b, h, w)`, or `(b, heads, h, w)` for `heads="each"`; raw float32, 0 to 1. NaN for an
@@ -209,7 +209,7 @@ def class_row(
     Arguments that are not listed are those of `received`.
 
     Args:
-        prefix: The number of leading tokens, where the record does not know it: 1, with
+        prefix: The number of leading tokens, where the record lacks it: 1, with
             distillation 2, and one more for each register.
 
     Returns:
@@ -356,8 +356,8 @@ def key_column(
     Args:
         key: The key's number among all keys, or one per image.
         size: `(h, w)` of the map; None keeps the queries' grid.
-        grid: The queries' `(h, w)`, where the record does not know it.
-        prefix: The number of leading tokens among the queries, where the record does not know it.
+        grid: The queries' `(h, w)`, where the record lacks it.
+        prefix: The number of leading tokens among the queries, where the record lacks it.
         places: Rows and columns of the queries on `grid`, `(tokens, 2)`.
 
     Returns:
@@ -436,7 +436,7 @@ def _shape(record: Attention) -> tuple[int, int]:
 
 
 def _kept_queries(record: Attention, kept: Tensor) -> tuple[int, int]:
-    """The first axis, and the queries where the record tells; else as many as there are keys."""
+    """The first axis, and the queries where the record has them; else as many as there are keys."""
     shape = tuple(getattr(record, "shape", ()) or ())
     return (shape[0], shape[2]) if len(shape) == 4 else (kept.shape[0], kept.shape[-1])
 

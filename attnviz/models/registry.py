@@ -143,7 +143,7 @@ _VARIANTS = {
         ),
         Variant(
             "learned_query",
-            "one learned query looks at all places instead of the global mean",
+            "one learned query over all places instead of the global mean",
             _learned_query,
         ),
         Variant(
@@ -210,14 +210,14 @@ def build_model(name: str, **settings: Any) -> nn.Module:
 
 
 def reference_of(variant: str, settings: Mapping[str, Any]) -> str | None:
-    """The reference model that a run says it was built from; None where it does not.
+    """The reference model of a run, by its settings; None where it has none.
 
-    A run of one's own may be called `cnn` too, so its variant alone says nothing.
+    A run of one's own may be called `cnn` too, so its variant alone does not suffice.
 
     Args:
         variant: The run's.
         settings: The run's; `factory` is `attnviz:<name>`. Runs of `experiments` before that was
-            noted are told by their settings `variant` and `question`.
+            noted are recognised by their settings `variant` and `question`.
     """
     factory = settings.get("factory")
     if isinstance(factory, str):
