@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import attnviz as av
-from attnviz.capture import reductions
+from attnviz.capture import Record, reductions
 from attnviz.capture.watch import check_model
 from attnviz.errors import InputError
 from attnviz.places import Layout
@@ -159,6 +159,19 @@ def test_a_pipeline_says_which_of_its_modules_to_watch() -> None:
     message = r"got the pipeline Pipeline: watch pipeline\.unet, its denoiser, .* it has unet, vae"
     with pytest.raises(InputError, match=message):
         check_model("watch", Pipeline())
+
+
+def test_records_that_do_not_fit_together_are_refused() -> None:
+    two, three = (
+        Record(name, "attention", torch.rand(1, n, 6, 3), shape=(1, n, 6, 3))
+        for name, n in (("a", 2), ("b", 3))
+    )
+    with pytest.raises(InputError, match="layers have different numbers of heads or rows"):
+        av.key_map([two, three], 1, grid=(2, 3), heads="each")
+    with pytest.raises(InputError, match="expected 'conditional' or 'unconditional', got 'both'"):
+        av.key_map(two, 1, grid=(2, 3), guidance="both")
+    with pytest.raises(InputError, match="expected a record with weights, got 'c'"):
+        av.key_map(Record("c", "attention", how="linear"), 1, grid=(2, 3))
 
 
 class Skipped(nn.Module):
