@@ -39,7 +39,7 @@ def as_tensor(array: Any, what: str) -> Tensor:
         A detached tensor, not to be written to. Devices without float64 are left for the CPU.
 
     Raises:
-        InputError: It is neither, or of a dtype torch does not know.
+        InputError: It is neither, or of a dtype that torch lacks.
     """
     if isinstance(array, Tensor):
         tensor = array.detach()
@@ -135,7 +135,7 @@ def maps_with_masks(maps: Any, masks: Any) -> tuple[Tensor, Tensor]:
         )
     if labels.dtype != torch.bool:
         raise InputError(
-            f"masks: expected bool, got {labels.dtype}; say which values count, as in masks > 0"
+            f"masks: expected bool, got {labels.dtype}; choose values, as in masks > 0"
         )
     if values.ndim < 3:  # (h, w) may be one map without a batch axis: an error
         raise InputError(

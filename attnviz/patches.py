@@ -3,7 +3,7 @@
 The place of a patch follows from `(seed, index)` alone, through a counter-based generator: image 7
 gets the same patch in a batch of one and in a batch of a thousand, on any device, in any order.
 Drawing from one generator per batch instead ties a patch to its position in the batch, so that
-training and test images share their few distinct places and a network can learn those by heart.
+training and test images share their few distinct places and a network can memorise those.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def target_indices(b: int, n: int, target: Target) -> Tensor:
     if target is None:
         if n != 1:
             raise InputError(
-                f"target: the model has {n} outputs, so say which one: target=<index> for all "
+                f"target: the model has {n} outputs, so choose one: target=<index> for all "
                 f"images, or one index per image, such as target=logits.argmax(1)"
             )
         target = 0

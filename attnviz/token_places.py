@@ -1,6 +1,6 @@
 """Places of tokens: the grid cell of each token of a sequence.
 
-A token is a place if it stands for one cell of a grid over the image. Class and register tokens,
+A token is a place if it belongs to one cell of a grid over the image. Class and register tokens,
 words, learned queries, padding and sampling points are no places and have the cell −1.
 """
 

@@ -163,7 +163,9 @@ def _curves(key: tuple[Any, ...], _run: Any) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Test images with the masks and boxes of their objects.
+    """Test images with the masks and boxes of their objects, all at one size.
+
+    Images of several sizes are stretched to one (`Dataset.together`); one alone has its own.
 
     Attributes:
         images: `(n, h, w, 3)` uint8.
@@ -188,8 +190,7 @@ def pictures(root: str, digest: str, indices: Sequence[int]) -> Pictures:
 @st.cache_resource(max_entries=64, show_spinner=False)
 def _pictures(root: str, digest: str, where: tuple[int, ...]) -> Pictures:
     held = open_dataset(root, digest)
-    chosen = list(where)
-    return Pictures(held.images(chosen), held.masks(chosen), held.boxes()[chosen])
+    return Pictures(*held.together(where))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

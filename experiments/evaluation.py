@@ -23,7 +23,6 @@ from attnviz.errors import InputError
 from attnviz.evaluation import Evaluation, evaluate
 from attnviz.evaluation.saving import attention_bytes
 from attnviz.metrics import agreement
-from attnviz.models import variants
 from attnviz.models.pixels import as_bytes
 from attnviz.runs import Run, RunWriter, save_dataset
 from experiments import checkpoints
@@ -98,7 +97,6 @@ def measure_run(
     findings = _findings(trained.model, test) + split_findings(settings)
     summary = result.write(writer, trained.model) | {
         "loss": float(result.samples["loss"].mean()),
-        "map": variants()[settings.variant].map,
         "threshold": {name: result.thresholds.get(name, {}).get("max_iou") for name in result.maps},
         "findings": findings.as_dicts(),
         "diagnosis": findings.headline,
@@ -110,7 +108,7 @@ def measure_run(
 
 
 class EpochScores:
-    """Measures the variant's primary map after each epoch.
+    """Measures the model's primary map after each epoch.
 
     Scores are of the first validation images that have something to find, and join the curves as
     `val_<metric>`. The maps of the first such test images are kept as `<map>@<epoch>`.
@@ -121,7 +119,7 @@ class EpochScores:
     """
 
     def __init__(self, settings: Settings, writer: RunWriter) -> None:
-        self.writer, self.map = writer, variants()[settings.variant].map
+        self.writer = writer
         self.scored, self.pinned = (
             Split(settings, name, with_patch(Split(settings, name), count))
             for name, count in (("val", settings.follow), ("test", PINNED))
@@ -132,27 +130,21 @@ class EpochScores:
         """Keep the pinned maps, and give the scores for the curves."""
         row = {} if self.test is None else loss_and_accuracy(model, self.test, prefix="test_")
         if len(self.pinned):
-            maps = self._evaluated(model, self.pinned, ()).raw(self.map)
+            result = self._evaluated(model, self.pinned, ())
             about = {"epoch": epoch, "images": self.pinned.numbers}
-            self.writer.maps(f"{self.map}@{epoch:04d}", maps, about=about)
+            name = f"{result.primary}@{epoch:04d}"
+            self.writer.maps(name, result.raw(result.primary), about=about)
         if len(self.scored):
             metrics = ("energy_pointing_game", "pointing_game")
-            samples = self._evaluated(model, self.scored, metrics).samples
-            row |= {f"val_{key}": float(samples[f"{self.map}/{key}"].mean()) for key in metrics}
+            result = self._evaluated(model, self.scored, metrics)
+            row |= {
+                f"val_{key}": float(result.samples[f"{result.primary}/{key}"].mean())
+                for key in metrics
+            }
         return row
 
     def _evaluated(self, model: nn.Module, split: Split, metrics: tuple[str, ...]) -> Evaluation:
-        drawn = self.map not in GRADCAM
-        return evaluate(
-            model,
-            split,
-            maps=[self.map] if drawn else [],
-            attributions={} if drawn else GRADCAM,
-            metrics=metrics,
-            findings=False,
-            batch=BATCH,
-            progress=False,
-        )
+        return evaluate(model, split, metrics=metrics, findings=False, batch=BATCH, progress=False)
 
 
 def keep_test_set(root: Path, settings: Settings) -> str:
@@ -166,7 +158,7 @@ def keep_test_set(root: Path, settings: Settings) -> str:
     if not asked.masks.any():
         raise InputError(
             f"--test-images: expected at least one image with a patch, got none among {len(test)}; "
-            "ask for more"
+            "use more"
         )
     if asked.masks.flatten(1).all(1).any():
         raise InputError(

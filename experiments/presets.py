@@ -37,7 +37,7 @@ ATTENDING = ("mha", "mha_conv1d", "pointwise", "cbam")
 """Variants that `placement` moves: two multi-head attentions, one without heads, one gate."""
 
 LONG: Mapping[str, Any] = {"epochs": 30, "patience": 30}
-"""For two patches, of which neither alone tells the label: the loss falls late."""
+"""For two patches, of which neither alone determines the label: the loss falls late."""
 
 PRESETS = {
     preset.name: preset

@@ -51,9 +51,7 @@ class Settings:
     side: int = _setting(96, "of an image, in pixels")
     data_seed: int = _setting(0, "which crops, and where the patches of val and test are")
 
-    question: str = _setting(
-        "patch", "what is asked of an image", choices=("patch", "both", "larger")
-    )
+    question: str = _setting("patch", "the task", choices=("patch", "both", "larger"))
     shape: str = _setting("square", "of a patch, one of attnviz.patches.SHAPES")
     size: int = _setting(16, "of a patch, in pixels")
     fill: float = _setting(1.0, "a patch's grey, from -1 (black) to 1 (white)")
@@ -75,7 +73,7 @@ class Settings:
         0.9, "decay of the running mean of the weights that is judged and kept; 0: the weights"
     )  # fmt: skip
     follow: int = _setting(32, "validation images whose maps are scored each epoch; 0: none")
-    faithful: int = _setting(16, "test images on which deletion, ROAD … and knockout ask; 0: none")
+    faithful: int = _setting(16, "test images for deletion, ROAD … and knockout; 0: none")
     precision: str = _setting(
         "auto", "of convolutions; auto: bf16 where it pays", choices=("auto", "bf16", "fp32")
     )  # fmt: skip

@@ -31,7 +31,7 @@ from experiments.settings import Settings
 EVAL_BATCH = 100
 
 BEAT_EVERY = 30.0
-"""Seconds after which a run says that it goes on, in the midst of an epoch."""
+"""Seconds between heartbeats of a run within an epoch."""
 
 Watcher = Callable[[nn.Module, int], dict[str, float]]
 """Called after each epoch with the model and the epoch; what it returns joins the curves' row."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import runpy
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import attnviz
+from attnviz import faithfulness, maps
 from attnviz.models import variants
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -40,6 +44,28 @@ def test_every_public_name_appears_in_the_docs() -> None:
 def test_every_public_name_is_there_and_documented() -> None:
     for name in attnviz.__all__:
         assert getattr(attnviz, name).__doc__, name
+
+
+def _described(name: str, functions: dict[str, Callable[..., object]]) -> set[str]:
+    """The arguments that a function describes, itself or by naming the function that does."""
+    text = inspect.getdoc(functions[name]) or ""
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", text, re.M | re.S)
+    own = set(re.findall(r"^    (\w+): \S", section[1], re.M)) if section else set()
+    named = re.search(r"[Aa]rguments(?: that are not listed)? are those of `(\w+)`", text)
+    return own | (_described(named[1], functions) if named else set())
+
+
+@pytest.mark.parametrize("package", [faithfulness, maps])
+def test_every_argument_is_described_by_its_function_or_the_one_it_names(package: Any) -> None:
+    functions = {
+        name: value
+        for name in package.__all__
+        if inspect.isfunction(value := getattr(package, name))
+    }
+    for name in set(functions) - {"infidelity", "sensitivity"}:
+        arguments = set(inspect.signature(functions[name]).parameters) - {"options", "draw"}
+        described = _described(name, functions)
+        assert not described or arguments <= described, (name, arguments - described)
 
 
 def test_the_notebook_runs_from_its_first_cell_to_its_last(

@@ -93,7 +93,7 @@ PICTURES = np.zeros((2, 8, 8, 3), np.uint8)
 CASES: dict[str, tuple[Callable[[Run], Any], str]] = {
     "captum": (
         lambda run: attribute(torch.nn.Identity(), IMAGES, method=Refuses()),
-        "Refuses: captum says: one window per input"),
+        "Refuses: captum: one window per input"),
     "reduce": (looking, "watch: reduce= drops the weights and keep_graph=True keeps them"),
     "scores": (
         lambda run: with_columns(pd.DataFrame({"a": [1, 2]}), "m", {"iou": np.zeros(3)}),

@@ -11,6 +11,7 @@ import attnviz as av
 from attnviz import InputError, build_model
 from attnviz.layers import LearnedQuery
 from attnviz.layers.attention import position_code
+from attnviz.maps import maps_of
 from attnviz.models import PatchNet, VisionTransformer, variants
 from attnviz.models.pixels import as_bytes, as_input
 from experiments.published import as_published, published_loss
@@ -39,18 +40,24 @@ def test_a_model_gives_one_logit_per_image_and_trains_all_its_weights(name: str)
     assert all(p.grad is not None for p in model.parameters())
 
 
+PRIMARY = {
+    **dict.fromkeys(NAMES, "received"),
+    **dict.fromkeys(("cbam_channel", "se", "eca"), "channel_gated"),
+    **dict.fromkeys(("cbam", "bam"), "gate_map"),
+    **dict.fromkeys(("cnn", "pointwise_channels", "linear_tokens_channels")),  # none of places
+    "vit": "class_row",
+}
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_model_has_the_map_that_its_variant_names(name: str) -> None:
-    constructions = {"received": "attention", "class_row": "attention", "gate_map": "spatial",
-                     "channel_gated": "channel"}  # fmt: skip
-    model = small(name).eval()
-    wanted = constructions.get(variants()[name].map)
-    if wanted is None:
-        assert variants()[name].map == "layer_gradcam"
-        return
-    with torch.no_grad(), av.watch(model) as seen:
-        model(torch.rand(1, 3, 32, 32))
-    assert wanted in {r.kind if r.kind == "attention" else r.axis for r in seen.values()}
+def test_the_primary_map_of_a_model_follows_from_its_attention(name: str) -> None:
+    model, images = small(name).eval(), torch.rand(2, 3, 32, 32)
+    with torch.no_grad(), av.watch(model, features=True, empty=True) as seen:
+        model(images)
+    records = dict(seen)
+    if name.endswith("_channels"):
+        records = av.locate(model, images).onto(records)
+    assert maps_of(records).primary == PRIMARY[name]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

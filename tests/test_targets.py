@@ -37,7 +37,7 @@ def test_the_graph_is_kept():
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (None, "the model has 3 outputs, so say which one"),
+        (None, "the model has 3 outputs, so choose one"),
         (3, "indices from 0 to 2"),
         (-1, "indices from 0 to 2"),
         ([0, 1, 2], r"one index or 2 of them \(one per image\), got shape \(3,\)"),

@@ -112,7 +112,7 @@ def attribute(
         channels: Before the sign, how channels become one: `sum`, `mean`, `max_abs` (the largest
             in size, with its sign) or `norm` (Euclidean). None takes `sum` where channels share an
             attribution and `mean` where they were removed together (occlusion, superpixels).
-            `first` and `last` say where a layer's channels lie, as `layout` does.
+            `first` and `last` set the axis of a layer's channels, as `layout` does.
         baseline: What a method compares with or fills in: a name of
             `attnviz.baseline_images.BLANKS`, a number, an image or images. None is Captum's, which
             is 0. For `gradient_shap` a tensor `(n, c, h, w)` is the distribution that every image

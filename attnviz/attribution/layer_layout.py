@@ -1,6 +1,6 @@
 """Which axes of a layer's output are channels and places: proved by data, or given.
 
-Grad-CAM needs a layer's output as `(b, c, h, w)`. The number of axes does not say that: Swin's
+Grad-CAM needs a layer's output as `(b, c, h, w)`. The number of axes does not fix that: Swin's
 blocks and ConvNeXt's norms put out `(b, h, w, c)`, attention weights are `(b, heads, q, k)`, and
 `(b, 8, 8, 8)` could be anything. So the output of one image is compared with that of the same
 image at twice its height and at twice its width: a feature map grows along one axis each time,

@@ -13,7 +13,7 @@ from attnviz.errors import InputError, unknown_name
 def find_layer(model: nn.Module, layer: str | nn.Module | None) -> nn.Module:
     """The module that `layer` means.
 
-    None stands for the last convolution where there is no doubt which that is: the model has a
+    None takes the last convolution where it is unambiguous: the model has a
     single `nn.Conv2d`, or all of them are direct children of one `nn.Sequential` without nested
     modules. A residual network, or one with convolutions inside its attention, has no such layer:
     the last one defined may lie on a side path.

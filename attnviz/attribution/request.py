@@ -88,7 +88,7 @@ class Request:
                 try:
                     answer = self.explainer.attribute(**self._arguments(part, rows))
                 except AssertionError as error:
-                    raise InputError(f"{self.method.name}: captum says: {error}") from error
+                    raise InputError(f"{self.method.name}: captum: {error}") from error
                 except (TypeError, ValueError, ArithmeticError) as error:
                     if isinstance(error, AttnvizError) or not self.options:
                         raise

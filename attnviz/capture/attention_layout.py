@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
 from torch import Tensor, nn
 
+from attnviz.capture.lineage import Numbers
 from attnviz.capture.provenance import Tag
 
 _HEADS = ("num_heads", "heads", "n_heads", "num_attention_heads", "nhead", "n_head", "nheads")
@@ -54,6 +56,13 @@ class Layout:
             return x.reshape(-1, 1, *tensor.shape[-2:])
         x = x.movedim(self.heads, -3)
         return x.reshape(-1, *x.shape[-3:])
+
+    def rows(self, sums: Numbers) -> Numbers:
+        """Values along the operand's leading axes as `(b, heads)`."""
+        if self.heads is None:
+            return sums.reshape(-1, 1)
+        x = np.moveaxis(sums.reshape(self.leading), self.heads, -1)
+        return x.reshape(-1, self.leading[self.heads])
 
     def restore(self, weights: Tensor, like: Tensor) -> Tensor:
         """Weights `(b, heads, q, k)` in the operand's own shape."""
@@ -125,6 +134,8 @@ def _split(
 ) -> tuple[tuple[int, ...], int | None]:
     """Which of the leading sizes are heads; a single one is split where its parts are known."""
     heads = head_count(module)
+    if images and images > 1 and total == images and heads in (None, 1):
+        return (total,), None
     if len(sizes) == 1:
         if heads and total % heads == 0 and total != images:
             return (total // heads, heads), 1

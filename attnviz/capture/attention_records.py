@@ -14,7 +14,9 @@ from attnviz.capture.attention_layout import Layout, head_count, layout
 from attnviz.capture.call_stack import Place
 from attnviz.capture.fused_weights import Fused
 from attnviz.capture.grids import Geometry, token_counts
+from attnviz.capture.lineage import Numbers
 from attnviz.capture.op_mode import apart
+from attnviz.capture.proven_places import numbered
 from attnviz.capture.provenance import Scores, Squash, Tag
 from attnviz.capture.record import Record, changed
 from attnviz.capture.recorder import Recorder, before_dropout
@@ -86,8 +88,31 @@ class AttentionRecords:
             value=read.operand(values, keys) if self._recorder.options.operands else None,
             leaf=self._collector.leaf(raw, read.present),
         )  # fmt: skip
-        record = self._recorder.placed(record, squash.place, scope, weights)
+        record = self._recorder.placed(record, squash.place, scope)
+        record = self._in_product(record, operand, query, key, read, images)
         return self._recorder.apply(record, squash, operand, read.restore)
+
+    def _in_product(
+        self, record: Record, operand: Tensor, query: int, key: int, read: Layout,
+        images: int | None,
+    ) -> Record:  # fmt: skip
+        """The record with the places of its tokens, read off the axes of its weights."""
+        lineage, lead = self._recorder.lineage, list(read.order[:-2])
+        queries, keys = (
+            numbered(lineage, operand, [axis], lead, read.rows) for axis in (query, key)
+        )
+        return self._recorder.lies(record, queries, keys, images)
+
+    def _in_kernel(
+        self, record: Record, queries: Tensor, keys: Tensor, images: int | None
+    ) -> Record:  # fmt: skip
+        """The record with the places of a kernel's queries and keys `(b, heads, tokens, d)`."""
+        sides = [
+            numbered(self._recorder.lineage, x, [x.dim() - 2], list(range(x.dim() - 2)),
+                     partial(_by_first, x.shape[0]))
+            for x in (queries, keys)
+        ]  # fmt: skip
+        return self._recorder.lies(record, sides[0], sides[1], images)
 
     @apart
     def fused(
@@ -124,7 +149,8 @@ class AttentionRecords:
             exact=False, op="scaled_dot_product_attention", dropout=fused.dropout > 0,
             leaf=self._collector.leaf(given, lambda slope: fusion.slope(fused, split(slope))),
         )  # fmt: skip
-        record = self._recorder.placed(self._with_operands(record, fused), place, scope, None)
+        record = self._recorder.placed(self._with_operands(record, fused), place, scope)
+        record = self._in_kernel(record, fused.query, fused.key, scope.shape.images)
         edit = self._recorder.edit_of(record, place)
         if not self._recorder.trusted:
             record = changed(record, check=fusion.discrepancy(fused, output, weights))
@@ -133,11 +159,9 @@ class AttentionRecords:
             whole = changed(record, shape=shape)
             reduced = self._collector.by_chunks(whole, fused, logsumexp)
             if reduced is not None:
-                record = self._scopes.windowed(whole, shape, scope.shape.images)
-                self._collector.store(record, reduced)
+                self._collector.store(whole, reduced)
                 return None
         weights = self._recomputed(fused, logsumexp) if weights is None else weights
-        record = self._scopes.windowed(record, weights.shape, scope.shape.images)
         record = self._recorder.keep(changed(record, weights=weights), edit)
         if edit is None or record.weights is None:
             return None
@@ -145,7 +169,11 @@ class AttentionRecords:
 
     @apart
     def projected(
-        self, fused: Fused, output: Tensor, finished: Callable[[Tensor, Any], Tensor]
+        self,
+        fused: Fused,
+        output: Tensor,
+        finished: Callable[[Tensor, Any], Tensor],
+        sources: tuple[Tensor, Tensor],
     ) -> Tensor | None:
         """A kernel has run that projects its operands and its output as well.
 
@@ -153,6 +181,7 @@ class AttentionRecords:
             fused: The projected operands.
             output: The kernel's output.
             finished: Called with A V of some rows and these rows; returns the kernel's output.
+            sources: Queries and keys before they were projected, `(b, tokens, width)`.
         """
         found = self._ran(fused)
         if found is None:
@@ -171,7 +200,8 @@ class AttentionRecords:
             place.name, "attention", weights, None, "k", weights.shape[1], how="fused",
             exact=False, check=float(off), op="fast path",
         )  # fmt: skip
-        record = self._recorder.placed(self._with_operands(record, fused), place, scope, weights)
+        record = self._recorder.placed(self._with_operands(record, fused), place, scope)
+        record = self._in_kernel(record, *sources, scope.shape.images)
         edit = self._recorder.edit_of(record, place)
         record = self._recorder.keep(record, edit)
         if edit is None or record.weights is None:
@@ -221,7 +251,8 @@ class AttentionRecords:
             note=_UNNORMALISED,
         )  # fmt: skip
         squash = Squash("product", place, tuple(operand.shape))
-        record = self._recorder.placed(record, place, scope, weights)
+        record = self._recorder.placed(record, place, scope)
+        record = self._in_product(record, operand, query, key, read, scope.shape.images)
         return self._recorder.apply(record, squash, operand, read.restore)
 
     def _ran(self, fused: Fused) -> tuple[Place, Scope] | None:
@@ -274,6 +305,11 @@ class AttentionRecords:
                 return weights
         with self._collector.graph():
             return fusion.weights(fused)
+
+
+def _by_first(size: int, flat: Numbers) -> Numbers:
+    """Values along leading axes as `(b, heads)`, the first of these axes being the batch."""
+    return flat.reshape(size, -1)
 
 
 def _composed(

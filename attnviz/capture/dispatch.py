@@ -99,9 +99,11 @@ class Watcher(OpMode):
                     return _fixed(session, func(*args, **kwargs))
                 if known.writes:
                     session.tags.written(first)
-        if rule is not None:
-            return rule(session, func, args, kwargs)
-        return self._decomposed(func, args, kwargs) if known.composite else func(*args, **kwargs)
+        if rule is None and known.composite:
+            return self._decomposed(func, args, kwargs)
+        out = func(*args, **kwargs) if rule is None else rule(session, func, args, kwargs)
+        session.lineage.follow(func, args, kwargs, out)
+        return out
 
     def _decomposed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a composite op through the ops that it is written in, which are followed.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from torch import Tensor
 
-from attnviz.capture.grids import by_aspect
+from attnviz.capture.lineage import Labels
 from attnviz.capture.record import Grid
 
 
@@ -59,11 +60,17 @@ class Arrangement:
         return x.reshape(x.shape[len(self.shape) - like.dim() :]).expand_as(like)
 
 
-def arrange(gate: Tensor, other: Tensor, repeated: list[int], image: Grid | None) -> Arrangement:
+def arrange(gate: Tensor, other: Tensor, repeated: list[int], labels: Labels) -> Arrangement:
     """Read a gate against what it multiplies.
 
-    Features are `(b, c, places …)`, or `(b, places …, c)` where the image's own proportions say
-    so, or where the gate ranges over the last axis alone.
+    Features are `(b, c, places …)`, or `(b, places …, c)` where their places were followed there,
+    or where the gate ranges over the last axis alone.
+
+    Args:
+        gate: The gate.
+        other: The features.
+        repeated: The axes of the features along which the gate is repeated.
+        labels: Where the features lie, as far as that was followed.
     """
     lead = other.dim() - gate.dim()
     shape = tuple(
@@ -72,8 +79,8 @@ def arrange(gate: Tensor, other: Tensor, repeated: list[int], image: Grid | None
     varies = {i for i in range(1, other.dim()) if shape[i] > 1}
     dims = other.dim()
     if dims == 3:
-        return _tokens(shape, varies, tuple(other.shape), image)
-    last = _channels_last(varies, tuple(other.shape), image)
+        return _tokens(shape, varies, labels)
+    last = _channels_last(varies, tuple(other.shape), labels)
     order = (0, dims - 1, *range(1, dims - 1)) if last else tuple(range(dims))
     return Arrangement(_axis({order.index(i) for i in varies}, dims), shape, order)
 
@@ -92,28 +99,31 @@ def _axis(varies: set[int], dims: int) -> str:
     return "rows" if dims - 1 not in varies else "columns"
 
 
-def _channels_last(varies: set[int], shape: tuple[int, ...], image: Grid | None) -> bool:
-    dims = len(shape)
-    if varies == {dims - 1}:
+def _channels_last(varies: set[int], shape: tuple[int, ...], labels: Labels) -> bool:
+    last = len(shape) - 1
+    if varies == {last}:
         return shape[1] != 1
-    if varies == {1} or dims != 4:
+    if varies == {1}:
         return False
-    if image is None:
-        return False
-    if by_aspect(shape[2] * shape[3], image) == shape[2:]:
-        return False
-    return by_aspect(shape[1] * shape[2], image) == shape[1:3]
+    return any(one.along(1) and not one.along(last) for one in labels)
 
 
-def _tokens(
-    shape: tuple[int, ...], varies: set[int], other: tuple[int, ...], image: Grid | None
-) -> Arrangement:
-    """`(b, tokens, c)`, or `(b, c, tokens)` where only that fits the image."""
-    grids = [None if image is None else by_aspect(n, image) for n in other[1:]]
-    tokens = 2 if grids[0] is None and (grids[1] is not None or varies == {1}) else 1
+def _tokens(shape: tuple[int, ...], varies: set[int], labels: Labels) -> Arrangement:
+    """`(b, tokens, c)`, or `(b, c, tokens)` where places lie there, or only channels vary."""
+    told = next((2 if one.along(2) else 1 for one in labels if one.along(1) ^ one.along(2)), None)
+    tokens = told or (2 if varies == {1} else 1)
     order = (0, 1, 2) if tokens == 2 else (0, 2, 1)
     axis = "channel" if varies == {3 - tokens} else "spatial" if varies == {tokens} else "element"
-    return Arrangement(axis if varies else "image", shape, order, grids[tokens - 1])
+    return Arrangement(axis if varies else "image", shape, order, _unfolded(labels, tokens))
+
+
+def _unfolded(labels: Labels, axis: int) -> Grid | None:
+    """The grid that a single axis of tokens holds, row by row; None where it does not."""
+    for one in labels:
+        grid, numbers = one.space.grid, one.numbers.ravel()
+        if one.along(axis) and len(grid) == 2 and prod(grid) == numbers.size:
+            return (grid[0], grid[1]) if (numbers == range(numbers.size)).all() else None
+    return None
 
 
 @dataclass(frozen=True, slots=True)

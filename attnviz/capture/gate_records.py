@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor
 
 from attnviz.capture.gate_layout import Pooling, arrange, pooling
-from attnviz.capture.grids import Geometry, geometry
+from attnviz.capture.grids import Geometry
 from attnviz.capture.op_mode import apart
+from attnviz.capture.proven_places import numbered
 from attnviz.capture.provenance import Squash, Tag
 from attnviz.capture.record import Record, changed
 from attnviz.capture.recorder import Recorder, Restore, before_dropout
@@ -56,8 +58,9 @@ class GateRecords:
             self._weighed[number] = (tag, gate, other, repeated)
         if attends and pool is not None:
             record = self._recorder.placed(
-                self._pooled_record(tag, squash, gate, pool, scope.name), squash.place, scope, None
+                self._pooled_record(tag, squash, gate, pool, scope.name), squash.place, scope
             )
+            record = self._in_pool(record, gate, pool, scope.shape.images)
             replaced = self._recorder.apply(record, squash, gate, pool.restore)
         else:
             record, restore = self._gate_record(tag, squash, gate, other, repeated, scope)
@@ -78,11 +81,27 @@ class GateRecords:
         if record.kind == "attention" or record.axis == "branch" or pool is None:
             return
         weights = pool.present(gate)
-        shape = geometry(self._recorder.stack.calls(), 1, weights.shape[-1])
+        record = self._in_pool(record, gate, pool, record.images, number)
         self._collector.keep(changed(
             record, kind="attention", weights=weights, scale=None, axis="k", how="pooled",
-            heads=weights.shape[1], key_grid=shape.key, prefix=shape.prefix, features=None,
+            heads=weights.shape[1], features=None,
         ), number)  # fmt: skip
+
+    def _in_pool(
+        self, record: Record, gate: Tensor, pool: Pooling, images: int | None,
+        number: int | None = None,
+    ) -> Record:  # fmt: skip
+        """The record with the places of its keys, read off the axes of its weights."""
+        lead = len(pool.shape) - gate.dim()
+        keys = [a - lead for a in pool.keys if a >= lead]
+        rest = [a - lead for a in pool.rest if a >= lead and pool.shape[a] > 1]
+        side = numbered(
+            self._recorder.lineage, gate, keys, rest,
+            lambda flat: flat.reshape(gate.shape[rest[0]] if rest else 1, -1),
+        )  # fmt: skip
+        if side is not None and images and len(side.numbers) == 1:
+            side.numbers = np.repeat(side.numbers, images, 0)
+        return self._recorder.lies(record, None, side, images, number)
 
     @apart
     def finish(self) -> None:
@@ -111,7 +130,7 @@ class GateRecords:
         repeated: list[int],
         scope: Scope,
     ) -> tuple[Record, Restore]:
-        read = arrange(gate, other, repeated, scope.shape.image)
+        read = arrange(gate, other, repeated, self._recorder.lineage.labels(other) or ())
         with self._collector.graph():
             scale = read.present(gate)
         features = read.arrange(other) if self._recorder.options.features else None
@@ -120,7 +139,7 @@ class GateRecords:
             softmax=tag.kind == "softmax", factor=tag.factor, features=features,
             leaf=self._collector.leaf(gate, read.gather),
         )  # fmt: skip
-        return self._recorder.placed(record, squash.place, scope, None), read.restore
+        return self._recorder.placed(record, squash.place, scope), read.restore
 
     def _pooled_record(
         self, tag: Tag, squash: Squash, gate: Tensor, pool: Pooling, name: str
@@ -148,7 +167,7 @@ class GateRecords:
         def restore(values: Tensor, like: Tensor) -> Tensor:
             return values.contiguous().as_strided(like.shape, like.stride(), like.storage_offset())
 
-        record = self._recorder.placed(record, squash.place, scope, None)
+        record = self._recorder.placed(record, squash.place, scope)
         return self._recorder.apply(record, squash, gate, restore, once=True)
 
 

@@ -1,18 +1,15 @@
-"""Which token is which place: grids of queries and keys, and the class tokens before them.
+"""What the shapes of the running modules tell: how many images there are, and how large they are.
 
-Nothing here knows an architecture. The shapes that the running modules were called with say how
-many tokens there are, and the image's own shape says how they lie.
+Which token is which place is not read off shapes, but followed in `attnviz.capture.lineage`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnviz.capture.call_stack import Call
 from attnviz.capture.record import Grid
-
-MOST_PREFIX = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,62 +19,19 @@ class Geometry:
     Attributes:
         images: The batch size of the model's input.
         image: Its height and width; None if the model was not given images.
-        query: The queries' grid.
-        key: The keys' grid.
-        prefix: Leading tokens that are no places.
     """
 
     images: int | None = None
     image: Grid | None = None
-    query: Grid | None = None
-    key: Grid | None = None
-    prefix: int = 0
 
 
-def geometry(
-    calls: Sequence[Call],
-    queries: int,
-    keys: int,
-    *,
-    maps: Iterable[Grid] = (),
-    width: int | None = None,
-) -> Geometry:
-    """Read grids off the modules that are running, innermost first.
-
-    Args:
-        calls: The running modules.
-        queries: How many queries there are.
-        keys: How many keys.
-        maps: Sizes of feature maps that were convolved so far. A model that attends in its own
-            `forward` hands its tokens to no module; but it made them of such a map.
-        width: The width of queries and keys. Where it is larger than their number, attention runs
-            over channels, and no feature map tells anything.
-    """
+def geometry(calls: Sequence[Call]) -> Geometry:
+    """Read the number and the size of images off the modules that are running, innermost first."""
     images, image = model_input(calls)
-    if image is None:
-        return Geometry(images)
-    counts, known = token_counts(calls), _prefix_tokens(calls)
-    if width is None or width <= keys:
-        counts[0].update(h * w for h, w in maps)
-    prefix, key = _grid(keys, counts, image, known)
-    if queries == keys:
-        return Geometry(images, image, key, key, prefix)
-    own, query = _grid(queries, counts, image, known) if queries > 1 else (0, None)
-    if key is None and query is not None and keys < queries:
-        # reduced keys: no module was called with as many tokens, but they lie as the image does
-        key, prefix = by_aspect(keys - own, image), own
-    if query is not None and own != prefix:
-        query = by_aspect(queries - prefix, image)
-    return Geometry(images, image, query, key, prefix)
-
-
-def _prefix_tokens(calls: Sequence[Call]) -> int | None:
-    """The number of class and register tokens, where a module says it."""
-    for call in reversed(calls):
-        count = getattr(call.module, "num_prefix_tokens", None)
-        if isinstance(count, int):
-            return count
-    return None
+    own = next((shape for call in calls[:1] for shape in call.shapes if len(shape) == 3), None)
+    if images and own is not None and own[0] % images and images not in own[:2]:
+        images = own[0]  # several images of one sequence, as in a prompt
+    return Geometry(images, image)
 
 
 def model_input(calls: Sequence[Call]) -> tuple[int | None, Grid | None]:
@@ -94,34 +48,10 @@ def model_input(calls: Sequence[Call]) -> tuple[int | None, Grid | None]:
     return (shapes[0][0] if shapes and shapes[0] else None), None
 
 
-def by_aspect(count: int, image: Grid) -> Grid | None:
-    """The grid of `count` places that has the image's proportions, up to rounding."""
-    if count < 1:
-        return None
-    height, width = image
-    near = round((count * height / width) ** 0.5)
-    for rows in (near, near + 1, near - 1):
-        if rows > 0 and count % rows == 0:
-            columns = count // rows
-            if (
-                abs(rows * width / height - columns) < 1
-                and abs(columns * height / width - rows) < 1
-            ):
-                return rows, columns
-    return None
-
-
-def _grid(
-    count: int, counts: tuple[set[int], set[int]], image: Grid, known: int | None
-) -> tuple[int, Grid | None]:
-    """Leading tokens and grid of so many tokens; (0, None) if they are no places."""
-    places, sequences = counts
-    for prefix in range(MOST_PREFIX + 1) if known is None else (known, 0):
-        if count in sequences or count - prefix in places:
-            grid = by_aspect(count - prefix, image)
-            if grid is not None:
-                return prefix, grid
-    return 0, None
+def image_sides(calls: Sequence[Call]) -> set[tuple[int, ...]]:
+    """The sides that the images may have which the outermost module was given."""
+    shapes = calls[-1].shapes if calls else ()
+    return {shape[-n:] for shape in shapes for n in (2, 3) if len(shape) > n}
 
 
 def token_counts(calls: Sequence[Call]) -> tuple[set[int], set[int]]:

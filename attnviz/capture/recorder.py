@@ -12,11 +12,14 @@ from attnviz.capture.capture import Capture
 from attnviz.capture.collector import Collector
 from attnviz.capture.edits import Edit, checked
 from attnviz.capture.grids import Geometry
+from attnviz.capture.lineage import Lineage
 from attnviz.capture.options import Options
+from attnviz.capture.proven_places import Numbered, proven
 from attnviz.capture.provenance import Squash, Tag
 from attnviz.capture.record import Record, changed
 from attnviz.capture.scopes import Scope, Scopes
 from attnviz.errors import UnsupportedError
+from attnviz.token_places import Places, RecordPlaces
 
 Restore = Callable[[Tensor, Tensor], Tensor]
 """From values as a record shows them, and the model's operand, to values in the operand's shape."""
@@ -30,14 +33,22 @@ class Recorder:
         stack: The running modules.
         scopes: Modules and grids.
         collector: Keeps the records.
+        lineage: Which elements of tensors are which places.
         edited: The names and globs of edits that were applied.
         passed_over: Names that `where=` did not choose.
         trusted: Whether recomputed weights were checked before, on the same model.
     """
 
     def __init__(
-        self, options: Options, stack: CallStack, scopes: Scopes, collector: Collector
+        self,
+        options: Options,
+        stack: CallStack,
+        scopes: Scopes,
+        collector: Collector,
+        lineage: Lineage,
     ) -> None:
+        self.lineage = lineage
+        self._sides: dict[int, tuple[Numbered | None, Numbered | None, int | None]] = {}
         self.options = options
         self.stack = stack
         self.scopes = scopes
@@ -65,19 +76,14 @@ class Recorder:
             self.passed_over[scope.name or self._root] = None
         return chosen
 
-    def placed(self, record: Record, place: Place, scope: Scope, weights: Tensor | None) -> Record:
-        """The record with its source line, its module and its grids."""
-        shape, attends = scope.shape, record.kind == "attention"
-        record = changed(
+    def placed(self, record: Record, place: Place, scope: Scope) -> Record:
+        """The record with its source line, its module and the number and size of the images."""
+        shape = scope.shape
+        return changed(
             record, name=record.name or self._root, source=place.source, path=place.path,
             origin=place.name or self._root, module=type(scope.module).__name__,
             images=shape.images, image=shape.image,
-            query_grid=shape.query if attends else None, key_grid=shape.key if attends else None,
-            prefix=shape.prefix if attends else 0,
         )  # fmt: skip
-        if weights is None:
-            return record
-        return self.scopes.windowed(record, weights.shape, shape.images)
 
     def without_weights(self, record: Record, place: Place, scope: Scope) -> None:
         """Keep a record that holds no weights, and therefore has no grids.
@@ -86,7 +92,7 @@ class Recorder:
             UnsupportedError: It was to be edited.
         """
         bare = scope._replace(shape=Geometry(scope.shape.images, scope.shape.image))
-        record = self.placed(record, place, bare, None)
+        record = self.placed(record, place, bare)
         if self.edit_of(record, place) is not None:
             raise UnsupportedError(
                 f"edit of {record.name!r}: it holds no weights to replace ({record.how}: "
@@ -162,9 +168,45 @@ class Recorder:
         if torch.is_grad_enabled():
             self._guarded.append(output)
 
+    def lies(
+        self,
+        record: Record,
+        queries: Numbered | None,
+        keys: Numbered | None,
+        images: int | None,
+        number: int | None = None,
+    ) -> Record:
+        """The record with the places of its tokens, where they were followed from a feature map.
+
+        Args:
+            record: The record.
+            queries: Numbers of its queries' places.
+            keys: Numbers of its keys' places.
+            images: How many images there are.
+            number: Which record it is; the next one if not given.
+        """
+        self._sides[len(self.seen) if number is None else number] = queries, keys, images
+        record = _with_places(record, queries, keys, images)
+        if keys is None or record.places is None or record.places.keys.grid is None:
+            return record
+        windows = self.scopes.windows(record.places.keys, keys.numbers.shape[1])
+        if windows is None:
+            return record
+        query = windows.size if record.places.queries.cell == record.places.keys.cell else None
+        return changed(
+            record, windows=windows, query_grid=query, key_grid=windows.size,
+            prefix=keys.numbers.shape[1] - windows.cells.shape[1],
+        )  # fmt: skip
+
     def finish(self) -> None:
         """Finish one forward pass: list what was not applied, and reset."""
         self._flush()
+        for number, sides in self._sides.items():
+            known = [side for side in sides[:2] if side is not None and side.space.read]
+            if known and number < len(self.seen):  # the head has read its token by now
+                kept = self.seen._records[number]
+                self.seen._set(number, _with_places(kept, *sides))
+        self._sides.clear()
         self.seen.unused = [self._unused(squash) for squash in self._made if _matters(squash)]
         self._made.clear()
         self._call = None
@@ -178,7 +220,7 @@ class Recorder:
             shape=squash.shape, softmax=squash.op == "softmax", how="not applied",
             note="computed, and never multiplied with data",
         )  # fmt: skip
-        return self.placed(record, place, Scope(place.name, place.module, Geometry()), None)
+        return self.placed(record, place, Scope(place.name, place.module, Geometry()))
 
     def _flush(self) -> None:
         for output in self._guarded:
@@ -192,6 +234,30 @@ class Recorder:
     @property
     def _root(self) -> str:
         return type(self.stack.model).__name__
+
+
+def _with_places(
+    record: Record, queries: Numbered | None, keys: Numbered | None, images: int | None
+) -> Record:
+    places = proven(queries, images), proven(keys, images)
+    if places == (None, None):
+        return record
+    of = [one or Places(reason="it was not followed from a feature map") for one in places]
+    record = changed(record, places=RecordPlaces(*of))
+    if record.windows is not None:  # once more, after the forward pass
+        return record
+    grids = [_plain(one) for one in places]
+    prefix = next((lead for grid, lead in reversed(grids) if grid is not None), 0)
+    return changed(record, query_grid=grids[0][0], key_grid=grids[1][0], prefix=prefix)
+
+
+def _plain(places: Places | None) -> tuple[tuple[int, ...] | None, int]:
+    """The grid and the leading tokens of places that lie row by row; (None, 0) of others."""
+    if places is None or places.grid is None:
+        return None, 0
+    lead = next(i for i, cell in enumerate(places.cell) if cell >= 0)
+    own = places.cell[lead:]
+    return (places.grid, lead) if own == tuple(range(len(own))) else (None, 0)
 
 
 def before_dropout(tag: Tag, operand: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ and the number of times that it ran.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,8 +16,9 @@ from torch import nn
 
 from attnviz.capture.call_stack import Call, CallStack, Place
 from attnviz.capture.grids import Geometry, geometry
-from attnviz.capture.record import Grid, Record, Windows, changed
+from attnviz.capture.record import Grid, Windows
 from attnviz.capture.windows import Cuts
+from attnviz.token_places import Places
 
 
 class Scope(NamedTuple):
@@ -63,27 +64,17 @@ class Scopes:
         def find() -> Scope:
             calls = self._stack.calls(ends=not keys)
             name, module = self._named(where, calls)
-            return Scope(name, module, geometry(calls, queries, keys, maps=self.maps, width=width))
+            return Scope(name, module, geometry(calls))
 
         scope: Scope = self._once((where.name, where.source, queries, keys), find)
         if self._batch is None or scope.shape.images is None:
             return scope
         return scope._replace(shape=replace(scope.shape, images=self._batch))
 
-    def windowed(self, record: Record, sizes: Sequence[int], images: int | None) -> Record:
-        """The record with its windows, where as many were cut as its weights have."""
-        b, _, q, k = sizes
-        if images is None or b == images or q > k or (k - q > 1 and q > 1):
-            return record
-        key = ("windows", record.name, record.source, b // images, q, k)
-        windows: Windows | None = self._once(key, lambda: self._windows.around(b, k))
-        if windows is None or b != images * windows.count:
-            return record
-        prefix = k - windows.size[0] * windows.size[1]
-        query = windows.size if q == k else None
-        return changed(
-            record, windows=windows, query_grid=query, key_grid=windows.size, prefix=prefix
-        )
+    def windows(self, keys: Places, tokens: int) -> Windows | None:
+        """The windows that hold so many keys each, where these were cut as they are placed."""
+        count = len(keys.cell) // tokens
+        return self._windows.holding(keys.cell, count) if count > 1 else None
 
     def cut(self, scope: Scope, where: Place, total: int, k: int) -> bool:
         """Whether an operand's leading axis is exactly the windows of all images."""

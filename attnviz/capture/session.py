@@ -15,6 +15,8 @@ from attnviz.capture.call_stack import CallStack
 from attnviz.capture.capture import Capture
 from attnviz.capture.collector import Collector
 from attnviz.capture.gate_records import GateRecords
+from attnviz.capture.grids import image_sides
+from attnviz.capture.lineage import Lineage
 from attnviz.capture.options import Options
 from attnviz.capture.provenance import Squash, Tag, Tags
 from attnviz.capture.recorder import Recorder
@@ -31,6 +33,7 @@ class Session:
         stack: Its running modules.
         tags: What is known of tensors.
         windows: Cuts of feature maps into windows.
+        lineage: Which elements of tensors are which places.
         scopes: Modules and grids.
         collector: Keeps the records.
         recorder: Chooses, places and edits records.
@@ -49,7 +52,8 @@ class Session:
         self.windows = Cuts()
         self.scopes = Scopes(self.stack, self.windows)
         self.collector = Collector(options, seen)
-        self.recorder = Recorder(options, self.stack, self.scopes, self.collector)
+        self.lineage = Lineage(self.is_parameter, self._sides)
+        self.recorder = Recorder(options, self.stack, self.scopes, self.collector, self.lineage)
         self.attention = AttentionRecords(self.recorder)
         self.gates = GateRecords(self.recorder)
         self.ops = 0
@@ -123,7 +127,12 @@ class Session:
     def close(self) -> None:
         """Forget all tags."""
         self.tags.clear()
+        self.lineage.clear()
         self.knows_parameters = False
+
+    def _sides(self) -> set[tuple[int, ...]]:
+        """The sides of the images that the model was given."""
+        return image_sides(self.stack.calls(ends=True))
 
     def _tensors(self) -> Iterator[Tensor]:
         """The model's parameters and buffers."""

@@ -7,13 +7,13 @@ before it is remembered with the tensor. No architecture needs to be known.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attnviz.capture.grids import MOST_PREFIX
 from attnviz.capture.provenance import Tag
 from attnviz.capture.record import Grid, Windows
 
@@ -46,10 +46,20 @@ class Cuts:
         """The latest cut into so many windows, all images together, of so many tokens."""
         return self._cuts.get((batch, tokens))
 
-    def around(self, batch: int, tokens: int) -> Windows | None:
-        """The same, where class or register tokens may have joined each window's own."""
-        sizes = range(tokens, max(0, tokens - MOST_PREFIX - 1), -1)
-        return next((found for n in sizes if (found := self.find(batch, n))), None)
+    def holding(self, cells: Sequence[int], count: int) -> Windows | None:
+        """The cut into so many windows whose tokens have these cells of one image.
+
+        Class and register tokens may have joined the tokens of each window, before them.
+        """
+        given = torch.tensor(cells).view(count, -1)
+        for windows in reversed(self._cuts.values()):
+            size = windows.cells.shape[1]
+            own = given[:, given.shape[1] - size :]
+            if windows.count == count and torch.equal(own, windows.cells) and (
+                bool((given[:, : given.shape[1] - size] < 0).all())
+            ):  # fmt: skip
+                return windows
+        return None
 
     def cut(self, source: Tensor, out: Tensor, tag: Tag | None) -> None:
         """Remember a copy whose axes are (b, rows, columns, h, w, c)."""

@@ -1,4 +1,4 @@
-"""`attnviz attribute RUNS … --method …`: map what trained models look at, and score the maps."""
+"""`attnviz attribute RUNS … --method …`: attribution maps of trained models, and their scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from attnviz.cli.pairs import pairs, value
 from attnviz.cli.scoring import add_runs, complete_runs, crew, score_table, stored
 from attnviz.comparison.from_runs import grouping_of
 from attnviz.errors import InputError
-from attnviz.evaluation.pieces import parts_of
+from attnviz.evaluation.pieces import largest_grid, on_grid, parts_of
+from attnviz.evaluation.saving import several_grids
 from attnviz.evaluation.stored import (
     PIECE,
     StoredRun,
@@ -32,7 +33,7 @@ from attnviz.text import table
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's options."""
     add_runs(parser)
     parser.add_argument(
         "--method", default="layer_gradcam", help="of Captum (default: %(default)s)",
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `attribute` is told."""
+    """The arguments of `attribute`."""
     options: dict[str, Any] = {"method": args.method, "sign": args.sign, "seed": args.seed}
     for name in ("layer", "channels"):
         if getattr(args, name) is not None:
@@ -113,12 +114,15 @@ def _attributed(
         partial(_drawn, bench, options, args.memory, alone and not args.json), parts,
         executor, label=f"attribute {found.id}", shown=not (args.json or alone),
     )  # fmt: skip
-    maps = np.concatenate([maps for maps, _ in drawn])
+    found_maps = [one for maps, _ in drawn for one in maps]
+    shape = largest_grid([one.shape[1:] for one in found_maps])
+    maps = np.concatenate([on_grid(one, shape) for one in found_maps])
     columns = in_order([(p, scores) for p, (_, scores) in zip(parts, drawn, strict=True)])
+    own_grids = several_grids(np.array([one.shape[-2:] for one in found_maps]))
     grid = (maps.shape[-2], maps.shape[-1])
     summaries = bench.summarised(columns, grid, group=grouping_of(found.samples()))
     samples = with_columns(found.samples(), name, columns, anew=True)
-    about = {**options, **({} if args.target is None else {"target": args.target})}
+    about = {**options, **({} if args.target is None else {"target": args.target}), **own_grids}
     with amend_run(found.path) as writer:
         writer.maps(name, maps, about=about)
         writer.samples(samples)
@@ -128,11 +132,18 @@ def _attributed(
 
 def _drawn(
     bench: StoredRun, options: dict[str, Any], memory: int, shown: bool, part: range
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The maps of one piece's images, and their scores."""
-    batch = bench.batch(part)
-    maps = attribute(
-        bench.explained, batch.images, target=bench.chosen(batch), size="own",
-        value_range=bench.value_range, memory=memory * 2**20, progress=shown, **options,
-    ).cpu()  # fmt: skip
-    return maps.numpy(), localized(maps, batch.masks)
+) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+    """The maps of one piece's images, one by one where sizes differ, and their scores."""
+    by_image: dict[int, np.ndarray] = {}
+
+    def scores(alike: list[int]) -> dict[str, np.ndarray]:
+        batch = bench.batch(alike)
+        maps = attribute(
+            bench.explained, batch.images, target=bench.chosen(batch), size="own",
+            value_range=bench.value_range, memory=memory * 2**20, progress=shown, **options,
+        ).cpu()  # fmt: skip
+        by_image.update(zip(alike, maps.numpy(), strict=True))
+        return localized(maps, batch.masks)
+
+    columns = bench.each_size(part, scores)
+    return [by_image[index][None] for index in part], columns

@@ -43,7 +43,7 @@ def server_arguments(parser: argparse.ArgumentParser) -> None:
         "--host",
         type=word,
         default="127.0.0.1",
-        help="who may look: this machine alone (the default), or 0.0.0.0 for all",
+        help="address to listen on: this machine alone (the default), or 0.0.0.0 for all",
     )
     parser.add_argument(
         "--allow-host",

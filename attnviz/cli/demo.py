@@ -2,7 +2,7 @@
 
 The runs lie beside the dashboard: in a checkout in `demo/`, in an installed wheel below
 `attnviz/app/`. They are read-only there. The dashboard keeps tags and notes beside the runs, so it
-is given a copy, whole or not at all: in the user's cache folder, or where `--folder` says.
+is given a copy, whole or not at all: in the user's cache folder, or in `--folder`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def bundled() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where the copy goes by default; below the temporary folder where there is no home."""
+    """The default folder of the copy; below the temporary folder where there is no home."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     name = f"demo-{version('attnviz')}"
     above = _there(Path(home))

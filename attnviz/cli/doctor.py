@@ -103,7 +103,8 @@ def _of_run(found: Run, args: argparse.Namespace) -> Findings:
             unexamined=("the run has no weights (model.safetensors): only its training was read",)
         )
     kept = stored(args, found.path)
-    batch = kept.batch(range(min(_EXAMINED, kept.dataset.count)))
+    alike = max(kept.by_size(range(min(_EXAMINED, kept.dataset.count))), key=len)
+    batch = kept.batch(alike)
     model = diagnose(
         kept.model, batch.images, batch.masks.to(args.device), trained=_TRAINED[args.trained],
         name=found.id,

@@ -23,7 +23,7 @@ _WITHOUT = ("error", "empty", "unknown")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's options."""
     parser.add_argument("model", help=FORMS, metavar="FACTORY")
     add_model(parser)
     _add_data(parser)

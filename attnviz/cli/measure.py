@@ -34,7 +34,7 @@ from attnviz.runs import Run, amend_run
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the command's options."""
     add_runs(parser)
     parser.add_argument("--maps", nargs="+", metavar="NAME", help="which maps (default: all)")
     parser.add_argument(
@@ -98,6 +98,8 @@ def _measured(found: Run, args: argparse.Namespace, executor: Executor | None) -
     if args.agree_with:
         _chosen(found, [args.agree_with], bench.dataset.count)
     tasks = [(name, part) for name in names for part in parts_of(bench.dataset.count, PIECE)]
+    for name in names if args.metrics != [] else ():
+        _refuse_resized(found, name)
     results = spread(
         partial(_scores_of, bench, args), tasks, executor,
         label=f"measure {found.id}", shown=not args.json,
@@ -124,8 +126,20 @@ def _measured(found: Run, args: argparse.Namespace, executor: Executor | None) -
     return {"id": found.id, "metrics": summaries, "knockout": rows, "text": repr(cuts)}
 
 
+def _refuse_resized(found: Run, name: str) -> None:
+    """An `InputError` for maps that do not lie on their own grids, and so would score otherwise."""
+    grids = found.about(f"maps/{name}").get("grids")
+    if grids:
+        told = ", ".join(" × ".join(map(str, grid)) for grid in grids[:4])
+        raise InputError(
+            f"{found.id}: the maps {name!r} of images of several sizes had the grids {told} and "
+            "are kept on one; score them with attnviz evaluate, or give --metrics alone for none "
+            "of localisation"
+        )
+
+
 def _chosen(found: Run, names: Sequence[str] | None, count: int) -> list[str]:
-    """The maps asked for; by default those with one map for each image, not head by head."""
+    """The requested maps; by default those with one map for each image, not head by head."""
     shapes = {name: found.entry(f"maps/{name}").shape for name in found.map_names}
     whole = [name for name, shape in shapes.items() if shape and shape[0] == count]
     for name in names or ():
@@ -145,7 +159,7 @@ def _chosen(found: Run, names: Sequence[str] | None, count: int) -> list[str]:
 def _scores_of(
     bench: StoredRun, args: argparse.Namespace, task: tuple[str, range]
 ) -> dict[str, np.ndarray]:
-    """Everything that was asked for about one map of one piece's images."""
+    """All requested scores of one map, of one piece's images."""
     name, part = task
     columns: dict[str, np.ndarray] = {}
     if args.metrics != []:
@@ -154,9 +168,9 @@ def _scores_of(
         columns |= _agreement(bench, name, part, args.agree_with)
     asked = range(part.start, min(part.stop, _asked(bench, args).stop))
     if asked and args.faithfulness is not None:
-        columns |= _faithfulness(bench, name, asked, args)
+        columns |= bench.each_size(asked, lambda alike: _faithfulness(bench, name, alike, args))
     if asked and args.mprt:
-        columns |= _mprt(bench, name, asked, args.seed)
+        columns |= bench.each_size(asked, lambda alike: _mprt(bench, name, alike, args.seed))
     return columns
 
 
@@ -166,12 +180,15 @@ def _asked(bench: StoredRun, args: argparse.Namespace) -> range:
 
 
 def _agreement(bench: StoredRun, name: str, part: range, with_map: str) -> dict[str, np.ndarray]:
-    one, other = (bench.upsampled(n, part).cpu() for n in (name, with_map))
-    return {f"agreement_{key}": _column(value) for key, value in agreement(one, other).items()}
+    def agreed(alike: list[int]) -> dict[str, np.ndarray]:
+        one, other = (bench.upsampled(n, alike).cpu() for n in (name, with_map))
+        return {f"agreement_{key}": _column(value) for key, value in agreement(one, other).items()}
+
+    return bench.each_size(part, agreed)
 
 
 def _faithfulness(
-    bench: StoredRun, name: str, part: range, args: argparse.Namespace
+    bench: StoredRun, name: str, part: Sequence[int], args: argparse.Namespace
 ) -> dict[str, np.ndarray]:
     batch = bench.batch(part)
     scores = faithfulness_scores(
@@ -188,7 +205,7 @@ def _faithfulness(
     return {key: _column(score) for key, score in scores.items()}
 
 
-def _mprt(bench: StoredRun, name: str, part: range, seed: int) -> dict[str, np.ndarray]:
+def _mprt(bench: StoredRun, name: str, part: Sequence[int], seed: int) -> dict[str, np.ndarray]:
     """The randomisation check of a map that a method of Captum drew; none for other maps."""
     about = dict(bench.run.about(f"maps/{name}"))
     method = about.pop("method", name)
@@ -205,7 +222,10 @@ def _mprt(bench: StoredRun, name: str, part: range, seed: int) -> dict[str, np.n
 
 
 def _knocked(bench: StoredRun, args: argparse.Namespace, executor: Executor | None) -> Knockout:
-    """The worth of each head and gate, over all images at once: one piece of work."""
+    """The worth of each head and gate, over all images at once: one piece of work.
+
+    Of images of several sizes those of the most frequent one are taken.
+    """
     cut = partial(_cut, bench)
     asked = _asked(bench, args)
     (cuts,) = spread(cut, [asked], executor, label=f"knock out {bench.run.id}", shown=False)
@@ -213,7 +233,7 @@ def _knocked(bench: StoredRun, args: argparse.Namespace, executor: Executor | No
 
 
 def _cut(bench: StoredRun, asked: range) -> Knockout:
-    batch = bench.batch(asked)
+    batch = bench.batch(max(bench.by_size(asked), key=len))
     return knockout(bench.explained, batch.images, target=bench.chosen(batch))
 
 

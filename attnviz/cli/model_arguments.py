@@ -121,7 +121,7 @@ def _channels(numbers: tuple[float, ...]) -> Tensor:
 
 
 def preparation(args: argparse.Namespace, model: nn.Module, spec: str) -> Preparation:
-    """How images are prepared for a model: as the arguments say, else as the model says.
+    """How images are prepared for a model: by the arguments, else by the model's own settings.
 
     Args:
         args: With `size`, `normalise`, `mean` and `std`.
@@ -130,13 +130,13 @@ def preparation(args: argparse.Namespace, model: nn.Module, spec: str) -> Prepar
 
     Raises:
         InputError: `--mean` without `--std`, numbers that are no mean or standard deviation, or a
-            model that does not say how its images are normalised.
+            model without a known normalisation.
     """
     own = _expected(model, spec)
     scale = scale_of(args) or own.normalise
     if scale is None:
         raise InputError(
-            f"{spec} does not say how its images are normalised: give --mean and --std, or "
+            f"{spec} has no known normalisation: give --mean and --std, or "
             f"--normalise {', '.join(RANGES)}"
         )
     mean, std = scale
@@ -171,7 +171,7 @@ def _three(flag: str, numbers: list[float]) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class _Expected:
-    """What a model says of its images; None where it says nothing."""
+    """A model's own settings for its images; None where it has none."""
 
     size: tuple[int, int] | None
     normalise: tuple[tuple[float, ...], tuple[float, ...]] | None
@@ -209,7 +209,7 @@ def _own_size(model: nn.Module) -> tuple[int, int] | None:
 
 
 def _of_processor(folder: Path, model: nn.Module) -> _Expected:
-    """What a model of Hugging Face says in the `preprocessor_config.json` beside it."""
+    """The settings in the `preprocessor_config.json` of a Hugging Face model."""
     file = folder / "preprocessor_config.json"
     try:
         found = json.loads(file.read_text()) if file.is_file() else {}
@@ -283,7 +283,7 @@ def build(spec: str, **settings: Any) -> nn.Module:
 def images_of(args: argparse.Namespace, model: nn.Module, spec: str) -> tuple[Tensor, Preparation]:
     """Images for a model, from a folder or a few photographs, and how they were prepared.
 
-    Images are normalised to [−1, 1] for a model that does not say how.
+    Images are normalised to [−1, 1] for a model without a known normalisation.
 
     Returns:
         `(count, 3, h, w)`.

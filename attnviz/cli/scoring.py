@@ -81,7 +81,7 @@ def _builder(args: argparse.Namespace, run: Run) -> Callable[[], nn.Module] | No
 
 @contextmanager
 def crew(args: argparse.Namespace, runs: Sequence[Run]) -> Iterator[Executor | None]:
-    """Who does the work, as the flags say; None is this process alone."""
+    """The executor that the flags choose; None is this process alone."""
     workers = chosen_workers(args)
     if not workers.given:
         yield None

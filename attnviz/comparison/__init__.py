@@ -46,7 +46,7 @@ def compare(
     and one by groups of images (photographs, patients, videos), each image being its own group by
     default; the interval is Student's t with Satterthwaite's degrees of freedom, bounded for scores
     between 0 and 1. A difference is paired over images, and over seeds only where seeds of the same
-    name score alike. Intervals of differences, their adjusted p and "clear" say the same thing,
+    name score alike. Intervals of differences, their adjusted p and "clear" agree,
     adjusted for all pairs. A winner is clear of all others, each with three seeds or more.
     docs/intervals.md has the formulas and measured coverage.
 
@@ -73,7 +73,7 @@ def compare(
             number per image. Runs bring their own.
         map_name: For runs: which map's scores to take; each run's primary map unless given.
         groups: Each image's group (photograph, patient, video), one label per image; None, NaN
-            and "" stand for a group of its own. Tables may bring it under the key `group`; runs do
+            and "" stand for a group of its own. Tables may hold it under the key `group`; runs do
             in the column `group` of their samples.
 
     Returns:

@@ -315,7 +315,7 @@ def asks(key: str) -> bool:
 
 
 def incidental(key: str) -> bool:
-    """Whether a setting says where, with which seed or what was measured, not how to train."""
+    """Whether a setting is a place, a seed or of the measurement, and not of the training."""
     return key in _INCIDENTAL or key.endswith("seed") or key.startswith("evaluation.")
 
 
@@ -324,7 +324,7 @@ def _differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
 
 
 def disagreement(values: Mapping[str, str]) -> str:
-    """`value (who, who), value (who)`, short enough for one line."""
+    """`value (run, run), value (run)`, short enough for one line."""
     holders: dict[str, list[str]] = {}
     for name, value in values.items():
         holders.setdefault(value, []).append(name)

@@ -266,7 +266,7 @@ def _few_groups(group: Group) -> Iterable[str]:
     elif 0 < len(names) < FEW_GROUPS:
         yield (
             f"{len(names)} groups of images ({', '.join(names)}): expected at least {FEW_GROUPS} "
-            "for an interval that says much of other groups"
+            "for an interval that covers other groups"
         )
 
 

@@ -1,7 +1,7 @@
 """The model's own preprocessing, applied to an image and to what is drawn over it alike.
 
 Preprocessing of timm, torchvision and Hugging Face resizes, crops and normalises an image and
-knows of no mask. What it does to places is found by running it on pictures that are known: with
+takes no mask. Its effect on places is measured by running it on known pictures: with
 white for inside and black for outside the mask comes out where the image's pixels come out, and
 what white and black themselves become gives the scale, whatever the normalisation.
 """

@@ -233,7 +233,7 @@ def _of_mapping(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_target(target: Any, so_far: Mapping[str, Any]) -> dict[str, Any]:
-    """What the second or third part of an item says."""
+    """Mask, boxes or label of the second or third part of an item."""
     if target is None:
         return {}
     if _is_scalar(target):
@@ -292,7 +292,7 @@ def picture_of(image: Any) -> Image.Image:
 
 
 def corners_of(boxes: Any) -> list[list[float]]:
-    """Boxes as `[x0, y0, x1, y1)`, whatever format a tv_tensor says it has."""
+    """Boxes as `[x0, y0, x1, y1)`, from any format of a tv_tensor."""
     form = str(getattr(boxes, "format", "XYXY")).rsplit(".", 1)[-1].upper()
     if form not in ("XYXY", "XYWH", "CXCYWH"):
         raise InputError(f"expected boxes as XYXY, XYWH or CXCYWH, got {form}")

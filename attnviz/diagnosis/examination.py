@@ -385,7 +385,7 @@ class Examination:
 
 
 def _edit_copy(edit: Edit, copy: int, copies: int, values: Tensor) -> Tensor:
-    """Edit one of the copies of the images in a batch; all of them if they cannot be told."""
+    """Edit one of the copies of the images in a batch; all of them if they cannot be told apart."""
     if len(values) % copies:
         return edit(values)
     parts = list(values.chunk(copies))

@@ -58,9 +58,9 @@ class Rule:
 
     Attributes:
         code: Stable name of the finding.
-        severity: Severity unless an observation says otherwise.
+        severity: Severity unless an observation has its own.
         summary: What the fault is, one sentence.
-        meaning: What a finding says, a format string over the evidence and `{word}`.
+        meaning: The sentence of a finding, a format string over the evidence and `{word}`.
         evidence: What each number of the evidence is, with unit and range.
         remedy: What to do, as code where it fits.
         appearance: How a heatmap of such a model looks.

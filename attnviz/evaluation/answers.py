@@ -25,7 +25,7 @@ _FIELDS = ("logits", "out", "pooler_output", "image_embeds", "last_hidden_state"
 
 
 def tensor_of(outputs: Any) -> Tensor:
-    """The tensor that answers, out of what a model returned.
+    """The output tensor, out of what a model returned.
 
     Args:
         outputs: A tensor, a mapping or an object with one of the fields `logits`, `out`,
@@ -53,7 +53,7 @@ def tensor_of(outputs: Any) -> Tensor:
 
 
 def task_of(outputs: Tensor, batch: Batch) -> Task:
-    """What kind of question a model answers, from its outputs and the labels of a batch.
+    """The kind of task, from a model's outputs and the labels of a batch.
 
     Raises:
         InputError: Outputs of another rank, or labels that do not fit them.
@@ -93,7 +93,7 @@ class Answers(nn.Module):
     Args:
         model: Any module.
         target: Which output a map explains.
-        task: What the model answers.
+        task: The kind of task.
     """
 
     def __init__(self, model: nn.Module, target: Target, task: Task) -> None:
@@ -127,7 +127,7 @@ class Answers(nn.Module):
         return tensor[:, None] if tensor.ndim == 1 else tensor
 
     def unwrapped(self, outputs: Any) -> nn.Module:
-        """The model itself where it answers with scores, so that its layers keep their names.
+        """The model itself where its output is scores, so that its layers keep their names.
 
         Args:
             outputs: What the model returned for some images: `(b,)` or `(b, n)` are scores.
@@ -184,7 +184,7 @@ def _label(label: int | float | Tensor | None, best: int, n: int, name: str) -> 
 
 
 def columns_of(outputs: Any, batch: Batch, task: Task) -> dict[str, np.ndarray]:
-    """What the table of samples says of the answers, one row per image.
+    """The columns of outputs in the table of samples, one row per image.
 
     Returns:
         `label`, `prediction`, `correct`, `probability` (of the positive answer, or of the label's

@@ -1,6 +1,6 @@
 """`evaluate`: from a trained model and images whose places are known to scores, in one call.
 
-answers      what the model answered, and which output a map explains
+answers      the model's outputs, and which of them a map explains
 measuring    one batch: a forward pass, maps, attributions, scores
 calibration  thresholds, the best layer and the best head, chosen on other images
 pieces       what has been computed so far, on disk
@@ -36,15 +36,16 @@ from attnviz.evaluation.measuring import (
     Plan,
     measured,
     placed,
+    reference_levels,
     sample_columns,
     usable,
     watched,
 )
-from attnviz.evaluation.pieces import Pieces, parts_of
+from attnviz.evaluation.pieces import Pieces, largest_grid, on_grid, parts_of
 from attnviz.evaluation.result import Evaluation
 from attnviz.evaluation.saving import finished, opened
-from attnviz.maps import CONSTRUCTIONS, DrawnMaps, drawings, resized, watch_options
-from attnviz.metrics import METRICS, baselines
+from attnviz.maps import CONSTRUCTIONS, DrawnMaps, drawings, watch_options
+from attnviz.metrics import METRICS
 from attnviz.model_state import frozen
 from attnviz.progress import Progress
 from attnviz.runs import RunWriter
@@ -367,14 +368,14 @@ def computed(
 def piece_of(job: Job, part: range) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
     """Everything about one piece's images: arrays in the order of the images, and text."""
     torch.set_num_threads(job.threads)
-    arrays: dict[str, np.ndarray] = {}
+    found: dict[str, list[tuple[list[int], np.ndarray]]] = {}
     samples: dict[int, Sample] = {}
-    for found in batches(job.samples, part, job.plan.batch):
-        samples |= dict(zip(found.indices, found.samples, strict=True))
-        places = [index - part.start for index in found.indices]
-        seen = measured(job.answers, found, job.plan)
-        for name, values in _arrays(seen).items():
-            _fill(arrays, name, values, places, len(part))
+    for batch in batches(job.samples, part, job.plan.batch):
+        samples |= dict(zip(batch.indices, batch.samples, strict=True))
+        places = [index - part.start for index in batch.indices]
+        for name, values in _arrays(measured(job.answers, batch, job.plan)).items():
+            found.setdefault(name, []).append((places, values))
+    arrays = {name: _whole(name, parts, len(part)) for name, parts in found.items()}
     numbers, text = sample_columns([samples[index] for index in part])
     return arrays | {f"column/{key}": column for key, column in numbers.items()}, text
 
@@ -385,23 +386,23 @@ def _arrays(seen: Measured) -> dict[str, np.ndarray]:
         **{f"column/{name}": values for name, values in seen.columns.items()},
         **{f"by head/{name}": values for name, values in seen.head_scores.items()},
         **{f"maps/{name}": one.numpy() for name, one in seen.maps.items()},
+        **{
+            f"grid/{name}": np.tile(one.shape[-2:], (len(one), 1))
+            for name, one in seen.maps.items()
+        },
         **{f"heads/{name}": one.numpy() for name, one in seen.heads.items()},
         **{f"gates/{name}": one.numpy() for name, one in seen.gates.items()},
     }
 
 
-def _fill(
-    arrays: dict[str, np.ndarray], name: str, values: np.ndarray, places: list[int], count: int
-) -> None:
-    """Put a batch's values where they belong; maps of another size take the first one's grid."""
+def _whole(name: str, parts: Sequence[tuple[list[int], np.ndarray]], count: int) -> np.ndarray:
+    """An array of all images from its batches, NaN where none has the image."""
+    shape = largest_grid([values.shape[1:] for _, values in parts])
     kind = np.float32 if name.startswith(("maps/", "heads/", "gates/")) else np.float64
-    if name not in arrays:
-        arrays[name] = np.full((count, *values.shape[1:]), np.nan, kind)
-    whole = arrays[name]
-    if values.shape[1:] != whole.shape[1:]:
-        h, w = whole.shape[1:]
-        values = resized(torch.from_numpy(values), (h, w), "bilinear").numpy()
-    whole[places] = values
+    whole = np.full((count, *shape), np.nan, kind)
+    for places, values in parts:
+        whole[places] = on_grid(values, shape)
+    return whole
 
 
 class Levels:
@@ -438,17 +439,7 @@ class Levels:
     def _means(
         self, grid: tuple[int, int], keys: Sequence[str], threshold: Mapping[str, float] | None
     ) -> dict[str, dict[str, float]]:
-        total: dict[str, dict[str, float]] = {}
-        for masks in self.masks if keys else ():
-            found = baselines(
-                masks, grid, keys, threshold=threshold or None, calibration=self.calibration
-            )
-            for key, levels in found.items():
-                sums = total.setdefault(key, {})
-                for level, value in levels.items():
-                    sums[level] = sums.get(level, 0.0) + value * len(masks)
-        count = sum(map(len, self.masks))
-        return {k: {level: v / count for level, v in sums.items()} for k, sums in total.items()}
+        return reference_levels(self.masks, grid, keys, threshold or None, self.calibration)
 
 
 def _spaced_masks(samples: Samples) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""One batch through the model: answers, maps, attributions, and the scores of each map."""
+"""One batch through the model: outputs, maps, attributions, and the scores of each map."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attnviz.capture import Record, watch
 from attnviz.data.samples import Batch, Sample
 from attnviz.evaluation.answers import Answers, Task, columns_of
 from attnviz.maps import DrawnMaps, maps_of, resized
-from attnviz.metrics import localization
+from attnviz.metrics import baselines, localization
 from attnviz.places import Layout, locate
 
 
@@ -24,7 +24,7 @@ class Plan:
     """What is computed of every batch.
 
     Attributes:
-        task: What the model answers.
+        task: The kind of task.
         watch: Options of `watch` that keep just what the maps need.
         maps: Keys of constructions, or None for the primary ones.
         names: The maps that are drawn; None draws those of every layer.
@@ -196,6 +196,35 @@ def usable(metrics: Sequence[str], threshold: Mapping[str, float] | None) -> lis
     from attnviz.metrics import METRICS
 
     return [key for key in metrics if not METRICS[key].thresholded or key in (threshold or {})]
+
+
+def reference_levels(
+    by_size: Sequence[Tensor],
+    grid: tuple[int, int],
+    metrics: Sequence[str],
+    threshold: Mapping[str, float] | None,
+    calibration: Tensor | None = None,
+) -> dict[str, dict[str, float]]:
+    """Metric → level → its mean over masks of several sizes, for a map on this grid.
+
+    Args:
+        by_size: Masks `(b, h, w)` of each size; empty ones do not count.
+        grid: Height and width of the map.
+        metrics: Keys of metrics.
+        threshold: By metric.
+        calibration: Masks of the calibration split, where all are of one size.
+    """
+    filled = [masks[masks.flatten(1).any(1)] for masks in by_size]
+    filled = [masks for masks in filled if len(masks)]
+    total: dict[str, dict[str, float]] = {}
+    for masks in filled if metrics else ():
+        found = baselines(masks, grid, metrics, threshold=threshold, calibration=calibration)
+        for key, levels in found.items():
+            sums = total.setdefault(key, {})
+            for level, value in levels.items():
+                sums[level] = sums.get(level, 0.0) + value * len(masks)
+    count = sum(map(len, filled))
+    return {k: {level: v / count for level, v in sums.items()} for k, sums in total.items()}
 
 
 def _without(

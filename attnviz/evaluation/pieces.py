@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import safe_open
 
 from attnviz.errors import RunError
+from attnviz.maps import resized
 from attnviz.runs.storage import write_whole
 from attnviz.runs.tensors import to_bytes
 
@@ -69,11 +71,14 @@ class Pieces:
     def joined(self, name: str, parts: Sequence[range]) -> np.ndarray:
         """An array of all images; NaN where a piece has none.
 
+        Maps of several grids are resized to the largest of them, bilinearly.
+
         Raises:
             RunError: The pieces hold arrays of different shapes.
         """
         held = [self._array(part, name) for part in parts]
-        shape = next(array.shape[1:] for array in held if array is not None)
+        shape = largest_grid([array.shape[1:] for array in held if array is not None])
+        held = [None if array is None else on_grid(array, shape) for array in held]
         whole = [
             np.full((len(part), *shape), np.nan, np.float32) if array is None else array
             for part, array in zip(parts, held, strict=True)
@@ -113,6 +118,25 @@ class Pieces:
             return safe_open(path, framework="numpy")
         except Exception as error:  # safetensors has an exception of its own for damage
             raise RunError(f"{path}: an evaluation's piece cannot be read ({error})") from error
+
+
+def largest_grid(shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The shape of an array that takes all of these: the greatest height and width of a grid."""
+    first = shapes[0]
+    if len(first) < 2 or any(len(shape) != len(first) for shape in shapes):
+        return tuple(first)
+    return (*first[:-2], max(shape[-2] for shape in shapes), max(shape[-1] for shape in shapes))
+
+
+def on_grid(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Maps `(n, …, h, w)` resized bilinearly to the grid that `shape` ends with.
+
+    What has that grid already, or no grid, is returned as it is.
+    """
+    if array.shape[1:] == tuple(shape) or array.ndim < 3 or len(shape) != array.ndim - 1:
+        return array
+    size = (int(shape[-2]), int(shape[-1]))
+    return resized(torch.from_numpy(array), size, "bilinear").numpy()
 
 
 def _file(part: range) -> str:

@@ -1,4 +1,4 @@
-"""An evaluation's result: scores per image, their summary, and what can be asked of them."""
+"""An evaluation's result: scores per image, their summary, and methods on them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Evaluation:
         samples: One row per image: what is known of it, what the model answered, and a column
             `"<map>/<metric>"` for every score; NaN where an image cannot be scored.
         summary: Map → metric → `mean`, `low`, `high`, `valid`, `n` and its reference levels.
-        primary: The map that speaks for the model.
+        primary: The model's primary map.
         layers: Map → the dotted name of its layer.
         about: Map → how it was drawn.
         left_out: Map → why there is none, and what helps.
@@ -61,7 +61,7 @@ class Evaluation:
         chosen: Construction → the layer and head that were best on the calibration split: `map`,
             `head` (None for the mean of the heads), `of` how many, on how many `images`, with
             which `score` there. Empty without a calibration split or a choice.
-        earlier: Maps of earlier layers that were not asked for; `layers=True` draws them.
+        earlier: The number of maps of earlier layers that were left out; `layers=True` draws them.
         by_head: `"<map>/<metric>"` → scores of each image and head, `(n, heads)`.
         rows: Map → the whole attention of a few images.
         pieces: Where the raw maps are.
@@ -229,7 +229,8 @@ class Evaluation:
     def raw(self, name: str) -> np.ndarray:
         """A map of all images on its own grid, `(n, h, w)`.
 
-        Of a saved evaluation it is read from the run, which keeps scaled float16.
+        Of a saved evaluation it is read from the run, which keeps scaled float16. Where images of
+        several sizes have several grids, all are resized to the largest, bilinearly.
 
         Raises:
             InputError: There is no such map.

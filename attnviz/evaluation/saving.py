@@ -16,8 +16,8 @@ from torch import nn
 
 from attnviz.capture import watch
 from attnviz.comparison.text import records
-from attnviz.data.samples import Sample, Samples, batches, displayed
-from attnviz.errors import InputError, RunError
+from attnviz.data.samples import Sample, Samples, batches, checked, displayed
+from attnviz.errors import RunError
 from attnviz.evaluation.answers import Answers
 from attnviz.evaluation.measuring import sample_columns
 from attnviz.evaluation.pieces import FOLDER, Pieces
@@ -28,6 +28,9 @@ from attnviz.runs.tensors import to_bytes
 from attnviz.runs.writer import RunWriter
 
 _FACTS = "evaluation.json"
+
+TOGETHER = 64
+"""Images that are read, and kept, at a time."""
 
 HEAD_SCORES = "head_scores.safetensors"
 """The file of a run with each head's score of each image, `"<map>/<metric>"` → `(n, heads)`."""
@@ -185,31 +188,37 @@ def kept(root: Path, samples: Samples, thing: str) -> str:
 
     Returns:
         The digest by which a run names them.
-
-    Raises:
-        InputError: Images of different sizes.
     """
     return save_dataset(root, _arrays(samples), info={"thing": thing})
 
 
 def _arrays(samples: Samples) -> Iterator[dict[str, np.ndarray]]:
-    """What is kept of the images, in their order."""
-    size: tuple[int, ...] | None = None
-    for batch in batches(samples, range(len(samples)), 64):
-        here = tuple(batch.masks.shape[-2:])
-        size = size or here
-        if here != size:
-            raise InputError(
-                f"save: expected images of one size, got {sorted({size, here})}; "
-                "resize image and mask to one size, or evaluate without save="
-            )
-        boxes = sample_columns(batch.samples)[0]
-        yield {
-            "images": torch.stack([_shown(sample, size) for sample in batch.samples]).numpy(),
-            "masks": batch.masks.numpy(),
-            "boxes": np.stack([boxes[key] for key in ("x0", "y0", "x1", "y1")], 1),
-            "labels": np.array([_label(sample.label) for sample in batch.samples]),
-        }
+    """What is kept of the images, in their order; neighbours of one size together."""
+    alike: list[Sample] = []
+    for index in range(len(samples)):
+        sample = checked(samples[index], index)
+        if alike and (_size(sample) != _size(alike[0]) or len(alike) == TOGETHER):
+            yield _kept(alike)
+            alike = []
+        alike.append(sample)
+    yield _kept(alike)
+
+
+def _size(sample: Sample) -> tuple[int, ...]:
+    """The size at which a sample is scored and kept."""
+    return tuple(sample.image.shape[-2:] if sample.mask is None else sample.mask.shape)
+
+
+def _kept(alike: Sequence[Sample]) -> dict[str, np.ndarray]:
+    boxes = sample_columns(alike)[0]
+    size = _size(alike[0])
+    nothing = torch.zeros(size, dtype=torch.bool)
+    return {
+        "images": torch.stack([_shown(sample, size) for sample in alike]).numpy(),
+        "masks": torch.stack([nothing if one.mask is None else one.mask for one in alike]).numpy(),
+        "boxes": np.stack([boxes[key] for key in ("x0", "y0", "x1", "y1")], 1),
+        "labels": np.array([_label(sample.label) for sample in alike]),
+    }
 
 
 def _shown(sample: Any, size: Sequence[int]) -> torch.Tensor:
@@ -257,7 +266,11 @@ def written(result: Result, writer: RunWriter, model: nn.Module | None) -> None:
     writer.samples(result.samples)
     held = set(result.pieces.names(result.parts))
     for name in result.maps:
-        about = {"layer": result.layers.get(name, ""), "drawn": result.about.get(name, "")}
+        about: dict[str, Any] = {
+            "layer": result.layers.get(name, ""),
+            "drawn": result.about.get(name, ""),
+        }
+        about |= several_grids(result.pieces.joined(f"grid/{name}", result.parts))
         writer.maps(name, result.raw(name), about=about)
         if f"heads/{name}" in held:
             writer.maps(f"{name}.heads", result.pieces.joined(f"heads/{name}", result.parts), about)
@@ -272,6 +285,16 @@ def written(result: Result, writer: RunWriter, model: nn.Module | None) -> None:
         writer.weights({name: tensor.detach().cpu().numpy() for name, tensor in state})
     if result.pieces.folder == writer.path / FOLDER:
         _dropped(writer)
+
+
+def several_grids(grids: np.ndarray) -> dict[str, Any]:
+    """What is noted beside maps that were resized to one grid: the grids that they had.
+
+    Args:
+        grids: `(n, 2)`, each map's own height and width.
+    """
+    found = np.unique(grids.astype(int), axis=0).tolist()
+    return {"grids": found} if len(found) > 1 else {}
 
 
 def whole_attention(
@@ -328,14 +351,14 @@ def _alike(one: Sample, other: Sample) -> bool:
 
 
 def _listed(grid: tuple[int, ...] | None, tokens: int) -> list[int] | None:
-    """A grid as JSON has it; one learned query is a grid of one place."""
+    """A grid as a list; one learned query is a grid of one place."""
     if grid is None:
         return [1, 1] if tokens == 1 else None
     return list(grid)
 
 
 def summary_of(result: Result) -> dict[str, Any]:
-    """What a run's summary says of an evaluation."""
+    """An evaluation as a run's summary."""
     found = result.findings
     return {
         "accuracy": None if np.isnan(result.accuracy) else result.accuracy,

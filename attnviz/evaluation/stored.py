@@ -20,9 +20,9 @@ from attnviz.baseline_images import ValueRange, black_and_white
 from attnviz.data.samples import Batch, Sample
 from attnviz.errors import InputError, RunError
 from attnviz.evaluation.answers import Answers, Target, task_of, tensor_of
-from attnviz.evaluation.measuring import usable
+from attnviz.evaluation.measuring import reference_levels, usable
 from attnviz.maps import resized
-from attnviz.metrics import METRICS, baselines, localization
+from attnviz.metrics import METRICS, localization
 from attnviz.model_state import frozen
 from attnviz.models import rebuild_model, reference_of
 from attnviz.runs import Dataset, Run, open_run
@@ -47,10 +47,10 @@ class StoredRun:
     Attributes:
         path: The run's folder.
         build: Builds the model of a run of one's own, untrained; None for a reference model of
-            `attnviz.models`. A run says by which factory its model was built, but as text: nothing
+            `attnviz.models`. A run holds the name of its model's factory as text: nothing
             is ever imported because a run names it.
         device: Where to compute.
-        scale: How images are normalised; None takes what the run says.
+        scale: How images are normalised; None takes the run's own.
         target: Which output is explained; None is the label's where labels are known, else the
             predicted one's.
     """
@@ -76,7 +76,7 @@ class StoredRun:
         """Its trained model in evaluation mode; built when it is first needed.
 
         Raises:
-            InputError: Nothing says how to build it, or the weights are those of another model.
+            InputError: Its factory is not known, or the weights are those of another model.
             RunError: The run kept no weights.
         """
         if self.build is not None:
@@ -100,12 +100,12 @@ class StoredRun:
 
     @cached_property
     def explained(self) -> nn.Module:
-        """Its model itself where that answers with scores, so that its layers keep their names."""
+        """Its model itself where its output is scores, so that its layers keep their names."""
         return self.answers.unwrapped(self._outputs)
 
     @cached_property
     def _first(self) -> Batch:
-        return self.batch(range(min(8, self.dataset.count)))
+        return self.batch(self.by_size(range(min(8, self.dataset.count)))[0])
 
     @cached_property
     def _outputs(self) -> Any:
@@ -122,7 +122,7 @@ class StoredRun:
         """Mean and standard deviation by which the model's images are normalised.
 
         Raises:
-            InputError: Neither the run, its images nor the caller says.
+            InputError: Neither the run, its images nor the caller gives it.
         """
         if self.scale is not None:
             return self.scale
@@ -142,8 +142,35 @@ class StoredRun:
         mean, std = self.normalisation
         return black_and_white(mean=mean, std=std)
 
+    def by_size(self, part: Sequence[int]) -> list[list[int]]:
+        """These numbers of images, those of one size together, in their order."""
+        indices = list(part)
+        found: dict[tuple[int, ...], list[int]] = {}
+        for index, size in zip(indices, self.dataset.sizes(indices).tolist(), strict=True):
+            found.setdefault(tuple(size), []).append(index)
+        return list(found.values())
+
+    def each_size(
+        self, part: Sequence[int], scores: Callable[[list[int]], Mapping[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """Scores of these images, computed for one size after the other, in their order."""
+        groups = self.by_size(part)
+        if len(groups) == 1:
+            return dict(scores(groups[0]))
+        place = {index: row for row, index in enumerate(part)}
+        whole: dict[str, np.ndarray] = {}
+        for group in groups:
+            for key, column in scores(group).items():
+                whole.setdefault(key, np.full(len(place), np.nan))
+                whole[key][[place[index] for index in group]] = column
+        return whole
+
     def batch(self, part: Sequence[int]) -> Batch:
-        """The images of these numbers as the model takes them, with masks and labels."""
+        """The images of these numbers as the model takes them, with masks and labels.
+
+        Raises:
+            InputError: They are of several sizes; see `by_size`.
+        """
         indices = list(part)
         pixels = self.dataset.images(indices)
         masks = torch.from_numpy(np.array(self.dataset.masks(indices)))
@@ -170,8 +197,9 @@ class StoredRun:
         return maps.mean(1) if maps.ndim == 4 else maps
 
     def upsampled(self, name: str, part: Sequence[int]) -> Tensor:
-        """`(k, H, W)` maps at the images' size, bilinearly."""
-        return resized(self.maps(name, part), self.dataset.size, "bilinear").to(self.device)
+        """`(k, H, W)` maps at the size of the images, which is one, bilinearly."""
+        height, width = self.dataset.sizes(list(part)[:1])[0].tolist()
+        return resized(self.maps(name, part), (height, width), "bilinear").to(self.device)
 
     def thresholds(self, name: str) -> Mapping[str, float]:
         """A map's τ by metric, from the calibration images."""
@@ -188,7 +216,12 @@ class StoredRun:
             part: Numbers of images.
             metrics: Keys of `attnviz.metrics.METRICS`; None takes all that can be computed.
         """
-        return localized(self.maps(name, part), self.masks(part), metrics, self.thresholds(name))
+        return self.each_size(
+            part,
+            lambda alike: localized(
+                self.maps(name, alike), self.masks(alike), metrics, self.thresholds(name)
+            ),
+        )
 
     def summarised(
         self,
@@ -209,11 +242,8 @@ class StoredRun:
             group: The images' groups.
         """
         keys = _keys(metrics, thresholds or {})
-        levels: Mapping[str, Mapping[str, float]] = {}
-        masks = self.masks(range(self.dataset.count)) if keys else torch.zeros(0, 1, 1).bool()
-        found = masks[masks.flatten(1).any(1)]
-        if len(found):
-            levels = baselines(found, grid, keys, threshold=thresholds or None)
+        masks = [self.masks(part) for part in self.by_size(range(self.dataset.count))]
+        levels = reference_levels(masks, grid, keys, thresholds or None) if keys else {}
         return {
             key: summarised(key, column, levels.get(key), group=group)
             for key, column in columns.items()

@@ -51,8 +51,10 @@ def removal_curve(
 ) -> Float[Tensor, "b points"]:
     """The confidence as the highest places are blanked, or as they appear on a blank image.
 
-    With `insert=True` the curve begins with the baseline image, and the highest places appear; the
-    other arguments are those of `faithfulness_scores`.
+    Arguments that are not listed are those of `faithfulness_scores`.
+
+    Args:
+        insert: Begin with the baseline image and let the highest places appear.
 
     Returns:
         `(b, steps + 1)` float32: confidence at `0, 1/steps, … 1` of the places, each rounded to
@@ -148,8 +150,10 @@ def insertion_auc(
     The trapezoid of the confidence against the inserted fraction, both ends included (Petsiuk et
     al. 2018, RISE, section 4.2, who insert into a blurred image).
 
-    `baseline` is the image that places are inserted into; the other arguments are those of
-    `faithfulness_scores`.
+    Arguments that are not listed are those of `faithfulness_scores`.
+
+    Args:
+        baseline: The image that places are inserted into.
 
     Returns:
         `(b,)`, 0 to 1 for probabilities; NaN for a map that is not finite.

@@ -24,6 +24,7 @@ from attnviz.errors import InputError, UnsupportedError, unknown_name
 from attnviz.metrics import agreement
 from attnviz.model_state import frozen, seeded
 from attnviz.shapes import Images, Maps, Scores
+from attnviz.text import table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,13 +72,12 @@ class Randomisation:
         )
 
     def __repr__(self) -> str:
-        width = max([len(name) for name in self.layers] + [len("layer")])
-        lines = [f"{'randomised from the top':{width}}  spearman    ssim   images"]
-        lines += [
-            f"{row.layer:{width}}  {row.spearman:8.3f}  {row.ssim:6.3f}   {row.valid}/{row.images}"
+        rows = (
+            (row.layer, row.spearman, row.ssim, f"{row.valid}/{row.images}")
             for row in self.table.itertuples()
-        ]
-        return "\n".join(lines)
+        )
+        header = ("randomised from the top", "spearman", "ssim", "images")
+        return table(header, rows, right=(1, 2, 3))
 
 
 def randomisation(

@@ -125,8 +125,10 @@ def road_morf(
 ) -> Scores:
     """Confidence left once the most relevant places are imputed, mean over percentiles; lower ↓.
 
-    `noise` is the standard deviation of the imputation's noise, in the images' unit; the other
-    arguments are those of `faithfulness_scores`.
+    Arguments that are not listed are those of `faithfulness_scores`.
+
+    Args:
+        noise: Standard deviation of the imputation's noise, in the images' unit.
 
     Returns:
         `(b,)`, 0 to 1 for probabilities; NaN for a map that is not finite.
@@ -185,7 +187,7 @@ def road_combined(
     The arguments are those of `road_morf`.
 
     Returns:
-        `(b,)`, −0.5 to 0.5 for probabilities, 0 for a map that knows nothing; NaN for a map that
+        `(b,)`, −0.5 to 0.5 for probabilities, 0 for a map without information; NaN for a map that
         is not finite.
 
     Raises:

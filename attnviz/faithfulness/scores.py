@@ -21,7 +21,7 @@ DEFAULT = (
     *("deletion_auc", "insertion_auc", "road_morf", "road_lerf", "road_combined"),
     *("avg_drop", "increase_in_confidence"),
 )
-"""The metrics that `faithfulness_scores` computes unless told otherwise."""
+"""The metrics that `faithfulness_scores` computes by default."""
 
 metric(DEFINITIONS["infidelity"])(infidelity)
 
@@ -41,7 +41,7 @@ def faithfulness_scores(
     rows: int = ROWS,
     seed: int = 0,
 ) -> dict[str, Scores]:
-    """Whether the maps show what the model goes by: one score per image and metric.
+    """Faithfulness of maps to the model: one score per image and metric.
 
     Args:
         model: Any module from images to `(b,)`, `(b, 1)` or `(b, n)` outputs; it runs in evaluation

@@ -75,8 +75,8 @@ def rollout(
         interpolation: How it is resized: `bilinear` (pixel centres aligned), `nearest`, `bicubic`.
         fuse: How heads become one; the paper takes the mean.
         read: `"class"`, `"received"`, or `"auto"`.
-        grid: `(h, w)` of the tokens, where the records do not know it.
-        prefix: The number of leading tokens, where the records do not know it.
+        grid: `(h, w)` of the tokens, where the records lack it.
+        prefix: The number of leading tokens, where the records lack it.
         layout: Which token is which place, from `av.locate`.
 
     Returns:
@@ -141,17 +141,12 @@ def gradient_weighted(
     attention-model explainability*, equations 5 and 6, self-attention). Watch with
     `keep_graph=True`, so that the weights have a gradient.
 
+    Arguments that are not listed are those of `rollout`.
+
     Args:
-        records: The layers' records, first to last; of a capture its attention is taken.
         outputs: The model's outputs, with their graph: `(b,)`, `(b, 1)` or `(b, n)`.
         target: Which of the `n` outputs is explained, for all images or one index per image.
-        size: `(h, w)` of the map; None keeps the grid.
-        interpolation: How it is resized.
         gradients: `∂output/∂A` per layer, instead of `outputs`, where already computed.
-        read: `"class"`, `"received"`, or `"auto"`.
-        grid: `(h, w)` of the tokens, where the records do not know it.
-        prefix: The number of leading tokens, where the records do not know it.
-        layout: Which token is which place, from `av.locate`.
 
     Returns:
         `(b, h, w)`, raw float32, 0 or more. Read without the identity that `R` starts from, as
@@ -204,17 +199,11 @@ def attention_gradcam(
     `∂output/∂A_h` over the same entries (the baseline of Chefer et al. 2021, after Selvaraju et
     al. 2017). Watch with `keep_graph=True`.
 
+    Arguments that are not listed are those of `gradient_weighted`.
+
     Args:
         record: The layer's record, usually the last one's.
-        outputs: The model's outputs, with their graph: `(b,)`, `(b, 1)` or `(b, n)`.
-        target: Which of the `n` outputs is explained, for all images or one index per image.
-        size: `(h, w)` of the map; None keeps the keys' grid.
-        interpolation: How it is resized.
         gradients: `∂output/∂A`, instead of `outputs`, where already computed.
-        read: `"class"`, `"received"`, or `"auto"`.
-        grid: The keys' `(h, w)`, where the record does not know it.
-        prefix: The number of leading tokens, where the record does not know it.
-        layout: Which token is which place, from `av.locate`.
 
     Returns:
         `(b, h, w)`, raw float32, 0 or more.

@@ -46,7 +46,7 @@ def key_map(
     """Where on the image a word is used: `M[q] = A[q, key]`, over the places of the queries.
 
     Of several records it is their mean: within a layer every forward pass (denoising step) counts
-    the same, and so does every layer unless `weights` says otherwise: `Σ w_l M_l / Σ w_l`. Layers
+    the same, and so does every layer without `weights`: `Σ w_l M_l / Σ w_l`. Layers
     with coarser grids are resized to the finest one, or to `size`, before. Several keys are
     averaged. Raw attention: 0 to 1, and over all words the maps of one record sum to one at each
     place (in joint attention, to the share that goes to words).
@@ -55,7 +55,7 @@ def key_map(
         records: A record, several, or a capture, of which those are taken whose queries are places
             and whose keys are words; self-attention of the image is left out.
         key: The number of the word among the record's words, from 0, as the text encoder counts
-            them; where the layout knows no words, among all keys. A word as it is written needs
+            them; where the layout has no words, among all keys. A word as it is written needs
             `prompt` and `tokenizer`. Several numbers are averaged.
         layout: Which token is which place, from `av.locate`.
         layers: Globs on dotted names; all if not given.
@@ -66,7 +66,7 @@ def key_map(
         heads: `"mean"`, `"each"`, or one head's number.
         prompt: The ids of the prompt.
         tokenizer: Anything with `decode(ids) -> str`.
-        grid: The queries' `(h, w)`, where a record does not know it.
+        grid: The queries' `(h, w)`, where a record lacks it.
         prefix: The number of leading tokens among the queries.
         places: Rows and columns of the queries on `grid`, `(tokens, 2)`.
         size: `(h, w)` of the map; None keeps the finest grid.

@@ -65,8 +65,8 @@ def received(
         size: `(h, w)` of the map; None keeps the keys' grid.
         interpolation: How it is resized: `bilinear` (pixel centres aligned), `nearest`, `bicubic`.
         heads: `"mean"`, `"each"`, or one head's number.
-        grid: The keys' `(h, w)`, where the record does not know it.
-        prefix: The number of leading tokens that are no places, where the record does not know it.
+        grid: The keys' `(h, w)`, where the record lacks it.
+        prefix: The number of leading tokens that are no places, where the record lacks it.
         layout: Which token is which place, from `av.locate`.
         places: Rows and columns of the tokens on `grid`, `(tokens, 2)`, where these lie anywhere.
 
@@ -99,17 +99,12 @@ def query_row(
 ) -> Float[Tensor, "images *heads h w"]:
     """Attention of one place: its row of the weights, `M[k] = A[place, k]`.
 
+    Arguments that are not listed are those of `received`.
+
     Args:
-        record: An attention record, or weights `(b, heads, q, k)`.
         place: `(y, x)` on the queries' grid for all images, or `(b, 2)` of them, one per image;
             `(z, y, x)` of volumes and video.
-        size: `(h, w)` of the map; None keeps the keys' grid.
-        interpolation: How it is resized.
-        heads: `"mean"`, `"each"`, or one head's number.
-        grid: `(h, w)` of queries and keys, where the record does not know it.
-        prefix: The number of leading tokens, where the record does not know it.
-        layout: Which token is which place, from `av.locate`.
-        places: Rows and columns of the tokens on `grid`, `(tokens, 2)`, where these lie anywhere.
+        grid: `(h, w)` of queries and keys, where the record lacks it.
 
     Returns:
         `(b, h, w)`, or `(b, heads, h, w)` for `heads="each"`; raw float32, 0 to 1.
@@ -156,17 +151,12 @@ def rows_inside(
     `M[k] = Σ_q m_q A[q, k] / Σ_q m_q`, where `m_q` is the share of query `q`'s cell that the mask
     covers (an area mean of the mask over the queries' grid), or one minus it for `outside`.
 
+    Arguments that are not listed are those of `received`.
+
     Args:
-        record: An attention record, or weights `(b, heads, q, k)`.
         masks: `(b, H, W)` boolean, at the image's size or any other of at least the grid's.
-        size: `(h, w)` of the map; None keeps the keys' grid.
-        interpolation: How it is resized.
         outside: Average the rows of the places outside the mask.
-        heads: `"mean"`, `"each"`, or one head's number.
-        grid: `(h, w)` of queries and keys, where the record does not know it.
-        prefix: The number of leading tokens, where the record does not know it.
-        layout: Which token is which place, from `av.locate`.
-        places: Rows and columns of the tokens on `grid`, `(tokens, 2)`, where these lie anywhere.
+        grid: `(h, w)` of queries and keys, where the record lacks it.
 
     Returns:
         `(b, h, w)`, or `(b, heads, h, w)` for `heads="each"`; raw float32, 0 to 1. NaN for an
@@ -216,16 +206,11 @@ def class_row(
     The map of DINO (Caron et al. 2021, figure 1) and of most vision transformer notebooks. A record
     that was watched with `reduce="class_row"` is read from its reduced values.
 
+    Arguments that are not listed are those of `received`.
+
     Args:
-        record: An attention record, or weights `(b, heads, q, k)`.
-        size: `(h, w)` of the map; None keeps the keys' grid.
-        interpolation: How it is resized.
-        heads: `"mean"`, `"each"`, or one head's number.
-        grid: The keys' `(h, w)`, where the record does not know it.
-        prefix: The number of leading tokens, where the record does not know it: 1, with
+        prefix: The number of leading tokens, where the record lacks it: 1, with
             distillation 2, and one more for each register.
-        layout: Which token is which place, from `av.locate`.
-        places: Rows and columns of the tokens on `grid`, `(tokens, 2)`, where these lie anywhere.
 
     Returns:
         `(b, h, w)`, or `(b, heads, h, w)` for `heads="each"`; raw float32, 0 to 1.
@@ -271,14 +256,7 @@ def head_mean(
     The same numbers as `received`, since means commute. It completes `head_max` and `head_min`, and
     reads records that were watched with `reduce="head_mean"`.
 
-    Args:
-        record: An attention record, or weights `(b, heads, q, k)`.
-        size: `(h, w)` of the map; None keeps the keys' grid.
-        interpolation: How it is resized.
-        grid: The keys' `(h, w)`, where the record does not know it.
-        prefix: The number of leading tokens, where the record does not know it.
-        layout: Which token is which place, from `av.locate`.
-        places: Rows and columns of the tokens on `grid`, `(tokens, 2)`, where these lie anywhere.
+    The arguments are those of `received`.
 
     Returns:
         `(b, h, w)`, raw float32, 0 to 1.
@@ -314,14 +292,7 @@ def head_max(
     Heads are fused entry by entry, before the queries are averaged. The map is no distribution:
     its sum can reach the number of heads.
 
-    Args:
-        record: An attention record, or weights `(b, heads, q, k)`.
-        size: `(h, w)` of the map; None keeps the keys' grid.
-        interpolation: How it is resized.
-        grid: The keys' `(h, w)`, where the record does not know it.
-        prefix: The number of leading tokens, where the record does not know it.
-        layout: Which token is which place, from `av.locate`.
-        places: Rows and columns of the tokens on `grid`, `(tokens, 2)`, where these lie anywhere.
+    The arguments are those of `received`.
 
     Returns:
         `(b, h, w)`, raw float32, 0 to 1.
@@ -351,14 +322,7 @@ def head_min(
 ) -> Float[Tensor, "images *heads h w"]:
     """Attention received, minimum over heads: `M[k] = mean_q min_heads A[q, k]`.
 
-    Args:
-        record: An attention record, or weights `(b, heads, q, k)`.
-        size: `(h, w)` of the map; None keeps the keys' grid.
-        interpolation: How it is resized.
-        grid: The keys' `(h, w)`, where the record does not know it.
-        prefix: The number of leading tokens, where the record does not know it.
-        layout: Which token is which place, from `av.locate`.
-        places: Rows and columns of the tokens on `grid`, `(tokens, 2)`, where these lie anywhere.
+    The arguments are those of `received`.
 
     Returns:
         `(b, h, w)`, raw float32, 0 to 1.
@@ -387,15 +351,13 @@ def key_column(
 
     For attention from an image to words, such as a diffusion model's: where a word acts.
 
+    Arguments that are not listed are those of `received`.
+
     Args:
-        record: An attention record, or weights `(b, heads, q, k)`.
         key: The key's number among all keys, or one per image.
         size: `(h, w)` of the map; None keeps the queries' grid.
-        interpolation: How it is resized.
-        heads: `"mean"`, `"each"`, or one head's number.
-        grid: The queries' `(h, w)`, where the record does not know it.
-        prefix: The number of leading tokens among the queries, where the record does not know it.
-        layout: Which token is which place, from `av.locate`.
+        grid: The queries' `(h, w)`, where the record lacks it.
+        prefix: The number of leading tokens among the queries, where the record lacks it.
         places: Rows and columns of the queries on `grid`, `(tokens, 2)`.
 
     Returns:
@@ -474,7 +436,7 @@ def _shape(record: Attention) -> tuple[int, int]:
 
 
 def _kept_queries(record: Attention, kept: Tensor) -> tuple[int, int]:
-    """The first axis, and the queries where the record tells; else as many as there are keys."""
+    """The first axis, and the queries where the record has them; else as many as there are keys."""
     shape = tuple(getattr(record, "shape", ()) or ())
     return (shape[0], shape[2]) if len(shape) == 4 else (kept.shape[0], kept.shape[-1])
 

@@ -1,7 +1,7 @@
 """Maps of words: where on the image a model attends that reads or writes text.
 
 In a language model, the places of the image are keys like any other token. The row of the query
-from which a word is predicted tells how much of its attention went to each of them.
+from which a word is predicted holds the attention that each of them gets.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def token_map(
         at: `"output"` or `"input"`, see above.
         tokenizer: Anything with `decode(ids) -> str`.
         output: What `generate` returned: ids, or its dictionary (`return_dict_in_generate=True`).
-            Beam search needs the latter with `output_scores=True`: it says which beam each token
-            was taken from.
+            Beam search needs the latter with `output_scores=True`: it holds the beam of each
+            token.
         size: `(h, w)` of the map; None keeps the grid.
         interpolation: How it is resized.
 
@@ -172,7 +172,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """The tokens that were asked for."""
+    """The requested tokens."""
 
     token: Tokens | None
     prompt: Tokens | None

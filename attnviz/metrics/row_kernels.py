@@ -29,7 +29,7 @@ def count(rows: Tensor) -> Tensor:
 
 
 def stretches(rows: Tensor, *, copied: bool = False) -> list[slice]:
-    """The rows in order, as many at a time as a CPU is quick to look at again; on a GPU all.
+    """The rows in order, as many at a time as fit a CPU's cache; on a GPU all.
 
     Args:
         rows: (b, D).

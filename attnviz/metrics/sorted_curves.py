@@ -75,7 +75,7 @@ class Curves:
         return best.scatter_reduce_(0, self.row, iou, "amax")
 
     def ascending(self, part: slice) -> Tensor | None:
-        """Some maps' values in ascending order, (n, D); None where the keys do not tell them."""
+        """Some maps' values in ascending order, (n, D); None where the keys do not hold them."""
         if self.keys.dtype != torch.int32:  # see `_packed`
             return None
         return (self.keys[part].flip(1) >> 1).neg_().add_(_CENTRE).view(torch.float32)

@@ -4,7 +4,7 @@ Mean IoU as a function of τ is a staircase with a step at every value of every 
 them at once would need many times the memory of the maps, so the search runs in two passes. The
 first counts each map's values in bins; at the edges of the bins the mean IoU is then known
 exactly, and within a bin it cannot exceed what the true positives of its lower edge and the false
-positives of its upper edge allow. The second pass looks at every single value, but only in bins
+positives of its upper edge allow. The second pass reads every single value, but only in bins
 whose bound reaches the best edge. The result is the exact maximum.
 """
 

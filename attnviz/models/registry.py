@@ -22,18 +22,16 @@ from attnviz.models.transformer import VisionTransformer
 
 @dataclass(frozen=True)
 class Variant:
-    """A reference model: name, summary, primary map, constructor.
+    """A reference model: name, summary, constructor.
 
     Attributes:
         name: What `build_model` takes.
         summary: One sentence.
-        map: Its primary map: the construction that fits its attention best.
         build: Makes the model, untrained; its keyword arguments are the model's settings.
     """
 
     name: str
     summary: str
-    map: str
     build: Callable[..., nn.Module]
 
 
@@ -72,119 +70,100 @@ def _cnn(*, width: int = 32) -> nn.Module:
 _VARIANTS = {
     variant.name: variant
     for variant in (
-        Variant("cnn", "three convolutions and no attention", "layer_gradcam", _cnn),
+        Variant("cnn", "three convolutions and no attention", _cnn),
         Variant(
             "mha_reshape",
             "multi-head attention as published, its tokens scrambled by a reshape",
-            "received",
             _patch_net(MultiHeadAttention, tokens="reshaped"),
         ),
         Variant(
             "mha",
             "multi-head attention between places",
-            "received",
             _patch_net(MultiHeadAttention),
         ),
         Variant(
             "mha_conv1d",
             "multi-head attention by 1 × 1 convolutions, full-width heads",
-            "received",
             _patch_net(ConvAttention),
         ),
         Variant(
             "cbam_channel",
             "CBAM's channel gate alone, the published default",
-            "channel_gated",
             _patch_net(CBAM, spatial=False),
         ),
         Variant(
             "cbam",
             "CBAM: a channel gate, then a 7 × 7 spatial gate",
-            "gate_map",
             _patch_net(CBAM),
         ),
         Variant(
             "mha_position",
             "mha with a positional code added to its tokens",
-            "received",
             _patch_net(MultiHeadAttention, position=True),
         ),
         Variant(
             "mha_early",
             "nn.MultiheadAttention between the pixels, before the first convolution",
-            "received",
             _patch_net(layers.EarlyAttention, at=0),
         ),
         Variant(
             "pointwise",
             "query, key and value by 1 × 1 convolutions, between places",
-            "received",
             _patch_net(layers.PointwiseAttention, at=2),
         ),
         Variant(
             "pointwise_channels",
             "the same as published: its product contracts places and so weighs channels",
-            "layer_gradcam",
             _patch_net(layers.PointwiseAttention, at=2, over="channels"),
         ),
         Variant(
             "linear_tokens",
             "linear query, key and value after batch norm, between places",
-            "received",
             _patch_net(layers.LinearTokens),
         ),
         Variant(
             "linear_tokens_channels",
             "the same as published: tokens and channels are swapped before the linear layers",
-            "layer_gradcam",
             _linear_tokens_channels,
         ),
         Variant(
             "raw_scores",
             "the smallest self-attention as published, without a softmax",
-            "layer_gradcam",
             _patch_net(layers.RawScores, softmax=False),
         ),
         Variant(
             "raw_scores_softmax",
             "the same with its softmax",
-            "received",
             _patch_net(layers.RawScores),
         ),
         Variant(
             "non_local",
             "a non-local block with residual",
-            "received",
             _patch_net(layers.NonLocal),
         ),
         Variant(
             "learned_query",
-            "one learned query looks at all places instead of the global mean",
-            "received",
+            "one learned query over all places instead of the global mean",
             _learned_query,
         ),
         Variant(
             "vit",
             "a small vision transformer: a class token and three blocks of four heads",
-            "class_row",
             VisionTransformer,
         ),
         Variant(
             "se",
             "squeeze and excitation: a channel gate",
-            "channel_gated",
             _patch_net(layers.SqueezeExcite),
         ),
         Variant(
             "eca",
             "efficient channel attention: a channel gate with three weights",
-            "channel_gated",
             _patch_net(layers.EfficientChannelGate),
         ),
         Variant(
             "bam",
             "bottleneck attention: one gate for each channel and place",
-            "layer_gradcam",
             _patch_net(layers.BottleneckGate),
         ),
     )
@@ -231,14 +210,14 @@ def build_model(name: str, **settings: Any) -> nn.Module:
 
 
 def reference_of(variant: str, settings: Mapping[str, Any]) -> str | None:
-    """The reference model that a run says it was built from; None where it does not.
+    """The reference model of a run, by its settings; None where it has none.
 
-    A run of one's own may be called `cnn` too, so its variant alone says nothing.
+    A run of one's own may be called `cnn` too, so its variant alone does not suffice.
 
     Args:
         variant: The run's.
         settings: The run's; `factory` is `attnviz:<name>`. Runs of `experiments` before that was
-            noted are told by their settings `variant` and `question`.
+            noted are recognised by their settings `variant` and `question`.
     """
     factory = settings.get("factory")
     if isinstance(factory, str):

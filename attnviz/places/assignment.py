@@ -84,7 +84,7 @@ class Tokens:
 
 
 def tokens(motion: Motion, images: Images) -> Tokens:
-    """What a motion says of each token."""
+    """The places of tokens from a motion."""
     axes, count = images.axes, len(images)
     energy = motion.energy.flatten()
     alive = energy > DEAD * energy.max().clamp_min(torch.finfo(energy.dtype).tiny)

@@ -27,7 +27,7 @@ class Layout(Mapping[str, RecordPlaces]):
         found = self._places.get(name)
         if found is None:
             known = ", ".join(list(self._places)[:12]) or "nothing"
-            raise UnknownRecordError(f"no places of {name!r} in this layout; it knows {known}")
+            raise UnknownRecordError(f"no places of {name!r} in this layout; it has {known}")
         return found
 
     def __iter__(self) -> Iterator[str]:
@@ -39,7 +39,7 @@ class Layout(Mapping[str, RecordPlaces]):
     def onto(self, records: Mapping[str, Record]) -> dict[str, Record]:
         """The records of a capture with these places, for functions that read records.
 
-        A record that this layout does not know keeps its own.
+        A record without an entry keeps its own.
         """
         return {
             name: changed(record, places=self._places.get(name, record.places))

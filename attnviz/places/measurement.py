@@ -39,8 +39,8 @@ def locate(
     """Measure which token is which place of the image, in every attention of a model.
 
     Attention is switched off, so that a token depends on its own place alone, and the image is
-    changed by noise whose amplitude grows along one axis after the other. Which pixels move a token
-    says where it lies; a token that nothing moves is no place. Positions are then laid on the grid
+    changed by noise whose amplitude grows along one axis after the other. The pixels that move a
+    token are its place; a token that nothing moves is no place. Positions are then laid on the grid
     that they form. Nothing is assumed of the architecture, the order of tokens or the proportions
     of the image.
 

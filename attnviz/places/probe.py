@@ -31,7 +31,7 @@ class Sides(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What one unchanged forward pass says of a record.
+    """Facts of a record from one unchanged forward pass.
 
     Attributes:
         kind: `"attention"` or `"gate"`.
@@ -74,7 +74,7 @@ class Probe:
         self._state = random_state()
 
     def unchanged(self, images: Any) -> None:
-        """One pass as it is: learn which records there are."""
+        """One pass as it is, for the list of records."""
         with self._watched(reduce={"masked": _masked}) as seen:
             self._run(self.given(images))
         self.random = not same_state(self._state, random_state())

@@ -52,7 +52,7 @@ def write_report(
         out: Where to; replaced if it is there.
         primary: The metric that ranks.
         map_name: The map that is scored; each run's primary map by default.
-        title: Of the page; by default the question that it answers.
+        title: Of the page; by default its question.
 
     Returns:
         The content of the page; `.refusal` is the reason if there is no ranking.

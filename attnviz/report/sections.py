@@ -98,7 +98,7 @@ def _unranked(study: Study) -> Html:
 
 
 def differences(study: Study) -> Html | None:
-    """Every pair on the primary metric, and the scores of right and wrong answers."""
+    """Every pair on the primary metric, and the scores of correct and incorrect predictions."""
     if study.comparison is None:
         return None
     found = study.comparison.differences
@@ -155,7 +155,7 @@ def strip(study: Study) -> Html | None:
     places = np.linspace(0, len(by_mean) - 1, min(_SHOWN, len(by_mean))).round().astype(int)
     picked = [int(i) for i in by_mean[places]]
     data = next(iter(samples.values())).dataset
-    images, boxes = data.images(picked), data.boxes()[picked]
+    images, boxes = [data.images([index])[0] for index in picked], data.boxes(picked)
     maps = {variant: sample.maps(picked) for variant, sample in samples.items()}
     rows = []
     for k, index in enumerate(picked):
@@ -203,7 +203,8 @@ def _extremes_of(variant: str, sample: Sample, primary: str) -> Iterable[Html]:
 
 
 def _few(variant: str, sample: Sample, primary: str, what: str, picked: list[int]) -> Html:
-    images, boxes = sample.dataset.images(picked), sample.dataset.boxes()[picked]
+    data = sample.dataset
+    images, boxes = [data.images([index])[0] for index in picked], data.boxes(picked)
     maps, tiles = sample.maps(picked), []
     for k, index in enumerate(picked):
         score = number(sample.scores[index])

@@ -48,7 +48,7 @@ class Study:
 
     @property
     def question(self) -> str:
-        """What the page answers."""
+        """The page's question."""
         return f"Which variant looks at the {self.thing}?"
 
     @property

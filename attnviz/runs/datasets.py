@@ -4,6 +4,9 @@
 `dataset.json`, written whole. The digest is of the arrays alone: runs with the same digest were
 measured on the same pixels, whatever the data was called. Images are written batch by batch, so
 any number of them can be kept.
+
+Images of one size are kept as `(n, h, w, 3)`. Those of several sizes lie one after the other, as
+`(pixels, 3)`, beside an array `sizes` of their heights and widths.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -45,7 +49,7 @@ Batch = Mapping[str, Array]
 """Images, masks and, where there are any, boxes and labels of a few images."""
 
 _BLOCK = 1 << 20
-_TYPES = {"boxes": "<i8", "images": "|u1", "labels": "<i8", "masks": "|b1"}
+_TYPES = {"boxes": "<i8", "images": "|u1", "labels": "<i8", "masks": "|b1", "sizes": "<i8"}
 _CODES = {"<i8": "I64", "|u1": "U8", "|b1": "BOOL"}
 
 
@@ -73,17 +77,59 @@ class Dataset:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the images."""
+        """Height and width of the images; of several sizes the largest of each."""
+        if self._mixed:
+            height, width = self.sizes().max(0).tolist()
+            return height, width
         shape = self._open().shape("images")
         return shape[1], shape[2]
 
+    def sizes(self, indices: Indices | None = None) -> NDArray[np.int64]:
+        """`(n, 2)`, the height and width of each image."""
+        if self._mixed:
+            return self._rows("sizes", indices)
+        count = self.count if indices is None else len(list(indices))
+        return np.tile(np.array(self.size, dtype=np.int64), (count, 1))
+
     def images(self, indices: Indices | None = None) -> NDArray[np.uint8]:
-        """`(n, h, w, 3)` uint8, all or the given ones."""
-        return self._rows("images", indices)
+        """`(n, h, w, 3)` uint8, all or the given ones.
+
+        Raises:
+            InputError: They are of several sizes; see `together`.
+        """
+        return self._pictures("images", indices)
 
     def masks(self, indices: Indices | None = None) -> NDArray[np.bool_]:
-        """`(n, h, w)` bool: where the object is; all False in an image without one."""
-        return self._rows("masks", indices)
+        """`(n, h, w)` bool: where the object is; all False in an image without one.
+
+        Raises:
+            InputError: They are of several sizes; see `together`.
+        """
+        return self._pictures("masks", indices)
+
+    def together(
+        self, indices: Indices
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.int64]]:
+        """Images, masks and boxes at one size, to be shown side by side.
+
+        Images of several sizes are stretched to the largest height and width among them, by the
+        nearest pixel, and their masks and boxes with them.
+        """
+        chosen = [int(index) for index in indices]
+        sizes = self.sizes(chosen)
+        boxes = self.boxes(chosen)
+        if len(np.unique(sizes, axis=0)) < 2:
+            return self.images(chosen), self.masks(chosen), boxes
+        height, width = sizes.max(0).tolist()
+        images, masks = (
+            np.stack([_stretched(self._pictures(name, [index])[0], height, width)
+                      for index in chosen])
+            for name in ("images", "masks")
+        )  # fmt: skip
+        scale = np.array([width, height] * 2) / sizes[:, [1, 0, 1, 0]]
+        edges = boxes * scale
+        boxes = np.concatenate([np.floor(edges[:, :2]), np.ceil(edges[:, 2:])], 1).astype(np.int64)
+        return images, masks, boxes
 
     def boxes(self, indices: Indices | None = None) -> NDArray[np.int64]:
         """`(n, 4)` boxes `[x0, y0, x1, y1)` in pixels; all zero in an image without an object."""
@@ -100,8 +146,14 @@ class Dataset:
             RunError: one is missing, or has another shape.
         """
         tensors = self._open()
-        n, h, w = self.count, *self.size
-        wanted = {"images": (n, h, w, 3), "masks": (n, h, w), "boxes": (n, 4), "labels": (n,)}
+        n = self.count
+        wanted: dict[str, tuple[int, ...]] = {"boxes": (n, 4), "labels": (n,)}
+        if self._mixed:
+            pixels = int(self._areas_checked().prod(1).sum())
+            wanted |= {"images": (pixels, 3), "masks": (pixels,), "sizes": (n, 2)}
+        else:
+            h, w = self.size
+            wanted |= {"images": (n, h, w, 3), "masks": (n, h, w)}
         for name, shape in wanted.items():
             if tensors.shape(name) != shape:
                 raise RunError(
@@ -109,11 +161,60 @@ class Dataset:
                     f"expected {shape}"
                 )
 
+    @cached_property
+    def _mixed(self) -> bool:
+        """Whether the images are of several sizes."""
+        return "sizes" in self._open().entries
+
+    def _pictures(self, name: str, indices: Indices | None) -> Array:
+        if not self._mixed:
+            return self._rows(name, indices)
+        chosen = list(range(self.count)) if indices is None else [int(i) for i in indices]
+        sizes = self._areas_checked()
+        if any(not 0 <= index < self.count for index in chosen):
+            raise InputError(
+                f"{name}: expected indices from 0 to {self.count - 1}, got {chosen[:8]}"
+            )
+        found = {(int(h), int(w)) for h, w in sizes[chosen]}
+        if len(found) > 1:
+            told = ", ".join(f"{h} × {w}" for h, w in sorted(found)[:4])
+            raise InputError(
+                f"{name}: expected images of one size, got {told}; ask for those of one size (see "
+                "sizes), or for all at one size with together"
+            )
+        ends = np.cumsum(sizes.prod(1))
+        spans = [(int(ends[i] - sizes[i].prod()), int(ends[i])) for i in chosen]
+        parts = self._open().stretches(name, spans)
+        inner = self._open().shape(name)[1:]
+        height, width = found.pop() if found else (0, 0)
+        whole: Array = np.concatenate(parts) if parts else np.empty((0, *inner))
+        return whole.reshape((len(chosen), height, width, *inner))
+
+    def _areas_checked(self) -> NDArray[np.int64]:
+        """The sizes, once they add up to the pixels that are there; `RunError` if not."""
+        sizes = self.sizes()
+        areas = [int(height) * int(width) for height, width in sizes]
+        pixels = self._open().shape("masks")[:1]
+        if (sizes < 1).any() or (sum(areas),) != pixels or len(areas) != self.count:
+            raise RunError(
+                f"read {self.store.where}/{DATA}: sizes of {sum(areas)} pixels in {len(areas)} "
+                f"images, expected {pixels} in {self.count}"
+            )
+        return sizes
+
     def _open(self) -> TensorFile:
         return open_tensors(self.store, DATA, self.file.size)
 
     def _rows(self, name: str, indices: Indices | None) -> Array:
         return self._open().rows(name, indices)
+
+
+def _stretched(picture: Array, height: int, width: int) -> Array:
+    """A picture `(h, w, …)` at another size, by the nearest pixel."""
+    rows = (np.arange(height) * picture.shape[0]) // height
+    columns = (np.arange(width) * picture.shape[1]) // width
+    found: Array = picture[rows][:, columns]
+    return found
 
 
 def save_dataset(
@@ -132,8 +233,8 @@ def save_dataset(
 
     Args:
         root: The folder of runs.
-        batches: The arrays below by name, for a few images at a time; at no time more than one
-            batch is in memory. Or all of them at once:
+        batches: The arrays below by name, for a few images at a time, those of one batch being of
+            one size; at no time more than one batch is in memory. Or all of them at once:
         images: `(n, h, w, 3)` uint8, of one size.
         masks: `(n, h, w)` bool.
         boxes: `(n, 4)` whole numbers `[x0, y0, x1, y1)`; by default those of the masks.
@@ -174,7 +275,7 @@ def save_dataset(
         digest = _digest_of_parts(aside, shapes)
         if not _is_kept(root, digest, scales):
             entry = _joined(aside, shapes)
-            header = {"schema": SCHEMA, "count": shapes["images"][0], "info": noted,
+            header = {"schema": SCHEMA, "count": shapes["labels"][0], "info": noted,
                       **scales, "files": {DATA: entry}}  # fmt: skip
             write_whole(aside / DATASET_HEADER, sealed(header))
             _named(aside, folder / digest)
@@ -249,26 +350,30 @@ def _label(name: str, dtype: str, shape: Sequence[int]) -> bytes:
 def _parts_written(aside: Path, batches: Iterable[Batch]) -> dict[str, tuple[int, ...]]:
     """Write each array's batches to a file of its own; the whole arrays' shapes."""
     inner: dict[str, tuple[int, ...]] = {}
-    count = 0
+    sizes: set[tuple[int, int]] = set()
+    count = pixels = 0
     with ExitStack() as stack:
         files: dict[str, BinaryIO] = {
             name: stack.enter_context((aside / name).open("wb")) for name in _TYPES
         }
         for batch in batches:
             arrays = _checked_arrays(batch)
-            if inner and arrays["images"].shape[1:] != inner["images"]:
-                raise InputError(
-                    f"images: expected all of {inner['images']} (height, width, channels), got "
-                    f"{arrays['images'].shape[1:]} from image {count} on; keep one set for each "
-                    "size"
-                )
+            n, height, width = arrays["masks"].shape
+            sizes |= {(height, width)} if n else set()
+            arrays["sizes"] = np.tile(np.array([height, width], dtype="<i8"), (n, 1))
             for name, array in arrays.items():
                 inner[name] = array.shape[1:]
                 files[name].write(np.ascontiguousarray(array).data)
-            count += len(arrays["images"])
+            count += n
+            pixels += n * height * width
     if not inner:
         raise InputError("save_dataset: expected at least one batch of images, got none")
-    return {name: (count, *shape) for name, shape in inner.items()}
+    shapes = {name: (count, *shape) for name, shape in inner.items()}
+    if len(sizes) > 1:
+        return shapes | {"images": (pixels, 3), "masks": (pixels,)}
+    (aside / "sizes").unlink()
+    del shapes["sizes"]
+    return shapes
 
 
 def _digest_of_parts(aside: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -282,7 +387,8 @@ def _digest_of_parts(aside: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 def _joined(aside: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Join the arrays' files to one safetensors file; its size and checksum."""
-    names = ("boxes", "labels", "images", "masks")  # whole words first, for their alignment
+    words = [name for name in ("boxes", "labels", "sizes") if name in shapes]
+    names = [*words, "images", "masks"]  # whole words first, for their alignment
     header: dict[str, Any] = {}
     stop = 0
     for name in names:
@@ -326,7 +432,7 @@ def _named(aside: Path, folder: Path) -> None:
 
 
 def _checked_arrays(batch: Batch) -> dict[str, Array]:
-    unknown = sorted(set(batch) - set(_TYPES))
+    unknown = sorted(set(batch) - (set(_TYPES) - {"sizes"}))
     if unknown or "images" not in batch or "masks" not in batch:
         raise InputError(
             f"save_dataset: expected images, masks and, if there are any, boxes and labels, got "

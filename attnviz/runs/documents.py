@@ -30,7 +30,7 @@ _LARGEST = 10**300
 
 
 class NewerError(RunError):
-    """A folder was written under a schema that this version does not know."""
+    """A folder was written under a newer schema than this version's."""
 
 
 def loaded(content: bytes | str) -> Any:

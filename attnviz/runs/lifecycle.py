@@ -154,7 +154,7 @@ def save_run(
 
 
 def resume_run(path: Place) -> RunWriter:
-    """Continue a run that was stopped or whose process died.
+    """Continue a run that was stopped or whose process ended.
 
     Curves and files stay; a torn last line of the curves is cut off.
 
@@ -178,7 +178,7 @@ def resume_run(path: Place) -> RunWriter:
 def amend_run(path: Place) -> RunWriter:
     """Add to a complete run, or replace parts of it, all at once.
 
-    What the writer is given becomes part of the run when it finishes (or its `with` block ends
+    Data given to the writer become part of the run when it finishes (or its `with` block ends
     without an exception); until then, and if the process dies, the run is as it was.
 
     Raises:

@@ -46,7 +46,7 @@ def checked(what: str, name: object) -> str:
     """The name itself, or an error that states the allowed form.
 
     Args:
-        what: What the name stands for, such as `"run id"`.
+        what: The kind of name, such as `"run id"`.
         name: What came.
 
     Raises:

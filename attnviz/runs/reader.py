@@ -63,7 +63,7 @@ class Run:
         id: The name of its folder.
         state: "complete", "running", "stale" (the status is "running", but its process is gone or
             silent), "stopped", "broken" (a file is missing or has the wrong size, or run.json is
-            invalid) or "newer" (written under a schema that this version does not know).
+            invalid) or "newer" (written under a newer schema than this version's).
         reason: Why it is in that state; empty for complete and running runs.
         variant: Name of its model for `attnviz.models.build_model`.
         settings: What it was started with.

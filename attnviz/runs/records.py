@@ -96,7 +96,7 @@ def _gate(scale: Array) -> Array:
 
 
 def _grid(grid: tuple[int, ...] | None, tokens: int) -> list[int] | None:
-    """A grid as JSON has it; one learned query is a grid of one place."""
+    """A grid as a list; one learned query is a grid of one place."""
     if grid is None:
         return [1, 1] if tokens == 1 else None
     return list(grid)

@@ -1,6 +1,6 @@
 """The samples' table: Parquet with a bound on its decoded size.
 
-A few kilobytes of Parquet can stand for gigabytes: long runs of one value, well-compressed pages.
+A few kilobytes of Parquet can unfold to gigabytes: long runs of one value, well-compressed pages.
 The sizes in the file's metadata are added up first; the table is then read in small batches whose
 sizes are counted, since metadata may be wrong. Text is read dictionary-encoded.
 """

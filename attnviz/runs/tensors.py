@@ -143,6 +143,31 @@ class TensorFile:
             raise RunError(f"read {self.store.where}/{self.name}: ends before it should")
         return np.frombuffer(content, dtype=entry.dtype).reshape((taken, *inner))
 
+    def stretches(self, array: str, spans: Sequence[tuple[int, int]]) -> list[Array]:
+        """Rows `[start, stop)` along the first axis, an array for each stretch.
+
+        Raises:
+            RunError: As `rows`; and a stretch that the array does not have.
+        """
+        entry = self._entry(array)
+        inner = entry.shape[1:]
+        stride = entry.dtype.itemsize * prod(inner)
+        where = f"read {self.store.where}/{self.name}"
+        if any(not 0 <= start <= stop <= entry.shape[0] for start, stop in spans):
+            raise RunError(f"{where}: {array} ends before it should")
+        if sum(stop - start for start, stop in spans) * stride > WHOLE_LIMIT:
+            raise RunError(
+                f"{where}: expected at most {WHOLE_LIMIT} bytes at once; ask for some of the "
+                "images by their indices"
+            )
+        parts = self._parts(
+            [(entry.start + start * stride, entry.start + stop * stride) for start, stop in spans]
+        )
+        return [
+            np.frombuffer(bytearray(part), dtype=entry.dtype).reshape((-1, *inner))
+            for part in parts
+        ]
+
     def shape(self, array: str) -> tuple[int, ...]:
         """The shape of an array, from the header alone."""
         return self._entry(array).shape

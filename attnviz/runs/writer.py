@@ -116,7 +116,7 @@ class RunWriter:
         thing: str | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:
-        """Say more about the run while it is running; what is None stays as it is.
+        """Update the run's description while it is running; None leaves a field as it is.
 
         Args:
             summary: What was found so far, merged into the summary.
@@ -164,7 +164,7 @@ class RunWriter:
         self._trim(rows)
 
     def rewind(self, epoch: int) -> None:
-        """Forget an epoch and all later ones, which are trained again.
+        """Drop an epoch and all later ones, which are trained again.
 
         Their rows of the curves go, and the maps that are kept by epoch under `<map>@<epoch>`.
         """

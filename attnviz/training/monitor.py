@@ -37,7 +37,7 @@ LEAST = 4
 """Images below which an epoch is left out."""
 
 EXAMINED = 4
-"""Images that the doctor looks at."""
+"""Images that the doctor examines."""
 
 _BATCH = 16
 

@@ -42,7 +42,7 @@ def folder_images(
     if count > len(files):
         raise InputError(
             f"folder: expected at least {count} images for the {split} split below {path}, got "
-            f"{len(files)}; add images or ask for fewer (--{split}-images)"
+            f"{len(files)}; add images or use fewer (--{split}-images)"
         )
     return np.stack([square(photograph(file, name=str(file)), side) for file in files[:count]])
 

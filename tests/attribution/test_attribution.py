@@ -220,7 +220,7 @@ def test_a_model_with_one_output_needs_no_target_in_either_shape(method):
 
 @EACH
 def test_a_model_with_several_outputs_is_never_explained_without_a_target(method):
-    with pytest.raises(InputError, match="the model has 3 outputs, so say which one: target="):
+    with pytest.raises(InputError, match="the model has 3 outputs, so choose one: target="):
         asked(method, plain(3))
 
 

@@ -141,7 +141,7 @@ def test_a_folder_of_hugging_face_brings_its_size_normalisation_and_weights(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--masks", "masks"], "does not say how its images are normalised"),
+        (["--masks", "masks"], "has no known normalisation"),
         (["--masks", "masks", "--mean", "0.5"], "expected both --mean and --std"),
         (["--masks", "masks", "--mean", "0.5", "--std", "0"], "--std: expected positive"),
         (["--masks", "masks", *NORMALISED, "--size", "4x4x4"], "expected a size in pixels"),

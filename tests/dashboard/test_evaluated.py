@@ -8,7 +8,7 @@ import pytest
 
 import attnviz as av
 from tests.dashboard.test_pages import PAGES, opened, words
-from tests.evaluation.made import Attending, Patches
+from tests.evaluation.made import Attending, Patches, SeveralSizes, convolutions
 
 CLASSES = ["healthy", "benign", "malignant"]
 
@@ -47,3 +47,11 @@ def test_the_report_names_the_object(evaluated, tmp_path):
     page = (tmp_path / "page.html").read_text()
     assert "Which variant looks at the lesion?" in page
     assert "patch" not in page.lower()
+
+
+def test_images_of_several_sizes_are_shown_side_by_side_and_alone(tmp_path, monkeypatch):
+    av.evaluate(convolutions(), SeveralSizes(5), save=tmp_path / "mine", findings=False)
+    for page in ("gallery", "sample"):
+        at = opened(monkeypatch, page, tmp_path)
+        assert not at.error, (page, at.error)
+        assert "layer_gradcam" in words(at) or "object" in words(at)

@@ -65,3 +65,23 @@ class Attending(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.head(self.attention(self.stem(x)).mean((2, 3)))
         return found
+
+
+class SeveralSizes(Patches):
+    """Noise with a white patch, in three sizes that take turns."""
+
+    def __getitem__(self, index: int) -> Sample:
+        made = super().__getitem__(index)
+        h, w = [(32, 32), (24, 40), (40, 32)][index % 3]
+        image, mask = torch.zeros(3, h, w), torch.zeros(h, w, dtype=torch.bool)
+        image[:, : min(h, 32), : min(w, 32)] = made.image[:, :h, :w]
+        mask[4:12, 8:20] = True
+        return Sample(image, mask, label=index % 2, name=made.name, value_range=((-1,), (1,)))
+
+
+def convolutions() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1, stride=2), nn.ReLU(), nn.Conv2d(6, 6, 3, stride=2),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2),
+    )  # fmt: skip

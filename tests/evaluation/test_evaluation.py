@@ -17,7 +17,7 @@ from attnviz.errors import InputError, RunError
 from attnviz.evaluation import CheckFailed, evaluate
 from attnviz.runs import start_run
 from attnviz.testing import assert_looks_at
-from tests.evaluation.made import Attending, Listed, Patches
+from tests.evaluation.made import Attending, Listed, Patches, SeveralSizes, convolutions
 
 
 def test_scores_are_those_of_watch_map_and_metric_by_hand() -> None:
@@ -395,13 +395,6 @@ def test_a_run_is_complete_readable_and_ranked(tmp_path: Path) -> None:
     assert av.compare(tmp_path).variants == ["own"]
 
 
-def test_images_of_different_sizes_are_not_kept_as_one_data_set(tmp_path: Path) -> None:
-    data = Listed([Patches(1)[0], Patches(1, side=48)[0]])
-    with pytest.raises(InputError, match="save: expected images of one size, got"):
-        evaluate(Attending(), data, save=tmp_path / "mixed", findings=False)
-    assert not (tmp_path / "mixed").exists()
-
-
 def test_a_check_fails_with_the_interval_in_its_message() -> None:
     result = evaluate(Attending(), Patches(8), findings=False)
     assert result.check(energy_pointing_game="> 0") is result
@@ -522,3 +515,39 @@ def test_faithfulness_takes_numbers_of_images_and_options() -> None:
     column = result.samples["received/deletion_auc"]
     np.testing.assert_allclose(column[[1, 3]], right["deletion_auc"], atol=1e-5)
     assert column[[0, 2, 4]].isna().all()
+
+
+def test_images_of_several_sizes_are_scored_kept_and_measured_again_at_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import attnviz.evaluation.evaluation as module
+    from attnviz.cli import run as command
+    from attnviz.report import write_report
+
+    monkeypatch.setattr(module, "PIECE", 4)  # the second piece begins with another size
+    data, path = SeveralSizes(9), tmp_path / "runs" / "mine"
+    result = evaluate(convolutions(), data, save=path, findings=False)
+    for index in (1, 5):
+        alone = evaluate(convolutions(), Listed([data[index]]), findings=False)
+        key = "layer_gradcam/energy_pointing_game"
+        assert result.samples[key][index] == pytest.approx(alone.samples[key][0], abs=1e-6)
+    run = av.open_run(path)
+    kept = run.test_set()
+    assert kept.sizes().tolist() == [list(data[i].mask.shape) for i in range(9)]
+    for index in range(9):
+        assert np.array_equal(kept.masks([index])[0], data[index].mask)
+    assert run.verify() == []
+    assert sorted(run.about("maps/layer_gradcam")["grids"]) == [[5, 9], [7, 7], [9, 7]]
+    monkeypatch.setattr("attnviz.cli.model_arguments.build", lambda *_, **__: convolutions())
+    monkeypatch.setattr("attnviz.cli.scoring.build", lambda *_, **__: convolutions())
+    words = [str(path), "--model", "my:net", "--json", "--mean", ".5", "--std", ".5"]
+    assert command(["attribute", *words, "--method", "saliency"]) == 0
+    assert command(["measure", *words]) == 2
+    assert "had the grids 5 × 9, 7 × 7, 9 × 7 and are kept on one" in capsys.readouterr().err
+    few = ["--faithfulness", "deletion_auc", "--images", "4"]
+    assert command(["measure", *words, *few, "--maps", "saliency", "--metrics"]) == 0
+    samples = av.open_run(path).samples()
+    assert samples["saliency/pixel_auroc"].notna().all()
+    assert samples["saliency/deletion_auc"].notna().sum() == 4
+    write_report([path], tmp_path / "page.html")
+    assert 'width="' in (tmp_path / "page.html").read_text()

@@ -46,6 +46,6 @@ def test_validation_without_a_patch_has_no_scores_and_stops_nothing(
 
 
 def test_a_test_without_a_patch_begins_no_run(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"one image with a patch, got none among 1; ask for more"):
+    with pytest.raises(InputError, match=r"one image with a patch, got none among 1; use more"):
         run_training(with_labels(1, 0), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()

@@ -163,7 +163,7 @@ def test_a_single_logit_is_read_as_a_probability_and_several_need_a_target():
 
     single = deletion_auc(There(), images, maps)
     assert_close(single, deletion_auc(Corner(), images, maps, target=1))
-    with pytest.raises(InputError, match="the model has 2 outputs, so say which one"):
+    with pytest.raises(InputError, match="the model has 2 outputs, so choose one"):
         deletion_auc(Corner(), images, maps)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +12,7 @@ from torch.testing import assert_close
 from attnviz import faithfulness
 from attnviz.definitions import DEFINITIONS, MetricDefinition
 from attnviz.errors import InputError
-from attnviz.faithfulness import METRICS, OPTIONS, faithfulness_scores
+from attnviz.faithfulness import METRICS, faithfulness_scores
 from attnviz.metrics import metric as map_metric
 from tests.faithfulness.nets import Corner, corner_images, corner_maps
 
@@ -87,20 +85,6 @@ def test_what_cannot_be_a_metric_is_refused() -> None:
     faithfulness.metric(defined())(lambda model, images, maps: maps)
     with pytest.raises(InputError, match=r"mean_kept: expected one score per image, \(3,\), got"):
         faithfulness_scores(Corner(), corner_images(), corner_maps(), metrics=["mean_kept"])
-
-
-def test_the_arguments_are_described_once_and_every_function_says_where() -> None:
-    whole = inspect.getdoc(faithfulness_scores) or ""
-    described = re.findall(r"^    (\w+): \S", whole.split("Returns:")[0], re.M)
-    assert described == list(inspect.signature(faithfulness_scores).parameters)
-    assert set(OPTIONS) <= set(described)
-    for name in METRICS.keys() - {"infidelity"}:
-        function = getattr(faithfulness, name)
-        text = inspect.getdoc(function) or ""
-        (source,) = re.findall(r"arguments\s+are those of\s+`(\w+)`", text)
-        known = (inspect.getdoc(getattr(faithfulness, source)) or "") + whole + text
-        for argument in inspect.signature(function).parameters:
-            assert f"    {argument}: " in known or f"`{argument}`" in known, (name, argument)
 
 
 def test_torch_is_all_that_a_metric_needs() -> None:

@@ -181,7 +181,7 @@ def test_relevance_leaves_no_gradient_behind_and_can_be_asked_twice():
 def test_relevance_never_guesses_a_target_or_a_gradient():
     model, tokens = twofold()
     logits, records = model(tokens)
-    with pytest.raises(InputError, match="the model has 3 outputs, so say which one"):
+    with pytest.raises(InputError, match="the model has 3 outputs, so choose one"):
         maps.gradient_weighted(records, logits)
     with pytest.raises(InputError, match="expected outputs="):
         maps.gradient_weighted(records)

@@ -59,7 +59,7 @@ def multihead(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     def finished(mixed: Tensor, rows: Any) -> Tensor:
         return F.linear(mixed, given["proj_weight"], given["proj_bias"])
 
-    replaced = session.attention.projected(fused, out[0], finished)
+    replaced = session.attention.projected(fused, out[0], finished, (given["query"], given["key"]))
     return out if replaced is None else (replaced, *out[1:])
 
 
@@ -90,7 +90,7 @@ def encoder_layer(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
         y = y + F.linear(z, given["ffn_weight_2"], given["ffn_bias_2"])
         return y if first else norm(y, 2)
 
-    replaced = session.attention.projected(fused, out, finished)
+    replaced = session.attention.projected(fused, out, finished, (src, src))
     return out if replaced is None else replaced
 
 

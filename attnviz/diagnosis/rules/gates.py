@@ -49,7 +49,7 @@ def over_batch(case: Examination) -> Iterator[Observation]:
     evidence={"channels": "number of channels"},
     remedy="use a sigmoid for a gate: x * gate.sigmoid()",
     appearance="For channels: one or two bright bars, the rest dark.",
-    cause="A softmax was taken where the text says gate. A softmax over branches (SK-Net, ResNeSt) "
+    cause="A softmax was taken in place of a sigmoid. A softmax over branches (SK-Net, ResNeSt) "
     "is another thing and right.",
     method="A channel gate that sums to 1 over channels.",
     explained_by=("gate-over-batch",),

@@ -106,7 +106,7 @@ def outside_mask(case: Examination) -> Iterator[Observation]:
     "the best map, adjusted for the number of maps (Bonferroni), begins below "
     f"{ABOVE} and ends below {MEANT}: an effect that matters is excluded. Needs `masks=` with "
     f"{ENOUGH} independent images or more, and trained weights; with fewer, or a wider interval, "
-    "there is [too few to say](too-few-images.md).",
+    "see [too few images](too-few-images.md).",
     explained_by=("outside-mask",),
 )
 def not_above_chance(case: Examination) -> Iterator[Observation]:
@@ -118,8 +118,8 @@ def not_above_chance(case: Examination) -> Iterator[Observation]:
 @rule(
     code="too-few-images",
     severity="note",
-    summary="There are too few images to say whether the map finds the object.",
-    meaning="{images} independent images are too few to say whether the map finds the object: it "
+    summary="There are too few images to test whether the map finds the object.",
+    meaning="{images} independent images are too few to test whether the map finds the object: it "
     "is {lift:.2f} times as dense inside the masks as chance (95 % interval {low:.2f} to "
     "{high:.2f}, the best of {maps} maps)",
     evidence=_INTERVAL,

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from attnviz.capture import Record
 from attnviz.diagnosis.examination import Examination
-from attnviz.diagnosis.perturbation import Perturbed, effective_count, share_inside, support
+from attnviz.diagnosis.perturbation import (
+    Grid,
+    Perturbed,
+    effective_count,
+    share_inside,
+    support,
+)
 from attnviz.diagnosis.registry import Observation, observed, rule
 from attnviz.diagnosis.rules.weights import normalised
 from attnviz.diagnosis.token_axes import last_grid
@@ -124,7 +130,7 @@ def batch_attention(case: Examination) -> Iterator[Observation]:
 )
 def scrambled_tokens(case: Examination) -> Iterator[Observation]:
     for i, (perturbed, region) in _regions(case).items():
-        share = _tokens_kept(perturbed.records[i], region)
+        share = _tokens_kept(perturbed.records[i], region, _grid(perturbed, i))
         if share is not None and share < KEPT:
             yield observed(perturbed.records[i].name, share=share)
 
@@ -188,7 +194,7 @@ def _regions(case: Examination) -> dict[int, tuple[Perturbed, Tensor]]:
 
 def _region(perturbed: Perturbed, number: int, record: Record) -> Tensor | None:
     """Support of the change before an attention, `(patches, h, w)`; None if it is not judged."""
-    grid = record.key_grid if record.windows is None else record.windows.grid
+    grid = _grid(perturbed, number)
     if grid is None or record.prefix > _LEADING:
         return None
     if perturbed.moments.get(number, 0) > perturbed.blurred:
@@ -201,9 +207,24 @@ def _region(perturbed: Perturbed, number: int, record: Record) -> Tensor | None:
     return None if first is None else support(first)
 
 
-def _tokens_kept(record: Record, region: Tensor) -> float | None:
+def _grid(perturbed: Perturbed, number: int) -> Grid | None:
+    """The grid that keys are said to lie on; where that is not known, the one they must lie on.
+
+    Tokens that mix places lie nowhere. If there are as many as places in the feature map before
+    them, they were meant to be these places, and the change of one patch shows whether they are.
+    """
+    record = perturbed.records[number]
+    known = record.key_grid if record.windows is None else record.windows.grid
+    last = last_grid(perturbed.before(number))
+    if known is not None or last is None or last.grid is None or not record.shape:
+        return known
+    h, w = last.grid
+    return last.grid if record.shape[-1] == h * w else None
+
+
+def _tokens_kept(record: Record, region: Tensor, grid: Grid | None) -> float | None:
     """The smallest share of a head's change that stays in the region."""
-    return _windowed(record, region) if record.windows else _lowest(_keys(record), region)
+    return _windowed(record, region) if record.windows else _lowest(_keys(record, grid), region)
 
 
 def _lowest(energies: Iterator[Tensor], region: Tensor) -> float | None:
@@ -211,15 +232,15 @@ def _lowest(energies: Iterator[Tensor], region: Tensor) -> float | None:
     return min((share for share in shares if share is not None), default=None)
 
 
-def _keys(record: Record) -> Iterator[Tensor]:
+def _keys(record: Record, grid: Grid | None) -> Iterator[Tensor]:
     """The change of each head's keys, `(patches, h, w)`; heads that hardly change are left out."""
-    if record.key is None or record.key_grid is None:
+    if record.key is None or grid is None:
         return
     energy = _energy(record.key)
-    n = record.key_grid[0] * record.key_grid[1]
+    n = grid[0] * grid[1]
     if energy.shape[-1] not in (n, n + record.prefix):
         return
-    energy = energy[..., energy.shape[-1] - n :].unflatten(-1, record.key_grid)
+    energy = energy[..., energy.shape[-1] - n :].unflatten(-1, grid)
     totals = energy.sum((0, 2, 3))
     for head in range(energy.shape[1]):
         if totals[head] > 0.1 * totals.max():

@@ -11,7 +11,7 @@ Where it differs from `attnviz.metrics`, and why the numbers differ:
 | which component | largest polygon through its outer centres: a line has none | most places |
 | which τ | the best on the test set itself | the best on the validation split |
 | PxAP | values in bins of .001, times 100 | every distinct value |
-| maps | must lie in [0, 1] | any; scaled where a metric says so |
+| maps | must lie in [0, 1] | any; scaled where a metric's definition does |
 
 Source: J. Choe et al., "Evaluating weakly supervised object localization methods right", 2020, and
 its code at github.com/clovaai/wsolevaluation, version 1 (`MaxBoxAcc`) and 2 (three overlaps).
