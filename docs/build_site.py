@@ -36,6 +36,7 @@ NAVIGATION: dict[str, dict[str, str]] = {
     "How to": {
         "Evaluate a model": "evaluate.md",
         "Monitor a training": "training.md",
+        "Notebooks": "notebook.md",
         "Your own data": "own-data.md",
         "Your own attention": "own-attention.md",
         "Places of tokens": "places.md",
@@ -74,7 +75,7 @@ ELSEWHERE = {
 PACKAGES = (
     "capture", "places", "maps", "metrics", "attribution", "faithfulness", "comparison",
     "diagnosis", "data", "evaluation", "runs", "models", "layers", "figures", "executors",
-    "training", "trackers",
+    "training", "trackers", "notebook",
 )  # fmt: skip
 _LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)]*)?\))")
 
