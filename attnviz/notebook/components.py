@@ -17,7 +17,9 @@ from typing import Any
 from attnviz.errors import UnsupportedError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_COMPONENTS = {"gallery": "tiles", "picker": "picker"}
+_COMPONENTS = {"gallery": ("sheet", "tiles"), "picker": ("picker",)}
+"""Folder → its scripts; the last is the component, and has its markup and style beside it."""
+
 _ENTRY = "export default function (component)"
 
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -40,37 +42,29 @@ if (frame) {{
 
 
 def component(name: str, end: str) -> str:
-    """A file of a component: `"html"`, `"css"` or `"js"`.
+    """What a component is made of: its `"html"`, its `"css"`, or its scripts, `"js"`.
 
     Raises:
         UnsupportedError: The dashboard is not installed beside the package.
     """
     for folder in (_PACKAGE.parent, _PACKAGE / "app"):
-        file = folder / "dashboard" / name / f"{_COMPONENTS[name]}.{end}"
-        if file.is_file():
-            return file.read_text("utf-8")
+        stems = _COMPONENTS[name] if end == "js" else _COMPONENTS[name][-1:]
+        files = [folder / "dashboard" / name / f"{stem}.{end}" for stem in stems]
+        if all(file.is_file() for file in files):
+            return "\n".join(file.read_text("utf-8") for file in files)
     raise UnsupportedError("show: the dashboard's components are missing; install the wheel anew")
 
 
 @cache
 def script() -> str:
-    """The module: the components, and the view that holds them.
-
-    A component that writes its settings into the page's address is given an address of its own.
-    """
-    address = (
-        '{ location: { href: "http://localhost/" }, history: { state: null, replaceState() {} }, '
-        "addEventListener: (...all) => globalThis.addEventListener(...all), "
-        "removeEventListener: (...all) => globalThis.removeEventListener(...all), "
-        "dispatchEvent: (event) => globalThis.dispatchEvent(event) }"
-    )
+    """The module: the components, and the view that holds them."""
     parts = ["const COMPONENTS = {};"]
     for name in _COMPONENTS:
         source = component(name, "js")
         if source.count(_ENTRY) != 1:
             raise UnsupportedError(f"show: the component {name!r} has another entry than expected")
-        body = source.replace(_ENTRY, "return function (component)")
-        parts.append(f"COMPONENTS.{name} = ((window) => {{\n{body}\n}})({address});")
+        body = source.replace(_ENTRY, "const mountComponent = function (component)")
+        parts.append(f"COMPONENTS.{name} = (() => {{\n{body}\nreturn mountComponent;\n}})();")
     parts.append(Path(__file__).with_name("view.js").read_text("utf-8"))
     return "\n".join(parts)
 

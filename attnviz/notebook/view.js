@@ -69,9 +69,7 @@ function section(parts, picked) {
   const state = { ...parts[0].choice };
   const show = () => {
     const part = parts.find((one) => Object.entries(state).every(([name, value]) => one.choice[name] === value)) ?? parts[0];
-    const tiles = root.querySelector(".tiles");
-    if (tiles && part.columns) tiles.style.gridTemplateColumns = `repeat(${part.columns}, minmax(3rem, 9rem))`;
-    COMPONENTS[part.component]({ data: bytesOf(part.block), parentElement: root, setTriggerValue: (_, key) => picked(key) });
+    COMPONENTS[part.component]({ data: bytesOf(part.block), parentElement: root, setTriggerValue: (name, key) => name === "opened" && picked(key) });
   };
   const selects = {};
   for (const name of Object.keys(state)) {

@@ -332,10 +332,11 @@ def _boards(
             label=f"Heads of every layer, {words[i]}",
             controls=False,
             tile=5,
+            columns=heads,
         )
         parts.append(
             _part("board", "gallery", "Layers × heads, each to its own maximum", block,
-                  columns=heads, choice={"image": words[i]})
+                  choice={"image": words[i]})
         )  # fmt: skip
     return parts
 
