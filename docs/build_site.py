@@ -42,6 +42,7 @@ NAVIGATION: dict[str, dict[str, str]] = {
         "Devices and memory": "gpu.md",
         "Many runs": "cluster.md",
         "Runs in a bucket": "remote.md",
+        "The dashboard": "dashboard.md",
         "The dashboard for others": "sharing.md",
     },
     "Reference": {"": "reference.md", "Maps": "maps.md", "Metrics": "metrics.md"},
