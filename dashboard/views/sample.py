@@ -189,7 +189,7 @@ def _variant(
     if "probability" in row and "logit" in row:
         described += f", logit {row['logit']:+.2f}"
     st.header(plain(name))
-    st.caption(f"Seed {run.seed}" + (f", classified {described}" if described else ""))
+    st.caption(f"Seed {run.seed}" + (f", classified {plain(described)}" if described else ""))
     tiles = [Tile("image", "image", (), f"Test image {image}", 0, box)]
     maps = [np.zeros((1, 1), np.float32)]
     names = shown_maps(run, table)
