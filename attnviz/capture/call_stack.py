@@ -30,6 +30,7 @@ _CALL = nn.Module._call_impl.__code__
 _OURS, _OF_TORCH, _PASS, _METHOD, _ENTRY = 1, 2, 4, 8, 16
 _KINDS: dict[int, tuple[CodeType, int]] = {}
 _MOST_KINDS = 4096
+_DEEPEST = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,17 @@ class CallStack:
                     found.append(Call(self.names[id(outer)], outer, _shapes(frame)))
                 break
         return found
+
+    def given(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of all tensors that the outermost running module was called with.
+
+        Lists and mappings are looked into, such as a list of one mapping per image.
+        """
+        outermost: FrameType | None = None
+        for frame in _frames():
+            if frame.f_code is _CALL and id(read(frame, "self")) in self.names:
+                outermost = frame
+        return () if outermost is None else _given(outermost, _DEEPEST)
 
     def running(self) -> frozenset[str]:
         """The names of the running modules."""
@@ -217,11 +229,11 @@ def _caller(frame: FrameType) -> tuple[str, int] | None:
     return None
 
 
-def _given(frame: FrameType) -> tuple[tuple[int, ...], ...]:
+def _given(frame: FrameType, depth: int = 2) -> tuple[tuple[int, ...], ...]:
     """The shapes of the tensors that a module was called with."""
     shapes: list[tuple[int, ...]] = []
-    _collect(read(frame, "args"), shapes, 2)
-    _collect(read(frame, "kwargs"), shapes, 2)
+    _collect(read(frame, "args"), shapes, depth)
+    _collect(read(frame, "kwargs"), shapes, depth)
     return tuple(shapes)
 
 

@@ -21,7 +21,7 @@ from attnviz.capture.session import Session
     "aten._scaled_dot_product_efficient_attention.default",
     "aten._scaled_dot_product_cudnn_attention.default",
     "aten._scaled_dot_product_fused_attention_overrideable.default",
-    "aten._scaled_dot_product_attention_math_for_mps.default", nested=True,
+    "aten._scaled_dot_product_attention_math_for_mps.default", nested=True, fixed=True,
 )  # fmt: skip
 def attention(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """`scaled_dot_product_attention`: let the kernel run, and read its arguments."""

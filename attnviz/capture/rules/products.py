@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import nan, prod
 from typing import Any
 
 from torch import Tensor
 
-from attnviz.capture.provenance import Scores, Tag
+from attnviz.capture.provenance import PARAMETER, Scores, Tag
 from attnviz.capture.registry import rule
 from attnviz.capture.session import Session
 
 
-@rule("aten.bmm.default", "aten.mm.default")
+@rule("aten.bmm.default", "aten.mm.default", fixed=True)
 def bmm(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """`(n, i, j) @ (n, j, k)`, and `(i, j) @ (j, k)`."""
     return _product(session, func, args, kwargs, 0, 1)
@@ -32,6 +33,8 @@ def _product(session: Session, func: Any, args: Any, kwargs: Any, i: int, j: int
         session.know_parameters()
         tags = session.tags.get(left), session.tags.get(right)
     parameters = _fixed(tags[0]), _fixed(tags[1])
+    if all(parameters):
+        return _learned(session, func, args, kwargs, left, right, tags)
     if any(parameters):
         out = func(*args, **kwargs)
         _mixed(session, left, right, parameters, out)
@@ -59,6 +62,22 @@ def _product(session: Session, func: Any, args: Any, kwargs: Any, i: int, j: int
     session.tags.put(out, Tag("context"))
     if replaced is not None:
         session.recorder.guard(out)
+    return out
+
+
+def _learned(
+    session: Session, func: Any, args: Any, kwargs: Any, left: Tensor, right: Tensor,
+    tags: tuple[Tag | None, Tag | None],
+) -> Any:  # fmt: skip
+    """A product of parameters; one for each head or image may be logits of learned queries."""
+    out = func(*args, **kwargs)
+    if left.dim() < 3:
+        session.tags.put(out, PARAMETER)
+        return out
+    _scored(session, left, right, tags, out, float(kwargs.get("alpha", 1.0)))
+    made = session.tags.get(out)
+    assert made is not None  # `_scored` has just put it
+    session.tags.put(out, replace(made, kind="parameter"))
     return out
 
 
