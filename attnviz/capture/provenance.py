@@ -55,6 +55,7 @@ class Squash:
         factor: What these were multiplied by in between; NaN if by a tensor.
         twice: Whether its input was itself a softmax's result.
         outer: Whether its input was a sum or product of broadcast tensors, as in BAM.
+        learned: Whether q and k were made of parameters alone, as between learned queries.
         used: Whether its result met data in a product.
         numbers: The records made of it, by storage offset: a softmax may be used in parts.
     """
@@ -66,6 +67,7 @@ class Squash:
     factor: float = 1.0
     twice: bool = False
     outer: bool = False
+    learned: bool = False
     used: bool = False
     numbers: dict[int, int] = field(default_factory=dict)
 

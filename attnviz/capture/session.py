@@ -74,6 +74,7 @@ class Session:
         squash = Squash("softmax", place, tuple(out.shape))
         if source is not None and source.kind in ("scores", "parameter"):
             squash.scores, squash.factor = source.scores, source.factor
+            squash.learned = source.kind == "parameter"
         squash.twice = source is not None and source.kind == "softmax" and not source.mixed
         if squash.twice and source is not None and source.squash is not None:
             source.squash.used = True

@@ -35,7 +35,7 @@ def _product(session: Session, func: Any, args: Any, kwargs: Any, i: int, j: int
     parameters = _fixed(tags[0]), _fixed(tags[1])
     if all(parameters):
         return _learned(session, func, args, kwargs, left, right, tags)
-    if any(parameters):
+    if any(parameters) and not any(_is_learned(tag) for tag in tags):
         out = func(*args, **kwargs)
         _mixed(session, left, right, parameters, out)
         if left.dim() == 3 and len(left) > 1 and session.tags.get(out) is None:
@@ -63,6 +63,17 @@ def _product(session: Session, func: Any, args: Any, kwargs: Any, i: int, j: int
     if replaced is not None:
         session.recorder.guard(out)
     return out
+
+
+def _is_learned(tag: Tag | None) -> bool:
+    """Whether these are weights between learned queries, whose values are learned as well."""
+    return (
+        tag is not None
+        and tag.kind == "softmax"
+        and tag.squash is not None
+        and tag.squash.learned
+        and not tag.mixed
+    )
 
 
 def _learned(
