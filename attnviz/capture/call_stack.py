@@ -86,6 +86,10 @@ class CallStack:
             if module is not None:
                 line = line or _caller(frame) or torch_line or ("?", 0)
                 name = self.names[id(module)]
+                inner = _in_graph(module, frame)
+                if inner is not None:
+                    name = f"{name}.{inner}" if name else inner
+                    module = self.modules.get(name, module)
                 return Place(name, module, f"{_base(line[0])}:{line[1]}", line[0])
         return None
 
@@ -171,6 +175,19 @@ def named(model: nn.Module) -> dict[str, nn.Module]:
 
     visit(model, "")
     return found
+
+
+def _in_graph(module: nn.Module, frame: FrameType) -> str | None:
+    """The module that a line of an exported or traced graph was written for, by its dotted name."""
+    graph, lines = getattr(module, "graph", None), getattr(module, "_lineno_map", None)
+    if graph is None or not lines:
+        return None
+    number = lines.get(frame.f_lineno - getattr(module, "_prologue_start", 0))
+    nodes = list(graph.nodes)
+    if number is None or number >= len(nodes):
+        return None
+    stack = list((nodes[number].meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) or None if stack else None
 
 
 @lru_cache

@@ -15,7 +15,7 @@ from attnviz.capture.provenance import Squash, Tag
 from attnviz.capture.record import Record, changed
 from attnviz.capture.recorder import UNPROVEN, Recorder, Restore, before_dropout
 from attnviz.capture.scopes import Scope
-from attnviz.token_places import Places, RecordPlaces
+from attnviz.token_places import Places, RecordPlaces, Role
 
 Weighing = tuple[Tag, Tensor, Tensor, list[int]]
 
@@ -122,8 +122,9 @@ class GateRecords:
         )  # fmt: skip
         record = self._recorder.lies(record, queries, None, images, number)
         count = prod(pool.shape[i] for i in pool.keys)
+        point: Role = "point"
         points = Places(
-            None, (-1,) * count, ("point",) * count, status="proven", reason="sampling points"
+            None, (-1,) * count, (point,) * count, status="proven", reason="sampling points"
         )
         own = Places(reason=UNPROVEN) if record.places is None else record.places.queries
         return changed(record, places=RecordPlaces(own, points), key_grid=None, prefix=0)

@@ -343,7 +343,8 @@ def _rule(func: Any) -> Rule:
     if "scaled_dot_product" in packet and "backward" not in packet:
         return Rule(_attended)
     special: dict[str, tuple[Found, bool]] = {
-        "convolution": (_convolved, True), "mm": (_multiplied, False), "bmm": (_multiplied, False),
+        "convolution": (_convolved, True), "_convolution": (_convolved, True),
+        "mm": (_multiplied, False), "bmm": (_multiplied, False),
         "addmm": (_added, False), "baddbmm": (_added, False), "cat": (_joined, False),
         "stack": (_stacked, False), "roll": (_rolled, False), "constant_pad_nd": (_padded, True),
         "copy": (_copied, False),

@@ -337,7 +337,8 @@ def _joined(records: Sequence[Record], total: int) -> Record | None:
         found = [getattr(one, name) for one in records]
         if any(one is None for one in found):
             return None
-        return torch.cat([one.flatten(0, 1) for one in found]).unflatten(0, (images, -1))
+        rows = torch.cat([one.flatten(0, 1) for one in found])
+        return rows.view(images, -1, *rows.shape[1:])
 
     weights = whole("weights")
     if weights is None or weights.shape[:2].numel() != total:
