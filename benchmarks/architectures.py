@@ -193,8 +193,8 @@ class Row:
         return self.identical and self.expected == self.seen
 
 
-def build(entry: Entry) -> tuple[nn.Module, int]:
-    """The model with random weights in eval mode, and the side of its images."""
+def initialised(entry: Entry) -> nn.Module:
+    """The model as its library initialises it, in eval mode."""
     torch.manual_seed(0)
     library, _, name = entry.name.partition(":")
     if library == "timm":
@@ -207,10 +207,16 @@ def build(entry: Entry) -> tuple[nn.Module, int]:
         model = get_model(name, weights=None)
     else:
         model = _configured(name)
+    return model.eval()
+
+
+def build(entry: Entry) -> nn.Module:
+    """The same with random values for parameters that are zero."""
+    model = initialised(entry)
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
-    return model.eval(), side_of(entry)
+    return model
 
 
 def side_of(entry: Entry) -> int:
@@ -259,7 +265,7 @@ def count(model: nn.Module, classes: Mapping[str, int | Callable[[nn.Module], in
 
 def measure(entry: Entry, batch: int, repeats: int) -> Row:
     """Watch a model, and compare it with itself."""
-    model, size = build(entry)
+    model, size = build(entry), side_of(entry)
     x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
 
     def run() -> Tensor:

@@ -51,7 +51,8 @@ import numpy as np
 import streamlit as st
 from attnviz import figures
 from attnviz.runs import list_runs, open_dataset
-from dashboard.overlap import enlarged, stretched
+from attnviz.figures import resized
+from dashboard.overlap import stretched
 
 ROOT, KIND = sys.argv[1], sys.argv[2]
 
@@ -61,7 +62,7 @@ def load():
     held = open_dataset(ROOT, run.dataset)
     where = np.flatnonzero(held.masks().any((1, 2)))
     where = np.resize(where, 48).tolist()
-    maps = stretched(enlarged(run.maps(run.summary["map"], where), *held.images([0]).shape[1:3]))
+    maps = stretched(resized(run.maps(run.summary["map"], where), held.images([0]).shape[1:3]))
     return held.images(where), maps, held.masks(where), held.boxes()[where]
 
 st.title("Naive")

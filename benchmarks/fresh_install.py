@@ -62,7 +62,7 @@ FRAMEWORKS = ("torch", "numpy", "streamlit", "captum")
 
 
 class FailedError(Exception):
-    """A step did not do what it should; the text says which and how."""
+    """A step failed; the text has which one and how."""
 
 
 @dataclass(frozen=True)

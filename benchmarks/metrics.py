@@ -60,7 +60,7 @@ class Timed:
 def data(count: int, size: int = SIZE) -> tuple[torch.Tensor, torch.Tensor]:
     """Smooth noise with a brighter patch, as an attention upsampled from a quarter of the size.
 
-    Values lie in [0, 1]: beyond it torchmetrics would look at their sigmoid (`differences`).
+    Values lie in [0, 1]: beyond it torchmetrics would take their sigmoid (`differences`).
     """
     generator = torch.Generator().manual_seed(count)
     cells = torch.rand(count, 1, size // 4, size // 4, generator=generator)
@@ -196,7 +196,7 @@ def compare(count: int, peers: dict[str, ModuleType], repeats: int) -> bool:
 
 
 def passes(maps: torch.Tensor, masks: torch.Tensor, repeats: int) -> None:
-    """Print what the bare looks at each map cost: less than this no score can take here."""
+    """Print the cost of reading each map alone: a lower bound for any score here."""
     rows, marks = maps.flatten(1).numpy(), masks.flatten(1).numpy()
     parts = [(rows[i : i + 28], marks[i : i + 28]) for i in range(0, len(rows), 28)]
 

@@ -8,8 +8,8 @@ ratio.
 
 Floors, printed beside: lower bounds for any watch of this kind. "ops through Python" hands every op
 to Python and does nothing with it: a large convolution leaves the caches cold, and Python reads its
-own code from memory again for each op. "hook that keeps" and "hook that reduces" know where the
-weights are. "kernel" computes the weights of a fused kernel, or their column means, beside it.
+own code from memory again for each op. "hook that keeps" and "hook that reduces" are given the
+place of the weights. "kernel" computes the weights of a fused kernel, or their column means, too.
 
 Peers: a forward hook on the module that attends (what a tutorial does; it sees outputs, not
 weights), timm's `AttentionExtract` on the unfused model (the fused one it cannot see), captum's

@@ -7,6 +7,7 @@ silently.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,24 @@ def share(params: Params, name: str, default: float) -> tuple[float, str | None]
     return default, (
         f"The address asks for {name} = {quoted(value)}; expected a number from 0 to 1. "
         f"Shown instead: {default:.2f}."
+    )
+
+
+def span(params: Params, name: str) -> tuple[tuple[float, float] | None, str | None]:
+    """Two numbers, `low~high`; None where the address has none."""
+    value = params.get(name)
+    if value is None:
+        return None, None
+    low, _, high = str(value).partition("~")
+    try:
+        numbers = float(low), float(high)
+    except ValueError:
+        numbers = (math.nan, math.nan)
+    if numbers[0] <= numbers[1]:
+        return numbers, None
+    return None, (
+        f"The address asks for {name} = {quoted(value)}; expected two numbers such as 0.1~0.4. "
+        "Shown instead: all."
     )
 
 

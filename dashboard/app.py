@@ -19,9 +19,14 @@ if str(_HERE.parent) not in sys.path:  # the pages use `from dashboard.x import 
 
 from attnviz.errors import AttnvizError  # noqa: E402
 from attnviz.runs.storage import LocalStore  # noqa: E402
+from dashboard import run_cache  # noqa: E402
 from dashboard.address import plain, quoted  # noqa: E402
 from dashboard.controls import carried, dress, root  # noqa: E402 - the path comes first
 from dashboard.pages import listed  # noqa: E402
+from dashboard.theme import follow_theme  # noqa: E402
+
+_EVERY = 5.0  # seconds between two looks at the folder
+_WITH_PAGE = "app_with_page"  # set where the look runs with the page, not by itself
 
 
 def main() -> None:
@@ -29,19 +34,39 @@ def main() -> None:
     st.set_page_config(page_title="attnviz", page_icon=str(_HERE / "icon.png"), layout="wide")
     dress()
     pages = [
-        st.Page(f"views/{page.name}.py", title=page.title, icon=page.icon, default=not number)
+        st.Page(
+            f"views/{page.name}.py", title=page.title, icon=page.icon, default=not number,
+            url_path=page.name if number else "first",
+        )
         for number, page in enumerate(listed())
-    ]
-    page = st.navigation(pages, position="hidden")
+    ]  # fmt: skip
+    named = st.Page(
+        f"views/{listed()[0].name}.py", title=listed()[0].title, url_path=listed()[0].name
+    )
+    page = st.navigation([*pages, named], position="hidden")  # the first has two addresses
     with st.sidebar:
         st.markdown("**attnviz** · where does a model look?")
         for target in pages:
             st.page_link(target, query_params=carried())
         st.caption(f"Runs in {quoted(root())}")
+        follow_theme()
         if note := _note():
             st.caption(plain(note))
     if _known():
         page.run()
+        st.session_state[_WITH_PAGE] = True
+        st.fragment(_watch, run_every=_EVERY)(run_cache.state_of(root()))
+
+
+def _watch(shown: int) -> None:
+    """Run the page again once the folder has other runs, or a run has ended.
+
+    The first time it runs with the page, which has just looked at the folder.
+    """
+    if not st.session_state.pop(_WITH_PAGE, False):
+        run_cache.listing(root())
+    if run_cache.state_of(root()) != shown:
+        st.rerun()
 
 
 def _note() -> str:

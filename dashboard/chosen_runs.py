@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import streamlit as st
 
 from attnviz.comparison.groups import thing_of
 from dashboard import notices, run_cache
-from dashboard.address import plain, several
+from dashboard.address import plain, quoted, several
 from dashboard.cohorts import Cohort, cohorts, differences, question_in_words, variants
-from dashboard.controls import chooser, root, value_or_warning
+from dashboard.controls import carried, chooser, root, value_or_warning
+
+_NAMED = 4  # runs, or variants, that the bar names
+_LISTED = 100  # runs that a menu offers
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,11 @@ class Chosen:
     runs: tuple[Any, ...]
     cohort: Cohort | None
 
-    @property
+    @cached_property
     def groups(self) -> dict[str, list[Any]]:
         """The runs by variant."""
-        return variants(self.runs)
+        whole = self.cohort is not None and self.cohort.runs is self.runs
+        return self.cohort.variants if self.cohort and whole else variants(self.runs)
 
     @property
     def thing(self) -> str:
@@ -64,28 +69,76 @@ def listed() -> run_cache.Listing | None:
 
 
 def chosen() -> Chosen | None:
-    """The runs to compare; None, with a notice on the page, where there are none."""
+    """The runs to compare, named in a bar; None, with a notice on the page, without any."""
     listing = listed()
     if listing is None:
         return None
-    wanted = value_or_warning(several(st.query_params, "runs", [run.id for run in listing.runs]))
-    complete = listing.of("complete")
-    if wanted:
-        for run in listing.runs:
-            if run.id in wanted and run.state != "complete":
-                state = notices.state_in_words(run.state)
-                st.warning(f"`{run.id}` is not ranked: {state}. {plain(run.reason)}")
-        picked = tuple(run for run in complete if run.id in wanted)
-        if picked:
-            found = cohorts(picked)
-            return Chosen(listing, picked, found[0] if len(found) == 1 else None)
-    if not complete:
-        st.info("No run is complete yet, so nothing is ranked.", icon=":material/hourglass:")
-        notices.not_ranked(listing)
-        if listing.of("running"):
-            st.page_link("views/training.py", label="Watch them train")
+    choice = _of_address(listing) or _of_folder(listing)
+    if choice is None:
         return None
-    return _cohort_of(listing, cohorts(complete))
+    bar(listing, choice.runs, picked="runs" in st.query_params)
+    return choice
+
+
+def _of_address(listing: run_cache.Listing) -> Chosen | None:
+    """The complete runs that the address names; None where it names none."""
+    wanted = value_or_warning(several(st.query_params, "runs", listing.by_id))
+    for run in map(listing.find, wanted):
+        if run is not None and run.state != "complete":
+            state = notices.state_in_words(run.state)
+            st.warning(f"{quoted(run.id)} is not ranked: {state}. {plain(run.reason)}")
+    picked = tuple(
+        run for run in map(listing.find, wanted) if run is not None and run.state == "complete"
+    )
+    if not picked:
+        return None
+    found = cohorts(picked)
+    return Chosen(listing, picked, found[0] if len(found) == 1 else None)
+
+
+def _of_folder(listing: run_cache.Listing) -> Chosen | None:
+    """The largest group of complete runs, or the one that the address names."""
+    if listing.groups:
+        return _cohort_of(listing, listing.groups)
+    st.info("No run is complete yet, so nothing is ranked.", icon=":material/hourglass:")
+    notices.not_ranked(listing)
+    if listing.of("running"):
+        st.page_link("views/training.py", label="Watch them train")
+    return None
+
+
+def bar(listing: run_cache.Listing, runs: Sequence[Any], *, picked: bool) -> None:
+    """The line on every page that names its runs, and leads to the choice of others.
+
+    Args:
+        listing: All runs of the folder.
+        runs: The runs that the page shows.
+        picked: Whether the address names them.
+    """
+    count = f"**{len(runs)} of {len(listing.runs)} run{'s' if len(listing.runs) > 1 else ''}**"
+    with st.container(horizontal=True, vertical_alignment="center", key="bar"):
+        st.markdown(f"{count} · {plain(in_short(runs))}", width="content")
+        st.page_link(
+            "views/runs.py", label="Edit", icon=":material/edit:", width="content",
+            query_params=carried(runs=",".join(run.id for run in runs)) if picked else carried(),
+        )  # fmt: skip
+        if picked:
+            st.button("Show all", key="show_all", type="tertiary", on_click=_show_all)
+
+
+def _show_all() -> None:
+    for name in ("runs", "run", "image", "page"):
+        st.query_params.pop(name, None)
+
+
+def in_short(runs: Sequence[Any]) -> str:
+    """Runs in a few words: `cbam s0, mha s2`, or the names of many variants."""
+    if len(runs) <= _NAMED:
+        seeds = ("" if run.seed is None else f" s{run.seed}" for run in runs)
+        return ", ".join(f"{run.variant}{seed}" for run, seed in zip(runs, seeds, strict=True))
+    names = list(dict.fromkeys(str(run.variant) for run in runs))
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def one_group(found: Sequence[Cohort]) -> Cohort:
@@ -130,10 +183,12 @@ def _in_words(cohort: Cohort) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def ranked(choice: Chosen, metric: str) -> Any | None:
-    """The comparison; None, with what differs, where the runs may not be ranked together."""
+def ranked(choice: Chosen, metric: str) -> run_cache.Job | None:
+    """The ranking under way; None, with what differs, where the runs may not be ranked together."""
+    job = run_cache.comparison_of(choice.groups, metric)
     try:
-        return run_cache.comparison(choice.groups, metric)
+        job.result(run_cache.INTERVALS)
+        return job
     except ValueError as error:  # compare's own InputError is one
         st.warning(f"Not ranked: {plain(error)}", icon=":material/rule:")
         odd = differences(choice.runs)
@@ -142,6 +197,22 @@ def ranked(choice: Chosen, metric: str) -> Any | None:
     except OSError as error:
         notices.broken(error)
     return None
+
+
+def in_time(job: run_cache.Job) -> Any | None:
+    """What a job found; None while it runs, with its progress, after which the page runs again."""
+    found = job.result(0)
+    if found is None:
+        st.fragment(lambda: _progress(job), run_every=0.5)()
+    return found
+
+
+def _progress(job: run_cache.Job) -> None:
+    assert job.future is not None, "started by comparison_of"
+    if job.future.done():
+        st.rerun()
+    share = job.done / max(job.total, 1)
+    st.progress(share, text=f"Intervals are being computed: {job.done} of {job.total} runs read")
 
 
 def one_run(choice: Chosen) -> Any | None:
@@ -157,9 +228,13 @@ def one_run(choice: Chosen) -> Any | None:
                 "views/training.py", label="Its curves so far", query_params={"run": named.id}
             )
         return None
-    runs = {run.id: run for run in choice.runs}
+    runs = {run.id: run for run in choice.runs[:_LISTED]}
     if named is not None:
         runs.setdefault(named.id, named)
     words = {run.id: f"{run.variant} · seed {run.seed} · {run.id}" for run in runs.values()}
-    key = chooser("Run", "run", words, next(iter(runs)), forget=("map", "tau", "page"))
+    more = len(choice.runs) - _LISTED
+    key = chooser(
+        "Run", "run", words, next(iter(runs)), forget=("map", "tau", "page"),
+        help=f"The first {_LISTED}; {more} more are listed on Runs." if more > 0 else None,
+    )  # fmt: skip
     return runs[key]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -28,7 +29,7 @@ class Cohort:
     runs: tuple[Any, ...]
     replaced: tuple[Any, ...] = ()
 
-    @property
+    @cached_property
     def variants(self) -> dict[str, list[Any]]:
         """Runs by variant, named by the settings in which runs of one variant differ."""
         return variants(self.runs)
@@ -89,9 +90,14 @@ def differences(runs: Sequence[Any]) -> pd.DataFrame:
 
 def matching(run: Any, words: str) -> bool:
     """Whether each word is found in a run's id, variant, state, or `setting=value`."""
-    settings = [f"{key}={value}" for key, value in flat(run.settings).items()]
-    text = " ".join([run.id, run.variant, run.state, f"seed={run.seed}", *settings]).casefold()
+    text = matchable(run).casefold()
     return all(word in text for word in words.casefold().split())
+
+
+def matchable(run: Any) -> str:
+    """The text of a run that a filter searches."""
+    settings = [f"{key}={value}" for key, value in flat(run.settings).items()]
+    return " ".join([run.id, run.variant, run.state, f"seed={run.seed}", *settings])
 
 
 def question(run: Any) -> tuple[tuple[str, str], ...]:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
 
-def component(file: str, name: str) -> Any:
+def component(file: str, name: str, *, before: Sequence[str] = ()) -> Any:
     """Build the component from `name.html`, `name.css` and `name.js` beside a file.
 
     A key may be any text: Streamlit takes none with two underscores, as a variant's name may have.
+
+    Args:
+        file: The file beside which they are.
+        name: Their name.
+        before: Scripts of plain functions that `name.js` calls; they come before it.
     """
     here = Path(file).parent
     parts = {end: (here / f"{name}.{end}").read_text("utf-8") for end in ("html", "css", "js")}
+    shared = [(here / f"{one}.js").read_text("utf-8") for one in before]
+    parts["js"] = "\n".join([*shared, parts["js"]])
     made = st.components.v2.component(f"attnviz_{name}", **parts)
 
     def mounted(*, key: str, **given: Any) -> Any:

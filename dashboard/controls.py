@@ -26,6 +26,11 @@ CARRIED = ("runs", "run", "metric", "image", "data")
 _STYLE = """<style>
 [data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] * { opacity: 1; }
 [data-testid="stCaptionContainer"] p { color: inherit; font-size: 0.9rem; }
+.stMultiSelect :has(> span[title]) {
+  background: color-mix(in srgb, currentcolor 14%, transparent) !important;
+  color: inherit !important;
+}
+.stMultiSelect span[title], .stMultiSelect :has(> span[title]) * { color: inherit !important; }
 .block-container, [data-testid="stMainBlockContainer"] {
   padding: 3.2rem 3rem 4rem; max-width: 84rem;
 }
@@ -41,8 +46,16 @@ def root() -> str:
     return arguments[0] if arguments else "runs"
 
 
+def changes_allowed(folder: str) -> bool:
+    """Whether readers may note, rename and delete: on a local folder, unless it is switched off.
+
+    `attnviz dashboard --host` with an address that others reach switches it off.
+    """
+    return "://" not in folder and os.environ.get("ATTNVIZ_CHANGES", "1") != "0"
+
+
 def dress() -> None:
-    """Style captions as dark as text: Streamlit's own theme fails the contrast check of axe."""
+    """Style captions and chosen words as dark as text: Streamlit's own fail the check of axe."""
     st.html(_STYLE)
 
 
@@ -134,10 +147,14 @@ def ratio(label: str, name: str, default: float, *, help: str | None = None) -> 
     return value
 
 
-def many(label: str, name: str, options: Mapping[str, str]) -> list[str]:
+def many(
+    label: str, name: str, options: Mapping[str, str], *, default: Sequence[str] = ()
+) -> list[str]:
     """A choice of several that is bound to a query parameter, separated by commas."""
     key = f"many_{name}"
     value = value_or_warning(several(st.query_params, name, options))
+    if name not in st.query_params:
+        value = list(default)
     st.session_state[key] = value
     st.multiselect(
         label, list(options), key=key, format_func=lambda one: options.get(one, one),

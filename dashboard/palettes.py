@@ -6,7 +6,10 @@ lines reach a contrast of 3 : 1 on the page.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from attnviz.figures.packing import PALETTES
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,20 @@ DASHES = ([], [6, 3], [2, 2], [8, 3, 2, 3], [10, 4], [4, 2, 1, 2], [1, 3], [12, 
 def ink(theme: str | None) -> Ink:
     """The colours for Streamlit's `"light"` or `"dark"`; light where the theme is unknown."""
     return DARK if theme == "dark" else LIGHT
+
+
+def tint(value: float, low: float, high: float) -> tuple[str, str]:
+    """A cell's background on viridis from low to high, and black or white to write on it.
+
+    Nothing, twice, for a value that is not finite.
+    """
+    if not math.isfinite(value):
+        return "", ""
+    anchors = PALETTES["viridis"]
+    share = (value - low) / (high - low) if high > low else 0.5
+    place = min(max(share, 0.0), 1.0) * (len(anchors) - 1)
+    colour = anchors[round(place)]
+    parts = [(colour >> shift & 255) / 255 for shift in (16, 8, 0)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    light = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return f"#{colour:06x}", "#000000" if light > 0.179 else "#ffffff"

@@ -10,24 +10,35 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import streamlit as st
 
-from attnviz.comparison import Comparison, compare
-from attnviz.errors import AttnvizError
-from attnviz.runs import list_runs, open_dataset
+from attnviz.comparison import Comparison, Group
+from attnviz.comparison.board import board, board_metrics
+from attnviz.comparison.from_runs import run_groups
+from attnviz.comparison.ranking import rank
+from attnviz.errors import AttnvizError, unknown_name
+from attnviz.runs import Notes, differing, list_runs, open_dataset, read_notes
+from attnviz.runs.notes import NOTES
+from dashboard.cohorts import Cohort, cohorts
+from dashboard.head_stats import LayerHeads, blocks, map_statistics, means, row_statistics
 from dashboard.summaries import cleaned
 
 PATIENCE = 5.0
 """Seconds after which a store that has not answered counts as unreachable."""
 
+GLANCE = 0.25
+"""Seconds that a page waits for a newer listing where an earlier one is at hand."""
+
 _FRESH = 2.0  # seconds for which a listing is not read again
+_OLD = 30.0  # seconds after which a listing is no longer shown while a newer one is read
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,9 @@ class Listing:
         age: Seconds since the listing was read; None where there is none.
         left_out: Folders that are no runs, with the reason.
         late: Whether the problem is that nothing answered in time.
+        groups: The complete runs in groups that may be ranked; see `dashboard.cohorts`.
+        by_id: The runs by id.
+        state: What changes when a run comes, goes, ends or is replaced, and not by a heartbeat.
     """
 
     root: str
@@ -49,6 +63,9 @@ class Listing:
     age: float | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
     late: bool = False
+    groups: tuple[Cohort, ...] = ()
+    by_id: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    state: int = 0
 
     def of(self, *states: str) -> list[Any]:
         """The runs in one of some states."""
@@ -56,13 +73,25 @@ class Listing:
 
     def find(self, run_id: str) -> Any | None:
         """The run of that id, or None."""
-        return next((run for run in self.runs if run.id == run_id), None)
+        return self.by_id.get(run_id)
+
+
+@dataclass
+class _Kept:
+    """The newest listing that worked, for all readers; what is needed to read the next one."""
+
+    listing: Listing | None = None
+    at: float = 0.0
+    took: float = 0.0
+    raw: Mapping[str, Any] = field(default_factory=dict)
+    pending: Future[Listing] | None = None
+    lock: Any = field(default_factory=Lock)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _last_good(root: str) -> dict[str, Any]:
+def _last_good(root: str) -> _Kept:
     """The newest listing that worked, kept for all readers."""
-    return {}
+    return _Kept()
 
 
 @st.cache_resource(show_spinner=False)
@@ -70,23 +99,112 @@ def _reader() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=4, thread_name_prefix="attnviz-list")
 
 
-def listing(root: str) -> Listing:
-    """The runs under a root; at most `PATIENCE` seconds, then the last good listing and its age."""
+def listing(root: str, *, newest: bool = False) -> Listing:
+    """The runs under a root.
+
+    A listing that is at hand is shown while a newer one is read, after `GLANCE` seconds of
+    waiting; without one at most `PATIENCE` seconds are waited. A store that does not answer leaves
+    the last good listing, with its age.
+
+    Args:
+        root: The folder or address.
+        newest: Wait for a listing that was begun after this call.
+    """
     kept = _last_good(root)
-    age = time.monotonic() - kept["at"] if kept else None
-    good = replace(kept["listing"], age=age) if kept else Listing(root, ())
-    if age is not None and age < _FRESH:
+    age = time.monotonic() - kept.at if kept.listing else None
+    good = replace(kept.listing, age=age) if kept.listing else Listing(root, ())
+    if age is not None and age < max(_FRESH, 10 * kept.took) and not newest and _FRESH:
         return good
+    patience = GLANCE if age is not None and age < _OLD and not newest else PATIENCE
     try:
-        found = _reader().submit(list_runs, root).result(PATIENCE)
+        return _asked(kept, root, newest).result(patience)
     except Late:
+        if patience == GLANCE:
+            return good
         return replace(good, problem=f"no answer within {PATIENCE:g} s", late=True)
     except (AttnvizError, OSError) as error:
         return replace(good, problem=str(error))
-    runs = tuple(replace(run, summary=cleaned(run.summary)) for run in found)
-    kept.update(listing=Listing(root, runs, None, 0.0, found.left_out), at=time.monotonic())
-    listing: Listing = kept["listing"]
+
+
+def state_of(root: str) -> int:
+    """The state of the last listing, without reading another."""
+    kept = _last_good(root).listing
+    return kept.state if kept else 0
+
+
+def _asked(kept: _Kept, root: str, newest: bool) -> Future[Listing]:
+    """The reading that is under way, or a new one."""
+    with kept.lock:
+        if kept.pending is None or kept.pending.done() or newest:
+            kept.pending = _reader().submit(_read, kept, root)
+        return kept.pending
+
+
+def _read(kept: _Kept, root: str) -> Listing:
+    """Read a listing; runs that have not changed are the same objects as before."""
+    began = time.monotonic()
+    before = kept.listing.by_id if kept.listing else {}
+    found = list_runs(root, known=kept.raw)
+    runs = tuple(
+        before[run.id] if run.id in before and kept.raw.get(run.id) is run
+        else replace(run, summary=cleaned(run.summary))
+        for run in found
+    )  # fmt: skip
+    by_id = {run.id: run for run in runs}
+    if kept.listing and _complete(runs) == _complete(kept.listing.runs):
+        groups = kept.listing.groups
+    else:
+        groups = tuple(cohorts(runs))
+    state = hash((*map(_identity, runs), *found.left_out))
+    listing = Listing(
+        root, runs, None, 0.0, found.left_out, groups=groups, by_id=by_id, state=state
+    )
+    kept.raw = {run.id: run for run in found}
+    kept.listing, kept.at = listing, time.monotonic()
+    kept.took = kept.at - began
     return listing
+
+
+def _identity(run: Any) -> tuple[Any, ...]:
+    """What changes with a run's results, and not with its heartbeat."""
+    changed = run.seen[2] if run.seen and run.state == "complete" else str(run.created)
+    return run.id, run.state, changed
+
+
+def _complete(runs: Sequence[Any]) -> list[int]:
+    return [id(run) for run in runs if run.state == "complete"]
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _differing(key: tuple[str, int], _listing: Listing) -> tuple[str, ...]:
+    found = differing({run.id: run.settings for run in _listing.runs if run.state == "complete"})
+    return tuple(sorted(key for key in found if key != "seed"))
+
+
+def settings_that_differ(listing: Listing) -> tuple[str, ...]:
+    """The settings in which the complete runs of a folder differ."""
+    return _differing((listing.root, listing.state), listing)
+
+
+def notes(root: str) -> Notes:
+    """The tags, notes and views of a folder, as they are now.
+
+    Raises:
+        RunError: They cannot be read.
+    """
+    try:
+        found = os.stat(os.path.join(root, NOTES))
+    except (OSError, ValueError):
+        return read_notes(root) if "://" in root else NO_NOTES
+    return _notes((root, found.st_ino, found.st_mtime_ns), root)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _notes(key: tuple[Any, ...], root: str) -> Notes:
+    return read_notes(root)
+
+
+NO_NOTES = Notes()
 
 
 def stamp(run: Any, *names: str) -> tuple[Any, ...]:
@@ -113,14 +231,14 @@ def stamp(run: Any, *names: str) -> tuple[Any, ...]:
 
 def samples(run: Any) -> pd.DataFrame:
     """A run's table of images, without boxes where it has none; shared, so not to be written to."""
-    return _samples(stamp(run, "samples.parquet"), run)
-
-
-@st.cache_resource(max_entries=64, show_spinner=False)
-def _samples(key: tuple[Any, ...], _run: Any) -> pd.DataFrame:
-    table = _run.samples()
+    table = _samples(stamp(run, "samples.parquet"), run)
     missing = dict.fromkeys((side for side in ("x0", "y0", "x1", "y1") if side not in table), 0)
     return table.assign(**missing) if missing else table
+
+
+@st.cache_resource(max_entries=128, show_spinner=False)
+def _samples(key: tuple[Any, ...], _run: Any) -> pd.DataFrame:
+    return _run.samples()
 
 
 def maps(run: Any, name: str, indices: Sequence[int]) -> np.ndarray:
@@ -149,6 +267,38 @@ def all_maps(run: Any, name: str) -> np.ndarray:
 @st.cache_resource(max_entries=512, show_spinner=False)
 def _all_maps(key: tuple[Any, ...], _run: Any, name: str) -> np.ndarray:
     return _run.maps(name)
+
+
+def head_statistics(run: Any, layer: LayerHeads) -> dict[str, np.ndarray]:
+    """What the heads of a layer do, over all images that were kept; see `head_stats.STATISTICS`.
+
+    Raises:
+        RunError: Maps, rows or test images cannot be read.
+    """
+    names = [f"maps/{layer.stored}"] if layer.stored else []
+    names += [f"rows/{layer.rows}"] if layer.rows else []
+    return _head_statistics(stamp(run, *names), run, layer.map, layer)
+
+
+@st.cache_resource(max_entries=512, show_spinner=False)
+def _head_statistics(
+    key: tuple[Any, ...], _run: Any, name: str, _layer: LayerHeads
+) -> dict[str, np.ndarray]:
+    sums: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    if _layer.stored:
+        count = (_run.entry(f"maps/{_layer.stored}").shape or (0,))[0]
+        held = open_dataset(_run.root, str(_run.dataset))
+        for where in blocks(count):
+            found = map_statistics(_run.maps(_layer.stored, where), held.masks(where))
+            for statistic, part in found.items():
+                sums.setdefault(statistic, []).append(part)
+    if _layer.rows:
+        count = (_run.entry(f"rows/{_layer.rows}").shape or (0,))[0]
+        about = _run.about(f"rows/{_layer.rows}")
+        for place in range(count):
+            for statistic, part in row_statistics(_run.rows(_layer.rows, [place]), about).items():
+                sums.setdefault(statistic, []).append(part)
+    return {statistic: means(parts) for statistic, parts in sums.items()}
 
 
 def curves(run: Any) -> pd.DataFrame:
@@ -199,20 +349,97 @@ def dataset_info(root: str, digest: str) -> Mapping[str, Any]:
     return dict(open_dataset(root, digest).info)
 
 
-def comparison(groups: Mapping[str, Sequence[Any]], metric: str) -> Comparison:
-    """The runs ranked by one metric.
+INTERVALS = 1.0
+"""Seconds that a page waits for intervals before it shows means without them."""
 
-    Raises:
-        InputError: They were measured on different images or for different questions.
-        RunError: A file of one of them cannot be read.
+
+@dataclass
+class Job:
+    """Intervals that are computed in the background.
+
+    Attributes:
+        total: How many runs are read.
+        done: How many have been.
+        future: The ranking, and the board of its variants by several metrics.
     """
+
+    total: int
+    done: int = 0
+    future: Future[tuple[Comparison, pd.DataFrame]] | None = None
+
+    def result(self, patience: float) -> tuple[Comparison, pd.DataFrame] | None:
+        """The ranking and the board; None while they are being computed.
+
+        Raises:
+            InputError: The runs were measured on different images or for different questions.
+            RunError: A file of one of them cannot be read.
+        """
+        assert self.future is not None, "started by comparison_of"
+        try:
+            return self.future.result(patience)
+        except Late:
+            return None
+
+
+def comparison_of(groups: Mapping[str, Sequence[Any]], metric: str) -> Job:
+    """The runs ranked by one metric, computed in the background, once for all readers."""
     key = tuple(
         (name, *(stamp(run, "run.json", "samples.parquet") for run in runs))
         for name, runs in groups.items()
     )
-    return _comparison(key, metric, {name: list(runs) for name, runs in groups.items()})
+    return _job(key, metric, {name: list(runs) for name, runs in groups.items()})
 
 
-@st.cache_resource(max_entries=32, show_spinner="Comparing the variants …")
-def _comparison(key: tuple[Any, ...], metric: str, _groups: dict[str, list[Any]]) -> Comparison:
-    return compare(_groups, primary=metric, metrics=[metric])
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _job(key: tuple[Any, ...], metric: str, _groups: dict[str, list[Any]]) -> Job:
+    job = Job(sum(map(len, _groups.values())))
+    job.future = _ranker().submit(_ranked, job, key, metric, _groups)
+    return job
+
+
+@st.cache_resource(show_spinner=False)
+def _ranker() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=2, thread_name_prefix="attnviz-rank")
+
+
+_measured: dict[tuple[Any, ...], tuple[list[Group], list[str]]] = {}  # of the last few selections
+_FEW = 4
+
+
+def _ranked(
+    job: Job, key: tuple[Any, ...], metric: str, groups: dict[str, list[Any]]
+) -> tuple[Comparison, pd.DataFrame]:
+    """Rank variants by one metric; their scores by all metrics are kept for the next one."""
+    if key not in _measured:
+        counted = {
+            name: [_Counted(run, job) for run in runs] for name, runs in groups.items()
+        }  # fmt: skip
+        found = run_groups(counted)
+        while len(_measured) >= _FEW:
+            _measured.pop(next(iter(_measured)), None)
+        _measured[key] = found
+    job.done = job.total
+    found, notes = _measured[key]
+    known = [name for name in found[0].values if all(name in one.values for one in found)]
+    if metric not in known:
+        raise unknown_name("metric", metric, known)
+    mine = [replace(one, values={metric: one.values[metric]}) for one in found]
+    ranking = rank(mine, primary=metric, resamples=10_000, confidence=0.95, seed=0, notes=notes)
+    return ranking, board(found, board_metrics(known, metric))
+
+
+class _Counted:
+    """A run that counts when its table has been read."""
+
+    def __init__(self, run: Any, job: Job) -> None:
+        self._run, self._job = run, job
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._run, name)
+
+    def samples(self) -> pd.DataFrame:
+        """The run's table, from the cache that the pages share."""
+        try:
+            return _samples(stamp(self._run, "samples.parquet"), self._run)
+        finally:
+            self._job.done += 1

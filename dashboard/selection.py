@@ -11,6 +11,7 @@ import pandas as pd
 
 from attnviz.comparison.from_runs import map_names
 from attnviz.definitions import is_lower_better
+from attnviz.statistics.clusters import GROUP
 from attnviz.statistics.variance import mean_of_valid
 
 PAGE_SIZE = 48
@@ -22,6 +23,13 @@ ORDERS = {
     "number": "by number",
 }
 OUTCOMES = {"all": "all", "right": "answered correctly", "wrong": "answered wrongly"}
+CELLS = {
+    "tp": ("true positives", 1, 1),
+    "tn": ("true negatives", 0, 0),
+    "fp": ("false positives", 0, 1),
+    "fn": ("false negatives", 1, 0),
+}
+"""Cells of the confusion table of two classes: words, label, prediction."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,13 @@ class Choice:
         size: Only objects with this longer side in pixels, or None.
         shape: Only objects of this shape, or None.
         page: Counted from 0.
+        label: Only images of this class, or None.
+        prediction: Only images for which this class was predicted, or None.
+        cell: Only one cell of the confusion table of two classes, a key of `CELLS`, or None.
+        group: Only images of this group, or None.
+        tagged: Only these images, or None.
+        confidence: Only images with a confidence from one to the other, or None.
+        score: Only images with a score from one to the other, or None.
     """
 
     order: str = "worst"
@@ -42,6 +57,13 @@ class Choice:
     shape: str | None = None
     page: int = 0
     per_page: int = field(default=PAGE_SIZE, repr=False)
+    label: int | None = None
+    prediction: int | None = None
+    cell: str | None = None
+    group: str | None = None
+    tagged: frozenset[int] | None = None
+    confidence: tuple[float, float] | None = None
+    score: tuple[float, float] | None = None
 
 
 def patch_sizes(samples: pd.DataFrame) -> np.ndarray:
@@ -94,6 +116,7 @@ def in_order(
         keep &= patch_sizes(samples) == choice.size
     if choice.shape is not None and "shape" in samples:
         keep &= samples["shape"].to_numpy() == choice.shape
+    keep &= passes(samples, values, choice)
     where = np.flatnonzero(keep)
     if choice.order == "number":
         return where
@@ -105,18 +128,83 @@ def in_order(
     return where[np.argsort(key[where], kind="stable")]  # NaN sorts last
 
 
-def verdict(row: Mapping[str, Any], decimals: int = 2) -> str:
-    """The model's verdict on an image, from its table: `right, p = 0.99`."""
+def passes(samples: pd.DataFrame, values: np.ndarray, choice: Choice) -> np.ndarray:
+    """Which images pass the filters by class, prediction, group, tag and range, (n,) bool."""
+    keep = np.ones(len(samples), bool)
+    _, label, prediction = CELLS.get(choice.cell or "", ("", None, None))
+    for column, wanted in (
+        ("label", choice.label), ("prediction", choice.prediction),
+        ("label", label), ("prediction", prediction),
+    ):  # fmt: skip
+        if wanted is not None and column in samples:
+            keep &= samples[column].to_numpy(dtype=float) == wanted
+    if choice.group is not None and GROUP in samples:
+        keep &= samples[GROUP].astype(str).to_numpy() == choice.group
+    if choice.tagged is not None:
+        keep &= np.isin(np.arange(len(samples)), list(choice.tagged))
+    for numbers, span in ((confidence(samples), choice.confidence), (values, choice.score)):
+        if span is not None:
+            keep &= (numbers >= span[0]) & (numbers <= span[1])  # NaN is in no range
+    return keep
+
+
+def confidence(samples: pd.DataFrame) -> np.ndarray:
+    """How sure the model was of its answer, (n,) from 0 to 1; NaN where it does not say."""
+    if "confidence" in samples:
+        return samples["confidence"].to_numpy(dtype=float)
+    if "probability" in samples:
+        p = samples["probability"].to_numpy(dtype=float)
+        return np.maximum(p, 1 - p)
+    return np.full(len(samples), np.nan)
+
+
+def class_name(run: Any, index: float) -> str:
+    """A class by its name; by its number where the run names none."""
+    if not np.isfinite(index):
+        return "none"
+    k = int(index)
+    return str(run.classes[k]) if 0 <= k < len(run.classes) else f"class {k}"
+
+
+def is_binary(samples: pd.DataFrame) -> bool:
+    """Whether labels and predictions are of two classes, 0 and 1."""
+    if not {"label", "prediction"} <= set(samples.columns):
+        return False
+    known = {*samples["label"].dropna().unique(), *samples["prediction"].dropna().unique()}
+    return known <= {0, 1} and len(known) == 2
+
+
+def verdict(row: Mapping[str, Any], decimals: int = 2, run: Any = None) -> str:
+    """The model's verdict on an image: `right, p = 0.99`; with class names where a run has them."""
     known = {key: row[key] for key in ("correct", "probability", "logit") if key in row}
     known = {key: float(value) for key, value in known.items() if not pd.isna(value)}
     parts = []
     if "correct" in known:
         parts.append("right" if known["correct"] else "wrong")
+    if run is not None and len(run.classes) > 1 and not pd.isna(row.get("prediction", np.nan)):
+        parts.append(_named(run, row))
     if "probability" in known:
-        parts.append(f"p = {known['probability']:.{decimals}f}")
+        parts.append(f"{_of_class(run, row)} = {known['probability']:.{decimals}f}")
     elif "logit" in known:
         parts.append(f"logit {known['logit']:+.2f}")
     return ", ".join(parts)
+
+
+def _of_class(run: Any, row: Mapping[str, Any]) -> str:
+    """Of which class the probability is: the label's of several, the second of two."""
+    if run is None or len(run.classes) < 2:
+        return "p"
+    if len(run.classes) == 2:
+        return f"p({run.classes[1]})"
+    label = row.get("label", np.nan)
+    return f"p({class_name(run, row.get('prediction', np.nan) if pd.isna(label) else label)})"
+
+
+def _named(run: Any, row: Mapping[str, Any]) -> str:
+    """The predicted class by name, and the image's own where it is another."""
+    predicted, label = row["prediction"], row.get("label", np.nan)
+    said = class_name(run, predicted)
+    return said if pd.isna(label) or label == predicted else f"{said}, not {class_name(run, label)}"
 
 
 def page_of(where: np.ndarray, page: int, per_page: int = PAGE_SIZE) -> np.ndarray:
@@ -163,6 +251,37 @@ def primary_map(run: Any, samples: pd.DataFrame) -> str | None:
     return named if named in names else (names[0] if names else None)
 
 
+def shown_maps(run: Any, samples: pd.DataFrame) -> list[str]:
+    """The maps of a run whose values were kept and that have scores, the primary one first."""
+    first = primary_map(run, samples)
+    kept = [name for name in map_names(samples) if name in run.map_names]
+    return sorted(kept, key=lambda name: name != first)
+
+
+def map_in_words(run: Any, name: str) -> str:
+    """A map by its name, how it is drawn and of which layer: `received: mean over queries`."""
+    entry = run.entry(f"maps/{name}").about if name in run.map_names else {}
+    drawn = str(entry.get("drawn") or run.summary.get("about", {}).get(name) or "")
+    layer = str(entry.get("layer") or run.summary.get("layers", {}).get(name) or "")
+    if not drawn:
+        known = CONSTRUCTIONS.get(name.partition(".")[0])
+        drawn = known or ""
+    parts = [part for part in (drawn, f"of {layer}" if layer else "") if part]
+    return f"{name} ({', '.join(parts)})" if parts else name
+
+
+CONSTRUCTIONS = {
+    "received": "attention received: mean over queries",
+    "class_row": "attention of the class token",
+    "rollout": "attention rollout over the layers",
+    "gate_map": "the spatial gate",
+    "channel_gated": "features weighted by their channel gate",
+    "layer_gradcam": "Grad-CAM of the layer",
+    "integrated_gradients": "integrated gradients of the input",
+}
+"""What a map shows, where its run does not say."""
+
+
 def threshold_of(run: Any, map_name: str) -> float:
     """The threshold that the run's validation images chose for a map; one half if it names none."""
     value = chosen_threshold(run, map_name)
@@ -172,4 +291,7 @@ def threshold_of(run: Any, map_name: str) -> float:
 def chosen_threshold(run: Any, map_name: str) -> float | None:
     """The threshold that the run's validation images chose for a map, where they did."""
     value = run.summary.get("threshold", {}).get(map_name)
+    if value is None:  # an evaluation names one per metric
+        chosen = run.summary.get("thresholds", {}).get(map_name, {})
+        value = next((chosen[key] for key in ("max_iou", "iou", *chosen) if key in chosen), None)
     return float(value) if value is not None and 0 <= value <= 1 else None

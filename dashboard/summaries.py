@@ -24,6 +24,9 @@ def cleaned(summary: Any) -> dict[str, Any]:
         if isinstance(found.get(name), str):
             out[name] = found[name]
     out["threshold"] = _numbers(found.get("threshold"))
+    out["thresholds"] = {str(k): _numbers(v) for k, v in _items(found.get("thresholds"))}
+    for name in ("layers", "about"):
+        out[name] = {str(k): v for k, v in _items(found.get(name)) if isinstance(v, str)}
     out["metrics"] = {
         str(map_name): {str(metric): _numbers(levels) for metric, levels in _items(metrics)}
         for map_name, metrics in _items(found.get("metrics"))
@@ -37,7 +40,7 @@ def cleaned(summary: Any) -> dict[str, Any]:
 
 _READ = {
     *("accuracy", "loss", "seconds", "map", "diagnosis"),
-    *("threshold", "metrics", "findings", "knockout"),
+    *("threshold", "thresholds", "metrics", "findings", "knockout", "layers", "about"),
 }
 
 

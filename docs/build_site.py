@@ -2,12 +2,12 @@
 
     uv run --group docs python docs/build_site.py [--out site] [--version 0.1]
 
-Gathers the pages: those of docs/, the results, CONTRIBUTING, CHANGELOG and the README from where
-they are edited, and one page of reference per package, drawn from its docstrings. Links between
-files of the repository become links between pages; one that leads nowhere, or a warning, fails the
-build. With `--version` the site goes below `OUT/VERSION/`, and `OUT/versions.json` lists the
-versions, newest first, for the selector. `llms.txt` lists every page for programs. Nothing is
-fetched.
+Gathers the pages that docs/README.md lists, in its order: those of docs/, and the README, results,
+CONTRIBUTING and CHANGELOG from where they are edited. One page of reference per package is drawn
+from its docstrings. Links between files of the repository become links between pages. A link that
+leads nowhere, a page that is not listed, or a warning fails the build. With `--version` the site
+goes below `OUT/VERSION/`, and `OUT/versions.json` lists the versions, newest first, for the
+selector. `llms.txt` lists every page for programs. Nothing is fetched.
 """
 
 from __future__ import annotations
@@ -21,47 +21,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-NAVIGATION: dict[str, dict[str, str]] = {
-    "Start": {
-        "": "README.md",
-        "What it is": "overview.md",
-        "Step by step": "tutorial.md",
-        "watch": "watch.md",
-    },
-    "How to": {
-        "Evaluate a model": "evaluate.md",
-        "Monitor a training": "training.md",
-        "Your own data": "own-data.md",
-        "Your own attention": "own-attention.md",
-        "Places of tokens": "places.md",
-        "Devices and memory": "gpu.md",
-        "Many runs": "cluster.md",
-        "Runs in a bucket": "remote.md",
-        "The dashboard for others": "sharing.md",
-    },
-    "Reference": {"": "reference.md", "Maps": "maps.md", "Metrics": "metrics.md"},
-    "Doctor": {"": "doctor/README.md"},
-    "Evidence": {
-        "Architectures": "architectures.md",
-        "Intervals": "intervals.md",
-        "Reliability": "reliability.md",
-        "Systems of the tutorials": "systems.md",
-        "Results": "results/README.md",
-        "Tables of the results": "results/tables.md",
-    },
-    "Design": {
-        "": "design.md",
-        "Contributing": "contributing.md",
-        "Changes": "changelog.md",
-    },
-}
-"""Section → title → page. The pages of findings and of packages are added to theirs."""
-
 ELSEWHERE = {
     "README.md": "overview.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -137,49 +102,70 @@ def _reference(name: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def navigation() -> dict[str, dict[str, str]]:
-    """Sections with all their pages."""
-    findings = sorted(path.stem for path in (DOCS / "doctor").glob("*.md"))
-    added = {
-        "Doctor": {name: f"doctor/{name}.md" for name in findings if name != "README"},
-        "Reference": {f"attnviz.{name}": f"api/{name}.md" for name in PACKAGES},
-    }
-    return {name: pages | added.get(name, {}) for name, pages in NAVIGATION.items()}
+@dataclass(frozen=True)
+class Page:
+    """A page as the index lists it.
+
+    Attributes:
+        title: In the navigation; empty for a section's first page.
+        path: Below the folder of pages.
+        about: What it holds, in a line.
+    """
+
+    title: str
+    path: str
+    about: str = ""
 
 
-def _listed(pages: Path) -> None:
-    """Refuse a page that no section lists, and a section's page that is not there."""
+def navigation(pages: Path) -> dict[str, list[Page]]:
+    """Section → pages, as docs/README.md lists them; those of findings and packages added."""
+    sections: dict[str, list[Page]] = {}
+    for line in (pages / "README.md").read_text().splitlines():
+        if heading := re.fullmatch(r"\| (\w[\w ]*) \| \|", line):
+            sections[heading[1]] = []
+        elif row := re.match(r"\| \[[^]]*\]\(([^)]+)\).*\| (.*) \|$", line):
+            found = Page(_title(pages / row[1]), row[1], row[2])
+            list(sections.values())[-1].append(found)
+    findings = sorted(path for path in (pages / "doctor").glob("*.md") if path.stem != "README")
+    sections["Doctor"] += [Page(path.stem, f"doctor/{path.name}") for path in findings]
+    sections["Reference"] += [Page(f"attnviz.{name}", f"api/{name}.md") for name in PACKAGES]
+    sections[next(iter(sections))].insert(0, Page("All pages", "README.md"))
+    return sections
+
+
+def _title(page: Path) -> str:
+    heading = re.search(r"^# (.+)$", page.read_text(), re.MULTILINE)
+    return heading[1] if heading else page.stem
+
+
+def _listed(pages: Path, sections: dict[str, list[Page]]) -> None:
+    """Refuse a page that the index does not list."""
     there = {path.relative_to(pages).as_posix() for path in pages.rglob("*.md")}
-    listed = {page for section in navigation().values() for page in section.values()}
-    if odd := there ^ listed:
-        raise SystemExit(
-            f"docs/build_site.py: pages without a place, or places without a page: {odd}"
-        )
+    if missing := there - {page.path for section in sections.values() for page in section}:
+        raise SystemExit(f"docs/README.md lists these pages in no section: {sorted(missing)}")
 
 
-def configuration(*, versioned: bool = False) -> str:
+def configuration(sections: dict[str, list[Page]], *, versioned: bool = False) -> str:
     """The configuration with the order of the pages, and with the selector of versions."""
-    sections = []
-    for name, pages in navigation().items():
-        entries = [
-            json.dumps(page) if not title else f"{{ {json.dumps(title)} = {json.dumps(page)} }}"
-            for title, page in pages.items()
-        ]
-        sections.append(f"  {{ {json.dumps(name)} = [{', '.join(entries)}] }},")
-    nav = "\n".join(["[project]", "nav = [", *sections, "]"])
+    lines = []
+    for name, pages in sections.items():
+        entries = (f"{{ {json.dumps(page.title)} = {json.dumps(page.path)} }}" for page in pages)
+        lines.append(f"  {{ {json.dumps(name)} = [{', '.join(entries)}] }},")
+    nav = "\n".join(["[project]", "nav = [", *lines, "]"])
     text = (DOCS / "zensical.toml").read_text()
     text += '\n[project.extra.version]\nprovider = "mike"\n' if versioned else ""
     return text.replace("[project]", nav, 1).replace('"ROOT"', json.dumps(str(ROOT)))
 
 
-def llms() -> str:
-    """`llms.txt`: what this is, and every page with its title, as llmstxt.org describes it."""
-    lines = ["# attnviz", "", f"> {tomllib.loads(configuration())['project']['site_description']}"]
-    for section, pages in navigation().items():
+def llms(sections: dict[str, list[Page]]) -> str:
+    """`llms.txt`: every page with its title and what it holds, as llmstxt.org describes it."""
+    about = tomllib.loads((DOCS / "zensical.toml").read_text())["project"]["site_description"]
+    lines = ["# attnviz", "", f"> {about}"]
+    for section, pages in sections.items():
         lines += ["", f"## {section}", ""]
-        for title, page in pages.items():
-            address = page.removesuffix(".md").replace("README", "index")
-            lines.append(f"- [{title or section}]({address}.html)")
+        for page in pages:
+            address = page.path.removesuffix(".md").replace("README", "index")
+            lines.append(f"- [{page.title}]({address}.html){page.about and ': '}{page.about}")
     return "\n".join(lines) + "\n"
 
 
@@ -188,14 +174,15 @@ def build(out: Path, *, versioned: bool = False) -> None:
     with TemporaryDirectory() as scratch:
         home = Path(scratch)
         gathered(home / "pages")
-        _listed(home / "pages")
-        (home / "zensical.toml").write_text(configuration(versioned=versioned))
+        sections = navigation(home / "pages")
+        _listed(home / "pages", sections)
+        (home / "zensical.toml").write_text(configuration(sections, versioned=versioned))
         done = subprocess.run(
             ["zensical", "build", "--strict"], cwd=home, capture_output=True, text=True
         )
         if done.returncode:
             raise SystemExit(f"{done.stdout}{done.stderr}")
-        (home / "site" / "llms.txt").write_text(llms())
+        (home / "site" / "llms.txt").write_text(llms(sections))
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(home / "site", out)
 

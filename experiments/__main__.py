@@ -149,7 +149,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _all_run(plan: Sequence[Settings], args: argparse.Namespace) -> bool:
-    """Whether every run of a plan is complete; says of the others why they are not."""
+    """Whether every run of a plan is complete; prints the reasons of the others."""
     from experiments.sweep import run_all
 
     return _all_well(run_all(plan, args.runs, workers=chosen_workers(args)))

@@ -1,7 +1,7 @@
 """Measure a trained model with `attnviz.evaluate` and fill its run.
 
 Thresholds come from the validation images; every score is of the test images, on maps upsampled
-bilinearly to the image's size. Only images with something to look at have a score.
+bilinearly to the image's size. Only images with a patch have a score.
 """
 
 from __future__ import annotations

@@ -43,6 +43,6 @@ def groups(settings: Settings, split: str) -> list[str] | None:
 
 
 def about(settings: Settings) -> dict[str, Any]:
-    """What a data set's metadata tell of its source: for `photos`, each photograph by its split."""
+    """The source of a data set, as metadata: for `photos`, each photograph by its split."""
     found = sources()[settings.data]
     return dict(found.about()) if found.about is not None else {}

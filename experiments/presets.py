@@ -68,7 +68,7 @@ QUICK: Mapping[str, Any] = {"side": 48, "size": 8}
 
 
 def asked(settings: Settings) -> str:
-    """The name of the preset that asks the same, whatever the size; its settings if none does."""
+    """The name of the preset of the same task, whatever the size; its settings if there is none."""
     for preset in PRESETS.values():
         asks = Settings(**preset.base)
         if all(getattr(asks, name) == getattr(settings, name) for name in ASKING):
@@ -87,7 +87,7 @@ def planned(
 
     Args:
         names: Of the presets.
-        given: Settings that go before what a preset says.
+        given: Settings that override those of a preset.
         axes: Setting → values; they take the place of a preset's own axis of that name.
         quick: Whether to take `QUICK` where nothing else is said.
 

@@ -2,8 +2,8 @@
 
 - `patch`: is there one? Half of the images have one.
 - `both`: there are always two patches, each a square or a ring; are both kinds there? A linear head
-  on the global mean of local features cannot tell: it gives `square + ring` the mean of what it
-  gives `square + square` and `ring + ring`. The model must combine both places.
+  on the global mean of local features cannot separate these: its output for `square + ring` is the
+  mean of those for `square + square` and `ring + ring`. The model must combine both places.
 - `larger`: there are a large and a small patch, one as bright as the other is dark; is the larger
   one the bright one? The mask is the larger patch alone.
 

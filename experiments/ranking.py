@@ -18,7 +18,7 @@ METRICS = ("energy_pointing_game", "pointing_game", "max_iou")
 
 
 def rankings(plan: Grid, root: Path, outcomes: Sequence[Outcome]) -> dict[str, Comparison]:
-    """The complete runs of a sweep, compared wherever they answer the same question.
+    """The complete runs of a sweep, compared wherever they have the same task.
 
     Args:
         plan: The runs.
@@ -49,9 +49,9 @@ def _scored(groups: Iterable[Sequence[Run]]) -> list[str]:
 
 
 def questions(plan: Sequence[Settings]) -> dict[str, dict[str, list[Settings]]]:
-    """Question → variant, with whatever else tells it apart within that question → its seeds.
+    """Question → variant, with its other settings within that question → its seeds.
 
-    A question has the name of its preset, such as `"ring"`, with the other settings that tell it
+    A question has the name of its preset, such as `"ring"`, with the other settings that set it
     from the plan's other questions; `""` where there is only one.
     """
     asking = [name for name in Grid(tuple(plan)).axes if asks(name)]

@@ -75,7 +75,7 @@ def pays_in_bf16(device: torch.device) -> bool:
 
 
 class Loader:
-    """One split's images on a device, asked the question batch by batch."""
+    """One split's images on a device, with patches and labels, batch by batch."""
 
     def __init__(self, settings: Settings, split: str, device: torch.device) -> None:
         pixels = torch.from_numpy(load_images(settings, split)).permute(0, 3, 1, 2)

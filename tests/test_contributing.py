@@ -104,7 +104,7 @@ from dashboard.pages import listed
 from experiments.loading import load_images
 from experiments.settings import Settings
 images = load_images(Settings(data="grey", test_images=3, side=16, size=4), "test")
-print(images.shape, [page.name for page in listed()][4:7])
+print(images.shape, [page.name for page in listed()][6:9])
 """
 
 

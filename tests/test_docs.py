@@ -120,6 +120,18 @@ def test_the_commands_of_the_evaluation_page_run(
     assert attnviz.open_run("cli/cbam-0").maps("saliency").shape[0] == 12
 
 
+def test_the_commands_for_programs_print_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from attnviz.cli import run
+
+    monkeypatch.chdir(DOCS.parent)
+    (block,) = re.findall(r"```sh\n(.*?)```", (DOCS / "assistants.md").read_text(), re.DOTALL)
+    for line in block.splitlines():
+        assert run(shlex.split(line)[1:]) == (1 if "doctor" in line else 0), line
+        json.loads(capsys.readouterr().out)
+
+
 def test_twelve_lines_lead_from_a_model_to_a_ranking() -> None:
     page = (DOCS / "evaluate.md").read_text()
     blocks = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -127,3 +139,49 @@ def test_twelve_lines_lead_from_a_model_to_a_ranking() -> None:
     assert len(blocks) == 3
     for code in blocks:
         assert len([line for line in code.splitlines() if line.strip()]) <= 12
+
+
+@pytest.fixture(scope="module")
+def site() -> dict[str, Any]:
+    return runpy.run_path(str(DOCS / "build_site.py"))
+
+
+def test_the_site_holds_every_page_of_the_repository_with_links_between_them(
+    tmp_path: Path, site: dict[str, Any]
+) -> None:
+    site["gathered"](tmp_path)
+    sections = site["navigation"](tmp_path)
+    site["_listed"](tmp_path, sections)
+    assert [*sections] == ["Start", "How to", "Reference", "Doctor", "Evidence", "Design"]
+    assert "](results/README.md)" in (tmp_path / "README.md").read_text()
+    assert "](../own-data.md#the-photos-data-set)" in (tmp_path / "results/README.md").read_text()
+    for page in tmp_path.rglob("*.md"):
+        links = re.findall(r"\]\((?!https?://|#)([^)#\s:]+)", page.read_text())
+        assert all((page.parent / link).exists() for link in links), page
+    listed = site["llms"](sections)
+    assert "- [Metrics](metrics.html): definition, range," in listed
+    assert listed.count("](doctor/") == len([*(DOCS / "doctor").glob("*.md")])
+
+
+def test_a_link_of_the_site_that_leads_nowhere_is_refused(site: dict[str, Any]) -> None:
+    with pytest.raises(SystemExit, match=r"docs/maps.md: the link to none.md leads to no page"):
+        site["_led"]("[x](none.md)", "docs/maps.md", {"docs/maps.md": "maps.md"})
+
+
+def test_a_page_that_the_index_does_not_list_is_refused(
+    tmp_path: Path, site: dict[str, Any]
+) -> None:
+    (tmp_path / "README.md").write_text("| Start | |\n| --- | --- |\n")
+    (tmp_path / "new.md").write_text("# New")
+    with pytest.raises(SystemExit, match=r"lists these pages in no section: \['README.md', 'new"):
+        site["_listed"](tmp_path, {"Start": []})
+
+
+def test_the_newest_version_of_the_site_comes_first(tmp_path: Path, site: dict[str, Any]) -> None:
+    for version in ("0.9", "0.10", "0.2"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "index.html").touch()
+    site["list_versions"](tmp_path)
+    versions = json.loads((tmp_path / "versions.json").read_text())
+    assert [one["version"] for one in versions] == ["0.10", "0.9", "0.2"]
+    assert "url=0.10/" in (tmp_path / "index.html").read_text()

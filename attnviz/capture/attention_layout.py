@@ -92,7 +92,7 @@ def layout(
         query: Its axis of queries.
         key: Its axis of keys.
         tag: What is known of the softmax.
-        module: Who attends; it may say how many heads it has.
+        module: The module of the attention, for its number of heads.
         images: The batch size, if it is known.
         whole: Whether a single leading axis holds no heads.
     """
@@ -150,7 +150,7 @@ def _split(
 
 
 def head_count(module: nn.Module) -> int | None:
-    """The number of heads that a module says it has."""
+    """The number of heads by a module's own attributes."""
     for name in _HEADS:
         value = getattr(module, name, None)
         if isinstance(value, int) and value > 0:

@@ -1,6 +1,6 @@
 """The module that runs an op, and the source line: read from the Python stack.
 
-Forward hooks would tell the module as well, but they switch torch's fast paths off and are copied
+Forward hooks would give the module as well, but they switch torch's fast paths off and are copied
 along with the model.
 """
 
@@ -218,7 +218,7 @@ def _frames() -> Iterator[FrameType]:
 
 
 def _kind(code: CodeType) -> int:
-    """What is needed to know of a function; read once, for reading it off its code is slow."""
+    """Facts of a function, read once, since reading them off its code is slow."""
     known = _KINDS.get(id(code))
     if known is not None and known[0] is code:
         return known[1]

@@ -9,7 +9,7 @@ from typing import Any
 
 from attnviz import text
 from attnviz.capture.record import Record, changed
-from attnviz.capture.steps import Steps, joined
+from attnviz.capture.steps import Pass, Steps, joined
 from attnviz.errors import InputError
 
 
@@ -28,6 +28,7 @@ class Capture(Mapping[str, Record]):
     def __init__(self) -> None:
         self._records: list[Record] = []
         self._named: dict[str, Record] = {}
+        self._passes: dict[str, list[Pass]] = {}
         self._stale = False
         self.unused: list[Record] = []
         self.output: Any = None
@@ -76,11 +77,12 @@ class Capture(Mapping[str, Record]):
         """The attentions of a model that generates, each over all forward passes, by module.
 
         Watch with `reduce="steps"`: whole weights of a prompt grow with the square of its tokens.
+        The capture then has one record per module, that of its first forward pass.
 
         Raises:
             InputError: No record holds rows.
         """
-        return joined(self.values())
+        return joined(self._records, self._passes)
 
     def __getitem__(self, name: str) -> Record:
         if not isinstance(name, str):

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from attnviz.capture import fused_weights as fusion
 from attnviz.capture import reductions
+from attnviz.capture.blocks import Blocks
 from attnviz.capture.capture import Capture
 from attnviz.capture.fused_weights import Fused
 from attnviz.capture.op_mode import differentiated
 from attnviz.capture.options import Options
 from attnviz.capture.provenance import storage_key
 from attnviz.capture.record import Leaf, Record, changed
+from attnviz.capture.steps import Pass
 from attnviz.errors import InputError
 
 _CHUNK = 1 << 19  # weights computed at once where only a reduction is kept; they stay in the cache
@@ -38,6 +40,8 @@ class Collector:
         self.aliased: dict[int, list[tuple[int, str]]] = {}
         self._rollouts = [r for r in options.reduce.values() if isinstance(r, reductions.Rollout)]
         self._first = 0
+        self._blocks = Blocks()
+        self._steps_alone = all(name.partition(".")[0] == "steps" for name in options.reduce)
 
     @property
     def rolls(self) -> bool:
@@ -81,6 +85,8 @@ class Collector:
         }
         if not self.options.operands and self.options.reads_operands:
             changes |= {"query": None, "key": None, "value": None}
+        if reduced and self._folded(record, reduced, number):
+            return
         if reduced:
             changes["reduced"] = {name: self._moved(value) for name, value in reduced.items()}
             self._forget_rollout(reduced)
@@ -173,6 +179,25 @@ class Collector:
                 if value is not None and value.shape == reduced[name].shape:
                     kept = {key: v for key, v in earlier.reduced.items() if key != name}
                     self.seen._set(number, changed(earlier, reduced=kept))
+
+    def _folded(self, record: Record, reduced: dict[str, Tensor], number: int | None) -> bool:
+        """Whether a record only adds a forward pass to the first one of its module.
+
+        That is so with `reduce="steps"` alone: a generation then has one record per module.
+        """
+        if number is not None or "steps" not in reduced or not self._steps_alone:
+            return False
+        codes = reduced.get("steps.keys")
+        passes = self.seen._passes.setdefault(record.name, [])
+        passes.append(
+            Pass(
+                record.shape,
+                tuple(reduced["steps.queries"].tolist()),
+                self._blocks.hold(self._moved(reduced["steps"].detach())),
+                None if codes is None else self._blocks.hold(self._moved(codes)),
+            )
+        )
+        return len(passes) > 1
 
     def _moved(self, tensor: Tensor) -> Tensor:
         if self.options.to is None and self.options.dtype is None:

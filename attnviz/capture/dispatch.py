@@ -64,7 +64,7 @@ class Watcher(OpMode):
         return super().__enter__()
 
     def close(self) -> None:
-        """Follow no more ops, and forget the session."""
+        """Follow no more ops, and drop the session."""
         session, self.session = self.session, None
         self.__exit__()
         if session is not None:

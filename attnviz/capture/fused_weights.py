@@ -47,7 +47,7 @@ def splitting(fused: Fused, images: int | None, heads: int | None) -> Callable[[
     Args:
         fused: The kernel's arguments.
         images: How many images the model was given, if that is known.
-        heads: How many heads the module says it has, if it does.
+        heads: The number of heads by the module's attributes, if known.
     """
     b, given = fused.query.shape[:2]
     if b != 1 or not images or images == 1 or given % images or given == heads:

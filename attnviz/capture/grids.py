@@ -14,7 +14,7 @@ from attnviz.capture.record import Grid
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """What the shapes of the running modules tell.
+    """Sizes from the shapes of the running modules.
 
     Attributes:
         images: The batch size of the model's input.

@@ -235,17 +235,17 @@ class Tags:
         self.put(out, tag.on(out, axis, **changes))
 
     def drop(self, tensor: Tensor) -> None:
-        """Forget what a storage held."""
+        """Drop the tag of a storage."""
         self._tags.pop(tensor.untyped_storage()._cdata, None)
 
     def sweep(self) -> None:
-        """Forget the storages that are gone."""
+        """Drop the storages that are gone."""
         expired = torch.UntypedStorage._expired
         for key in [key for key, ref in self._alive.items() if expired(ref)]:
             self._release(key)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all tags."""
         for key in list(self._alive):
             self._release(key)
         self._tags.clear()

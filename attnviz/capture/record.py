@@ -99,7 +99,7 @@ class Record:
         shape: Of the weights or the scale, also where these were dropped.
         edited: Whether `edit=` replaced the values.
         leaf: With `keep_graph=True`, what to differentiate by; see `gradient`.
-        note: What else there is to say.
+        note: Remarks.
         places: Which queries and keys are which places, where that is proven or was measured.
     """
 

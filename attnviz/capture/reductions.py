@@ -66,7 +66,7 @@ class Steps(Rows):
 
     In a model that generates, it is the row that the next token is predicted from. Memory grows
     with the number of generated tokens times the number of keys. Beside the rows, 64 bits per key
-    are kept, which say where the key was in the previous pass.
+    are kept: the position of the key in the previous pass.
 
     Args:
         prompt: Further queries of the prompt to keep, by their number in the prompt; or a layout of

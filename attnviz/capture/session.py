@@ -1,6 +1,6 @@
 """The state of one watch of one model: the running modules, tags of tensors, and records.
 
-Every rule is given the session. It lies below the rules and knows none of them.
+Every rule is given the session. It lies below the rules and imports none of them.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Session:
         self.recorder.finish(self.gates.no_gates())
 
     def close(self) -> None:
-        """Forget all tags."""
+        """Drop all tags."""
         self.tags.clear()
         self.lineage.clear()
         self.knows_parameters = False

@@ -8,18 +8,48 @@ and in whichever row of the batch a beam search has moved it to.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from attnviz.capture.blocks import Held
 from attnviz.capture.record import Record
 from attnviz.capture.reductions import key_codes
 from attnviz.errors import InputError
+from attnviz.token_places import RecordPlaces
 
 REMEDY = 'watch the generation with reduce="steps", which follows the keys through the cache'
+
+
+class Pass(NamedTuple):
+    """What was kept of one attention in one forward pass.
+
+    Attributes:
+        shape: Of its weights, `(b, heads, q, k)`.
+        queries: The numbers of the rows that were kept.
+        rows: These rows, `(b, heads, n, k)`.
+        codes: `(b, k)`, 64 bits for each key.
+    """
+
+    shape: tuple[int, ...]
+    queries: tuple[int, ...]
+    rows: Tensor | Held
+    codes: Tensor | Held | None
+
+    @property
+    def rows_(self) -> Tensor:
+        """The rows as a tensor."""
+        return self.rows.tensor() if isinstance(self.rows, Held) else self.rows
+
+    @property
+    def codes_(self) -> Tensor | None:
+        """The codes as a tensor on the CPU."""
+        codes = self.codes.tensor() if isinstance(self.codes, Held) else self.codes
+        return None if codes is None else codes.cpu()
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,22 +57,30 @@ class Step:
     """One attention in one forward pass.
 
     Attributes:
-        record: The record of this pass.
-        rows: `(b, heads, n, k)`, the rows of the weights that were kept.
-        queries: For each of the `n` rows the number of its token, prompt and answer counted.
+        kept: What was kept of it.
+        queries: For each of its `n` rows the number of its token, prompt and answer counted.
         keys: `(b, k)`, the number of each key's token; of cross-attention the number of the key.
         parents: `(b,)`, the row of the batch that each row continues; itself but in a beam search.
         length: How many tokens there were at its end.
         unknown: Why tokens of keys are not known; empty where they are.
     """
 
-    record: Record
-    rows: Tensor
+    kept: Pass
     queries: tuple[int, ...]
     keys: Tensor
     parents: Tensor
     length: int
     unknown: str = ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weights, `(b, heads, q, k)`."""
+        return self.kept.shape
+
+    @property
+    def rows(self) -> Tensor:
+        """`(b, heads, n, k)`, the rows of the weights that were kept."""
+        return self.kept.rows_
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,10 +90,12 @@ class Steps:
     Attributes:
         name: The dotted name of its module.
         steps: Its passes, in order.
+        places: The places of the first pass, where the watch proved them.
     """
 
     name: str
     steps: tuple[Step, ...]
+    places: RecordPlaces | None = None
 
     @property
     def prompt(self) -> int:
@@ -128,96 +168,100 @@ class Steps:
         )
 
     def __repr__(self) -> str:
-        b, heads = self.steps[0].rows.shape[:2]
+        b, heads = self.steps[0].shape[:2]
         return (
             f"Steps({self.name!r}, {len(self.steps)} passes of {b}×{heads} rows, "
             f"{self.prompt} + {self.tokens} tokens)"
         )
 
 
-def joined(records: Iterable[Record]) -> dict[str, Steps]:
+def joined(records: Iterable[Record], kept: Mapping[str, Sequence[Pass]]) -> dict[str, Steps]:
     """The attention records of a capture by module, each over all its forward passes.
 
     Args:
-        records: Records in the order in which they ran, with weights or with `reduce="steps"`.
+        records: Records in the order in which they ran, with weights or with rows.
+        kept: The passes of modules that were watched with `reduce="steps"` alone.
 
     Raises:
         InputError: No record holds rows.
     """
-    passes: dict[str, list[Record]] = {}
+    by_name: dict[str, list[Record]] = {}
     for record in records:
-        if record.kind == "attention" and _rows(record) is not None:
-            passes.setdefault(record.name.partition("#")[0], []).append(record)
-    if not passes:
+        if record.kind == "attention":
+            by_name.setdefault(record.name, []).append(record)
+    steps = {}
+    for name, ordered in by_name.items():
+        passes = list(kept.get(name) or filter(None, map(_pass, ordered)))
+        if passes:
+            steps[name] = Steps(name, _followed(passes), ordered[0].places)
+    if not steps:
         raise InputError(f"steps: no record holds rows of attention; {REMEDY}")
-    steps = {name: Steps(name, _followed(ordered)) for name, ordered in passes.items()}
     return {name: one for name, one in steps.items() if one.grows}
 
 
-def _rows(record: Record) -> Tensor | None:
-    kept = record.reduced.get("steps")
-    return record.weights if kept is None else kept
+def _pass(record: Record) -> Pass | None:
+    rows = record.reduced.get("steps", record.weights)
+    if rows is None or len(record.shape) != 4:
+        return None
+    codes, queries = record.reduced.get("steps.keys"), record.reduced.get("steps.queries")
+    return Pass(
+        record.shape,
+        tuple(range(record.shape[2]) if queries is None else queries.tolist()),
+        rows,
+        key_codes(record) if codes is None else codes,
+    )
 
 
-def _codes(record: Record) -> Tensor | None:
-    kept = record.reduced.get("steps.keys")
-    return key_codes(record) if kept is None else kept
-
-
-def _followed(records: list[Record]) -> tuple[Step, ...]:
-    steps = [_first(records)]
-    for record in records[1:]:
-        steps.append(_next(record, steps[-1]))
+def _followed(passes: Sequence[Pass]) -> tuple[Step, ...]:
+    steps = [_first(passes)]
+    for before, one in pairwise(passes):
+        steps.append(_next(one, steps[-1], before.codes_))
     return tuple(steps)
 
 
-def _made(record: Record, start: int, keys: Tensor, parents: Tensor, unknown: str = "") -> Step:
-    rows = _rows(record)
-    assert rows is not None  # or the record would have been left out
-    kept = record.reduced.get("steps.queries")
-    own = range(record.shape[2]) if kept is None else kept.tolist()
-    queries = tuple(start + int(query) for query in own)
-    return Step(record, rows, queries, keys, parents, start + record.shape[2], unknown)
+def _made(one: Pass, start: int, keys: Tensor, parents: Tensor, unknown: str = "") -> Step:
+    queries = tuple(start + query for query in one.queries)
+    return Step(one, queries, keys, parents, start + one.shape[2], unknown)
 
 
-def _first(records: list[Record]) -> Step:
-    b, _, q, k = records[0].shape
+def _first(passes: Sequence[Pass]) -> Step:
+    b, _, q, k = passes[0].shape
     start = 0
-    if len(records) > 1 and k > q and records[1].shape[3] == k + records[1].shape[2]:
+    if len(passes) > 1 and k > q and passes[1].shape[3] == k + passes[1].shape[2]:
         start = k - q  # a cache that was filled before
-    return _made(records[0], start, torch.arange(k).expand(b, k), torch.arange(b))
+    return _made(passes[0], start, torch.arange(k).expand(b, k), torch.arange(b))
 
 
-def _next(record: Record, before: Step) -> Step:
-    b, _, q, k = record.shape
+def _next(one: Pass, before: Step, old: Tensor | None) -> Step:
+    b, _, q, k = one.shape
     same, none = torch.arange(b), torch.full((b, k), -1)
-    codes, old = _codes(record), _codes(before.record)
+    codes = one.codes_
     if before.unknown:
-        return _made(record, before.length, none, same, before.unknown)
+        return _made(one, before.length, none, same, before.unknown)
     if b != len(before.keys):
         unknown = f"the batch changed from {len(before.keys)} to {b} rows"
-        return _made(record, before.length, none, same, unknown)
+        return _made(one, before.length, none, same, unknown)
     whole = q == k or q > before.length
     if codes is None or old is None:
         if b == 1 and (whole or k == before.keys.shape[1] + q):
             keys = torch.arange(k)[None] if whole else _longer(before, k)
-            return _made(record, 0 if whole else before.length, keys, same)
-        return _made(record, before.length, none, same, "which key is which token is not known")
-    found = _matched(codes.cpu(), old.cpu(), q)
+            return _made(one, 0 if whole else before.length, keys, same)
+        return _made(one, before.length, none, same, "which key is which token is not known")
+    found = _matched(codes, old, q)
     if found is None:
         if whole and b == 1:
-            return _made(record, 0, torch.arange(k)[None], same)
+            return _made(one, 0, torch.arange(k)[None], same)
         unknown = "the keys of one pass were not found in the next one"
-        return _made(record, before.length, none, same, unknown)
+        return _made(one, before.length, none, same, unknown)
     origin, parents = found
     if whole:
-        return _made(record, 0, torch.arange(k).expand(b, k), parents)
+        return _made(one, 0, torch.arange(k).expand(b, k), parents)
     keys = before.keys[parents].gather(1, origin.clamp_min(0)).masked_fill(origin < 0, -1)
-    new = (origin < 0) & (codes.cpu() != 0)  # a static cache holds zeros where no key is yet
+    new = (origin < 0) & (codes != 0)  # a static cache holds zeros where no key is yet
     keys, start = _numbered(keys, new, q, before.length)
     if start is None:
-        return _made(record, before.length, none, same, "its rows have tokens of other numbers")
-    return _made(record, start, keys, parents)
+        return _made(one, before.length, none, same, "its rows have tokens of other numbers")
+    return _made(one, start, keys, parents)
 
 
 def _longer(before: Step, k: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Windows: where the tokens of windowed attention lie on the image.
 
 A model cuts windows by a copy from `(b, rows, columns, h, w, c)`, six axes in another order than
-they lie in memory. Their strides say, exactly, which place goes where; a roll or a padding just
+they lie in memory. Their strides determine exactly where each place goes; a roll or a padding just
 before it is remembered with the tensor. No architecture needs to be known.
 """
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from attnviz.errors import InputError
-from attnviz.shapes import Images, Masks
+from attnviz.shapes import Images
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +80,9 @@ class Batch:
 
     indices: tuple[int, ...]
     images: Images
-    masks: Masks
+    masks: Bool[Tensor, "b H W"]
     known: Bool[Tensor, "b"]
-    ignore: Masks | None
+    ignore: Bool[Tensor, "b H W"] | None
     samples: tuple[Sample, ...]
 
     def __len__(self) -> int:

@@ -33,7 +33,7 @@ from attnviz.diagnosis.token_axes import Probes, Tokens, tokens_of
 Result = TypeVar("Result")
 
 FEW = 8
-"""Images in the plain run, from which weights and gates are read."""
+"""Images in the plain run, from which weights and gates are read; fewer where these are large."""
 
 _SOME = 2  # images in a run that only measures whether the output changes
 _ZERO = 1e-3  # parameters this small at initialisation hide the branch that they scale
@@ -115,12 +115,19 @@ class Examination:
         self.groups, self.trained = groups, trained
         self.left_in_training = left_in_training
         self._results: dict[Callable[[Examination], Any], Any] = {}
-        self.few = images[:FEW] if len(images) > 1 else torch.cat([images, images.flip(-1)])
+        self._several = images if len(images) > 1 else torch.cat([images, images.flip(-1)])
+
+    @cached_property
+    def few(self) -> Tensor:
+        """The first images, as many as memory allows; a single one with its mirror image."""
+        least = len(self.some) + 1
+        most = 2 * _MEMORY * len(self.some) // self._bytes
+        return self._several[: max(least, min(FEW, most))]
 
     @property
     def some(self) -> Tensor:
         """Fewer images than `few`, the first of them."""
-        return self.few[: min(_SOME, len(self.few) - 1)]
+        return self._several[: min(_SOME, len(self._several) - 1)]
 
     def run(
         self, images: Tensor, *, edit: Mapping[str, Any] | None = None, seed: int = 0, **how: Any
@@ -162,9 +169,10 @@ class Examination:
         return self.run(self.few)
 
     @cached_property
-    def again(self) -> Run:
-        """Fewer images with another random seed."""
-        return self.run(self.some, seed=1)
+    def again(self) -> Tensor:
+        """The output for `some` with another random seed."""
+        torch.manual_seed(1)
+        return flat_output(functional_call(self.model, self.substitutes, (self.some,)))
 
     @cached_property
     def fewer(self) -> Run:
@@ -225,12 +233,14 @@ class Examination:
     def silenced(self, numbers: Sequence[int]) -> dict[int, Perturbed]:
         """The same with zero attention of one record, for each of some records.
 
-        Records whose run failed are left out.
+        Activations are kept from that record to the next. Records whose run failed are left out.
         """
         found: dict[int, Perturbed] = {}
-        for some in self._batches(numbers):
+        size = self.perturbed.size if self.perturbed is not None else 0
+        for some in self._batches(numbers, size):
             _, runs = self._perturb([self.editable.index(i) for i in some])
-            found |= {i: one for i, one in zip(some, runs, strict=True) if one is not None}
+            pairs = zip(some, runs, strict=True)
+            found |= {i: one.behind(i) for i, one in pairs if one is not None}
         return found
 
     def _perturb(
@@ -259,7 +269,7 @@ class Examination:
         whose edit failed are left out.
         """
         found = {}
-        for some in self._batches(list(edits)):
+        for some in self._batches(list(edits), self._bytes):
             copies = len(some) + 1
             part = {
                 self.records[i].name: partial(_edit_copy, edits[i], n + 1, copies)
@@ -273,9 +283,9 @@ class Examination:
                 found[i] = float((other - plain).norm() / plain.norm())
         return found
 
-    def _batches(self, numbers: Sequence[int]) -> list[Sequence[int]]:
-        """Groups of records whose edits share a forward pass."""
-        size = 1 if self.separate else min(_TOGETHER, max(1, _MEMORY // self._bytes - 1))
+    def _batches(self, numbers: Sequence[int], memory: int) -> list[Sequence[int]]:
+        """Groups of records whose edits share a forward pass, which takes that memory for each."""
+        size = 1 if self.separate else min(_TOGETHER, max(1, _MEMORY // max(memory, 1)))
         return [numbers[start : start + size] for start in range(0, len(numbers), size)]
 
     @cached_property
@@ -320,8 +330,8 @@ class Examination:
     @cached_property
     def randomness(self) -> float:
         """The largest difference of two runs of the same images over the largest output."""
-        one, other = self.fewer.output, self.again.output
-        if one is None or other is None or one.shape != other.shape or not bool(one.any()):
+        one, other = self.fewer.output, self.again
+        if one is None or one.shape != other.shape or not bool(one.any()):
             return 0.0
         return float((one - other).abs().max() / one.abs().max())
 

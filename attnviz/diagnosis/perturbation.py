@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +101,16 @@ class Perturbed:
         start = self.moments.get(number, len(self.activations))
         later = [moment for moment in self.moments.values() if moment > start]
         return iter(self.activations[start : min(later, default=len(self.activations))])
+
+    def behind(self, number: int) -> Perturbed:
+        """The same with the activations after one record alone, which frees the others."""
+        return replace(self, activations=list(self.after(number)), moments={number: 0})
+
+    @property
+    def size(self) -> int:
+        """Memory of the activations, in bytes."""
+        kept = {id(one.change): one.change for one in self.activations}.values()
+        return sum(one.numel() * one.element_size() for one in kept)
 
 
 def perturb_patches(image: Tensor) -> tuple[Tensor, list[tuple[float, float, float, float]]]:
@@ -288,11 +299,20 @@ def recorded_activations(
     """
     recorded: list[list[Activation]] = [[] for _ in range(copies)]
     aspect, n = images.shape[-2] / images.shape[-1], len(images)
+    known: dict[int, tuple[ReferenceType[Tensor], int, list[Activation | None]]] = {}
+
+    def changes(name: str, value: Tensor) -> list[Activation | None]:
+        """Of each copy; what one module puts out and the next takes in is kept once."""
+        of, version, made = known.get(id(value), (None, 0, []))
+        if of is None or of() is not value or version != value._version:
+            made = [_activation(name, part, aspect) for part in value.split(n)]
+            known[id(value)] = (ref(value), value._version, made)
+        return [None if one is None else replace(one, module=name) for one in made]
 
     def record(name: str, value: Any) -> None:
         if isinstance(value, Tensor):
             if value.is_floating_point() and value.dim() in (3, 4) and len(value) == n * copies:
-                made = [_activation(name, part, aspect) for part in value.split(n)]
+                made = changes(name, value)
                 if made[0] is not None and made[0].grid not in besides:
                     for to, one in zip(recorded, made, strict=True):
                         to.extend([one] if one is not None else [])

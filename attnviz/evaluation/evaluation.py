@@ -46,6 +46,7 @@ from attnviz.evaluation.result import Evaluation
 from attnviz.evaluation.saving import finished, opened
 from attnviz.maps import CONSTRUCTIONS, DrawnMaps, drawings, watch_options
 from attnviz.metrics import METRICS
+from attnviz.metrics.reference_levels import LEVELS
 from attnviz.model_state import frozen
 from attnviz.progress import Progress
 from attnviz.runs import RunWriter
@@ -53,7 +54,7 @@ from attnviz.runs import RunWriter
 PIECE = 128
 """Images in a piece: what a kill can cost."""
 
-LEVELS = 128 * 224 * 224
+LEVEL_PIXELS = 400 * 96 * 96
 """Pixels of the masks from which chance and the redrawn mask are computed; the masks are evenly
 spaced over the data."""
 
@@ -408,8 +409,8 @@ def _whole(name: str, parts: Sequence[tuple[list[int], np.ndarray]], count: int)
 class Levels:
     """Reference levels of every metric, on evenly spaced masks of the data, read once.
 
-    Levels of metrics without a threshold depend on a map's grid alone, and are shared by the maps
-    of one grid.
+    Most levels depend on a map's grid alone, and are shared by the maps of one grid; of metrics
+    with a threshold chance and centre depend on it.
 
     Args:
         samples: The data set.
@@ -429,24 +430,33 @@ class Levels:
         """Metric → level → its mean over the masks, for a map on this grid."""
         threshold = self.plan.thresholds.get(name)
         keys = usable(self.plan.metrics, threshold)
-        shared = [key for key in keys if not METRICS[key].thresholded]
         own = [key for key in keys if METRICS[key].thresholded]
         if grid not in self._known:
-            self._known[grid] = self._means(grid, shared, None)
-        found = self._known[grid] | self._means(grid, own, threshold)
+            shared = [key for key in keys if key not in own]
+            self._known[grid] = self._means(grid, shared)
+        if own and (grid, *own) not in self._known:
+            self._known[grid, *own] = self._means(grid, own, levels=("fixed", "redrawn", "bound"))
+        found = dict(self._known[grid])
+        if own:
+            at_tau = self._means(grid, own, threshold, levels=("chance", "centre"))
+            found |= {key: at_tau[key] | self._known[grid, *own][key] for key in at_tau}
         return {key: found[key] for key in keys if key in found}
 
     def _means(
-        self, grid: tuple[int, int], keys: Sequence[str], threshold: Mapping[str, float] | None
+        self,
+        grid: tuple[int, int],
+        keys: Sequence[str],
+        threshold: Mapping[str, float] | None = None,
+        levels: Sequence[str] = LEVELS,
     ) -> dict[str, dict[str, float]]:
-        return reference_levels(self.masks, grid, keys, threshold or None, self.calibration)
+        return reference_levels(self.masks, grid, keys, threshold, self.calibration, levels)
 
 
 def _spaced_masks(samples: Samples) -> list[Tensor]:
     """Masks with something in them of evenly spaced images, by size."""
     first = samples[0]
     pixels = first.image[0].numel() if first.mask is None else first.mask.numel()
-    most = min(len(samples), max(32, LEVELS // pixels))
+    most = min(len(samples), max(32, LEVEL_PIXELS // pixels))
     spaced = np.unique(np.linspace(0, len(samples) - 1, most).round().astype(int))
     found: dict[tuple[int, ...], list[Tensor]] = {}
     for batch in batches(samples, spaced.tolist(), 32):

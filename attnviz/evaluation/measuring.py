@@ -16,6 +16,7 @@ from attnviz.data.samples import Batch, Sample
 from attnviz.evaluation.answers import Answers, Task, columns_of
 from attnviz.maps import DrawnMaps, maps_of, resized
 from attnviz.metrics import baselines, localization
+from attnviz.metrics.reference_levels import LEVELS
 from attnviz.places import Layout, locate
 
 
@@ -204,6 +205,7 @@ def reference_levels(
     metrics: Sequence[str],
     threshold: Mapping[str, float] | None,
     calibration: Tensor | None = None,
+    levels: Sequence[str] = LEVELS,
 ) -> dict[str, dict[str, float]]:
     """Metric → level → its mean over masks of several sizes, for a map on this grid.
 
@@ -213,15 +215,18 @@ def reference_levels(
         metrics: Keys of metrics.
         threshold: By metric.
         calibration: Masks of the calibration split, where all are of one size.
+        levels: Which levels.
     """
     filled = [masks[masks.flatten(1).any(1)] for masks in by_size]
     filled = [masks for masks in filled if len(masks)]
     total: dict[str, dict[str, float]] = {}
     for masks in filled if metrics else ():
-        found = baselines(masks, grid, metrics, threshold=threshold, calibration=calibration)
-        for key, levels in found.items():
+        found = baselines(
+            masks, grid, metrics, threshold=threshold, calibration=calibration, levels=levels
+        )
+        for key, means in found.items():
             sums = total.setdefault(key, {})
-            for level, value in levels.items():
+            for level, value in means.items():
                 sums[level] = sums.get(level, 0.0) + value * len(masks)
     count = sum(map(len, filled))
     return {k: {level: v / count for level, v in sums.items()} for k, sums in total.items()}

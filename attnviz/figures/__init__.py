@@ -14,7 +14,7 @@ Figures are made with matplotlib's objects, never with pyplot: no global state, 
 from __future__ import annotations
 
 from attnviz.figures.colour import COLOUR_MAPS, colour_of, coloured, enlarged, pixels
-from attnviz.figures.files import png_bytes, save_png
+from attnviz.figures.files import figure_bytes, png_bytes, save_png
 from attnviz.figures.overlays import outlined, overlay, resized
 from attnviz.figures.plots import curves, dot_plot
 from attnviz.figures.sheets import comparison_picture, contact_sheet, head_rows
@@ -28,6 +28,7 @@ __all__ = [
     "curves",
     "dot_plot",
     "enlarged",
+    "figure_bytes",
     "head_rows",
     "outlined",
     "overlay",

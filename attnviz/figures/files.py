@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from attnviz.errors import unknown_name
 from attnviz.figures.colour import pixels
 
 
@@ -28,6 +29,30 @@ def png_bytes(picture: Any, *, dpi: int = 200) -> bytes:
         picture.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     else:
         Image.fromarray(pixels(picture)).save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
+
+
+def figure_bytes(figure: Any, kind: str, *, dpi: int = 200) -> bytes:
+    """A matplotlib figure as PNG, SVG or PDF; the same figure gives the same bytes.
+
+    Args:
+        figure: The `matplotlib.figure.Figure`.
+        kind: "png", "svg" or "pdf".
+        dpi: Dots per inch, of a PNG.
+
+    Raises:
+        InputError: Another kind.
+    """
+    if kind == "png":
+        return png_bytes(figure, dpi=dpi)
+    unnamed = {"svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator", "Producer")}
+    if kind not in unnamed:
+        raise unknown_name("kind of figure", kind, ("png", *unnamed))
+    from matplotlib import rc_context
+
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "attnviz"}):
+        figure.savefig(buffer, format=kind, metadata=dict.fromkeys(unnamed[kind]))
     return buffer.getvalue()
 
 

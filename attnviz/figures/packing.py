@@ -73,6 +73,7 @@ class MapLayer:
         words: One line per tile that is shown while this map is.
         from_zero: Whether colours begin at zero, as the energy counts, and what is negative is
             left out; else at the map's least value, as the IoU's threshold counts.
+        shared: Whether all tiles have one scale, from zero to the greatest value of all.
     """
 
     name: str
@@ -81,6 +82,7 @@ class MapLayer:
     threshold: float = 0.5
     words: tuple[str, ...] = ()
     from_zero: bool = False
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,11 @@ def pack(
     counted: str = "images",
     tile: float = 7.0,
     pairs: bool = False,
+    title: str = "",
+    remembers: bool = False,
+    scale: tuple[str, str] | None = None,
+    iou: bool = True,
+    columns: int = 0,
 ) -> bytes:
     """Pack the content of a gallery as bytes.
 
@@ -116,7 +123,7 @@ def pack(
         images: `(k, h, w, 3)` uint8, each once, however many tiles show it.
         tiles: What is shown, in order.
         layers: The maps, each with one entry per tile.
-        masks: `(tiles, h, w)` bool; None leaves the IoU out.
+        masks: `(tiles, h, w)` bool; None leaves outlines and the IoU out.
         settings: Where the controls stand at first.
         label: Description of this list, for a screen reader.
         controls: Whether threshold, opacity, box and colours can be changed.
@@ -126,6 +133,11 @@ def pack(
         counted: What the tiles are, in the line with the mean.
         tile: The least width of a tile, in rem.
         pairs: Whether two and two belong together and stay on one line.
+        title: What the tiles are, as the heading of a file; empty where none can be saved.
+        remembers: Whether settings are sent to the server and kept in the address.
+        scale: What the ends of the colour bar are, in words.
+        iou: Whether the IoU with the masks is shown; else they are outlined only.
+        columns: How many tiles stand in a row; 0 for as many as fit.
     """
     h, w = images.shape[1:3]
     parts: list[bytes] = []
@@ -140,6 +152,8 @@ def pack(
         "pictures": len(images),
         "maps": maps,
         "masks": bits,
+        "columns": columns,
+        "iou": iou and masks is not None,
         "settings": asdict(settings),
         "palettes": PALETTES,
         "label": label,
@@ -150,8 +164,29 @@ def pack(
         "counted": counted,
         "tile": tile,
         "pairs": pairs,
+        "title": title,
+        "remembers": remembers,
+        "scale": list(scale or _ends(layers)),
     }
     return _block(head, parts)
+
+
+def _ends(layers: Sequence[MapLayer]) -> tuple[str, str]:
+    """The ends of the colour bar: of one scale with its numbers, of each map's own in words."""
+    if layers and layers[0].shared:
+        finite = layers[0].values[np.isfinite(layers[0].values)]
+        return "0", f"{finite.max() if finite.size else 0:.3g}, the greatest of all"
+    if layers and layers[0].from_zero:
+        return "0", "each map's greatest value"
+    return "each map's least value", "its greatest"
+
+
+def with_settings(block: bytes, settings: Settings) -> bytes:
+    """The same tiles with other settings; the browser keeps what it has painted."""
+    length, checksum = struct.unpack("<II", block[:8])
+    head = json.loads(block[8 : 8 + length]) | {"settings": asdict(settings)}
+    text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
+    return struct.pack("<II", len(text), checksum) + text + block[8 + length :]
 
 
 def pack_rows(
@@ -163,6 +198,9 @@ def pack_rows(
     prefix: int = 0,
     box: tuple[int, int, int, int] | None = None,
     colours: str = "inferno",
+    names: Sequence[str] = (),
+    linked: str = "",
+    shared: bool = False,
 ) -> bytes:
     """One image's full attention for the picker.
 
@@ -174,6 +212,9 @@ def pack_rows(
         prefix: How many class and register tokens come before the places, among both.
         box: `(x0, y0, x1, y1)` with x1 and y1 outside, or None where there is none.
         colours: The colour map.
+        names: What the heads are called; "head 1" and so on unless given.
+        linked: Pickers of one name move together.
+        shared: Whether all heads have one colour scale.
 
     Raises:
         ValueError: The grids do not account for the queries and keys.
@@ -195,6 +236,10 @@ def pack_rows(
     head = {
         "image": _part(parts, _atlas(image[None])),
         "rows": _part(parts, small.astype(np.uint8).tobytes()),
+        "tops": _part(parts, (top[..., 0] / 255).astype("<f4").tobytes()),
+        "names": list(names) or [f"head {i}" for i in range(1, heads + 1)],
+        "linked": linked,
+        "shared": shared,
         "shares": _part(parts, _shares(rows[..., extra_k:], cover).astype("<f4").tobytes()),
         "heads": heads,
         "queries": queries,
@@ -227,6 +272,36 @@ def pack_image(image: np.ndarray, *, x: int, y: int, size: int) -> bytes:
     return _block(head, parts)
 
 
+def pack_points(
+    x: np.ndarray,
+    y: np.ndarray,
+    wrong: np.ndarray,
+    *,
+    names: tuple[str, str],
+    brush: tuple[tuple[float, float] | None, tuple[float, float] | None],
+    label: str,
+) -> bytes:
+    """Dots for the explorer: two finite values per image, and whether its answer was wrong."""
+    parts: list[bytes] = []
+    head: dict[str, object] = {
+        "x": _part(parts, x.astype("<f4").tobytes()),
+        "y": _part(parts, y.astype("<f4").tobytes()),
+        "wrong": _part(parts, wrong.astype(np.uint8).tobytes()),
+        "names": list(names),
+        "across": _range(x),
+        "up": _range(y),
+        "brush": [None if one is None else list(one) for one in brush],
+        "label": label,
+    }
+    return _block(head, parts)
+
+
+def _range(values: np.ndarray) -> list[float]:
+    """From the least to the greatest value, never of no length."""
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+    return [low, high] if high > low else [low - 0.5, high + 0.5]
+
+
 def coverage(
     box: tuple[int, int, int, int] | None, size: tuple[int, int], grid: tuple[int, int]
 ) -> np.ndarray:
@@ -253,36 +328,44 @@ def _middle(
 
 def _block(head: dict[str, object], parts: list[bytes]) -> bytes:
     text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
-    body = text + b"".join(parts)
-    return struct.pack("<II", len(text), zlib.crc32(body)) + body
+    body = b"".join(parts)
+    shown = {name: value for name, value in head.items() if name != "settings"}
+    checksum = zlib.crc32(json.dumps(shown).encode() + body)  # settings are no other tiles
+    return struct.pack("<II", len(text), checksum) + text + body
 
 
-def scaled_integers(values: np.ndarray, bits: int, *, from_zero: bool = False) -> np.ndarray:
+def scaled_integers(
+    values: np.ndarray, bits: int, *, from_zero: bool = False, shared: bool = False
+) -> np.ndarray:
     """Each map `(n, h, w)` from its least, or from zero, to its greatest value, as integers.
+
+    With `shared` all maps have one scale, from zero to the greatest value of all.
 
     A map without a range, or one with NaN or Inf, becomes zeros: the browser leaves it bare.
     """
     flat = values.reshape(len(values), -1).astype(np.float64)
     good = np.isfinite(flat).all(axis=1, keepdims=True)
     flat = np.where(good, flat, 0.0)
-    low = np.zeros((len(flat), 1)) if from_zero else flat.min(axis=1, keepdims=True)
-    span = flat.max(axis=1, keepdims=True) - low
+    low = np.zeros((len(flat), 1)) if from_zero or shared else flat.min(axis=1, keepdims=True)
+    top = np.full((len(flat), 1), flat.max()) if shared else flat.max(axis=1, keepdims=True)
+    span = top - low
     share = np.divide(flat - low, span, out=np.zeros_like(flat), where=span > 0).clip(0)
-    top = (1 << bits) - 1
-    whole = np.rint(share * top).astype("<u2" if bits == 16 else "u1")
+    most = (1 << bits) - 1
+    whole = np.rint(share * most).astype("<u2" if bits == 16 else "u1")
     return np.asarray(whole.reshape(values.shape))
 
 
 def _layer(parts: list[bytes], layer: MapLayer, bits: int) -> dict[str, object]:
     h, w = layer.values.shape[1:]
-    whole = scaled_integers(layer.values, bits, from_zero=layer.from_zero)
+    whole = scaled_integers(layer.values, bits, from_zero=layer.from_zero, shared=layer.shared)
     place = _part(parts, whole.tobytes())
     shape = {"name": layer.name, "label": layer.label, "h": h, "w": w, "bits": bits}
     return {
         **shape,
         "threshold": layer.threshold,
         "words": list(layer.words),
-        "zero": layer.from_zero,
+        "zero": layer.from_zero or layer.shared,
+        "shared": layer.shared,
         **place,
     }
 

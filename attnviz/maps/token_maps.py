@@ -153,7 +153,7 @@ class Answer:
                 f"dictionary, got {type(output).__name__}"
             )
         scored, beams = hasattr(output, "beam_indices"), getattr(output, "beam_indices", None)
-        rows = steps.steps[0].rows.shape[0]
+        rows = steps.steps[0].shape[0]
         if scored and beams is None:
             raise InputError(
                 "token_map: a beam search without its beam indices: generate with "
@@ -185,7 +185,7 @@ class _Wanted:
         Raises:
             InputError: A token that does not exist, or whose row was not kept.
         """
-        b = steps.steps[0].rows.shape[0]
+        b = steps.steps[0].shape[0]
         if answer is None and steps.reordered:
             raise InputError(
                 "token_map: a beam search has exchanged rows of the batch: pass output= of "
@@ -255,7 +255,7 @@ def _seeing(seen: Capture, layout: Mapping[str, RecordPlaces] | None) -> list[tu
         raise InputError(f"token_map: expected the capture of av.watch, got {type(seen).__name__}")
     found, refused = [], {}
     for name, steps in seen.steps.items():
-        own = steps.steps[0].record.places if layout is None else layout.get(name)
+        own = steps.places if layout is None else layout.get(name)
         if own is None or not own.keys.known:
             refused[name] = "" if own is None else own.keys.reason
         elif any(cell >= 0 for cell in own.keys.cell) and (
@@ -310,7 +310,7 @@ def _on_image(
 
 def _cells(steps: Steps, places: Places, row: int, image: int | None) -> tuple[Tensor, Grid]:
     """The cell of each token of one row of the batch, −1 where not of this image; and its grid."""
-    b, _, q, k = steps.steps[0].record.shape
+    b, _, q, k = steps.steps[0].shape
     count = len(places.cell)
     tokens = k if count % k == 0 else q
     located = count // tokens

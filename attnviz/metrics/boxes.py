@@ -125,7 +125,10 @@ def box_hits_of(
 
 def _box_fit(batch: Batch, threshold: int | float) -> Tensor:
     chosen = at_least(batch.scaled, threshold).view(-1, *batch.places).cpu().numpy()
-    fit = _best_fit(largest_boxes(chosen), batch.masks.cpu().numpy(), batch.boxes)
+    goals = batch.once("goal boxes", lambda: _goals(batch)).numpy()
+    ours, owner = largest_boxes(chosen), goals[:, 0]
+    fit = np.zeros(len(ours))
+    np.maximum.at(fit, owner, box_iou(ours[owner], goals[:, 1:]))
     return torch.from_numpy(fit).to(batch.values.device)
 
 
@@ -202,18 +205,15 @@ def box_iou(ours: np.ndarray, theirs: np.ndarray, *, inclusive: bool = False) ->
     return np.asarray(both / np.maximum(union, 1), dtype=np.float64)
 
 
-def _best_fit(
-    ours: np.ndarray, masks: np.ndarray, annotated: tuple[np.ndarray | None, ...]
-) -> np.ndarray:
-    """The IoU of each image's box with the object's box that it fits best, (b,)."""
-    given = {i: boxes for i, boxes in enumerate(annotated) if boxes is not None}
+def _goals(batch: Batch) -> Tensor:
+    """The boxes of all objects, after the number of their image: (n, 5) int64."""
+    masks = batch.masks.cpu().numpy()
+    given = {i: boxes for i, boxes in enumerate(batch.boxes) if boxes is not None}
     drawn = np.array([i not in given for i in range(len(masks))], dtype=bool)
     owner, goals = component_boxes(masks[drawn])
     owners = [np.flatnonzero(drawn)[owner], *(np.full(len(one), i) for i, one in given.items())]
     owner, goals = np.concatenate(owners), np.concatenate([goals, *given.values()])
-    fit = np.zeros(len(masks))
-    np.maximum.at(fit, owner, box_iou(ours[owner], goals))
-    return fit
+    return torch.from_numpy(np.concatenate([owner[:, None], goals], 1).astype(np.int64))
 
 
 def components(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from attnviz.definitions import is_localization, is_lower_better
-from attnviz.errors import InputError
+from attnviz.errors import InputError, unknown_name
 from attnviz.inputs import AnyMasks, as_tensor, maps_with_masks
 from attnviz.metrics.batching import score
 from attnviz.metrics.localization import compute_scores
@@ -34,6 +35,9 @@ from attnviz.metrics.thresholds import calibrate_all
 _GRID = 20
 """Thresholds tried for the boxes: a coarse grid suffices for a baseline."""
 
+LEVELS = ("chance", "centre", "fixed", "redrawn", "bound")
+"""The levels in the order in which they are given."""
+
 _SLOW = ("max_box_acc", "max_box_acc_v2")
 
 _SMOOTH = {2: "bilinear", 3: "trilinear"}
@@ -49,6 +53,7 @@ def baselines(
     calibration: Bool[Tensor, "n *places"] | Bool[np.ndarray, "n *places"] | None = None,
     draws: int = 4,
     seed: int = 0,
+    levels: Sequence[str] = LEVELS,
 ) -> dict[str, dict[str, float]]:
     """Reference levels of every metric, as means over these masks.
 
@@ -82,6 +87,7 @@ def baselines(
         calibration: The masks of the calibration split, (n, *places), bool; never those of `masks`.
         draws: Noise maps per mask.
         seed: Of the noise.
+        levels: Which of these levels; of them only chance and centre depend on `threshold`.
 
     Returns:
         key → {"chance": …, "centre": …, "redrawn": …}, and "fixed" and "bound" where they are
@@ -99,22 +105,31 @@ def baselines(
         keys = of_any_axes(keys, goals)
     if metrics is DEFAULT and threshold is None:
         keys = tuple(key for key in keys if key not in _SLOW)
+    for level in levels:
+        if level not in LEVELS:
+            raise unknown_name("level", level, LEVELS)
+    ways: dict[str, Callable[[], dict[str, float]]] = {
+        "chance": lambda: _chance(goals, grid, keys, threshold, draws, seed),
+        "centre": lambda: _means(_centred(goals), goals, keys, threshold),
+        "fixed": lambda: {} if calibration is None else _fixed(goals, _filled(calibration), keys),
+        "redrawn": lambda: _redrawn(goals, grid, keys),
+        "bound": lambda: {key: b for key in keys if (b := _bound(goals, key)) is not None},
+    }
+    found = {level: way() for level, way in ways.items() if level in levels}
+    return {
+        key: {level: scores[key] for level, scores in found.items() if key in scores}
+        for key in keys
+    }
+
+
+def _redrawn(goals: Tensor, grid: Sequence[int], keys: Sequence[str]) -> dict[str, float]:
+    """The scores of the masks averaged over cells and upsampled, the better of two ways."""
     cells = _pooled(goals, grid)
     near, smooth = (
         _means(_upsampled(cells, goals, mode), goals, keys, None)
         for mode in ("nearest", _SMOOTH[len(grid)])
     )
-    best = {key: min if is_lower_better(key) else max for key in keys}
-    levels = {
-        "chance": _chance(goals, grid, keys, threshold, draws, seed),
-        "centre": _means(_centred(goals), goals, keys, threshold),
-        "fixed": {} if calibration is None else _fixed(goals, _filled(calibration), keys),
-        "redrawn": {key: best[key](near[key], smooth[key]) for key in keys},
-        "bound": {key: bound for key in keys if (bound := _bound(goals, key)) is not None},
-    }
-    return {
-        key: {level: found[key] for level, found in levels.items() if key in found} for key in keys
-    }
+    return {key: (min if is_lower_better(key) else max)(near[key], smooth[key]) for key in keys}
 
 
 def _check_grid(grid: Sequence[int], goals: Tensor) -> None:
@@ -152,13 +167,15 @@ def _fixed(goals: Tensor, calibration: Tensor, keys: Sequence[str]) -> dict[str,
             f"calibration: expected masks of {tuple(goals.shape[1:])} places as in masks, got "
             f"{tuple(calibration.shape[1:])}"
         )
+    alike: dict[tuple[Any, bool], list[str]] = {}  # metrics with the same best map
+    for key in filter(is_localization, keys):
+        alike.setdefault((METRICS[key].weight, METRICS[key].peak), []).append(key)
     found: dict[str, float] = {}
-    for key in keys:
-        if is_localization(key):
-            best = _best_fixed_map(calibration, METRICS[key])
-            tau = calibrate_all(best.expand(calibration.shape), calibration, _thresholded([key]))
-            found |= _means(best.expand(goals.shape), goals, [key], tau)
-    return found
+    for group in alike.values():
+        best = _best_fixed_map(calibration, METRICS[group[0]])
+        tau = calibrate_all(best.expand(calibration.shape), calibration, _thresholded(group))
+        found |= _means(best.expand(goals.shape), goals, group, tau)
+    return {key: found[key] for key in keys if key in found}
 
 
 def _best_fixed_map(calibration: Tensor, metric: Metric) -> Tensor:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from attnviz.comparison.board import answer
 from attnviz.comparison.inputs import Source
 from attnviz.comparison.text import begun
 from attnviz.errors import AttnvizError
@@ -26,6 +27,7 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 _SECTIONS: tuple[tuple[str, str, Callable[[Study], Html | None]], ...] = (
     ("ranking", "Ranking", sections.ranking),
+    ("board", "By several metrics", sections.metric_board),
     ("strip", "The same images in every variant", sections.strip),
     ("differences", "Differences", sections.differences),
     ("extremes", "Worst and best images", sections.extremes),
@@ -108,7 +110,9 @@ def _guarded(make: Callable[[Study], Html | None], study: Study) -> Html | None:
 def _answer(study: Study) -> Html:
     if study.comparison is None:
         return joined([tag("strong", "Not ranked. "), study.refusal])
-    return tag("span", begun(study.comparison.sentence, study.comparison.variants))
+    if study.board is None:
+        return tag("span", begun(study.comparison.sentence, study.comparison.variants))
+    return tag("span", answer(study.comparison, study.board))
 
 
 def _foot(study: Study) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from attnviz.comparison.board import ordinal
 from attnviz.comparison.text import WELL_KNOWN, interval, number, percent, span, with_sign
 from attnviz.definitions import (
     DEFINITIONS,
@@ -14,6 +15,7 @@ from attnviz.definitions import (
     as_words,
     is_lower_better,
     metric_title,
+    short_title,
 )
 from attnviz.errors import AttnvizError
 from attnviz.figures import curves
@@ -63,6 +65,31 @@ def ranking(study: Study) -> Html | None:
     )
     notes = tag("ul", (tag("li", note) for note in comparison.notes), class_="soft")
     return joined([table(header, body, caption=_how(study)), dots, notes])
+
+
+def metric_board(study: Study) -> Html | None:
+    """Variants by several metrics: means with ranks; what is no better than chance is hatched."""
+    if study.board is None or study.board["metric"].nunique() < 2:
+        return None
+    metrics = list(dict.fromkeys(study.board["metric"]))
+    cells = study.board.set_index(["variant", "metric"])
+    rows = [
+        [variant, *(_board_cell(cells.loc[(variant, metric)]) for metric in metrics)]
+        for variant in study.order
+    ]
+    header = ["variant", *map(short_title, metrics)]
+    hatched = "; hatched: no better than chance" if study.board["below"].any() else ""
+    return table(header, rows, caption=f"Means over seeds and images, and ranks{hatched}")
+
+
+def _board_cell(row: Any) -> Html | str:
+    if not np.isfinite(row["mean"]):
+        return "–"
+    rank = ordinal(int(row["rank"]))
+    said = f"{row['mean']:.3f} ({rank})"
+    if not row["below"]:
+        return said
+    return tag("span", said, class_="hatched", title=f"no better than chance, {row['chance']:.3f}")
 
 
 def _how(study: Study) -> str:

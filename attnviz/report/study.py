@@ -8,9 +8,18 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from attnviz.comparison import Comparison, compare
-from attnviz.comparison.from_runs import by_seed, map_of, none_complete, patched, samples_of
+from attnviz.comparison.board import board, board_metrics
+from attnviz.comparison.from_runs import (
+    by_seed,
+    map_of,
+    none_complete,
+    patched,
+    run_groups,
+    samples_of,
+)
 from attnviz.comparison.groups import thing_of
 from attnviz.comparison.inputs import Source, by_variant, open_runs
 from attnviz.errors import AttnvizError, InputError
@@ -27,6 +36,7 @@ class Study:
         refusal: The reason why they may not, empty where they may.
         primary: The metric that ranks.
         map_name: The map that is scored, None for each run's primary map.
+        board: The variants by several metrics; None where they may not be ranked.
     """
 
     runs: tuple[Any, ...]
@@ -35,6 +45,7 @@ class Study:
     refusal: str
     primary: str
     map_name: str | None
+    board: pd.DataFrame | None = None
 
     @property
     def order(self) -> list[str]:
@@ -125,9 +136,11 @@ def study_of(source: Source, *, primary: str, map_name: str | None) -> Study:
     kept = {variant: group for variant, group in kept.items() if group}
     if not kept:
         raise none_complete("report: ", runs)
-    comparison, refusal = None, ""
+    comparison, refusal, table = None, "", None
     try:
         comparison = compare(grouped, primary=primary, map_name=map_name)
+        groups, _ = run_groups(kept, map_name)
+        table = board(groups, board_metrics(comparison.metrics, primary))
     except AttnvizError as error:
         refusal = str(error)
-    return Study(runs, kept, comparison, refusal, primary, map_name)
+    return Study(runs, kept, comparison, refusal, primary, map_name, table)

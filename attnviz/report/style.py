@@ -32,6 +32,8 @@ tbody th { font-weight: 600; } tr.level th, tr.level td { font-weight: 400; colo
 .n { text-align: right; white-space: nowrap; }
 thead .n { white-space: normal; }
 .strip th { text-align: center; padding: .2rem; border: 0; font-size: .85rem; }
+.hatched { background: repeating-linear-gradient(135deg, transparent 0 5px,
+  color-mix(in srgb, currentColor 25%, transparent) 5px 6.5px); padding: 0 .25rem; }
 .strip td { border: 0; padding: .2rem .35rem .2rem 0; }
 figure { margin: 0; } figure.tile { width: 8.5rem; } figcaption { line-height: 1.3; }
 .tiles { display: flex; flex-wrap: wrap; gap: .6rem; margin: .3rem 0 .8rem; padding: 0; }

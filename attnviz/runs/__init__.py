@@ -10,6 +10,7 @@
             model.safetensors
             layouts.json              which token is which place, by record
 <root>/datasets/<digest>/             test images, masks, boxes and labels, shared by the runs
+<root>/notes.json                     tags, notes and named views of readers
 ```
 
 Writing is local, atomic and locked (`lifecycle`, `writer`); reading validates everything and works
@@ -17,6 +18,7 @@ on remote stores too (`reader`, `storage`). Links below a run are not followed (
 pickle, no torch.
 """
 
+from attnviz.runs.changes import delete_run, rename_run, restore_run
 from attnviz.runs.datasets import Dataset, list_datasets, open_dataset, save_dataset
 from attnviz.runs.diff import ABSENT, differing, flat, in_words
 from attnviz.runs.faults import Fault
@@ -31,6 +33,15 @@ from attnviz.runs.lifecycle import (
     this_environment,
 )
 from attnviz.runs.locking import BusyError
+from attnviz.runs.notes import (
+    Note,
+    Notes,
+    name_view,
+    note_image,
+    note_run,
+    read_notes,
+    tag_images,
+)
 from attnviz.runs.reader import Run, RunList, list_runs, open_run
 from attnviz.runs.verify import verify
 from attnviz.runs.writer import RunWriter
@@ -44,23 +55,33 @@ __all__ = [
     "Dataset",
     "Fault",
     "File",
+    "Note",
+    "Notes",
     "Run",
     "RunList",
     "RunWriter",
     "State",
     "amend_run",
+    "delete_run",
     "differing",
     "flat",
     "in_words",
     "list_datasets",
     "list_runs",
     "migrate_run",
+    "name_view",
+    "note_image",
+    "note_run",
     "open_dataset",
     "open_run",
+    "read_notes",
+    "rename_run",
+    "restore_run",
     "resume_run",
     "save_dataset",
     "save_run",
     "start_run",
+    "tag_images",
     "this_environment",
     "verify",
 ]

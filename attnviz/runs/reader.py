@@ -82,6 +82,7 @@ class Run:
             it; None where that was not noted.
         std: What each channel was divided by.
         store: Where it lies.
+        seen: What the listing that read it saw of its files; None where it was opened alone.
     """
 
     id: str
@@ -103,6 +104,7 @@ class Run:
     thing: str = field(default=THING, repr=False)
     mean: tuple[float, ...] | None = field(default=None, repr=False)
     std: tuple[float, ...] | None = field(default=None, repr=False)
+    seen: Any = field(default=None, repr=False, compare=False)
 
     @property
     def location(self) -> str:
@@ -398,11 +400,13 @@ def open_run(path: Place) -> Run:
     return _opened(store, store.name, sizes, None)
 
 
-def list_runs(root: Place) -> RunList:
+def list_runs(root: Place, *, known: Mapping[str, Run] | None = None) -> RunList:
     """The runs of a folder by their headers; opens no array.
 
     Args:
         root: The folder of runs, or of a single run, or the address of one on a remote store.
+        known: Runs of an earlier listing of the same folder, by id: a complete one whose files
+            have not changed since is taken from there, and its header is not read again.
 
     Raises:
         RunError: there is no such folder, or it cannot be listed.
@@ -420,11 +424,34 @@ def list_runs(root: Place) -> RunList:
             left_out[name] = reason
         elif not isinstance(sizes, RunError):
             folders[name] = sizes
-    contents = store.read_each(list(folders), HEADER, SIZE_LIMIT)
+    seen = {name: _sight(store.below(name), sizes) for name, sizes in folders.items()}
+    kept = {
+        name: run
+        for name, run in (known or {}).items()
+        if run.state == "complete" and run.seen is not None and run.seen == seen.get(name)
+    }
+    contents = store.read_each([name for name in folders if name not in kept], HEADER, SIZE_LIMIT)
     runs = (
-        _opened(store.below(name), name, sizes, contents[name]) for name, sizes in folders.items()
+        kept[name]
+        if name in kept
+        else replace(_opened(store.below(name), name, sizes, contents[name]), seen=seen[name])
+        for name, sizes in folders.items()
     )
     return RunList(tuple(runs), store.where, left_out)
+
+
+def _sight(store: Store, sizes: Sizes) -> Any:
+    """What tells that a run's files are those of an earlier look; None on a remote store.
+
+    A header is replaced whole by another file, which has another number or time.
+    """
+    if not isinstance(store, LocalStore):
+        return None
+    try:
+        found = os.stat(store.path / HEADER)
+    except OSError:
+        return None
+    return store.where, found.st_ino, found.st_mtime_ns, dict(sizes)
 
 
 def whole_rows(content: bytes, where: str) -> list[dict[str, Any]]:

@@ -1,18 +1,46 @@
-"""The gallery component: tiles of images and maps that the browser paints by itself."""
+"""The gallery component: tiles of images and maps that the browser paints and saves by itself.
+
+`tiles.js` is the component, `sheet.js` the files that it saves; both are plain functions over one
+block of bytes (`attnviz.figures.packing`), without Streamlit in them.
+"""
 
 from __future__ import annotations
 
-from dashboard.components import component
+from typing import Any
 
-_tiles = component(__file__, "tiles")
+import streamlit as st
+
+from dashboard.components import component, valid_key
+
+_tiles = component(__file__, "tiles", before=("sheet",))
+
+KEPT = ("tau", "opacity", "colours", "box")
+"""The query parameters in which the settings of a gallery are kept."""
 
 
 def gallery(block: bytes, *, key: str) -> str | None:
     """Show packed tiles; the key of the tile that was opened just now, or None.
 
+    What the reader sets in a gallery that was packed with `remembers=True` goes into the address.
+
     Args:
         block: What `attnviz.figures.packing.pack` returned.
         key: The component's own key on the page.
     """
-    result = _tiles(data=block, key=key, on_opened_change=lambda: None)
-    return result.opened
+    result = _tiles(
+        data=block, key=key, on_opened_change=lambda: None,
+        on_settings_change=lambda: _remember(valid_key(key)),
+    )  # fmt: skip
+    opened: str | None = result.opened
+    return opened
+
+
+def _remember(key: str) -> None:
+    """Put what was set into the address."""
+    sent: Any = st.session_state[key].get("settings")
+    if not isinstance(sent, dict):
+        return
+    for name in KEPT:
+        value = sent.get(name)
+        if isinstance(value, str) and len(value) <= 16:
+            st.query_params[name] = value

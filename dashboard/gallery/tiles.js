@@ -1,5 +1,6 @@
 // Tiles: an image, its map above the threshold, and its box, all painted here.
-// The data arrives once, as one block of bytes; a step of a slider sends no message.
+// The data arrives once, as one block of bytes; a step of a slider sends no message. What a slider
+// was left at is sent as `settings`, and what was opened as `opened`; `sheet.js` makes the files.
 
 const COLUMNS_IN_ATLAS = 8;
 const shown = new WeakMap();
@@ -9,11 +10,13 @@ export default function (component) {
   const gallery = shown.get(root) ?? build(root);
   shown.set(root, gallery);
   gallery.open = (key) => setTriggerValue("opened", key);
+  gallery.remember = (settings) => setTriggerValue("settings", settings);
   const id = fingerprint(data);
   if (gallery.id !== id) {
     gallery.id = id;
+    gallery.sent = null;
     load(gallery, unpack(data));
-  }
+  } else if (gallery.head) settle(gallery, unpack(data));
   return () => shown.delete(root);
 }
 
@@ -32,9 +35,25 @@ function unpack(bytes) {
 
 function build(root) {
   const find = (name) => root.querySelector(name);
-  const gallery = { controls: find(".controls"), status: find(".status"), list: find(".tiles") };
+  const gallery = { controls: find(".controls"), status: find(".status"), list: find(".tiles"), bar: find(".bar") };
   gallery.list.addEventListener("keydown", (event) => move(gallery, event));
   return gallery;
+}
+
+// The same tiles with settings from the address. Those that were set here are on their way to the
+// server, and older ones that arrive meanwhile are not taken.
+function settle(gallery, { settings, remembers, steps }) {
+  if (!remembers || steps) return;
+  const [given, mine] = [asText(settings), asText(gallery.settings)];
+  if (gallery.sent === given) gallery.sent = null;
+  if (gallery.sent || given === mine) return;
+  gallery.settings = { ...settings };
+  controls(gallery);
+  paint(gallery);
+}
+
+function asText({ threshold, opacity, colours, box }) {
+  return JSON.stringify([Number(threshold).toFixed(2), Number(opacity).toFixed(2), colours, Boolean(box)]);
 }
 
 async function load(gallery, head) {
@@ -44,7 +63,9 @@ async function load(gallery, head) {
   if (gallery.id !== id) return; // newer data came while this was decoded
   const settings = head.steps ? kept(gallery, head) : { ...head.settings };
   Object.assign(gallery, { head, w, h, settings, pictures: cut(atlas, w, h, head.pictures) });
-  gallery.masks = head.masks ? unpackBits(head.blob(head.masks), head.tiles.length, w * h) : null;
+  const masks = head.masks ? unpackBits(head.blob(head.masks), head.tiles.length, w * h) : null;
+  gallery.masks = head.iou ? masks : null;
+  gallery.outlines = masks ? masks.map((mask, i) => outline(mask, head.tiles[i].box, w)) : [];
   gallery.maps = head.maps.map((map) => ({ ...map, values: numbers(head.blob(map), map.bits) }));
   gallery.pixels = new Map();
   layOut(gallery);
@@ -78,6 +99,19 @@ function cut(atlas, w, h, count) {
   });
 }
 
+// The pixels at the edge of a mask, null where the mask is its box: then the box is drawn.
+function outline(mask, box, w) {
+  const area = box ? (box[2] - box[0]) * (box[3] - box[1]) : 0;
+  if (!box || mask.reduce((sum, value) => sum + value, 0) === area) return null;
+  const edge = [];
+  for (let i = 0; i < mask.length; i++) {
+    if (!mask[i]) continue;
+    const x = i % w;
+    if (x === 0 || x === w - 1 || !mask[i - 1] || !mask[i + 1] || !mask[i - w] || !mask[i + w]) edge.push(i);
+  }
+  return edge;
+}
+
 function numbers(bytes, bits) {
   return bits === 16 ? new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 2) : bytes;
 }
@@ -97,20 +131,22 @@ function layOut(gallery) {
   list.setAttribute("aria-label", head.label);
   list.style.setProperty("--tile", `${head.tile}rem`);
   list.classList.toggle("pairs", head.pairs);
+  list.style.gridTemplateColumns = head.columns ? `repeat(${head.columns}, minmax(${head.tile}rem, 1fr))` : "";
+  list.classList.toggle("wide", head.columns > 0);
   list.classList.toggle("coarse", Math.max(w, h) < 64); // few pixels are better seen as such
-  gallery.tiles = head.tiles.map((tile) => {
+  gallery.tiles = head.tiles.map((tile, place) => {
     const button = element("button", "tile");
     button.type = "button";
     button.dataset.key = tile.key;
-    button.disabled = !head.opens;
-    button.addEventListener("click", () => gallery.open(tile.key));
+    button.addEventListener("click", () => (head.opens ? gallery.open(tile.key) : enlargeTile(button)));
+    if (!head.opens) button.setAttribute("aria-expanded", "false");
     const canvas = element("canvas");
     Object.assign(canvas, { width: w, height: h });
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", tile.alt); // its numbers follow once they are painted
     canvas.style.aspectRatio = `${w} / ${h}`;
     const frame = element("span", "frame");
-    frame.append(canvas, ...(tile.box ? [boxed(tile.box, w, h)] : []));
+    frame.append(canvas, ...(tile.box && !gallery.outlines[place] ? [boxed(tile.box, w, h)] : []));
     const title = element("span", "title", tile.title.replace(/([_.])/g, "$1\u200b")); // may break there
     const lines = tile.lines.map((text) => element("span", "line", text));
     const [score, iou] = [element("span", "line score"), element("span", "line iou")];
@@ -118,9 +154,15 @@ function layOut(gallery) {
     const item = element("li");
     item.append(button);
     const context = canvas.getContext("2d");
-    return { ...tile, item, canvas, score, iou, context, target: context.createImageData(w, h) };
+    return { ...tile, place, item, canvas, score, iou, context, target: context.createImageData(w, h) };
   });
   list.replaceChildren(...gallery.tiles.map((tile) => tile.item));
+}
+
+// A tile that leads nowhere is shown large, and small again.
+function enlargeTile(button) {
+  const large = button.parentElement.classList.toggle("large");
+  button.setAttribute("aria-expanded", String(large));
 }
 
 function element(name, kind = "", text = "") {
@@ -139,7 +181,7 @@ function boxed([x0, y0, x1, y1], w, h) {
 
 function controls(gallery) {
   const { head, settings } = gallery;
-  gallery.controls.hidden = !head.controls;
+  gallery.controls.hidden = !head.controls && !head.title;
   const changed = (name, value) => {
     settings[name] = value;
     cancelAnimationFrame(gallery.frame);
@@ -150,14 +192,56 @@ function controls(gallery) {
     controls(gallery);
     changed("map", Number(value));
   });
-  gallery.controls.replaceChildren(
+  const set = head.controls ? [
     ...(head.maps.length > 1 ? [map] : []),
     slider("Threshold", settings.threshold, (value) => changed("threshold", value)),
     slider("Opacity", settings.opacity, (value) => changed("opacity", value)),
     choice("Colours", Object.keys(head.palettes).map((name) => [name, name]), settings.colours, (value) => changed("colours", value)),
-    tick("Box", settings.box, (value) => changed("box", value)),
-  );
-  gallery.controls.onchange = () => head.steps || remember(head, settings);
+    tick("Outline", settings.box, (value) => changed("box", value)),
+  ] : [];
+  gallery.controls.replaceChildren(...set, ...(head.title ? [saving(gallery)] : []));
+  gallery.controls.onchange = () => {
+    if (!head.remembers || head.steps) return;
+    gallery.sent = asText(settings);
+    gallery.remember({ tau: Number(settings.threshold).toFixed(2), opacity: Number(settings.opacity).toFixed(2), colours: settings.colours, box: settings.box ? "1" : "0" });
+  };
+}
+
+function saving(gallery) {
+  const group = element("span", "saving", "Save as ");
+  for (const kind of ["png", "svg", "pdf"]) {
+    const button = element("button", "", kind.toUpperCase());
+    button.type = "button";
+    button.setAttribute("aria-label", `Save these tiles as ${kind.toUpperCase()}`);
+    button.addEventListener("click", () => saveSheet(onScreen(gallery), kind, gallery.head.title));
+    group.append(button);
+  }
+  return group;
+}
+
+// What is on screen, for a file: each tile as it is painted, its words, and the settings.
+function onScreen(gallery) {
+  const { head, settings, tiles, w, h } = gallery;
+  const map = head.maps[settings.map];
+  const first = tiles[0]?.item.offsetTop;
+  const parts = [head.maps.length > 1 || head.controls ? `map: ${map.label}` : "", head.controls ? `threshold ${Number(settings.threshold).toFixed(2)}, opacity ${Number(settings.opacity).toFixed(2)}` : "", `colours: ${settings.colours}`];
+  return sheetOf({
+    title: head.title,
+    notes: [parts.filter(Boolean).join(" · "), gallery.status.textContent],
+    columns: Math.max(1, tiles.filter((tile) => tile.item.offsetTop === first).length),
+    tile: Math.max(144, w),
+    ratio: h / w,
+    bar: { colours: head.palettes[settings.colours].map(hex), low: head.scale[0], high: head.scale[1] },
+    tiles: tiles.map((tile) => ({
+      canvas: tile.canvas,
+      box: settings.box && !gallery.outlines[tile.place] ? tile.box : null,
+      lines: [tile.title, ...tile.lines, tile.score.textContent, tile.iou.textContent].filter(Boolean),
+    })),
+  });
+}
+
+function hex(colour) {
+  return `#${colour.toString(16).padStart(6, "0")}`;
 }
 
 // The layers as steps, such as the epochs of a training.
@@ -207,20 +291,6 @@ function tick(name, value, changed) {
   return label;
 }
 
-// The address keeps what was set here; the server reads it with its next run.
-function remember(head, settings) {
-  const address = new URL(window.location.href);
-  const values = {
-    map: head.maps[settings.map].name,
-    tau: Number(settings.threshold).toFixed(2),
-    opacity: Number(settings.opacity).toFixed(2),
-    colours: settings.colours,
-    box: settings.box ? "1" : "0",
-  };
-  for (const [name, value] of Object.entries(values)) address.searchParams.set(name, value);
-  window.history.replaceState(window.history.state, "", address);
-}
-
 function paint(gallery) {
   const started = performance.now();
   const { head, settings, tiles } = gallery;
@@ -229,17 +299,28 @@ function paint(gallery) {
   tiles.forEach((tile, i) => {
     const values = scaled(gallery, settings.map, i);
     drawTile(gallery, tile, values, colours);
+    if (settings.box && gallery.outlines[i]) drawOutline(tile, gallery.outlines[i], gallery.w);
     const iou = gallery.masks ? overlap(values, gallery.masks[i], settings.threshold) : NaN;
     if (!Number.isNaN(iou)) scores.push(iou);
     tile.iou.textContent = Number.isNaN(iou) ? "IoU —" : `IoU ${iou.toFixed(3)}`;
     tile.score.textContent = gallery.maps[settings.map].words[i] ?? "";
   });
   gallery.list.classList.toggle("boxes", settings.box);
+  drawBar(gallery);
   if (head.controls && gallery.masks) summarise(gallery, scores);
   clearTimeout(gallery.saying);
   gallery.saying = setTimeout(() => describe(gallery), 150); // a screen reader hears of the last step
   gallery.list.dataset.painted = String(Number(gallery.list.dataset.painted ?? 0) + 1);
   gallery.list.dataset.milliseconds = (performance.now() - started).toFixed(1);
+}
+
+// The colours from low to high, with what the ends mean.
+function drawBar({ head, settings, bar }) {
+  const stops = head.palettes[settings.colours].map(hex).join(", ");
+  const gradient = element("span", "gradient");
+  gradient.style.background = `linear-gradient(to right, ${stops})`;
+  gradient.style.opacity = Math.max(0.35, settings.opacity);
+  bar.replaceChildren(element("span", "", head.scale[0]), gradient, element("span", "", head.scale[1]));
 }
 
 function summarise({ head, settings, status }, scores) {
@@ -260,9 +341,10 @@ function describe({ masks, settings, tiles }) {
 function scaled(gallery, map, i) {
   const key = `${map}:${i}`;
   if (!gallery.pixels.has(key)) {
-    const { values, h, w, zero } = gallery.maps[map];
+    const { values, h, w, zero, shared, bits } = gallery.maps[map];
     const grid = values.subarray(i * h * w, (i + 1) * h * w);
-    gallery.pixels.set(key, stretch(enlarge(grid, h, w, gallery.h, gallery.w), zero));
+    const large = enlarge(grid, h, w, gallery.h, gallery.w);
+    gallery.pixels.set(key, shared ? large.map((value) => value / (2 ** bits - 1)) : stretch(large, zero));
   }
   return gallery.pixels.get(key);
 }
@@ -340,6 +422,13 @@ function drawTile({ pictures, settings }, { context, image, target }, values, { 
     }
   }
   return context.putImageData(target, 0, 0);
+}
+
+function drawOutline({ context }, edge, w) {
+  for (const [colour, grow] of [["#000000", 1], ["#00e5ff", 0]]) {
+    context.fillStyle = colour;
+    for (const i of edge) context.fillRect((i % w) - grow / 2, Math.floor(i / w) - grow / 2, 1 + grow, 1 + grow);
+  }
 }
 
 function move(gallery, event) {

@@ -12,12 +12,38 @@ export default function (component) {
   const { data, parentElement: root } = component;
   const picker = shown.get(root) ?? build(root);
   shown.set(root, picker);
+  picker.link ??= follow(picker);
   const id = new DataView(data.buffer, data.byteOffset, 8).getUint32(4, true);
   if (picker.id !== id) {
     picker.id = id;
     load(picker, data);
   }
-  return () => shown.delete(root);
+  return () => {
+    window.removeEventListener(LINK, picker.link);
+    shown.delete(root);
+  };
+}
+
+// Pickers that are linked move together, each on its own grid.
+const LINK = "attnviz-place";
+
+function follow(picker) {
+  const move = ({ detail }) => {
+    if (detail.from === picker || !picker.head?.linked || detail.linked !== picker.head.linked) return;
+    const [h, w] = picker.head.query;
+    Object.assign(picker, { mode: detail.mode, pinned: detail.pinned, row: clamp(Math.floor(detail.y * h), h), column: clamp(Math.floor(detail.x * w), w) });
+    if (picker.mode !== "place" && !picker.head[picker.mode].length) picker.mode = "place";
+    paint(picker);
+  };
+  window.addEventListener(LINK, move);
+  return move;
+}
+
+function lead(picker) {
+  const { linked, query } = picker.head;
+  if (!linked) return;
+  const detail = { from: picker, linked, mode: picker.mode, pinned: picker.pinned, y: (picker.row + 0.5) / query[0], x: (picker.column + 0.5) / query[1] };
+  window.dispatchEvent(new CustomEvent(LINK, { detail }));
 }
 
 function build(root) {
@@ -44,7 +70,7 @@ async function load(picker, bytes) {
   const blob = (part) => bytes.slice(start + part.offset, start + part.offset + part.length);
   const image = await createImageBitmap(new Blob([blob(head.image)], { type: "image/webp" }));
   if (picker.id !== id) return;
-  Object.assign(picker, { head, image, rows: blob(head.rows), shares: floats(blob(head.shares)), row: head.place[0], column: head.place[1], mode: "place", pinned: false });
+  Object.assign(picker, { head, image, rows: blob(head.rows), shares: floats(blob(head.shares)), tops: floats(blob(head.tops)), row: head.place[0], column: head.place[1], mode: "place", pinned: false });
   picker.grey = greyed(image);
   picker.palette = head.palette.map((c) => [(c >> 16) & 255, (c >> 8) & 255, c & 255]);
   picker.means = { inside: mean(picker, head.inside), outside: mean(picker, head.outside) };
@@ -69,7 +95,7 @@ function layOut(picker) {
     const button = element("button", words);
     button.type = "button";
     button.dataset.mode = mode;
-    button.addEventListener("click", () => ((picker.mode = mode), paint(picker)));
+    button.addEventListener("click", () => ((picker.mode = mode), paint(picker), lead(picker)));
     return button;
   }));
   picker.views = Array.from({ length: head.heads }, () => {
@@ -91,6 +117,7 @@ function point(picker, event) {
   picker.row = clamp(Math.floor(((event.clientY - frame.top) / frame.height) * h), h);
   picker.column = clamp(Math.floor(((event.clientX - frame.left) / frame.width) * w), w);
   paint(picker);
+  lead(picker);
 }
 
 function walk(picker, event) {
@@ -101,6 +128,7 @@ function walk(picker, event) {
   const [h, w] = picker.head.query;
   Object.assign(picker, { mode: "place", pinned: true, row: clamp(picker.row + step[0], h), column: clamp(picker.column + step[1], w) });
   paint(picker);
+  lead(picker);
 }
 
 function clamp(value, size) {
@@ -138,19 +166,21 @@ function paint(picker) {
   const started = performance.now();
   const { head, mode } = picker;
   const query = head.prefix_q + picker.row * head.query[1] + picker.column;
+  const maps = picker.views.map((_, i) => (mode === "place" ? row(picker, i, query) : picker.means[mode][i]));
+  picker.top = head.shared ? maps.reduce((top, values, i) => Math.max(top, greatest(values) * (mode === "place" ? picker.tops[i * head.queries + query] : 1)), 0) : 0;
   const shares = picker.views.map((one, i) => {
-    const values = mode === "place" ? row(picker, i, query) : picker.means[mode][i];
+    const values = head.shared && mode === "place" ? Float32Array.from(maps[i], (v) => v * picker.tops[i * head.queries + query]) : maps[i];
     const queries = mode === "place" ? [query] : head[mode];
     const share = queries.reduce((all, q) => all + picker.shares[i * head.queries + q], 0) / queries.length;
     drawHead(picker, one.view, values);
-    const words = `head ${i + 1}` + (head.box ? ` · ${(100 * share).toFixed(1)} % in the box` : "");
+    const words = head.names[i] + (head.box ? ` · ${(100 * share).toFixed(1)} % in the box` : "");
     one.words.textContent = words;
     one.view.setAttribute("aria-label", `Attention of ${spoken(picker)}, ${words}`);
     return share;
   });
   drawPlace(picker);
   picker.caption.textContent = picker.pinned ? "Pinned: click again to let go." : "Hover, click to pin, or use the arrow keys.";
-  const list = shares.map((share, i) => `head ${i + 1} ${(100 * share).toFixed(1)} %`).join(", ");
+  const list = shares.map((share, i) => `${head.names[i]} ${(100 * share).toFixed(1)} %`).join(", ");
   picker.status.textContent = head.box
     ? `Of the attention of ${spoken(picker)}, this much lies in the box: ${list}. Chance: ${(100 * head.chance).toFixed(1)} %.`
     : `The attention of ${spoken(picker)}; this image has no box.`;
@@ -158,6 +188,12 @@ function paint(picker) {
   for (const button of picker.modes.children) button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
   picker.heads.dataset.milliseconds = (performance.now() - started).toFixed(2);
   picker.heads.dataset.painted = String(Number(picker.heads.dataset.painted ?? 0) + 1);
+}
+
+function greatest(values) {
+  let top = 0;
+  for (const value of values) if (value > top) top = value;
+  return top;
 }
 
 function spoken(picker) {
@@ -181,8 +217,8 @@ function greyed(image) {
 
 function drawHead(picker, view, values) {
   const [h, w] = picker.head.key;
-  let top = 0;
-  for (const value of values) if (value > top) top = value;
+  let top = picker.top;
+  if (!top) for (const value of values) if (value > top) top = value;
   const pixels = new Uint8ClampedArray(h * w * 4);
   for (let i = 0; i < h * w; i++) {
     const place = (top ? values[i] / top : 0) * (picker.palette.length - 1);

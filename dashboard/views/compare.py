@@ -8,25 +8,36 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from attnviz.comparison.board import answer
 from attnviz.comparison.from_runs import map_names, patched
-from attnviz.comparison.text import begun
-from attnviz.definitions import metric_title, short_title
-from attnviz.figures import png_bytes
+from attnviz.definitions import is_lower_better, metric_title, short_title
+from attnviz.figures import figure_bytes
 from attnviz.figures.packing import MapLayer, Settings, Tile, pack
+from attnviz.runs import flat
 from attnviz.statistics.variance import mean_of_valid
-from dashboard import charts, notices, run_cache
+from dashboard import charts, notices, run_cache, run_table
 from dashboard.address import plain, whole
-from dashboard.chosen_runs import Chosen, chosen, ranked
-from dashboard.controls import chooser, draw, go, offer, stepper, value_or_warning
+from dashboard.boards import board_of
+from dashboard.chosen_runs import Chosen, chosen, in_time, ranked
+from dashboard.cohorts import matchable
+from dashboard.controls import chooser, draw, go, offer, stepper, typed, value_or_warning
 from dashboard.dot_plot import dots
 from dashboard.gallery import gallery
 from dashboard.lazy import below
 from dashboard.overlap import iou_curves
 from dashboard.selection import metric_names, neighbours, primary_map, verdict
+from dashboard.summaries import level
+from dashboard.table import table
 
 PAGE = {"title": "Compare", "icon": ":material/leaderboard:", "order": 0}
 
 PRIMARY = "energy_pointing_game"
+MOST = 15
+"""Variants that are shown at once."""
+
+FIGURES = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf"}
+"""Kinds of files in which a figure is offered."""
+
 _CURVE_IMAGES = 200
 
 
@@ -38,23 +49,73 @@ def main() -> None:
         title.title("Compare")
         return
     title.title(f"Which variant looks at the {plain(choice.thing)}?")
+    choice = _few(choice)
     tables = _tables(choice)
     if not tables:
         return
     answer = st.container()  # the answer is above the control that chooses another metric
     metric = _metric(tables)
-    result = ranked(_readable(choice, tables), metric)
-    if result is not None:
-        with answer:
-            _answer(result, metric, choice, tables)
+    job = ranked(_readable(choice, tables), metric)
+    found = None
+    with answer:
+        found = _answer(job, metric, choice, tables) if job is not None else None
     notices.not_ranked(choice.listing)
-    _strip(choice, tables, metric, result.variants if result is not None else [])
-    if result is not None:
+    order = found.variants if found is not None else []
+    _strip(choice, tables, metric, order)
+    if found is not None:
         below(
-            lambda: _below(result, metric, choice, tables),
+            lambda: _below(found, metric, choice, tables),
             "Curves, differences and the table",
             key="compare",
         )
+
+
+def _few(choice: Chosen) -> Chosen:
+    """Of many variants those with the best means, after a filter: the others stay listed."""
+    groups = choice.groups
+    if len(groups) <= MOST:
+        return choice
+    metric = str(st.query_params.get("metric", PRIMARY))
+    left, right = st.columns(2)
+    with left:
+        words = typed("Filter variants", "variants", "name, setting=value …")
+    with right:
+        settings = {key: f"by {key}" for key in run_cache.settings_that_differ(choice.listing)}
+        by = chooser("Summary of all", "by", {"none": "none"} | settings, "none")
+    kept = {name: runs for name, runs in groups.items() if all(
+        word in f"{name} {matchable(runs[0])}".casefold() for word in words.casefold().split()
+    )} if words else groups  # fmt: skip
+    if not kept:
+        st.info("No variant passes this filter.", icon=":material/filter_alt_off:")
+        kept = groups
+    best = sorted(kept, key=lambda name: _badness(kept[name], metric))[:MOST]
+    st.caption(
+        f"{len(best)} of {len(kept)} variants, those with the best mean "
+        f"{plain(metric_title(metric))}; {len(groups)} in all. Of the best of many some are best "
+        "by luck: intervals and tests below are adjusted for the pairs that are shown alone."
+    )
+    if by != "none":
+        _summary_by(choice, by)
+    runs = tuple(run for name in best for run in kept[name])
+    return Chosen(choice.listing, runs, choice.cohort)
+
+
+def _badness(runs: list[Any], metric: str) -> float:
+    """The mean over seeds of what the runs' own summaries say; those without a score last."""
+    means = [level(run, run.summary.get("map"), metric, "mean") for run in runs]
+    known = [mean for mean in means if mean is not None]
+    if not known:
+        return float("inf")
+    return float(np.mean(known)) * (1 if is_lower_better(metric) else -1)
+
+
+def _summary_by(choice: Chosen, key: str) -> None:
+    """All runs by the value of a setting: how many, mean and range of accuracy and score."""
+    groups = run_table.grouped(choice.runs, lambda run: flat(run.settings).get(key))
+    names = list(groups)[: run_table.PER_PAGE]
+    rows = run_table.group_rows({name: groups[name] for name in names}, set(), ())
+    table(run_table.group_columns(key), rows, label=f"All runs by {key}", key="by")
+    st.caption("A setting is not the only one that differs between its groups: no test is made.")
 
 
 def _tables(choice: Chosen) -> dict[str, pd.DataFrame]:
@@ -69,15 +130,15 @@ def _tables(choice: Chosen) -> dict[str, pd.DataFrame]:
 
 def _readable(choice: Chosen, tables: dict[str, pd.DataFrame]) -> Chosen:
     runs = tuple(run for run in choice.runs if run.id in tables)
-    return Chosen(choice.listing, runs, choice.cohort)
+    return choice if len(runs) == len(choice.runs) else Chosen(choice.listing, runs, choice.cohort)
 
 
 def _metric(tables: dict[str, pd.DataFrame]) -> str:
     """The metric, among those that every run's primary map has."""
     shared: list[str] = []
-    for table in tables.values():
+    for scored in tables.values():
         names = dict.fromkeys(
-            metric for name in map_names(table) for metric in metric_names(table, name)
+            metric for name in map_names(scored) for metric in metric_names(scored, name)
         )
         shared = [n for n in shared if n in names] if shared else list(names)
     default = PRIMARY if PRIMARY in shared else (shared[0] if shared else PRIMARY)
@@ -91,25 +152,53 @@ def _metric(tables: dict[str, pd.DataFrame]) -> str:
     )
 
 
-def _answer(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
-    st.header(plain(begun(result.sentence, result.variants)))
+def _answer(job: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataFrame]) -> Any | None:
+    """The sentence, the dots and the board; None while they are being computed."""
+    found = in_time(job)
+    if found is None:
+        return None
+    result, board = found
+    st.header(plain(answer(result, board)))
     rows = result.of(metric)
     seeds = result.by_seed[result.by_seed["metric"] == metric]
     opened = dots(rows, seeds, metric, key="dots")
+    st.caption(
+        "Large dots: means; bars: 95 % intervals; small dots: one training each. "
+        + _maps_in_words(choice, tables)
+        + " ".join(plain(note[:1].upper() + note[1:]) + "." for note in result.notes)
+    )
+    opened = _board(board, metric) or opened
+    runs = choice.groups.get(opened or "")
+    if runs:
+        go("gallery", run=runs[0].id, metric=metric)
+    return result
+
+
+def _maps_in_words(choice: Chosen, tables: dict[str, pd.DataFrame]) -> str:
+    """Which map speaks for which variant."""
     judged: dict[str, list[str]] = {}
     for name, runs in choice.groups.items():
         if runs[0].id in tables:
             judged.setdefault(str(primary_map(runs[0], tables[runs[0].id])), []).append(name)
-    grouped = f" of {result.groups} groups" if result.groups else ""
     by = "; ".join(f"{plain(one)} of {plain(', '.join(names))}" for one, names in judged.items())
+    return f"Maps: {by}. "
+
+
+def _board(board: pd.DataFrame, metric: str) -> str | None:
+    """Variants by metrics, ranked by one of them; the variant that was opened just now."""
+    columns, rows = board_of(board, metric)
+    if len(columns) < 3:
+        return None
+    event = table(columns, rows, label="Variants by several metrics", key="board", opens=True)
+    if event.sorted and event.sorted != metric:
+        st.query_params["metric"] = event.sorted
+        st.rerun()
+    hatched = board["below"].any()
     st.caption(
-        f"Large dots: means; bars: 95 % intervals; small dots: one training each. "
-        f"{result.images} images{grouped} with a marked {plain(choice.thing)}. Maps: {by}. "
-        + " ".join(plain(note[:1].upper() + note[1:]) + "." for note in result.notes)
+        "Means over seeds and images, with ranks. A column ranks the page by its metric."
+        + (" Hatched: no better than chance." if hatched else "")
     )
-    runs = choice.groups.get(opened or "")
-    if runs:
-        go("gallery", run=runs[0].id, metric=metric)
+    return event.opened
 
 
 def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: list[str]) -> None:
@@ -204,7 +293,7 @@ def _below(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataFr
     rows = result.of(metric)
     known = rows.dropna(axis="columns", how="all")
     st.dataframe(known, hide_index=True, alt=charts.dot_plot_in_words(rows, metric))
-    one, two, _ = st.columns([1, 1, 3])
+    one, two = st.columns([1, 4])
     with one:
         offer(
             "Table as CSV",
@@ -213,14 +302,15 @@ def _below(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataFr
             "text/csv",
             key="csv",
         )
-    with two:
-        offer(
-            "Figure as PNG",
-            lambda: png_bytes(result.figure(metric)),
-            f"{metric}.png",
-            "image/png",
-            key="png",
-        )
+    with two, st.container(horizontal=True):
+        for end, mime in FIGURES.items():
+            offer(
+                f"Figure as {end.upper()}",
+                lambda end=end: figure_bytes(result.figure(metric), end),
+                f"{metric}.{end}",
+                mime,
+                key=end,
+            )
 
 
 def _curves(choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:

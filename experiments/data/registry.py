@@ -26,7 +26,7 @@ class Source:
             that were always the same.
         groups: `(split, count)` → the photograph that each image was cropped from; None where
             every image is a photograph of its own.
-        about: What the test set's metadata tell of its origin.
+        about: The test set's origin, as metadata.
     """
 
     name: str

@@ -24,7 +24,8 @@ from tests.dashboard import made_runs
 pytestmark = pytest.mark.browser
 
 PAGES = (
-    "", "gallery", "sample?image=2", "attributions", "diagnosis", "training", "runs",
+    "compare", "explore?run=mha-0&score=0.3~0.5", "gallery", "sample?image=2",
+    "heads?run=mha-0", "attributions", "diagnosis", "training", "runs?runs=mha-0,cnn-0",
     "try_it?run=mha-0", "about",
 )  # fmt: skip
 IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
@@ -111,7 +112,7 @@ class TestAccessibility:
         assert not said, "\n".join(said)
 
     def test_charts_and_tiles_say_their_numbers(self, address: str, tab: Any):
-        visit(tab, address)
+        visit(tab, f"{address}/compare")  # the first page has this address too
         tab.locator("[aria-label^='Dot plot of energy pointing game: mha 0.']").first.wait_for()
         tile = tab.get_by_role("img", name="mha, seed 0, received on image 0: energy 0.")
         tile.first.wait_for()
@@ -139,11 +140,11 @@ class TestFlows:
         visit(tab, f"{address}/runs?runs=cnn-0,cbam-0")
         tab.get_by_role("heading", name="What tells these 2 runs apart").wait_for()
         tab.get_by_role("button", name="Compare these").click()
-        tab.wait_for_url("**/?*runs=cbam-0*cnn-0*")
+        tab.wait_for_url("**/?*runs=cnn-0*cbam-0*")
         settled(tab)
         tab.get_by_role("heading", name="One training each: energy cbam").wait_for()
         tab.get_by_role("link", name="Gallery").click()
-        tab.wait_for_url("**/gallery?*runs=cbam-0*")  # the choice goes along
+        tab.wait_for_url("**/gallery?*runs=cnn-0*")  # the choice goes along
 
     def test_the_arrow_keys_change_the_image(self, address: str, tab: Any):
         visit(tab, address)
@@ -174,15 +175,14 @@ class TestGallery:
         where = np.flatnonzero(masks.any((1, 2)))
         curves = iou_curves(run.maps("received", where), masks[where], 50)
         assert shown_ious(tab) == pytest.approx(list(curves[:, 25]), abs=0.002)
-        rounds = int(tab.locator(".tiles").get_attribute("data-painted"))
         slider = tab.get_by_role("slider", name="Threshold")
         slider.focus()
         for _ in range(10):
             tab.keyboard.press("ArrowRight")
         tab.get_by_text("Threshold 0.60", exact=True).wait_for()
-        tab.wait_for_function(f"() => {deep('.tiles')}.dataset.painted > {rounds}", timeout=5000)
+        tab.get_by_text("at threshold 0.60:").wait_for()
         assert shown_ious(tab) == pytest.approx(list(curves[:, 30]), abs=0.002)
-        assert "tau=0.60" in tab.url
+        tab.wait_for_url("**tau=0.60*")
         assert "Image 0 of" not in tab.content()  # the arrows moved the slider, not the page
         tab.reload()
         settled(tab)
@@ -200,19 +200,157 @@ class TestGallery:
         tab.keyboard.press("Enter")
         tab.wait_for_url(f"**/sample?*image={key}*")
 
-    def test_another_map_and_other_colours_cost_no_message(self, address: str, tab: Any):
+    def test_settings_live_in_the_address_in_both_directions(self, address: str, tab: Any):
+        """What is set stays on the next page, with another metric, and after Back."""
         visit(tab, f"{address}/gallery?run=mha-0")
-        before = picture_of(tab, ".tile canvas")
-        messages = []
-        tab.on("websocket", lambda socket: messages.append(socket))
-        tab.get_by_label("Map").select_option(label="layer_gradcam")
+        slider = tab.get_by_role("slider", name="Threshold")
+        slider.focus()
+        tab.keyboard.press("ArrowRight")
+        tab.wait_for_url("**tau=0.36*")
         tab.get_by_label("Colours").select_option(label="cividis")
-        tab.get_by_label("Box").uncheck()
-        tab.wait_for_url("**map=layer_gradcam*")
-        assert "box=0" in tab.url
-        assert picture_of(tab, ".tile canvas") != before
-        assert tab.locator(IDLE).count() == 1
-        assert messages == []
+        tab.wait_for_url("**colours=cividis*")
+        tab.get_by_role("button", name="Next").click()
+        tab.get_by_text("49 to 64").wait_for()
+        settled(tab)
+        assert "tau=0.36" in tab.url
+        assert "colours=cividis" in tab.url
+        tab.get_by_text("Threshold 0.36", exact=True).wait_for()
+        tab.go_back()
+        tab.get_by_text("1 to 48").wait_for()
+        tab.get_by_text("Threshold 0.36", exact=True).wait_for()
+        tab.go_forward()
+        tab.get_by_text("49 to 64").wait_for()
+
+    def test_the_order_is_that_of_the_map_that_is_shown(self, address: str, tab: Any):
+        visit(tab, f"{address}/gallery?run=mha-0&map=layer_gradcam&size=16")
+        tab.get_by_text("worst first by layer_gradcam").wait_for()
+        tab.locator(".tiles[data-painted]").wait_for()
+        texts = tab.locator(".tile .score").all_text_contents()
+        shown = [float(text.removeprefix("energy ")) for text in texts]
+        assert shown == sorted(shown)
+        tab.get_by_role("combobox", name="Map").click()
+        assert tab.get_by_role("option").count() == 3
+
+    def test_what_is_on_screen_is_saved(self, address: str, tab: Any):
+        visit(tab, f"{address}/gallery?run=mha-0&map=layer_gradcam&tau=0.62&size=16")
+        tab.locator(".tiles[data-painted]").wait_for()
+        files = {}
+        for kind in ("PNG", "SVG", "PDF"):
+            with tab.expect_download() as download:
+                tab.get_by_role("button", name=f"Save these tiles as {kind}").click()
+            files[kind] = Path(download.value.path()).read_bytes()
+            assert download.value.suggested_filename.startswith("mha-0-layer_gradcam")
+        picture = Image.open(io.BytesIO(files["PNG"]))
+        assert picture.format == "PNG"
+        assert picture.width > 800
+        drawn = files["SVG"].decode()
+        assert drawn.count("<image") == 33  # 32 tiles and the colour bar
+        for words in ("mha-0", "map: layer_gradcam", "threshold 0.62", "Mean IoU of these 32"):
+            assert words in drawn
+            assert words.encode() in files["PDF"]
+        assert files["PDF"].startswith(b"%PDF-1.4")
+        assert files["PDF"].count(b"/Subtype /Image") == 33
+
+
+class TestRuns:
+    def test_ticks_are_runs_and_stay_with_them(self, address: str, tab: Any):
+        """A filter, an order and a reload leave the chosen runs chosen."""
+        visit(tab, f"{address}/runs")
+        tab.get_by_role("checkbox", name="mha-0", exact=True).check()
+        tab.wait_for_url("**runs=mha-0*")
+        tab.get_by_text("1 of 8 runs").wait_for()
+        tab.get_by_role("button", name="accuracy", exact=True).click()
+        tab.wait_for_url("**sort=accuracy*")
+        settled(tab)
+        assert tab.get_by_role("checkbox", name="mha-0", exact=True).is_checked()
+        tab.get_by_label("Filter").fill("cnn")
+        tab.keyboard.press("Enter")
+        tab.get_by_role("checkbox", name="cnn-0", exact=True).check()
+        tab.wait_for_url("**cnn-0**mha-0*")
+        tab.reload()
+        settled(tab)
+        assert tab.get_by_role("checkbox", name="cnn-0", exact=True).is_checked()
+        assert tab.get_by_role("checkbox", name="mha-0", exact=True).count() == 0  # filtered out
+        tab.get_by_role("button", name="Compare these").click()
+        tab.wait_for_url("**/?*runs=cnn-0*mha-0*")
+        tab.get_by_text("2 of 8 runs").wait_for()
+        tab.get_by_role("button", name="Show all").click()
+        tab.get_by_text("7 of 8 runs").wait_for()
+        assert "runs=" not in tab.url
+
+    def test_a_run_that_cannot_be_ranked_is_grey_and_says_why(self, address: str, tab: Any):
+        visit(tab, f"{address}/runs?runs=mha-0")
+        box = tab.get_by_role("checkbox", name="mha-9, cannot be ranked with these: training")
+        box.wait_for()
+        assert box.is_disabled()
+
+
+class TestCompare:
+    def test_a_column_of_the_board_ranks(self, address: str, tab: Any):
+        visit(tab, f"{address}/compare")
+        board = tab.get_by_role("region", name="Variants by several metrics")
+        board.get_by_role("button", name="IoU", exact=True).first.click()
+        tab.wait_for_url("**metric=max_iou*")
+        tab.get_by_role("heading", name="One training each: IoU").wait_for()
+        assert board.locator("td.hatched").count() > 0
+
+    def test_a_run_that_comes_is_shown_without_a_reload(
+        self, address: str, tab: Any, browsed_root: Path
+    ):
+        visit(tab, f"{address}/runs")
+        new = shutil.copytree(browsed_root / "cnn-0", browsed_root / "coming")
+        try:
+            tab.get_by_role("button", name="coming").wait_for(timeout=30_000)
+        finally:
+            shutil.rmtree(new)
+
+    def test_charts_follow_the_theme(self, address: str, tab: Any):
+        visit(tab, f"{address}/attributions")
+        chart = tab.locator("[data-testid=stVegaLiteChart] svg").first
+        chart.wait_for()
+        before = chart.inner_html()
+        tab.emulate_media(color_scheme="dark")
+        tab.wait_for_function(
+            "(before) => document.querySelector('[data-testid=stVegaLiteChart] svg')"
+            " && document.querySelector('[data-testid=stVegaLiteChart] svg').innerHTML !== before",
+            arg=before,
+        )  # fmt: skip
+
+
+class TestExplore:
+    def test_the_brush_fills_the_gallery(self, address: str, tab: Any):
+        visit(tab, f"{address}/explore?run=mha-0")
+        canvas = tab.get_by_role("img", name="32 images by confidence")
+        canvas.scroll_into_view_if_needed()
+        frame = canvas.bounding_box()
+        x, y = frame["x"] + 56, frame["y"] + 66
+        tab.mouse.move(x, y + 5)
+        tab.mouse.down()
+        tab.mouse.move(x + 0.9 * (frame["width"] - 134), y + 150, steps=4)
+        tab.mouse.up()
+        tab.wait_for_url("**score=*")
+        settled(tab)
+        chosen = int(canvas.get_attribute("data-chosen"))
+        assert 0 < chosen < 32
+        tab.get_by_text(f"{chosen} images, worst first").wait_for()
+        tab.get_by_role("button", name="Clear the brush").click()
+        tab.get_by_text("64 images, worst first").wait_for()
+
+
+class TestHeads:
+    def test_a_cell_chooses_a_head_and_two_move_together(self, address: str, tab: Any):
+        visit(tab, f"{address}/heads?run=mha-0&beside=mha-0&image=2")
+        tab.get_by_role("button", name="received, head 3: score").first.click()
+        tab.wait_for_url("**head=received*")
+        settled(tab)
+        fields = tab.locator("button.field")
+        assert fields.count() == 2
+        fields.first.focus()
+        tab.keyboard.press("ArrowUp")
+        assert fields.nth(0).get_attribute("aria-label") == fields.nth(1).get_attribute(
+            "aria-label"
+        )
+        tab.locator(".gradient").first.wait_for()
 
 
 class TestPicker:

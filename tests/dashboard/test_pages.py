@@ -18,6 +18,7 @@ from streamlit.testing.v1 import AppTest
 from attnviz.runs import open_run, save_run
 from dashboard import run_cache
 from dashboard.pages import listed
+from dashboard.table import Event
 from tests.dashboard import made_runs
 from tests.dashboard.conftest import APP
 
@@ -34,6 +35,7 @@ def _forgotten() -> None:
 def opened(patch: pytest.MonkeyPatch, view: str, root: Any, /, **params: Any) -> AppTest:
     """A page after its first run."""
     patch.setenv("ATTNVIZ_RUNS", str(root))
+    patch.setattr(run_cache, "INTERVALS", 60.0)  # waited for: no script runs again by itself here
     at = AppTest.from_file(str(APP), default_timeout=120)
     at.session_state["below_compare"] = at.session_state["below_gates"] = True  # scrolled down
     if view != "compare":
@@ -81,6 +83,19 @@ def believed(text: str) -> bool:
     """Whether a stranger's marks would be set: neither escaped nor in a code span."""
     bare = re.sub(r"`[^`]*`", "", re.sub(r"\\.", "", text))
     return any(mark in bare for mark in ("![i](", "<img", "$\\frac", ":red[x]", "**b**"))
+
+
+def tables(patch: pytest.MonkeyPatch, done: Event | None = None) -> list[dict[str, Any]]:
+    """What the table component is given from now on; `done` is what the reader does, once."""
+    given: list[dict[str, Any]] = []
+    events = [done] if done else []
+
+    def shown(columns: Any, rows: Any, **options: Any) -> Event:
+        given.append({"columns": columns, "rows": {row.key: row for row in rows}, **options})
+        return events.pop() if events else Event(None, None, None)
+
+    patch.setattr("dashboard.table.table", shown)
+    return given
 
 
 def commands(at: AppTest) -> list[str]:
@@ -222,6 +237,7 @@ class TestGoodRuns:
 
     def test_a_patch_is_put_and_a_head_switched_off(self, good_root, monkeypatch):
         at = opened(monkeypatch, "try_it", good_root, run="mha-0", x=10, y=20)
+        assert not at.error, [one.value for one in at.error]
         before = at.main.header[0].value
         key = at.multiselect[0].options[0]
         at.multiselect[0].set_value([next(iter(at.multiselect[0].options))]).run()
@@ -283,15 +299,22 @@ class TestBadRunsBesideGoodOnes:
         assert "1 other group of runs is not ranked with these" in words(at)
 
     def test_reasons_have_a_column_where_there_are_any(self, good_root, bad_root, monkeypatch):
-        assert "why" in opened(monkeypatch, "runs", bad_root).dataframe[0].value
-        table = opened(monkeypatch, "runs", good_root).dataframe[0].value
-        assert "why" not in table
-        assert set(table["question"]) == {"square of 16, photos"}
+        given = tables(monkeypatch)
+        opened(monkeypatch, "runs", bad_root)
+        assert "why" in [column.key for column in given[-1]["columns"]]
+        opened(monkeypatch, "runs", good_root)
+        names = [column.key for column in given[-1]["columns"]]
+        assert "why" not in names
+        at = names.index("question")
+        assert {row.cells[at].text for row in given[-1]["rows"].values()} == {
+            "square of 16, photos"
+        }
 
     def test_the_list_names_states_and_counts_strays(self, bad_root, monkeypatch):
+        given = tables(monkeypatch)
         at = opened(monkeypatch, "runs", bad_root)
-        table = at.dataframe[0].value
-        assert set(table["state"]) == {
+        place = [column.key for column in given[-1]["columns"]].index("state")
+        assert {row.cells[place].text for row in given[-1]["rows"].values()} == {
             "complete", "training", "stopped?", "stopped", "broken", "newer schema",
         }  # fmt: skip
         assert "1 folder" in words(at)
@@ -556,7 +579,7 @@ class TestUnfinishedOnly:
 class TestAStoreThatDoesNotAnswer:
     def test_a_slow_store_is_waited_for_so_long_and_no_longer(self, good_root, monkeypatch):
         monkeypatch.setattr(run_cache, "PATIENCE", 0.3)
-        monkeypatch.setattr(run_cache, "list_runs", lambda root: time.sleep(1.0))
+        monkeypatch.setattr(run_cache, "list_runs", lambda root, known: time.sleep(1.0))
         at = opened(monkeypatch, "compare", good_root)
         assert "cannot be reached: no answer within" in words(at)
         assert "There is no earlier listing to show" in words(at)
@@ -582,7 +605,7 @@ class TestAStoreThatDoesNotAnswer:
         assert at.error or at.warning
 
 
-def _refuse(root: str) -> Any:
+def _refuse(root: str, known: Any) -> Any:
     raise OSError("connection refused")
 
 
@@ -677,8 +700,10 @@ class TestMany:
     def test_a_thousand_runs_are_listed_and_filtered(self, tmp_path, monkeypatch):
         monkeypatch.setattr(run_cache, "PATIENCE", 60.0)  # checks of types at run time take longer
         made_runs.many_runs(tmp_path, 1000)
-        at = opened(monkeypatch, "runs", tmp_path, q="run-07 mha")
-        assert len(at.dataframe[0].value) == 100
+        given = tables(monkeypatch)
+        opened(monkeypatch, "runs", tmp_path, q="run-07 mha")
+        assert given[-1]["label"] == "100 runs, 50 on this page"
+        assert len(given[-1]["rows"]) == 50
 
     def test_ten_thousand_images_are_turned_page_by_page(self, tmp_path, monkeypatch):
         made_runs.large_run(tmp_path, 10_000)

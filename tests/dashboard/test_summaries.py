@@ -35,7 +35,10 @@ def test_whatever_was_written_each_part_has_its_type_or_is_left_out(summary):
 
 @pytest.mark.parametrize("summary", [None, [], 3, "x", {}])
 def test_no_summary_is_an_empty_one(summary):
-    assert cleaned(summary) == {"threshold": {}, "metrics": {}, "knockout": []}
+    found = cleaned(summary)
+    assert found.pop("knockout") == []
+    assert set(found) == {"threshold", "thresholds", "metrics", "layers", "about"}
+    assert not any(found.values())
 
 
 def test_levels_are_found_or_none():

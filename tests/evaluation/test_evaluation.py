@@ -551,3 +551,18 @@ def test_images_of_several_sizes_are_scored_kept_and_measured_again_at_their_own
     assert samples["saliency/deletion_auc"].notna().sum() == 4
     write_report([path], tmp_path / "page.html")
     assert 'width="' in (tmp_path / "page.html").read_text()
+
+
+def test_reference_levels_are_those_of_all_masks_at_the_map_s_own_thresholds() -> None:
+    from attnviz.metrics import METRICS, baselines
+
+    data, other = Patches(5), Patches(6, seed=5)
+    result = evaluate(Attending(), data, calibration=other, findings=False)
+    masks, held = (torch.stack([d[i].mask for i in range(len(d))]) for d in (data, other))
+    expected = baselines(
+        masks, (8, 8), tuple(METRICS), threshold=dict(result.thresholds["received"]),
+        calibration=held,
+    )  # fmt: skip
+    for key, levels in expected.items():
+        for level, value in levels.items():
+            assert result.summary["received"][key][level] == pytest.approx(value, abs=1e-9), key

@@ -20,13 +20,16 @@ from attnviz.figures.packing import (
     pack_image,
     pack_rows,
     scaled_integers,
+    with_settings,
 )
 
 
 def unpacked(block: bytes) -> tuple[dict, memoryview]:
     length, check = struct.unpack("<II", block[:8])
-    assert zlib.crc32(block[8:]) == check
-    return json.loads(block[8 : 8 + length]), memoryview(block)[8 + length :]
+    head = json.loads(block[8 : 8 + length])
+    shown = {name: value for name, value in head.items() if name != "settings"}
+    assert zlib.crc32(json.dumps(shown).encode() + block[8 + length :]) == check
+    return head, memoryview(block)[8 + length :]
 
 
 def part(body: memoryview, place: dict) -> bytes:
@@ -53,6 +56,20 @@ def test_masks_and_maps_come_out_as_they_went_in():
     values = np.frombuffer(part(body, layer), "<u2").reshape(maps.shape) / 65535
     low, span = maps.min((1, 2), keepdims=True), np.ptp(maps, (1, 2), keepdims=True)
     np.testing.assert_allclose(values, (maps - low) / span, atol=1 / 65535)
+
+
+def test_other_settings_are_no_other_tiles():
+    block, *_ = gallery(3)
+    other = with_settings(block, Settings(threshold=0.9, colours="viridis"))
+    assert other[4:8] == block[4:8]
+    head, body = unpacked(other)
+    assert head["settings"]["threshold"] == 0.9
+    assert bytes(body) == bytes(unpacked(block)[1])
+
+
+def test_a_shared_scale_keeps_the_order_of_the_maps():
+    maps = np.stack([np.full((2, 2), 0.25), np.full((2, 2), 1.0)])
+    assert scaled_integers(maps, 8, shared=True).reshape(2, -1).max(1).tolist() == [64, 255]
 
 
 def test_images_lie_in_rows_of_eight():

@@ -94,7 +94,7 @@ def test_steps_hold_one_row_per_generated_token(model: Any, pixels: Tensor) -> N
     for token, layers in enumerate(hand.attentions):
         row = layers[1][:, :, -1]
         torch.testing.assert_close(steps.rows[:, :, token, : row.shape[-1]], row)
-    record = seen["model.language_model.layers.1.self_attn#0"]
+    record = seen["model.language_model.layers.1.self_attn"]
     assert record.weights is None
     assert record.key is None
     assert record.reduced["steps"].shape == (1, 4, 1, 21)

@@ -327,7 +327,11 @@ def test_an_option_out_of_range_is_refused(call: dict[str, Any], message: str) -
             r"maps: expected \(b, h, w\) or more place axes, got \(4, 4\)",
         ),
         (torch.ones(1, 4, 4).int(), torch.ones(1, 4, 4) > 0, r"maps: expected floating point, got"),
-        (torch.rand(1, 4, 4), torch.ones(1, 4, 4), r"masks: expected bool, got torch.float32; say"),
+        (
+            torch.rand(1, 4, 4),
+            torch.ones(1, 4, 4),
+            r"masks: expected bool, got torch.float32; choose",
+        ),
         (torch.rand(1, 4, 4), torch.ones(1, 4, 5) > 0, r"masks: expected the shape of the maps"),
         (torch.rand(1, 4, 4), torch.ones(1, 1, 4, 4) > 0, r"channel axis away with masks\[:, 0\]"),
         (torch.rand(2, 4, 4), torch.ones(1, 4, 4) > 0, r"got \(1, 4, 4\); one mask per map"),

@@ -116,7 +116,7 @@ def _mask(given: dict[str, Any]) -> Tensor | None:
 
 @rule("flex_attention")
 def flexible(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
-    """`flex_attention`: its own unfused mathematics say what its weights are."""
+    """`flex_attention`: its weights follow from its own unfused implementation."""
     out = func(*args, **kwargs)
     flex = import_module("torch._higher_order_ops.flex_attention")
     inner: Any = getattr(flex, "_math_attention_inner", None)

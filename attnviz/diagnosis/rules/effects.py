@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,10 +13,6 @@ from attnviz.diagnosis.registry import Observation, observed, rule
 
 NOTHING = 1e-6
 """A relative change of the output below which the replaced values do not reach it."""
-
-SIMILAR = 1e-3
-"""A spread of the values over keys, over the largest value, of a model that mixes much or is
-untrained: whatever the weights are, the result hardly changes."""
 
 ROUNDING = 1e-5
 """A spread that rounding explains: the values are equal."""
@@ -41,16 +37,18 @@ LITTLE = 1e-3
     f"factors, and the output changes by less than {NOTHING:g} of itself. In models not known to "
     "be trained, parameters that are all zero are replaced by small numbers first, so that "
     "zero-initialised branches are not named. A note where the values are one learned vector for "
-    "all keys and images, as in the first decoder layer of DETR, or where they differ between keys "
-    f"by less than {SIMILAR:g} of the largest, without being equal.",
+    "all keys and images, as in the first decoder layer of DETR, or where the output does change "
+    "once every other attention, too, has single keys: then the weights make the values equal, not "
+    "the code.",
     explained_by=("not-applied", "batch-attention", "output-constant"),
 )
 def no_effect(case: Examination) -> Iterator[Observation]:
-    for number, change in measured_changes(case).items():
-        if change < NOTHING:
-            record = case.records[number]
-            weak = _of_constants(record) or _similar(record)
-            yield observed(record.name, "note" if weak else None, change=change)
+    found = {i: change for i, change in measured_changes(case).items() if change < NOTHING}
+    elsewhere = _changes_elsewhere(case, list(found)) if found else {}
+    for i, change in found.items():
+        record = case.records[i]
+        weak = _of_constants(record) or elsewhere.get(i, 0.0) >= NOTHING
+        yield observed(record.name, "note" if weak else None, change=change)
 
 
 @rule(
@@ -90,13 +88,23 @@ def _of_constants(record: Record) -> bool:
     return apart <= ROUNDING * float(value.abs().max())
 
 
-def _similar(record: Record) -> bool:
-    """Whether the values of different keys are close but not equal, by more than rounding."""
-    value = record.value
-    if value is None or not len(value):
-        return False
-    apart = float((value - value[:, :, :1]).abs().max()) / max(float(value.abs().max()), 1e-30)
-    return ROUNDING < apart <= SIMILAR
+def _changes_elsewhere(case: Examination, numbers: Sequence[int]) -> dict[int, float]:
+    """Relative change of the output by other weights, while all attention has single keys.
+
+    Records whose run failed are left out.
+    """
+    attention = [i for i in case.editable if case.records[i].kind == "attention"]
+    edits: dict[str, Edit] = {case.records[i].name: single_keys for i in attention}
+    plain = case.attempt(case.some, edit=edits).output
+    found: dict[int, float] = {}
+    if plain is None:
+        return found
+    for i in numbers:
+        name = case.records[i].name
+        other = case.attempt(case.some, edit=edits | {name: other_keys}).output
+        if other is not None and name in edits:
+            found[i] = float((other - plain).norm() / plain.norm())
+    return found
 
 
 def single_keys(weights: Tensor) -> Tensor:
@@ -107,6 +115,11 @@ def single_keys(weights: Tensor) -> Tensor:
     key = (torch.arange(q, device=weights.device)[None] * 7 + 3 + turn) % max(1, (k + 1) // 2)
     rows = torch.nn.functional.one_hot(key, k).to(weights.dtype)
     return rows.expand_as(weights).clone()
+
+
+def other_keys(weights: Tensor) -> Tensor:
+    """As `single_keys`, with the next key for each query."""
+    return single_keys(weights).roll(1, -1)
 
 
 def randomly_scaled(scale: Tensor) -> Tensor:
