@@ -41,6 +41,7 @@ from attnviz.metrics import calibrate_threshold as calibrate_threshold
 from attnviz.metrics import localization as localization
 from attnviz.metrics import metric as metric
 from attnviz.models import build_model as build_model
+from attnviz.notebook import show as show
 from attnviz.patches import inject_patch as inject_patch
 from attnviz.places import Layout as Layout
 from attnviz.places import Places as Places

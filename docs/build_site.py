@@ -39,6 +39,7 @@ ELSEWHERE = {
 PACKAGES = (
     "capture", "places", "maps", "metrics", "attribution", "faithfulness", "comparison",
     "diagnosis", "data", "evaluation", "runs", "models", "layers", "figures", "executors",
+    "training", "trackers", "notebook",
 )  # fmt: skip
 _LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)]*)?\))")
 

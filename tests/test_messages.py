@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 import torch
 
+import attnviz as av
 from attnviz.attribution import attribute
-from attnviz.capture import watch
+from attnviz.capture import steps, watch
 from attnviz.diagnosis.registry import named
 from attnviz.errors import AttnvizError
 from attnviz.evaluation.stored import with_columns
@@ -24,14 +25,18 @@ from attnviz.executors import cluster
 from attnviz.figures import comparison_picture
 from attnviz.layers import LearnedQuery, MultiHeadAttention
 from attnviz.layers.tutorials import LinearTokens, PointwiseAttention
+from attnviz.maps import key_maps, token_maps
 from attnviz.models import build_model
 from attnviz.report.study import Sample
 from attnviz.runs import Run, amend_run
+from attnviz.runs.changes import restore_run
 from attnviz.runs.header import parse
+from attnviz.runs.notes import note_run, read_notes
 from attnviz.runs.storage import LocalStore
 from attnviz.runs.tables import read_table
 from attnviz.runs.tensors import from_bytes, open_tensors
 from attnviz.targets import target_scores
+from attnviz.training import monitor
 from dashboard.upload import unpacked
 from experiments.running import run_training
 from experiments.settings import Settings
@@ -88,6 +93,26 @@ def blind_worker(run: Run) -> None:
     cluster._refuse_unfit(client, (Path("sign"),))
 
 
+def unknown_keys(run: Run) -> object:
+    step = SimpleNamespace(queries=(0,), unknown="a cache was cut")
+    return steps.Steps("attn", (step,)).row(0)
+
+
+def other_notes(run: Run) -> object:
+    (run.path.parent / "notes.json").write_text('{"schema": 2}')
+    return read_notes(run.path.parent)
+
+
+def spread_over_processes() -> torch.nn.Module:
+    class DTensor(torch.nn.Parameter):
+        pass
+
+    model = torch.nn.Module()
+    model.weight = DTensor(torch.zeros(2))
+    return model
+
+
+WORDS = torch.rand(2, 2, 16, 5)
 IMAGES = torch.zeros(2, 3, 8, 8)
 PICTURES = np.zeros((2, 8, 8, 3), np.uint8)
 CASES: dict[str, tuple[Callable[[Run], Any], str]] = {
@@ -126,6 +151,35 @@ CASES: dict[str, tuple[Callable[[Run], Any], str]] = {
         "target: expected integer indices, got dtype torch.float32"),
     "train": (over_a_broken_run, "curves.jsonl: missing; delete the folder to train it again"),
     "upload": (lambda run: unpacked("%%%"), "picture: what came is no base64"),
+    "guidance": (
+        lambda run: av.key_map(WORDS, 1, grid=(4, 4), guidance="odd"),
+        "key_map: guidance: expected 'conditional' or 'unconditional', got 'odd'"),
+    "columns": (
+        lambda run: av.key_map(torch.rand(3), 0),
+        "key_map: expected a record with weights, got"),
+    "heads": (
+        lambda run: key_maps._mean({"a": WORDS, "b": WORDS[:, :1]}, {}, None, "bilinear"),
+        "key_map: layers have different numbers of heads or rows"),
+    "at": (
+        lambda run: av.token_map({}, 0, at="odd"),
+        "token_map: at: expected 'output' or 'input', got 'odd'"),
+    "capture": (
+        lambda run: av.token_map({}, 0), "token_map: expected the capture of av.watch, got dict"),
+    "grids": (
+        lambda run: token_maps._mean([torch.zeros(1, 2), torch.zeros(1, 3)]),
+        "token_map: layers with different heads or grids"),
+    "rows": (lambda run: steps.joined([], {}), "steps: no record holds rows of attention"),
+    "keys": (unknown_keys, "steps of 'attn': a cache was cut"),
+    "spread": (
+        lambda run: monitor._plain_module(spread_over_processes()),
+        "monitor: weight is spread over processes (FSDP or tensor parallel)"),
+    "level": (
+        lambda run: av.baselines(torch.ones(1, 4, 4) > 0, levels=["odd"]), "unknown level 'odd'"),
+    "notes": (other_notes, "notes.json: expected notes of schema 1"),
+    "nowhere": (
+        lambda run: note_run(run.path / "elsewhere", "a"), "notes.json: no such folder"),
+    "deleted": (
+        lambda run: restore_run(run.path.parent, "a~!"), "restore: 'a~!' names no deleted run"),
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from attnviz import text
 from attnviz.capture.record import Record, changed
 from attnviz.capture.steps import Pass, Steps, joined
+from attnviz.display import html_of
 from attnviz.errors import InputError
 
 
@@ -114,6 +115,9 @@ class Capture(Mapping[str, Record]):
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     def __repr__(self) -> str:
         return table(self)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnviz.display import html_of
 from attnviz.errors import InputError
 from attnviz.token_places import RecordPlaces
 
@@ -145,6 +146,9 @@ class Record:
     def row_sums(self) -> Tensor | None:
         """`(b, heads, q)`, what each row of the weights sums to; None without weights."""
         return None if self.weights is None else self.weights.sum(-1)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     def __repr__(self) -> str:
         what = "×".join(map(str, self.shape)) or "no weights"

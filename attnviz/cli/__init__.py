@@ -40,7 +40,7 @@ COMMANDS = {
     "ls": "list runs with their states",
     "show": "print a run's header and summary",
     "diff": "print the settings in which runs differ",
-    "export": "write the tables of runs as CSV, JSON or Parquet",
+    "export": "write the tables of runs as CSV, JSON or Parquet, or whole runs for a tracker",
     "verify": "check every file of every run",
     "migrate": "write the headers of runs of an earlier form, or edited by hand, anew",
 }

@@ -1,16 +1,17 @@
-"""`attnviz export RUNS`: the tables of complete runs, joined, for other tools."""
+"""`attnviz export RUNS`: the tables of complete runs, joined, or whole runs for a tracker."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnviz.cli.argument_types import file
 from attnviz.cli.show import scores
-from attnviz.errors import RunError
-from attnviz.runs import Run, list_runs
-from attnviz.runs.outputs import write_output
+from attnviz.errors import AttnvizError, RunError, unknown_name
+from attnviz.runs import Run, flat, list_runs
+from attnviz.runs.outputs import outside_runs, write_output
 from attnviz.runs.storage import cause_of
 
 if TYPE_CHECKING:
@@ -33,11 +34,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=file(*_SUFFIXES), help="a .csv, .json or .parquet file; else CSV, here"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of CSV")
+    parser.add_argument(
+        "--to",
+        nargs=2,
+        metavar=("TOOL", "DIR"),
+        help="curves, maps over their images, scores and the comparison, as files of a tracker in "
+        "DIR: tensorboard, wandb (offline) or mlflow (a local store)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Write one table with the columns `run`, `variant`, `seed` in front."""
     found = list_runs(args.runs)
+    if args.to is not None:
+        return _hand_over(list(found.of("complete", "stopped", "stale", "running")), *args.to)
     if not found.complete:
         raise RunError(f"export {found.where}: no complete run among {len(found)}")
     frame = joined(list(found.complete), args.table)
@@ -52,6 +62,33 @@ def run(args: argparse.Namespace) -> int:
     skipped = len(found) - len(found.complete)
     if skipped:
         print(f"attnviz: left out {skipped} runs that are not complete", file=sys.stderr)
+    return 0
+
+
+def _hand_over(runs: list[Run], tool: str, folder: str) -> int:
+    """Give runs, and where there are several their comparison, to a tracker."""
+    from attnviz.trackers.stored import KEEPERS, comparison_table, hand_over, kept_in
+
+    if tool not in KEEPERS:
+        raise unknown_name("tracker", tool, KEEPERS)
+    if not runs:
+        raise RunError("export: no run that can be read")
+    target = outside_runs(Path(folder))
+    for run in runs:
+        with kept_in(tool, target, run.id, flat(run.settings)) as tracker:
+            hand_over(run, tracker)
+    complete = [run for run in runs if run.state == "complete"]
+    print(f"{target}: {len(runs)} run{'s' if len(runs) > 1 else ''} for {tool}")
+    if len(complete) < 2:
+        return 0
+    try:
+        table = comparison_table(complete)
+    except AttnvizError as error:
+        print(f"attnviz: no comparison table: {error}", file=sys.stderr)
+        return 0
+    with kept_in(tool, target, "comparison") as tracker:
+        tracker.table("comparison", table, 0)
+        tracker.finish()
     return 0
 
 

@@ -1,12 +1,18 @@
-"""`attnviz show RUN`: print a run's header."""
+"""`attnviz show RUN`: print a run's header; `attnviz show MODEL`: write a page of its maps.
+
+A model needs no run folder: it is run on pictures, and images, maps, heads and attention become one
+page for a browser, which needs neither a server nor a network.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from attnviz.cli.argument_types import file, whole, word
 from attnviz.cli.json_output import as_json
 from attnviz.cli.ls import as_dict
 from attnviz.definitions import SHOWN_LEVELS
@@ -20,18 +26,62 @@ _CUT = ("name", "head", "way", "effect", "low", "high", "size", "images")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("run", help="the folder of a run, or its address")
+    parser.add_argument(
+        "run", metavar="RUN|MODEL",
+        help="a run's folder or address; or a model, as `attnviz watch` takes it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--page", type=file(".html"), default="view.html", metavar="FILE",
+        help="of a model: the page to write (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--images", type=word, metavar="FOLDER",
+        help="of a model: pictures, or a folder of them; some photographs if not",
+    )  # fmt: skip
+    parser.add_argument(
+        "--count", type=whole(1, 64), default=8, help="of a model: how many (default: %(default)s)"
+    )
+    parser.add_argument("--weights", type=word, metavar="FILE", help="of a model: its state dict")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the header; 1 for a run that is broken or newer."""
+    """Print the header, or write the page; 1 for a run that is broken or newer."""
+    if ":" in args.run and "://" not in args.run and not Path(args.run).exists():
+        return _write_page(args)
     found = open_run(args.run)
     if args.json:
         print(as_json(_document(found)))
     else:
         print("\n\n".join(_sections(found)))
     return 1 if found.state in ("broken", "newer") else 0
+
+
+def _write_page(args: argparse.Namespace) -> int:
+    """Run a model on pictures, and write what it looks at as one page."""
+    import torch
+
+    from attnviz.capture import watch
+    from attnviz.cli.model_arguments import images_of, model_of
+    from attnviz.evaluation.measuring import placed
+    from attnviz.notebook import show
+
+    plain: dict[str, Any] = {
+        "setting": [],
+        "size": None,
+        "normalise": None,
+        "mean": None,
+        "std": None,
+    }
+    args = argparse.Namespace(**{**vars(args), **plain, "device": "cpu"})
+    model = model_of(args, args.run)
+    images, prepared = images_of(args, model, args.run)
+    with torch.no_grad(), watch(model, features=True) as seen:
+        model(images)
+    title = f"Maps of {args.run} on {len(images)} images"
+    view = show(prepared.pixels(images), placed(model, images, seen)[0], title=title)
+    print(f"{view.save(args.page)}: {title}; open it in a browser")
+    return 0
 
 
 def _document(run: Run) -> dict[str, Any]:

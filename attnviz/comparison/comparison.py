@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from attnviz.definitions import (
     metric_title,
     short_title,
 )
+from attnviz.display import html_of
 from attnviz.errors import unknown_name
 from attnviz.statistics.pairs import FEWEST
 from attnviz.text import table
@@ -256,7 +256,7 @@ class Comparison:
         return "\n".join([title, "", columns, "", self.sentence, *(f"({n})" for n in self.notes)])
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        return html_of(self)
 
     def _pairs_of(self, variant: str) -> pd.DataFrame:
         found = self.differences

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, overload
 
+from attnviz.display import html_of
+
 Severity: TypeAlias = Literal["error", "warning", "note"]
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -54,6 +56,9 @@ class Finding:
             "remedy": self.remedy,
             "page": self.page,
         }
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     def __str__(self) -> str:
         return f"{self.severity} {self.code} at {self.where}: {self.meaning}"
@@ -154,6 +159,9 @@ class Findings(Sequence[Finding]):
 
     def _with(self, findings: Iterable[Finding]) -> Findings:
         return Findings(findings, name=self.name, checked=self.checked, unexamined=self.unexamined)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     def __repr__(self) -> str:
         blocks = [self._summary()]

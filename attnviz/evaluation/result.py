@@ -15,6 +15,7 @@ import pandas as pd
 from attnviz.comparison.from_runs import grouping_of
 from attnviz.comparison.text import records
 from attnviz.definitions import is_lower_better
+from attnviz.display import html_of
 from attnviz.errors import AttnvizError, InputError, unknown_name
 from attnviz.evaluation.calibration import PRIMARY
 from attnviz.evaluation.measuring import Plan
@@ -358,6 +359,9 @@ class Evaluation:
         """
         written(self, writer, model)
         return summary_of(self)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     def __repr__(self) -> str:
         return f"Evaluation({self.variant!r}, {len(self.samples)} images, maps {self.maps})"

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from torch import Tensor
 
+from attnviz.display import html_of
 from attnviz.errors import InputError, unknown_name
 from attnviz.maps.geometry import Grid, Interpolation
 
@@ -229,6 +230,9 @@ class DrawnMaps(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.maps)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     def __str__(self) -> str:
         lines = [

@@ -70,7 +70,9 @@ def localization(
     keys = chosen_metrics(metrics, options)
     if metrics is DEFAULT:
         keys = of_any_axes(keys, maps)
-    return compute_scores(maps, masks, keys, options, boxes=boxes)
+    scores = compute_scores(maps, masks, keys, options, boxes=boxes)
+    scores.masks = masks
+    return scores
 
 
 def compute_scores(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from attnviz.display import html_of
 from attnviz.errors import unknown_name
 from attnviz.metrics.options import Options
 from attnviz.metrics.reasons import Reason
@@ -24,12 +25,14 @@ class ScoreTable(dict[str, Tensor]):
     Attributes:
         flags: The `Reason` flags of each image, (b,) int64.
         options: The options under which the scores were computed.
+        masks: The masks of `localization`, from which a notebook computes chance; else None.
     """
 
     def __init__(self, scores: Mapping[str, Tensor], flags: Tensor, options: Options) -> None:
         super().__init__(scores)
         self.flags = flags
         self.options = options
+        self.masks: Any = None
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -76,6 +79,12 @@ class ScoreTable(dict[str, Tensor]):
             for key, row in rows.items()
         }
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "masks": None}  # a copy in another process goes without them
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
     def __repr__(self) -> str:
         tau = self.thresholds
         head = ("metric", "mean", "95 % interval", "scored", *(["τ"] if tau else []))
@@ -86,9 +95,10 @@ class ScoreTable(dict[str, Tensor]):
             shown = f"{tau[key]:.4g}" if key in tau else ""
             line = (key, f"{row['mean']:.4f}", ends, f"{row['valid']} of {row['n']}", shown)
             rows.append(line[: len(head)])
-        return "\n".join([table(head, rows, right=(1, 2), rule=True), *self._missing()])
+        return "\n".join([table(head, rows, right=(1, 2), rule=True), *self.missing()])
 
-    def _missing(self) -> list[str]:
+    def missing(self) -> list[str]:
+        """How many images have no score, by reason."""
         return [
             f"{int((self.flags & int(reason) != 0).sum())} × {reason.words}"
             for reason in Reason

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnviz.definitions import adopt
+from attnviz.display import html_of
 from attnviz.errors import InputError, RunError, unknown_name
 from attnviz.runs.datasets import Dataset, open_dataset
 from attnviz.runs.documents import SIZE_LIMIT, NewerError, loaded
@@ -261,6 +262,9 @@ class Run:
             sizes = {}
         return _opened(self.store, self.id, sizes, None)
 
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
     def _checked(self, file: File) -> bytes:
         where = f"{self.location}/{file.at}"
         most = CURVES_LIMIT if file.at == CURVES else WHOLE_LIMIT
@@ -370,6 +374,9 @@ class RunList(Sequence[Run]):
 
     def __iter__(self) -> Iterator[Run]:
         return iter(self.runs)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     def __str__(self) -> str:
         counts = Counter(run.state for run in self.runs)

@@ -8,7 +8,8 @@ stored    a finished run, handed to a tracker
 
 from __future__ import annotations
 
+from attnviz.trackers.adapters import mlflow, tensorboard, wandb
 from attnviz.trackers.pictures import Picture
 from attnviz.trackers.tracker import Tracker, scores_table
 
-__all__ = ["Picture", "Tracker", "scores_table"]
+__all__ = ["Picture", "Tracker", "mlflow", "scores_table", "tensorboard", "wandb"]
