@@ -87,9 +87,7 @@ class Probe:
         for name, record in seen.items():
             masked = record.reduced.get("masked")
             fixed = "" if record.shape else record.note or "it holds no weights"
-            self.facts[name] = Facts(
-                record.kind, tuple(record.shape), masked, fixed, record.places
-            )
+            self.facts[name] = Facts(record.kind, tuple(record.shape), masked, fixed, record.places)
 
     def tokens(self, images: Any, args: Any = None) -> dict[str, Sides]:
         """The queries and keys of every record, with attention replaced.
