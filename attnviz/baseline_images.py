@@ -45,7 +45,7 @@ def black_and_white(*, mean: Level, std: Level) -> ValueRange:
         InputError: A standard deviation that is not positive, or means and deviations that are
             not as many.
 
-    Example:
+    Examples:
         >>> black_and_white(mean=(0.5, 0.25), std=0.5)
         ((-1.0, -0.5), (1.0, 1.5))
     """

@@ -73,7 +73,7 @@ def inject_patch(
     Raises:
         InputError: A patch that does not fit, a rank, type or range that is wrong.
 
-    Example:
+    Examples:
         >>> import torch
         >>> images, masks, boxes = inject_patch(torch.zeros(2, 3, 96, 96), size=16, seed=0)
         >>> masks.sum((1, 2)).tolist()

@@ -27,7 +27,7 @@ def assert_looks_at(
         CheckFailed: An `AssertionError` whose message has the mean, its interval and the demand.
         InputError: Nothing is demanded, or `evaluate` cannot read model or data.
 
-    Example:
+    Examples:
         >>> from attnviz.testing import assert_looks_at
         >>> assert_looks_at(model, data, energy_pointing_game=">= .3")  # doctest: +SKIP
     """

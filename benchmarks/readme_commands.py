@@ -21,6 +21,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from fresh_install import interpreter
+
 from attnviz.text import table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,12 +43,12 @@ def uv_cache() -> str:
     return done.stdout.strip()
 
 
-def found(python: str) -> bool:
-    """Whether uv has that Python, or can install it."""
-    done = subprocess.run(["uv", "python", "find", python], capture_output=True)
-    if done.returncode:
-        done = subprocess.run(["uv", "python", "install", python], capture_output=True)
-    return done.returncode == 0
+def found(python: str) -> str | None:
+    """That Python: one of this machine, or one that uv installs."""
+    if here := interpreter(python):
+        return here
+    done = subprocess.run(["uv", "python", "install", python], capture_output=True)
+    return python if done.returncode == 0 else None
 
 
 def demo(clone: Path, env: dict[str, str]) -> str:
@@ -85,12 +87,13 @@ def quickstart(clone: Path, env: dict[str, str], words: tuple[str, ...]) -> str:
 
 def tried(python: str, words: tuple[str, ...]) -> tuple[str, str, str]:
     """A line of the table."""
-    if not found(python):
+    chosen = found(python)
+    if chosen is None:
         return python, "not run: no such Python here", ""
     with tempfile.TemporaryDirectory() as scratch:
         clone = Path(scratch) / "attnviz"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-        env = environment(python, Path(scratch) / "cache")
+        env = environment(chosen, Path(scratch) / "cache")
         return python, demo(clone, env), quickstart(clone, env, words)
 
 

@@ -36,11 +36,13 @@ ELSEWHERE = {
 }
 """Path in the repository → its page, where that is not its path below docs/."""
 
-PACKAGES = (
-    "capture", "places", "maps", "metrics", "attribution", "faithfulness", "comparison",
-    "diagnosis", "data", "evaluation", "runs", "models", "layers", "figures", "executors",
-    "training", "trackers", "notebook",
-)  # fmt: skip
+PACKAGES = sorted(
+    path.parent.name
+    for path in (ROOT / "attnviz").glob("*/__init__.py")
+    if "__all__" in path.read_text()
+)
+"""Those that export names."""
+
 _LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)]*)?\))")
 
 

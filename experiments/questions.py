@@ -36,7 +36,7 @@ class Asked(NamedTuple):
     Attributes:
         images: `(b, 3, h, w)` in [−1, 1].
         masks: `(b, h, w)`, the patch or patches that decide the label.
-        boxes: `(b, 4)`, half-open, around the mask; zeros where it is empty.
+        boxes: `(b, 4)` `[x0, y0, x1, y1)` around the mask; zeros where it is empty.
         labels: `(b,)` float, 0 or 1.
     """
 

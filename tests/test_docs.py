@@ -41,6 +41,11 @@ def test_every_public_name_appears_in_the_docs() -> None:
     assert not missing, missing
 
 
+def test_sections_of_examples_have_the_name_that_the_reference_reads() -> None:
+    for path in DOCS.parent.glob("attnviz/**/*.py"):
+        assert not re.search(r"^ +Example:$", path.read_text(), re.MULTILINE), path
+
+
 def test_every_public_name_is_there_and_documented() -> None:
     for name in attnviz.__all__:
         assert getattr(attnviz, name).__doc__, name

@@ -144,7 +144,7 @@ def attribute(
     Warns:
         CompletenessWarning: DeepLIFT's attributions do not add up, with the error.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(),
         ...                             torch.nn.Linear(4 * 36, 1))

@@ -84,7 +84,7 @@ def compare(
             images or for different questions; the message names the difference.
         RunError: A run cannot be read.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> scores = {"a": np.array([[0.5, 0.6, 0.7]]), "b": np.array([[0.1, 0.2, 0.4]])}
         >>> result = compare(scores, resamples=100)

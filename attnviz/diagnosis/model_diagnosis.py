@@ -58,7 +58,7 @@ def diagnose(
             tensors.
         UnsupportedError: A model that cannot be watched.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from attnviz.models import build_model
         >>> found = diagnose(build_model("mha_reshape"), torch.randn(4, 3, 96, 96).clamp(-1, 1))

@@ -47,7 +47,7 @@ def without_sinks(threshold: float = SINK) -> Callable[[Tensor, Record], Tensor]
     Args:
         threshold: Share of an image's attention from which a place is a sink.
 
-    Example:
+    Examples:
         >>> import torch
         >>> weights = torch.full((1, 1, 4, 4), 0.1)
         >>> weights[..., 2] = 0.7

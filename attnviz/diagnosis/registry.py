@@ -139,7 +139,7 @@ def rule(
     Raises:
         InputError: The code is taken, or a word is unknown.
 
-    Example:
+    Examples:
         >>> from attnviz.diagnosis import RULES, observed, rule, unregister
         >>> @rule(
         ...     code="single-head",

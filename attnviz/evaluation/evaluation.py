@@ -36,6 +36,7 @@ from attnviz.evaluation.measuring import (
     Plan,
     measured,
     placed,
+    reduced_where_drawn,
     reference_levels,
     sample_columns,
     usable,
@@ -257,7 +258,14 @@ def planned(
     )  # fmt: skip
     drawn = watched(answers, first, plan)[2] if chosen else DrawnMaps({}, {})
     names = tuple(drawn) if layers else _last_layers(drawn)
-    plan = replace(plan, names=names, heads=tuple(usable(plan.heads, None)))
+    reduced: dict[str, set[str]] = {}
+    for name in names:
+        drawing = drawn.drawings[name]
+        reduced.setdefault(str(drawing.construction.reduce), set()).add(drawing.layer)
+    plan = replace(
+        plan, names=names, heads=tuple(usable(plan.heads, None)),
+        watch=reduced_where_drawn(plan.watch, reduced),
+    )  # fmt: skip
     if not names and not named:
         grad_cam = {"method": "layer_gradcam", "layer": _last_convolution(model, first.images)}
         plan = replace(plan, attributions={"layer_gradcam": grad_cam})

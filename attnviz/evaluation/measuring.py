@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from attnviz.attribution import attribute
 from attnviz.capture import Record, watch
+from attnviz.capture.reductions import NAMED
 from attnviz.data.samples import Batch, Sample
 from attnviz.evaluation.answers import Answers, Task, columns_of
 from attnviz.maps import DrawnMaps, maps_of, resized
@@ -123,6 +124,44 @@ def head_scored(heads: Tensor, batch: Batch, metrics: Sequence[str]) -> dict[str
     """Scores of each head, `(b, heads)` by metric."""
     by_head = [scored(heads[:, head], batch, metrics, None) for head in range(heads.shape[1])]
     return {key: np.stack([one[key] for one in by_head], 1) for key in by_head[0]}
+
+
+@dataclass(frozen=True)
+class Only:
+    """A reduction of `watch` in the layers that need it, and nothing in the others.
+
+    Attributes:
+        name: Of the reduction.
+        layers: Dotted names of layers.
+    """
+
+    name: str
+    layers: frozenset[str]
+
+    def __call__(self, record: Record) -> Tensor | None:
+        """The reduction of a record, None for one of another layer."""
+        return NAMED[self.name](record) if record.name in self.layers else None
+
+
+def reduced_where_drawn(
+    options: Mapping[str, Any], layers: Mapping[str, set[str]]
+) -> dict[str, Any]:
+    """Options of `watch` that reduce only in layers with a map, where rollout needs them all.
+
+    Without rollout the reductions are left alone: a fused kernel's weights are then not made whole.
+
+    Args:
+        options: As `watch_options` gives them.
+        layers: Reduction → layers with a map that reads it.
+    """
+    names = options.get("reduce", ())
+    if "rollout" not in names:
+        return dict(options)
+    ways = {
+        name: Only(name, frozenset(layers.get(name, ()))) if name in NAMED else name
+        for name in names
+    }
+    return {**options, "reduce": ways}
 
 
 def watched(answers: Answers, batch: Batch, plan: Plan) -> tuple[Any, Tensor, DrawnMaps]:

@@ -114,7 +114,7 @@ def randomisation(
             a function, maps of another shape.
         UnsupportedError: No parameter is seen in use (compiled models); `layers=` gives the order.
 
-    Example:
+    Examples:
         >>> check = randomisation(model, images, "saliency", target=3)  # doctest: +SKIP
         >>> print(check)                                                # doctest: +SKIP
     """

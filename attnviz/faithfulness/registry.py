@@ -95,7 +95,7 @@ def metric(
         InputError: The key belongs to the package, another family, or an argument that
             `faithfulness_scores` does not have.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from attnviz.definitions import MetricDefinition
         >>> @metric(MetricDefinition(key="flip_drop", title="flip drop", family="faithfulness",

@@ -95,7 +95,7 @@ def construction(
     Raises:
         InputError: A construction of this name exists, or the subject is unknown.
 
-    Example:
+    Examples:
         >>> import attnviz as av
         >>> from attnviz.maps import construction
         >>> @construction(title="strongest query", meaning="max over queries", subject="attention")

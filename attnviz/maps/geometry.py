@@ -84,6 +84,20 @@ def weights_of(source: Attention) -> Weights:
     return weights if weights.dtype == torch.float64 else weights.float()
 
 
+def last_attention(source: Attention | Mapping[str, Watched]) -> Attention:
+    """A record as it is; of a capture that of the last layer with attention.
+
+    Raises:
+        InputError: A capture without attention.
+    """
+    if not isinstance(source, Mapping):
+        return source
+    attention = [one for one in source.values() if getattr(one, "kind", None) == "attention"]
+    if not attention:
+        raise not_one_record(source)
+    return attention[-1]
+
+
 def not_one_record(source: object) -> InputError:
     """An error for a capture, or anything else, where one record was expected."""
     remedy = "; take one of it, such as seen[name]" if isinstance(source, Mapping) else ""

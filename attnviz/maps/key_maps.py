@@ -79,7 +79,7 @@ def key_map(
         InputError: No record from places to words, unknown places, a word that does not exist, or
             an odd number of rows under guidance.
 
-    Example:
+    Examples:
         with torch.no_grad(), av.watch(pipeline.unet, reduce=reductions.columns(5)) as seen:
             image = pipeline("a photo of a cat").images[0]
         av.key_map(seen, 5, layout=layout, guidance="conditional")

@@ -10,6 +10,7 @@ the window was cut out, and a row of one place is zero outside that place's wind
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
@@ -24,6 +25,8 @@ from attnviz.maps.geometry import (
     Attention,
     Grid,
     Interpolation,
+    Watched,
+    last_attention,
     name_of,
     reduced_of,
     resized,
@@ -45,7 +48,7 @@ Heads: TypeAlias = Literal["mean", "each"] | int
     per_head=True,
 )
 def received(
-    record: Attention,
+    record: Attention | Mapping[str, Watched],
     size: Grid | None = None,
     interpolation: Interpolation = "bilinear",
     *,
@@ -61,7 +64,8 @@ def received(
     record that was watched with `reduce="received"` is read from its reduced values.
 
     Args:
-        record: An attention record, or weights `(b, heads, q, k)`.
+        record: An attention record, weights `(b, heads, q, k)`, or a capture, of which the last
+            attention is taken.
         size: `(h, w)` of the map; None keeps the keys' grid.
         interpolation: How it is resized: `bilinear` (pixel centres aligned), `nearest`, `bicubic`.
         heads: `"mean"`, `"each"`, or one head's number.
@@ -76,6 +80,7 @@ def received(
     Raises:
         InputError: A gate, no weights, an unknown grid, or one that does not fit.
     """
+    record = last_attention(record)
     given = Given(layout, places, grid, prefix)
     columns = reduced_of(record).get("received")
     if columns is not None and not isinstance(record, Tensor):
@@ -191,7 +196,7 @@ def rows_inside(
     per_head=True,
 )
 def class_row(
-    record: Attention,
+    record: Attention | Mapping[str, Watched],
     size: Grid | None = None,
     interpolation: Interpolation = "bilinear",
     *,
@@ -209,6 +214,7 @@ def class_row(
     Arguments that are not listed are those of `received`.
 
     Args:
+        record: A record, or a capture, of which the last attention is taken.
         prefix: The number of leading tokens, where the record lacks it: 1, with
             distillation 2, and one more for each register.
 
@@ -218,6 +224,7 @@ def class_row(
     Raises:
         InputError: As `received`, and a record without a class token.
     """
+    record = last_attention(record)
     given = Given(layout, places, grid, prefix)
     kept = reduced_of(record).get("class_row")
     if kept is not None and not isinstance(record, Tensor):

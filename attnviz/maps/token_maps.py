@@ -86,7 +86,7 @@ def token_map(
         InputError: Places are not known, a token does not exist or its row was not kept, several
             images and none chosen, or a beam search without `output`.
 
-    Example:
+    Examples:
         with torch.no_grad(), av.watch(model, reduce="steps") as seen:
             output = model.generate(**inputs, max_new_tokens=20)
         layout = av.locate(model, pixels, inputs=lambda pixels: {**inputs, "pixel_values": pixels})

@@ -59,7 +59,7 @@ def localization(
         InputError: Wrong shapes, dtypes or devices, an unknown metric, a metric without its
             threshold, or an option out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> maps, masks = torch.rand(2, 8, 8), torch.zeros(2, 8, 8, dtype=torch.bool)
         >>> masks[0, 2:4, 2:4] = True

@@ -37,7 +37,7 @@ class LocalizationMeter:
     Raises:
         InputError: An unknown metric, a metric without its threshold, an option out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> meter = LocalizationMeter(["pointing_game"])
         >>> for seed in range(3):

@@ -103,7 +103,7 @@ def metric(
     Raises:
         InputError: The key belongs to the package, or the family needs more than maps and masks.
 
-    Example:
+    Examples:
         >>> from attnviz.definitions import MetricDefinition
         >>> @metric(MetricDefinition(key="peak_inside", title="peak inside", source="here",
         ...         meaning="The greatest value in the mask over the greatest of the map."))

@@ -189,7 +189,7 @@ def build_model(name: str, **settings: Any) -> nn.Module:
         InputError: An unknown name (the nearest one is offered) or setting, or settings of which no
             model can be made.
 
-    Example:
+    Examples:
         >>> import torch
         >>> build_model("cbam")(torch.zeros(2, 3, 96, 96)).shape
         torch.Size([2])

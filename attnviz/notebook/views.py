@@ -150,7 +150,7 @@ def show(
     Raises:
         InputError: Images, maps and masks that do not fit; a capture without any map.
 
-    Example:
+    Examples:
         >>> import torch, attnviz as av
         >>> view = av.show(torch.rand(2, 3, 16, 16), torch.rand(2, 4, 4))
         >>> view

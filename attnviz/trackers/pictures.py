@@ -21,7 +21,7 @@ class Picture:
         image: `(h, w, 3)` uint8.
         map: `(h', w')` raw values.
         mask: `(h, w)` bool, or None.
-        boxes: `(k, 4)` half-open boxes `[x0, y0, x1, y1)` in pixels; empty where there is none.
+        boxes: `(k, 4)` boxes `[x0, y0, x1, y1)` in pixels; empty where there is none.
         caption: The image's name, and its score where it has one.
         thing: What mask and boxes show.
     """

@@ -33,7 +33,7 @@ def lightning_callback(
     Raises:
         UnsupportedError: Lightning is not installed.
 
-    Example:
+    Examples:
         trainer = Trainer(callbacks=[lightning_callback(monitor)])
     """
     try:
@@ -71,7 +71,7 @@ def trainer_callback(
     Raises:
         UnsupportedError: transformers is not installed.
 
-    Example:
+    Examples:
         trainer = Trainer(model, arguments, callbacks=[trainer_callback(monitor)])
     """
     try:

@@ -99,7 +99,7 @@ class Monitor:
         InputError: Arguments that cannot be right.
         UnsupportedError: On a call, a model whose parameters are spread over processes.
 
-    Example:
+    Examples:
         >>> import attnviz as av, torch
         >>> model = av.build_model("mha")
         >>> images, masks = torch.zeros(4, 3, 96, 96), torch.zeros(4, 96, 96, dtype=torch.bool)

@@ -138,3 +138,12 @@ def test_the_reference_models_gates_have_maps(name):
     if name == "cbam":
         spatial = next(r for r in seen.gates.values() if r.scale.shape[-1] > 1)
         assert_close(maps.gate_map(spatial), spatial.scale[:, 0])
+
+
+def test_a_capture_stands_for_its_last_attention() -> None:
+    net = av.build_model("vit").eval()
+    with torch.no_grad(), av.watch(net) as seen:
+        net(torch.rand(2, 3, 32, 32))
+    last = list(seen.values())[-1]
+    assert torch.equal(av.class_row(seen), av.class_row(last))
+    assert torch.equal(av.received(seen), av.received(last))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnviz.errors import InputError
-from attnviz.metrics import calibrate_threshold, localization, max_box_acc, max_box_acc_v2
+from attnviz.metrics import boxes, calibrate_threshold, localization, max_box_acc, max_box_acc_v2
 from attnviz.metrics.boxes import box_iou, component_boxes, components, largest_boxes
 from tests.metrics import made, twins
 
@@ -30,9 +30,18 @@ def test_the_components_and_their_boxes_are_those_of_a_flood(masks: np.ndarray) 
     for number, (i, group) in enumerate(expected, start=1):
         found = {(int(y), int(x)) for y, x in zip(*np.nonzero(labelled[i] == number), strict=True)}
         assert found == group
-    owners, boxes = component_boxes(masks)
-    found_boxes = sorted(zip(owners.tolist(), map(tuple, boxes.tolist()), strict=True))
+    owners, around = component_boxes(masks)
+    found_boxes = sorted(zip(owners.tolist(), map(tuple, around.tolist()), strict=True))
     assert found_boxes == sorted((i, twins.box(group)) for i, group in expected)
+
+
+@given(masks=drawn_masks())
+@settings(max_examples=200)
+def test_runs_and_places_have_the_same_largest_component(masks: np.ndarray) -> None:
+    padded = np.pad(masks, ((0, 0), (0, 1), (1, 1))).astype(np.int8)
+    edges = np.flatnonzero(np.diff(padded.ravel())) + 1
+    by_runs = boxes._largest_of_runs(edges[::2], edges[1::2], padded.shape)
+    np.testing.assert_array_equal(by_runs, boxes._largest_of_places(masks))
 
 
 @given(masks=drawn_masks())
