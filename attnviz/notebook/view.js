@@ -8,11 +8,18 @@ const LIGHT = { text: "#1a1d23", second: "#f0f2f5", line: "#8a919c", primary: "#
 // The page behind an element, from the first ancestor that has a colour, across frames.
 function isDark(element) {
   for (let one = element; one; one = one.parentElement ?? one.getRootNode().host ?? owner(one)) {
-    const channels = getComputedStyle(one).backgroundColor.match(/[\d.]+/g)?.map(Number) ?? [];
-    const [r, g, b, alpha = 1] = channels;
-    if (channels.length >= 3 && alpha > 0.5) return 0.2126 * r + 0.7152 * g + 0.0722 * b < 128;
+    const [r, g, b, alpha] = pixelOf(getComputedStyle(one).backgroundColor);
+    if (alpha > 127) return 0.2126 * r + 0.7152 * g + 0.0722 * b < 128;
   }
   return matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+// A colour in any notation, oklch and color() included, as the browser paints it.
+function pixelOf(colour) {
+  const context = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d");
+  context.fillStyle = colour;
+  context.fillRect(0, 0, 1, 1);
+  return context.getImageData(0, 0, 1, 1).data;
 }
 
 function owner(element) {
