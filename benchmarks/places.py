@@ -5,9 +5,9 @@ are changed one at a time, with attention off, and the token that is said to be 
 among those that change most, the tokens said to be no place have to stay as they are, and the
 changes have to lie round the patch.
 
-Patches lie two cells or more from the border where a grid has six: what a corner moves lies on one side
-of it, so the centre of the changes is not the corner however right the place is. Changes are summed
-over three draws of each patch, since single ones may cancel in a token.
+Patches lie two cells or more from the border where a grid has six: what a corner moves lies on one
+side of it, and the centre of the changes is not the corner even where the place is right. Changes
+are summed over three draws of each patch, since single ones may cancel in a token.
 
     python benchmarks/places.py                        # minutes; writes a table to docs/places.md
     python benchmarks/places.py --only swin --out ""   # some of them, and no file
