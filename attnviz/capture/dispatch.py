@@ -17,6 +17,7 @@ from attnviz.capture.compiler import hide
 from attnviz.capture.op_mode import OpMode, apart, modes
 from attnviz.capture.provenance import PARAMETER
 from attnviz.capture.registry import FOUND, RULES, Rule
+from attnviz.capture.rules.fused_kernels import foreign
 from attnviz.capture.session import Session
 
 _in_backward = torch._C._current_graph_task_id
@@ -155,7 +156,7 @@ def _preserve(session: Session, tensor: Tensor) -> None:
 
 def _learn(func: Any) -> Known:
     """What is known of an op that runs for the first time."""
-    entry = RULES.get(str(func))
+    entry = RULES.get(str(func)) or foreign(str(func))
     schema = getattr(func, "_schema", None)
     writes = bool(schema is not None and schema.is_mutable)
     composite = entry is None and _is_composite(func)

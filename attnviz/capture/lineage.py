@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isclose
 from typing import Any
 
 import numpy as np
@@ -538,14 +539,18 @@ def _join(
     """The label of tensors that follow each other along an axis, all in the grid of one of them."""
     own: list[Label | None] = []
     for labels in told:
-        here = [x for x in labels or () if x.space.lines == label.space.lines]
+        here = [
+            x for x in labels or ()
+            if x.space.lines == label.space.lines or (dim == 1 and _near(x, label))
+        ]  # fmt: skip
         if len(here) > 1 or (labels is not None and not here):
             return None  # on two grids, or lost
         own.append(here[0] if here else None)
     known = [x for x in own if x is not None]
     if not any(x.along(dim) or x.numbers.size == 1 for x in known):  # channels, heads or images
         if all(np.array_equal(x.numbers, label.numbers) for x in known):
-            return label if dim or len(known) == len(own) else None
+            best = min(known, key=lambda x: sum(line.off() for line in x.space.lines))
+            return best if dim or len(known) == len(own) else None
         if len(known) < len(own):
             return None
     sizes = [max(x.numbers.shape[i] for x in known) for i in range(len(label.numbers.shape))]
@@ -557,6 +562,15 @@ def _join(
         numbers = _apart(label.space, len(sizes), part.shape[dim], dim) if x is None else x.numbers
         pieces.append(np.broadcast_to(numbers, shape))
     return Label(label.space, np.concatenate(pieces, dim))
+
+
+def _near(one: Label, other: Label) -> bool:
+    """Whether feature maps lie within half a step, as an enlarged one and a skip connection do."""
+    pairs = zip(one.space.lines, other.space.lines, strict=False)
+    return one.space.grid == other.space.grid and not one.along(1) and all(
+        isclose(a.step, b.step) and abs(a.first - b.first) <= a.step / 2 * (1 + 1e-9)
+        for a, b in pairs
+    )  # fmt: skip
 
 
 def _apart(space: Space, dims: int, count: int, dim: int) -> Numbers:

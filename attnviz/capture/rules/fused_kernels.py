@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from attnviz.capture.fused_weights import Fused, grouped
 from attnviz.capture.op_mode import apart, as_called
-from attnviz.capture.registry import rule
+from attnviz.capture.registry import Entry, rule
 from attnviz.capture.session import Session
 
 
@@ -134,6 +135,34 @@ def flexible(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
         return out
     session.recorder.guard(replaced)
     return (replaced, *out[1:])
+
+
+_OURS = ("aten", "prim", "prims", "quantized", "torchvision", "mkldnn", "inductor", "higher_order")
+_ATTENDS = re.compile(r"attn|attention|fmha", re.IGNORECASE)
+_BESIDE = re.compile(r"backward|bwd|rotary|combine|metadata", re.IGNORECASE)
+
+
+def foreign(op: str) -> Entry | None:
+    """The rule of a kernel from outside torch that attends by its name; None for other ops.
+
+    flash-attn, xformers and the kernels of the hub register such ops. Their weights exist nowhere.
+    """
+    namespace = op.partition(".")[0]
+    attends = _ATTENDS.search(op) and not _BESIDE.search(op)
+    return Entry(_outside) if namespace not in _OURS and attends else None
+
+
+def _outside(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
+    out = func(*args, **kwargs)
+    session.attention.unreadable(str(func), _OUTSIDE)
+    return out
+
+
+_OUTSIDE = (
+    "a kernel from outside torch, whose weights are not at hand: load the model with "
+    "attn_implementation='sdpa' or 'eager', or switch the kernel off "
+    "(disable_xformers_memory_efficient_attention())"
+)
 
 
 def arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
