@@ -474,11 +474,13 @@ def _product(lineage: Lineage, left: Tensor, right: Tensor) -> Labels:
     """Rows come from the left factor, columns from the right one; what is summed over is lost."""
     rows, columns = lineage.labels(left) or (), lineage.labels(right) or ()
     last = left.dim() - 1
-    if lineage.is_parameter(right):
+    layer = lineage.is_parameter(right)
+    if layer:
         lineage.read_alone(rows)
-    kept = [_summed(one, last) for one in rows]
-    kept += [_summed(one, last - 1) for one in columns if one.along(last)]
-    return tuple(one for one in kept if one is not None)
+    left_over = [_summed(one, last) if layer else one for one in rows]
+    kept = [one for one in left_over if one is not None and not one.along(last)]
+    kept += [one for one in columns if not one.along(last - 1) and one.along(last)]
+    return tuple(kept)
 
 
 def _summed(label: Label, axis: int) -> Label | None:
@@ -548,17 +550,11 @@ def _join(
         own.append(here[0] if here else None)
     known = [x for x in own if x is not None]
     if not any(x.along(dim) or x.numbers.size == 1 for x in known):  # channels, heads or images
-<<<<<<< HEAD
         if all(np.array_equal(x.numbers, label.numbers) for x in known):
             best = min(known, key=lambda x: sum(line.off() for line in x.space.lines))
             return best if dim or len(known) == len(own) else None
         if len(known) < len(own):
             return None
-=======
-        alike = all(np.array_equal(x.numbers, label.numbers) for x in known)
-        best = min(known, key=lambda x: sum(line.off() for line in x.space.lines))
-        return best if alike and (dim or len(known) == len(own)) else None
->>>>>>> main
     sizes = [max(x.numbers.shape[i] for x in known) for i in range(len(label.numbers.shape))]
     pieces = []
     for x, part in zip(own, parts, strict=True):
