@@ -138,7 +138,7 @@ def flexible(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 _OURS = ("aten", "prim", "prims", "quantized", "torchvision", "mkldnn", "inductor", "higher_order")
-_ATTENDS = re.compile(r"attn|attention|fmha", re.IGNORECASE)
+_ATTENDS = re.compile(r"(?<![a-z])(attn|fmha|flash)(?![a-z])|attention(?![a-z])", re.IGNORECASE)
 _BESIDE = re.compile(r"backward|bwd|rotary|combine|metadata", re.IGNORECASE)
 
 
