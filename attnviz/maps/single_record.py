@@ -490,7 +490,8 @@ def _mean(weights: Tensor, counted: Tensor) -> Tensor:
     if bool(counted.all()):
         return weights.mean(2)
     share = counted.to(weights) / counted.sum(1, keepdim=True).clamp_min(1)
-    return torch.einsum("bq,bhqk->bhk", share, weights)
+    rows = weights.masked_fill(~counted[:, None, :, None], 0.0)
+    return torch.einsum("bq,bhqk->bhk", share, rows)
 
 
 def _apart(weights: Tensor, own: Tensor, placed: Tensor) -> Tensor:

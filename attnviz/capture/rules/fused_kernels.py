@@ -22,7 +22,7 @@ from attnviz.capture.session import Session
     "aten._scaled_dot_product_efficient_attention.default",
     "aten._scaled_dot_product_cudnn_attention.default",
     "aten._scaled_dot_product_fused_attention_overrideable.default",
-    "aten._scaled_dot_product_attention_math_for_mps.default", nested=True,
+    "aten._scaled_dot_product_attention_math_for_mps.default", nested=True, fixed=True,
 )  # fmt: skip
 def attention(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """`scaled_dot_product_attention`: let the kernel run, and read its arguments."""
@@ -47,7 +47,7 @@ def attention(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     return (replaced, *out[1:])
 
 
-@rule("aten._native_multi_head_attention.default", nested=True)
+@rule("aten._native_multi_head_attention.default", nested=True, fixed=True)
 def multihead(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """The fast path of `nn.MultiheadAttention`, projections included."""
     out = as_called(func, args, kwargs)  # it calls ops that autocast casts
@@ -64,7 +64,7 @@ def multihead(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     return out if replaced is None else (replaced, *out[1:])
 
 
-@rule("aten._transformer_encoder_layer_fwd.default", nested=True)
+@rule("aten._transformer_encoder_layer_fwd.default", nested=True, fixed=True)
 def encoder_layer(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """The fast path of `nn.TransformerEncoderLayer`, norms and feed-forward included."""
     out: Tensor = as_called(func, args, kwargs)
