@@ -27,6 +27,8 @@ the centre, and apart from their own mirror images and transposes."""
 
 _PART = 16  # a patch's side is this part of the image's
 _SUPPORT = 0.99
+WIDEST = 0.65
+"""A region of more than this part of the grid says nothing: a change anywhere is mostly inside."""
 _FINE = 12  # grids with fewer rows or columns than this are too coarse for a margin of two
 
 
@@ -166,9 +168,9 @@ def share_inside(energy: Tensor, inside: Tensor) -> float | None:
 
     Returns:
         The median over the patches, 0 to 1. None where nothing changed, or where the region is
-        more than half of the grid.
+        more than `WIDEST` of the grid.
     """
-    if energy.shape != inside.shape or float(inside.float().mean()) > 0.5:
+    if energy.shape != inside.shape or float(inside.float().mean()) > WIDEST:
         return None
     maps, regions = energy.double().flatten(1), inside.flatten(1)
     total = maps.sum(1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from attnviz.capture import Record
 from attnviz.diagnosis.examination import Examination
 from attnviz.diagnosis.perturbation import (
+    WIDEST,
     Grid,
     Perturbed,
     effective_count,
@@ -126,7 +127,8 @@ def batch_attention(case: Examination) -> Iterator[Observation]:
     "held. A key must change where the features before the attention changed. The finding is that "
     f"less than {KEPT:.0%} of some head's change lies there (the fewest places that hold 99 % of "
     "the features' change, and their neighbours). For windows the number of changed tokens is "
-    "compared instead. Not judged where the change had spread over more than half of the grid.",
+    f"compared instead. Not judged where the change had spread over more than {WIDEST:.0%} of the "
+    "grid.",
 )
 def scrambled_tokens(case: Examination) -> Iterator[Observation]:
     for i, (perturbed, region) in _regions(case).items():
@@ -262,7 +264,7 @@ def _keys(key: Tensor, grid: Grid, start: int) -> Iterator[Tensor]:
 
 def _windowed(record: Record, region: Tensor) -> float | None:
     """The same for windows, by the number of changed tokens: their places need not be known."""
-    if record.key is None or record.windows is None or float(region.float().mean()) > 0.5:
+    if record.key is None or record.windows is None or float(region.float().mean()) > WIDEST:
         return None
     keys = record.key.unflatten(0, (-1, record.windows.count))
     if len(keys) != len(region) + 1:
