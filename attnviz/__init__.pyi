@@ -30,6 +30,7 @@ from attnviz.maps import head_mean as head_mean
 from attnviz.maps import key_column as key_column
 from attnviz.maps import key_map as key_map
 from attnviz.maps import maps_of as maps_of
+from attnviz.maps import object_maps as object_maps
 from attnviz.maps import query_row as query_row
 from attnviz.maps import received as received
 from attnviz.maps import rollout as rollout

@@ -5,6 +5,10 @@ are changed one at a time, with attention off, and the token that is said to be 
 among those that change most, the tokens said to be no place have to stay as they are, and the
 changes have to lie round the patch.
 
+Patches lie two cells or more from the border where a grid has six: what a corner moves lies on one
+side of it, and the centre of the changes is not the corner even where the place is right. Changes
+are summed over three draws of each patch, since single ones may cancel in a token.
+
     python benchmarks/places.py                        # minutes; writes a table to docs/places.md
     python benchmarks/places.py --only swin --out ""   # some of them, and no file
 
@@ -33,6 +37,8 @@ START, END = "<!-- measured -->", "<!-- end -->"
 LEAST = 0.2  # of the largest change: what the token at the changed patch has to change by
 FAR = 1.0  # cells between a changed patch and the centre of what changes
 PATCHES = 4  # changed patches for each grid
+DRAWS = 3  # noise fields for each patch
+BORDER = 2  # cells
 
 Build = Callable[[], tuple[nn.Module, Any, Callable[[Any], Any] | None]]
 
@@ -397,43 +403,57 @@ def compare(model: nn.Module, images: Tensor, inputs: Any, layout: Layout, resul
                 if grid is not None:
                     grids[image, grid] = None
     for image, grid in grids:
-        for cell, changed in patches(images, image, grid):
-            moved = tokens(changed)
-            for (name, side), x in moved.items():
+        for cell, draws in patches(images, image, grid):
+            energies: dict[tuple[str, int], Tensor] = {}
+            for changed in draws:
+                for key, x in tokens(changed).items():
+                    if base[key].shape == x.shape:
+                        energy = (x - base[key]).square().sum((1, 3))
+                        energies[key] = energies[key] + energy if key in energies else energy
+            for (name, side), energy in energies.items():
                 places = (layout[name].queries, layout[name].keys)[side]
                 own = places.grids[image] if places.grids else places.grid
-                if own == grid and base[name, side].shape == x.shape:
-                    energy = (x - base[name, side]).square().sum((1, 3))
+                if own == grid:
                     check(name, places, energy, image, grid, cell, result, len(images))
 
 
 def patches(
     images: Tensor, image: int, grid: tuple[int, ...]
-) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-    """A few cells of a grid, and the images with one of them changed."""
+) -> Iterator[tuple[tuple[int, ...], list[Tensor]]]:
+    """A few cells of a grid, and the images with one of them changed, drawn several times."""
     channels = 1 if images.dim() == 4 or images.shape[1] <= 4 else 2
     sides = [n for axis, n in enumerate(images.shape[1:], 1) if axis != channels]
     draw = torch.Generator().manual_seed(11)
     cells = 1
     for n in grid:
         cells *= n
-    for index in torch.randperm(cells, generator=draw)[:PATCHES].tolist():
+    found = 0
+    for index in torch.randperm(cells, generator=draw).tolist():
         cell: list[int] = []
         rest = index
         for n in reversed(grid):
             cell.append(rest % n)
             rest //= n
         cell = cell[::-1]
+        margins = [BORDER if n >= 3 * BORDER else 0 for n in grid]
+        if any(not m <= i < n - m for i, n, m in zip(cell, grid, margins, strict=True)):
+            continue
+        found += 1
+        if found > PATCHES:
+            return
         spans = [slice(None)] + [
             slice(round(i * side / n), max(round((i + 1) * side / n), round(i * side / n) + 1))
             for i, n, side in zip(cell, grid, sides, strict=True)
         ]
         if channels == 2:
             spans[0], spans[1] = spans[1], slice(None)
-        changed = images.clone()
-        part = changed[image][tuple(spans)]
-        changed[image][tuple(spans)] = part + 0.3 * torch.randn(part.shape, generator=draw)
-        yield tuple(cell), changed
+        draws = []
+        for _ in range(DRAWS):
+            changed = images.clone()
+            part = changed[image][tuple(spans)]
+            changed[image][tuple(spans)] = part + 0.3 * torch.randn(part.shape, generator=draw)
+            draws.append(changed)
+        yield tuple(cell), draws
 
 
 def check(

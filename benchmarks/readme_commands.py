@@ -94,7 +94,9 @@ def tried(python: str, words: tuple[str, ...]) -> tuple[str, str, str]:
         clone = Path(scratch) / "attnviz"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
         env = environment(chosen, Path(scratch) / "cache")
-        return python, demo(clone, env), quickstart(clone, env, words)
+        answered = demo(clone, env)
+        print(f"{python}: the demo answers after {answered}", file=sys.stderr, flush=True)
+        return python, answered, quickstart(clone, env, words)
 
 
 def main() -> int:

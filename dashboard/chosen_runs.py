@@ -16,6 +16,9 @@ from dashboard.address import plain, quoted, several
 from dashboard.cohorts import Cohort, cohorts, differences, question_in_words, variants
 from dashboard.controls import carried, chooser, root, value_or_warning
 
+MOST = 15
+"""Variants that a page shows at once."""
+
 _NAMED = 4  # runs, or variants, that the bar names
 _LISTED = 100  # runs that a menu offers
 
@@ -213,6 +216,19 @@ def _progress(job: run_cache.Job) -> None:
         st.rerun()
     share = job.done / max(job.total, 1)
     st.progress(share, text=f"Intervals are being computed: {job.done} of {job.total} runs read")
+
+
+def limited(choice: Chosen) -> Chosen:
+    """The first variants of many, with a line that says so; that of the address's run is kept."""
+    groups = choice.groups
+    if len(groups) <= MOST:
+        return choice
+    named = st.query_params.get("run")
+    first = [name for name, runs in groups.items() if any(run.id == named for run in runs)]
+    names = list(dict.fromkeys([*first, *groups]))[:MOST]
+    st.caption(f"{MOST} of {len(groups)} variants; choose others on Runs.")
+    kept = tuple(run for name in names for run in groups[name])
+    return Chosen(choice.listing, kept, choice.cohort)
 
 
 def one_run(choice: Chosen) -> Any | None:

@@ -8,6 +8,7 @@ import streamlit as st
 
 from attnviz.runs import name_view
 from dashboard import notices, run_cache
+from dashboard.address import plain
 from dashboard.controls import changes_allowed, root
 from dashboard.pages import listed
 
@@ -30,7 +31,7 @@ def named_views(page: str) -> None:
             if target not in known:
                 continue
             with st.container(horizontal=True, vertical_alignment="center"):
-                if st.button(name.replace("[", "\\["), key=f"view_{name}"):
+                if st.button(plain(name), key=f"view_{name}"):
                     st.switch_page(f"views/{target}.py", query_params=dict(parse_qsl(query)))
                 if changes_allowed(folder):
                     st.button(

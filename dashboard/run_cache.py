@@ -390,7 +390,13 @@ def comparison_of(groups: Mapping[str, Sequence[Any]], metric: str) -> Job:
     return _job(key, metric, {name: list(runs) for name, runs in groups.items()})
 
 
-@st.cache_resource(max_entries=32, show_spinner=False)
+def prepare(groups: Mapping[str, Sequence[Any]], metrics: Sequence[str]) -> None:
+    """Begin to rank the same runs by other metrics: a change of metric finds them ranked."""
+    for metric in metrics:
+        comparison_of(groups, metric)
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
 def _job(key: tuple[Any, ...], metric: str, _groups: dict[str, list[Any]]) -> Job:
     job = Job(sum(map(len, _groups.values())))
     job.future = _ranker().submit(_ranked, job, key, metric, _groups)

@@ -90,7 +90,9 @@ class AttentionRecords:
         )  # fmt: skip
         record = self._recorder.placed(record, squash.place, scope)
         record = self._in_product(record, operand, query, key, read, images)
-        return self._recorder.apply(record, squash, operand, read.restore)
+        replaced = self._recorder.apply(record, squash, operand, read.restore)
+        self._recorder.part(values, squash, int(operand.storage_offset()))
+        return replaced
 
     def _in_product(
         self, record: Record, operand: Tensor, query: int, key: int, read: Layout,

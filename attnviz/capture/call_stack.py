@@ -30,6 +30,7 @@ _CALL = nn.Module._call_impl.__code__
 _OURS, _OF_TORCH, _PASS, _METHOD, _ENTRY = 1, 2, 4, 8, 16
 _KINDS: dict[int, tuple[CodeType, int]] = {}
 _MOST_KINDS = 4096
+_DEEPEST = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,10 @@ class CallStack:
             if module is not None:
                 line = line or _caller(frame) or torch_line or ("?", 0)
                 name = self.names[id(module)]
+                inner = _in_graph(module, frame)
+                if inner is not None:
+                    name = f"{name}.{inner}" if name else inner
+                    module = self.modules.get(name, module)
                 return Place(name, module, f"{_base(line[0])}:{line[1]}", line[0])
         return None
 
@@ -116,6 +121,17 @@ class CallStack:
                     found.append(Call(self.names[id(outer)], outer, _shapes(frame)))
                 break
         return found
+
+    def given(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of all tensors that the outermost running module was called with.
+
+        Lists and mappings are looked into, such as a list of one mapping per image.
+        """
+        outermost: FrameType | None = None
+        for frame in _frames():
+            if frame.f_code is _CALL and id(read(frame, "self")) in self.names:
+                outermost = frame
+        return () if outermost is None else _given(outermost, _DEEPEST)
 
     def running(self) -> frozenset[str]:
         """The names of the running modules."""
@@ -159,6 +175,19 @@ def named(model: nn.Module) -> dict[str, nn.Module]:
 
     visit(model, "")
     return found
+
+
+def _in_graph(module: nn.Module, frame: FrameType) -> str | None:
+    """The module that a line of an exported or traced graph was written for, by its dotted name."""
+    graph, lines = getattr(module, "graph", None), getattr(module, "_lineno_map", None)
+    if graph is None or not lines:
+        return None
+    number = lines.get(frame.f_lineno - getattr(module, "_prologue_start", 0))
+    nodes = list(graph.nodes)
+    if number is None or number >= len(nodes):
+        return None
+    stack = list((nodes[number].meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) or None if stack else None
 
 
 @lru_cache
@@ -217,11 +246,11 @@ def _caller(frame: FrameType) -> tuple[str, int] | None:
     return None
 
 
-def _given(frame: FrameType) -> tuple[tuple[int, ...], ...]:
+def _given(frame: FrameType, depth: int = 2) -> tuple[tuple[int, ...], ...]:
     """The shapes of the tensors that a module was called with."""
     shapes: list[tuple[int, ...]] = []
-    _collect(read(frame, "args"), shapes, 2)
-    _collect(read(frame, "kwargs"), shapes, 2)
+    _collect(read(frame, "args"), shapes, depth)
+    _collect(read(frame, "kwargs"), shapes, depth)
     return tuple(shapes)
 
 

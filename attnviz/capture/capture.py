@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from attnviz import text
@@ -42,6 +42,10 @@ class Capture(Mapping[str, Record]):
 
     def _set(self, number: int, record: Record) -> None:
         self._records[number] = record
+        self._stale = True
+
+    def _drop(self, numbers: Collection[int]) -> None:
+        self._records = [r for i, r in enumerate(self._records) if i not in numbers]
         self._stale = True
 
     @property

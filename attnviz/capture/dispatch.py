@@ -17,6 +17,7 @@ from attnviz.capture.compiler import hide
 from attnviz.capture.op_mode import OpMode, apart, modes
 from attnviz.capture.provenance import PARAMETER
 from attnviz.capture.registry import FOUND, RULES, Rule
+from attnviz.capture.rules.fused_kernels import foreign
 from attnviz.capture.session import Session
 
 _in_backward = torch._C._current_graph_task_id
@@ -33,6 +34,7 @@ class Known(NamedTuple):
         nested: Whether the rule accepts nested tensors.
         writes: Whether the op writes into its first argument.
         composite: Whether it is written in terms of other ops, and has no rule of its own.
+        fixed: Whether its rule reads what is made of parameters alone.
     """
 
     plain: bool
@@ -40,6 +42,7 @@ class Known(NamedTuple):
     nested: bool
     writes: bool
     composite: bool
+    fixed: bool
 
 
 class Watcher(OpMode):
@@ -95,8 +98,8 @@ class Watcher(OpMode):
             if rule is not None and not known.nested and first.is_nested:
                 rule = None
             elif session.is_parameter(first):
-                if session.are_parameters((*args, *kwargs.values())):
-                    return _fixed(session, func(*args, **kwargs))
+                if not known.fixed and session.are_parameters((*args, *kwargs.values())):
+                    return _fixed(session, first, func(*args, **kwargs))
                 if known.writes:
                     session.tags.written(first)
         if rule is None and known.composite:
@@ -133,11 +136,16 @@ def _run_on_subclass(
     return func(*args, **kwargs)
 
 
-def _fixed(session: Session, out: Any) -> Any:
-    """Tag what was made of parameters alone: it does not depend on the input."""
+def _fixed(session: Session, first: Tensor, out: Any) -> Any:
+    """Tag what was made of parameters alone: it does not depend on the input.
+
+    Logits of learned queries stay logits under a scale or a mask.
+    """
+    tag = session.tags.get(first)
     for made in out if isinstance(out, (list, tuple)) else (out,):
         if isinstance(made, Tensor):
-            session.tags.put(made, PARAMETER)
+            alike = tag is not None and tag.scores is not None and made.shape == first.shape
+            session.tags.put(made, tag if alike and tag is not None else PARAMETER)
     return out
 
 
@@ -148,7 +156,7 @@ def _preserve(session: Session, tensor: Tensor) -> None:
 
 def _learn(func: Any) -> Known:
     """What is known of an op that runs for the first time."""
-    entry = RULES.get(str(func))
+    entry = RULES.get(str(func)) or foreign(str(func))
     schema = getattr(func, "_schema", None)
     writes = bool(schema is not None and schema.is_mutable)
     composite = entry is None and _is_composite(func)
@@ -160,6 +168,7 @@ def _learn(func: Any) -> Known:
         entry is not None and entry.nested,
         writes,
         composite,
+        entry is not None and entry.fixed,
     )
     FOUND[func] = found
     return found

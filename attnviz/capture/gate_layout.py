@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from torch import Tensor
@@ -134,20 +134,30 @@ class Pooling:
         shape: What it multiplies: its sizes, 1 along which the weights are repeated.
         keys: The axes that sum to one.
         rest: The others, images first.
+        heads: How many heads the first axis holds beside images, where the third one holds
+            queries with keys of their own; 0 where each image, or head, is pooled as a whole.
     """
 
     shape: tuple[int, ...]
     keys: tuple[int, ...]
     rest: tuple[int, ...]
+    heads: int = 0
+
+    def of_queries(self, heads: int) -> Pooling:
+        """The same for values at sampling points `(b · heads, d, queries, points …)`."""
+        fits = heads and self.rest == (0, 1, 2) and self.shape[1] == 1
+        return replace(self, heads=heads) if fits and self.shape[0] % heads == 0 else self
 
     def present(self, weights: Tensor) -> Tensor:
-        """`(b, heads, 1, k)`."""
+        """`(b, heads, 1, k)`, or `(b, heads, q, k)` where queries have keys of their own."""
         x = weights.reshape(*(1,) * (len(self.shape) - weights.dim()), *weights.shape)
         for i, size in enumerate(self.shape):
             if size == 1 and x.shape[i] > 1:
                 x = x.narrow(i, 0, 1)
         x = x.permute(*self.rest, *self.keys)
         x = x.flatten(len(self.rest))
+        if self.heads:
+            return x.reshape(-1, self.heads, self.shape[2], x.shape[-1])
         return x.reshape(x.shape[0], -1, 1, x.shape[-1])
 
     def restore(self, weights: Tensor, like: Tensor) -> Tensor:

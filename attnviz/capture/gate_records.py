@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 from torch import Tensor
 
@@ -11,8 +13,9 @@ from attnviz.capture.op_mode import apart
 from attnviz.capture.proven_places import numbered
 from attnviz.capture.provenance import Squash, Tag
 from attnviz.capture.record import Record, changed
-from attnviz.capture.recorder import Recorder, Restore, before_dropout
+from attnviz.capture.recorder import UNPROVEN, Recorder, Restore, before_dropout
 from attnviz.capture.scopes import Scope
+from attnviz.token_places import Places, RecordPlaces, Role
 
 Weighing = tuple[Tag, Tensor, Tensor, list[int]]
 
@@ -25,10 +28,11 @@ class GateRecords:
         self._scopes, self._collector = recorder.scopes, recorder.collector
         self._weighed: dict[int, Weighing] = {}
         self._summed: set[int] = set()
+        self._coordinates: set[int] = set()
 
     @apart
     def gate(
-        self, tag: Tag, gate: Tensor, other: Tensor, repeated: list[int]
+        self, tag: Tag, gate: Tensor, other: Tensor, repeated: list[int], *, sampled: bool = False
     ) -> tuple[Tensor | None, Tag | None]:
         """A gate is multiplied onto features.
 
@@ -37,6 +41,7 @@ class GateRecords:
             gate: The gate.
             other: The features.
             repeated: The axes of the features along which the gate is repeated.
+            sampled: Whether the features are values at sampling points, of each query its own.
 
         Returns:
             The tensor to put in the gate's place, if edited; and a tag for the product, if a sum
@@ -47,6 +52,8 @@ class GateRecords:
             return None, None
         squash.used = True
         pool, size = _pooling(tag, gate, other, repeated)
+        if sampled and pool is not None:
+            pool = pool.of_queries(gate.shape[0] // max(1, squash.shape[0]))
         scope = self._scopes.at(squash.place, 1, size if pool is not None else 0)
         if pool is None and tag.axis is not None and repeated:
             return self._branch(tag, squash, gate, other, scope), None
@@ -92,6 +99,8 @@ class GateRecords:
         number: int | None = None,
     ) -> Record:  # fmt: skip
         """The record with the places of its keys, read off the axes of its weights."""
+        if pool.heads:
+            return self._at_points(record, gate, pool, images, number)
         lead = len(pool.shape) - gate.dim()
         keys = [a - lead for a in pool.keys if a >= lead]
         rest = [a - lead for a in pool.rest if a >= lead and pool.shape[a] > 1]
@@ -103,6 +112,27 @@ class GateRecords:
             side.numbers = np.repeat(side.numbers, images, 0)
         return self._recorder.lies(record, None, side, images, number)
 
+    def _at_points(
+        self, record: Record, gate: Tensor, pool: Pooling, images: int | None, number: int | None
+    ) -> Record:
+        """The record of deformable attention: its keys are sampling points, on no grid."""
+        queries = numbered(
+            self._recorder.lineage, gate, [2], [0],
+            lambda flat: flat.reshape(-1, pool.heads),
+        )  # fmt: skip
+        record = self._recorder.lies(record, queries, None, images, number)
+        count = prod(pool.shape[i] for i in pool.keys)
+        point: Role = "point"
+        points = Places(
+            None, (-1,) * count, (point,) * count, status="proven", reason="sampling points"
+        )
+        own = Places(reason=UNPROVEN) if record.places is None else record.places.queries
+        return changed(record, places=RecordPlaces(own, points), key_grid=None, prefix=0)
+
+    def scales_coordinates(self, squash: Squash) -> None:
+        """What a function's result multiplied were coordinates: it is no gate."""
+        self._coordinates.update(squash.numbers.values())
+
     @apart
     def finish(self) -> None:
         """Finish one forward pass: softmax weights that were never summed are gates."""
@@ -112,6 +142,15 @@ class GateRecords:
                 self._not_pooled(number, record)
         self._weighed.clear()
         self._summed.clear()
+
+    def no_gates(self) -> set[int]:
+        """The numbers of records that are no gates; those of a next forward pass begin anew."""
+        found = {
+            number for number in self._coordinates
+            if self._recorder.seen._records[number].kind == "gate"
+        }  # fmt: skip
+        self._coordinates.clear()
+        return found
 
     def _not_pooled(self, number: int, record: Record) -> None:
         tag, gate, other, repeated = self._weighed[number]

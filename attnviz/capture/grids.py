@@ -48,10 +48,9 @@ def model_input(calls: Sequence[Call]) -> tuple[int | None, Grid | None]:
     return (shapes[0][0] if shapes and shapes[0] else None), None
 
 
-def image_sides(calls: Sequence[Call]) -> set[tuple[int, ...]]:
-    """The sides that the images may have which the outermost module was given."""
-    shapes = calls[-1].shapes if calls else ()
-    return {shape[-n:] for shape in shapes for n in (2, 3) if len(shape) > n}
+def image_sides(shapes: Sequence[Sequence[int]]) -> set[tuple[int, ...]]:
+    """The sides that images may have, from the shapes of all tensors that a model was given."""
+    return {tuple(shape[-n:]) for shape in shapes for n in (2, 3) if len(shape) > n}
 
 
 def token_counts(calls: Sequence[Call]) -> tuple[set[int], set[int]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isclose
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ Numbers = np.ndarray[Any, np.dtype[np.int64]]
 PADDED = -(10**9)
 """The number of padding. Other tokens that are no places count from −1 down."""
 
-_MOST = 1 << 20  # elements of the numbers of one tensor
+_MOST = 1 << 22  # elements of the numbers of one tensor
 
 _UNCHANGED = {
     "add", "sub", "mul", "div", "rsub", "gelu", "relu", "silu", "sigmoid", "tanh", "hardtanh",
@@ -343,7 +344,8 @@ def _rule(func: Any) -> Rule:
     if "scaled_dot_product" in packet and "backward" not in packet:
         return Rule(_attended)
     special: dict[str, tuple[Found, bool]] = {
-        "convolution": (_convolved, True), "mm": (_multiplied, False), "bmm": (_multiplied, False),
+        "convolution": (_convolved, True), "_convolution": (_convolved, True),
+        "mm": (_multiplied, False), "bmm": (_multiplied, False),
         "addmm": (_added, False), "baddbmm": (_added, False), "cat": (_joined, False),
         "stack": (_stacked, False), "roll": (_rolled, False), "constant_pad_nd": (_padded, True),
         "copy": (_copied, False),
@@ -472,13 +474,45 @@ def _product(lineage: Lineage, left: Tensor, right: Tensor) -> Labels:
     """Rows come from the left factor, columns from the right one; what is summed over is lost."""
     rows, columns = lineage.labels(left) or (), lineage.labels(right) or ()
     last = left.dim() - 1
-    if lineage.is_parameter(right):
+    layer = lineage.is_parameter(right)
+    if layer:
         lineage.read_alone(rows)
-    kept = [one for one in rows if not one.along(last)]
+    left_over = [_summed(one, last) if layer else one for one in rows]
+    kept = [one for one in left_over if one is not None and not one.along(last)]
     kept += [one for one in columns if not one.along(last - 1) and one.along(last)]
-    if not kept and left.dim() == 2:
-        return ()
     return tuple(kept)
+
+
+def _summed(label: Label, axis: int) -> Label | None:
+    """The label of a sum over an axis: itself, or of a coarser grid if that holds whole blocks.
+
+    So the tokens that patches are merged to, two by two, are places of half the rows and columns.
+    None where the places that are summed over are no block.
+    """
+    if not label.along(axis):
+        return label
+    numbers = np.moveaxis(label.numbers, axis, -1)
+    if (numbers < 0).any():
+        return None
+    lines, found, cells, rest = [], np.zeros(numbers.shape[:-1], np.int64), 1, numbers
+    pattern: list[Numbers] = []
+    step = 1
+    for line in reversed(label.space.lines):
+        index, rest = rest % line.size, rest // line.size
+        low = index.min(-1, keepdims=True)
+        inside = index - low
+        side = int(inside.max()) + 1
+        own = inside.reshape(-1, inside.shape[-1])[0]
+        if line.size % side or (low % side).any() or (inside != own).any():
+            return None
+        pattern.append(own)
+        first = line.first + line.step * (side - 1) / 2
+        lines.append(Line(line.size // side, first, line.step * side, line.pixels))
+        found += low[..., 0] // side * step
+        cells, step = cells * side, step * (line.size // side)
+    if len(set(zip(*(one.tolist() for one in pattern), strict=True))) != cells:
+        return None
+    return Label(Space(tuple(lines[::-1])), np.expand_dims(found, axis))
 
 
 def _attended(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
@@ -507,21 +541,38 @@ def _join(
     """The label of tensors that follow each other along an axis, all in the grid of one of them."""
     own: list[Label | None] = []
     for labels in told:
-        here = [x for x in labels or () if x.space.lines == label.space.lines]
+        here = [
+            x for x in labels or ()
+            if x.space.lines == label.space.lines or (dim == 1 and _near(x, label))
+        ]  # fmt: skip
         if len(here) > 1 or (labels is not None and not here):
             return None  # on two grids, or lost
         own.append(here[0] if here else None)
     known = [x for x in own if x is not None]
     if not any(x.along(dim) or x.numbers.size == 1 for x in known):  # channels, heads or images
-        alike = all(np.array_equal(x.numbers, label.numbers) for x in known)
-        return label if alike and (dim or len(known) == len(own)) else None
+        if all(np.array_equal(x.numbers, label.numbers) for x in known):
+            best = min(known, key=lambda x: sum(line.off() for line in x.space.lines))
+            return best if dim or len(known) == len(own) else None
+        if len(known) < len(own):
+            return None
     sizes = [max(x.numbers.shape[i] for x in known) for i in range(len(label.numbers.shape))]
     pieces = []
     for x, part in zip(own, parts, strict=True):
         shape = [part.shape[dim] if i == dim else n for i, n in enumerate(sizes)]
+        if math.prod(shape) > _MOST:
+            return None
         numbers = _apart(label.space, len(sizes), part.shape[dim], dim) if x is None else x.numbers
         pieces.append(np.broadcast_to(numbers, shape))
     return Label(label.space, np.concatenate(pieces, dim))
+
+
+def _near(one: Label, other: Label) -> bool:
+    """Whether feature maps lie within half a step, as an enlarged one and a skip connection do."""
+    pairs = zip(one.space.lines, other.space.lines, strict=False)
+    return one.space.grid == other.space.grid and not one.along(1) and all(
+        isclose(a.step, b.step) and abs(a.first - b.first) <= a.step / 2 * (1 + 1e-9)
+        for a, b in pairs
+    )  # fmt: skip
 
 
 def _apart(space: Space, dims: int, count: int, dim: int) -> Numbers:

@@ -82,7 +82,9 @@ def _candidates(session: Session, seen: Capture) -> str:
     if named:
         return (
             f"nearest by name: {_listed(named)}. If one of them attends, it ran outside this "
-            f"thread, was not reached, or does so in another way{_elsewhere(session.model)}"
+            "thread, was not reached, or calls a kernel that is no op of torch (flash-attn, "
+            "xformers: load it with attn_implementation='sdpa' or 'eager')"
+            f"{_elsewhere(session.model)}"
         )
     return (
         "nothing in it is named like attention either: for a plain CNN use "

@@ -55,6 +55,7 @@ class Squash:
         factor: What these were multiplied by in between; NaN if by a tensor.
         twice: Whether its input was itself a softmax's result.
         outer: Whether its input was a sum or product of broadcast tensors, as in BAM.
+        learned: Whether q and k were made of parameters alone, as between learned queries.
         used: Whether its result met data in a product.
         numbers: The records made of it, by storage offset: a softmax may be used in parts.
     """
@@ -66,6 +67,7 @@ class Squash:
     factor: float = 1.0
     twice: bool = False
     outer: bool = False
+    learned: bool = False
     used: bool = False
     numbers: dict[int, int] = field(default_factory=dict)
 
@@ -86,7 +88,9 @@ class Tag:
         kind: `"softmax"`, `"gate"`, `"scores"`, `"parameter"`, `"factor"` (multiplied by a
             number), `"dropout"` (a mask), `"weighted"` (softmax × data), `"outer"`, `"clip"`
             (between 0 and 6), `"exp"`, `"total"` (a sum of those), `"context"` (softmax @ data),
-            `"moved"` (rolled or padded), `"log_gate"` (the logarithm of a gate).
+            `"moved"` (rolled or padded), `"log_gate"` (the logarithm of a gate), `"sampled"`
+            (values at sampling points), `"scaled"` (multiplied by a gate's function, which is no
+            gate if coordinates come of it).
         shape: Sizes of the tensor as it was written.
         stride: Its strides, the same.
         axis: Which of its dimensions sums to one; None where none does or it was lost.
@@ -120,11 +124,39 @@ class Tag:
         hits = [i for i, n in enumerate(shape) if n == size and stride[i] == step]
         return hits[-1] if hits else None
 
+    def split(self, view: Tensor) -> range | None:
+        """The dimensions of a view that hold this tag's axis between them; None if none do."""
+        if self.axis is None or 0 in view.shape:
+            return None
+        size, step = self.shape[self.axis], self.stride[self.axis]
+        for last in range(view.dim()):
+            for first in range(last):
+                run = range(first, last + 1)
+                if view.shape[first : last + 1].numel() == size and (
+                    view.stride(last) == step and _nested(view, run)
+                ):
+                    return run
+        return None
+
+    def merged(self, tensor: Tensor, run: range, **changes: Any) -> Tag:
+        """The same tag for a tensor that was written anew, with some dimensions as one."""
+        shape, stride, last = tensor.shape, tensor.stride(), run[-1]
+        size = shape[run[0] : last + 1].numel()
+        return replace(
+            self, shape=(*shape[: run[0]], size, *shape[last + 1 :]),
+            stride=(*stride[: run[0]], stride[last], *stride[last + 1 :]), axis=run[0], **changes,
+        )  # fmt: skip
+
     def on(self, tensor: Tensor, axis: int | None, **changes: Any) -> Tag:
         """The same tag for a tensor that was written anew."""
         return replace(
             self, shape=tuple(tensor.shape), stride=tensor.stride(), axis=axis, **changes
         )
+
+
+def _nested(view: Tensor, run: range) -> bool:
+    """Whether neighbouring dimensions lie within each other, as those of one that was split."""
+    return all(view.stride(i) == view.stride(i + 1) * view.shape[i + 1] for i in run[:-1])
 
 
 def storage_key(tensor: Tensor) -> int:
@@ -193,6 +225,10 @@ class Tags:
             self.put(out, tag)
             return
         axis = tag.find(source)
+        run = tag.split(source) if axis is None else None
+        if run is not None and out.shape == source.shape and _nested(out, run):
+            self.put(out, tag.merged(out, run, **changes))
+            return
         if axis is not None:
             moved = axis + out.dim() - source.dim()
             axis = moved if moved >= 0 and out.shape[moved] == source.shape[axis] else None

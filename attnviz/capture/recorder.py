@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,14 +17,33 @@ from attnviz.capture.grids import Geometry
 from attnviz.capture.lineage import Lineage
 from attnviz.capture.options import Options
 from attnviz.capture.proven_places import Numbered, proven
-from attnviz.capture.provenance import Squash, Tag
+from attnviz.capture.provenance import Squash, Tag, storage_key
 from attnviz.capture.record import Record, changed
 from attnviz.capture.scopes import Scope, Scopes
 from attnviz.errors import UnsupportedError
 from attnviz.token_places import Places, RecordPlaces
 
+UNPROVEN = "it was not followed from a feature map"
+"""Why places are unknown, while watching."""
+
 Restore = Callable[[Tensor, Tensor], Tensor]
 """From values as a record shows them, and the model's operand, to values in the operand's shape."""
+
+
+class Part(NamedTuple):
+    """Which rows of a tensor of values one attention was applied to.
+
+    Attributes:
+        storage: The tensor's storage.
+        start: The first row.
+        stop: The row after the last one.
+        whole: How many rows the tensor has.
+    """
+
+    storage: int
+    start: int
+    stop: int
+    whole: int
 
 
 class Recorder:
@@ -56,6 +77,7 @@ class Recorder:
         self.edited: set[str] = set()
         self.passed_over: dict[str, None] = {}
         self.trusted = False
+        self._parts: dict[int, Part] = {}
         self._made: list[Squash] = []
         self._guarded: list[Tensor] = []
         self._call: object = None
@@ -140,6 +162,35 @@ class Recorder:
         self.collector.keep(record)
         return record
 
+    def part(self, values: Tensor | None, squash: Squash, offset: int) -> None:
+        """Note which part of its values one record was applied to, along their first axis.
+
+        Attention may be computed slice by slice, a few images and heads at a time.
+        """
+        number = squash.numbers.get(offset)
+        if number is None or values is None or values.dim() != 3 or not values.stride(0):
+            return
+        start = int(values.storage_offset()) // values.stride(0)
+        whole = values.untyped_storage().nbytes() // (values.element_size() * values.stride(0))
+        if len(values) < whole:
+            self._parts[number] = Part(storage_key(values), start, start + len(values), whole)
+
+    def _join_parts(self) -> set[int]:
+        """Put the slices of one attention together; the numbers of those but the first."""
+        joined: set[int] = set()
+        for run in _runs(self._parts, self.seen._records):
+            records = [self.seen._records[i] for i in run]
+            whole = _joined(records, self._parts[run[0]].whole)
+            if whole is None:
+                continue
+            sides = [self._sides.get(i, (None, None, None)) for i in run]
+            heads = whole.shape[1]
+            queries, keys = (_rows([one[n] for one in sides], heads) for n in (0, 1))
+            bare = changed(whole, places=None, query_grid=None, key_grid=None, prefix=0)
+            self.seen._set(run[0], _with_places(bare, queries, keys, whole.images))
+            joined.update(run[1:])
+        return joined
+
     def edit_of(self, record: Record, place: Place, number: int | None = None) -> Edit | None:
         """The edit of a record, or of one that was kept before under some number.
 
@@ -198,15 +249,23 @@ class Recorder:
             prefix=keys.numbers.shape[1] - windows.cells.shape[1],
         )  # fmt: skip
 
-    def finish(self) -> None:
-        """Finish one forward pass: list what was not applied, and reset."""
+    def finish(self, dropped: Set[int] = frozenset()) -> None:
+        """Finish one forward pass: list what was not applied, and reset.
+
+        Args:
+            dropped: Numbers of records that turned out to be none.
+        """
         self._flush()
         for number, sides in self._sides.items():
             known = [side for side in sides[:2] if side is not None and side.space.read]
             if known and number < len(self.seen):  # the head has read its token by now
                 kept = self.seen._records[number]
                 self.seen._set(number, _with_places(kept, *sides))
+        dropped = dropped | self._join_parts()
         self._sides.clear()
+        self._parts.clear()
+        if dropped:
+            self.seen._drop(dropped)
         self.seen.unused = [self._unused(squash) for squash in self._made if _matters(squash)]
         self._made.clear()
         self._call = None
@@ -242,13 +301,64 @@ def _with_places(
     places = proven(queries, images), proven(keys, images)
     if places == (None, None):
         return record
-    of = [one or Places(reason="it was not followed from a feature map") for one in places]
+    of = [one or Places(reason=UNPROVEN) for one in places]
     record = changed(record, places=RecordPlaces(*of))
     if record.windows is not None:  # once more, after the forward pass
         return record
     grids = [_plain(one) for one in places]
     prefix = next((lead for grid, lead in reversed(grids) if grid is not None), 0)
     return changed(record, query_grid=grids[0][0], key_grid=grids[1][0], prefix=prefix)
+
+
+def _runs(parts: Mapping[int, Part], records: Sequence[Record]) -> Iterator[list[int]]:
+    """Numbers of records that follow each other along one tensor of values, from end to end."""
+    run: list[int] = []
+    for number, part in sorted(parts.items()):
+        before = parts.get(run[-1]) if run else None
+        follows = before is not None and (
+            (before.storage, before.stop) == (part.storage, part.start)
+            and records[run[-1]].name == records[number].name
+            and records[run[-1]].source == records[number].source
+        )
+        run = [*run, number] if follows else [number]
+        if len(run) > 1 and parts[run[0]].start == 0 and part.stop == part.whole:
+            yield run
+            run = []
+
+
+def _joined(records: Sequence[Record], total: int) -> Record | None:
+    """One record of several slices along images and heads; None where weights were not kept."""
+    first = records[0]
+    images = first.images
+    if not images or total % images or any(one.weights is None for one in records):
+        return None
+
+    def whole(name: str) -> Tensor | None:
+        found = [getattr(one, name) for one in records]
+        if any(one is None for one in found):
+            return None
+        rows = torch.cat([one.flatten(0, 1) for one in found])
+        return rows.view(images, -1, *rows.shape[1:])
+
+    weights = whole("weights")
+    if weights is None or weights.shape[:2].numel() != total:
+        return None
+    return changed(
+        first, weights=weights, query=whole("query"), key=whole("key"), value=whole("value"),
+        shape=tuple(weights.shape), heads=weights.shape[1], leaf=None,
+    )  # fmt: skip
+
+
+def _rows(sides: Sequence[Any], heads: int) -> Numbered | None:
+    """The numbers of slices put together, one row per image."""
+    known = [side for side in sides if isinstance(side, Numbered)]
+    if len(known) < len(sides) or any(one.space is not known[0].space for one in known):
+        return None
+    numbers = np.concatenate([one.numbers for one in known])
+    if len(numbers) % heads:
+        return None
+    by_head = numbers.reshape(-1, heads, numbers.shape[1])
+    return Numbered(known[0].space, by_head[:, 0]) if (by_head == by_head[:, :1]).all() else None
 
 
 def _plain(places: Places | None) -> tuple[tuple[int, ...] | None, int]:

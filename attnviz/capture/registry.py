@@ -33,10 +33,12 @@ class Entry:
     Attributes:
         rule: The rule.
         nested: Whether its op may be given nested tensors, which have no shape.
+        fixed: Whether it also reads ops on parameters alone, as those of learned queries.
     """
 
     rule: Rule
     nested: bool = False
+    fixed: bool = False
 
 
 RULES: dict[str, Entry] = {}
@@ -46,13 +48,14 @@ FOUND: dict[Any, Any] = {}
 """What the dispatch has found out about each op; emptied when a rule is registered."""
 
 
-def rule(*ops: str, nested: bool = False) -> Callable[[R], R]:
+def rule(*ops: str, nested: bool = False, fixed: bool = False) -> Callable[[R], R]:
     """Register the function below it as the rule of some ops, replacing the rule they had.
 
     Args:
         *ops: Names as torch prints them, `"namespace.op.overload"`; of a higher-order operator the
             name alone.
         nested: Whether the rule is to be called with nested tensors, too.
+        fixed: Whether it is to be called with parameters alone, too, such as learned queries.
 
     Raises:
         InputError: No name, or one that is no op's.
@@ -66,7 +69,7 @@ def rule(*ops: str, nested: bool = False) -> Callable[[R], R]:
         )
 
     def register(function: R) -> R:
-        RULES.update(dict.fromkeys(ops, Entry(function, nested)))
+        RULES.update(dict.fromkeys(ops, Entry(function, nested, fixed)))
         FOUND.clear()
         return function
 

@@ -5,7 +5,7 @@ Every rule is given the session. It lies below the rules and imports none of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -72,8 +72,9 @@ class Session:
         if place is None:
             return
         squash = Squash("softmax", place, tuple(out.shape))
-        if source is not None and source.kind == "scores":
+        if source is not None and source.kind in ("scores", "parameter"):
             squash.scores, squash.factor = source.scores, source.factor
+            squash.learned = source.kind == "parameter"
         squash.twice = source is not None and source.kind == "softmax" and not source.mixed
         if squash.twice and source is not None and source.squash is not None:
             source.squash.used = True
@@ -122,7 +123,7 @@ class Session:
     def finish(self) -> None:
         """Finish the records of one forward pass."""
         self.gates.finish()
-        self.recorder.finish()
+        self.recorder.finish(self.gates.no_gates())
 
     def close(self) -> None:
         """Drop all tags."""
@@ -132,7 +133,12 @@ class Session:
 
     def _sides(self) -> set[tuple[int, ...]]:
         """The sides of the images that the model was given."""
-        return image_sides(self.stack.calls(ends=True))
+        return image_sides(self.stack.given() or self._method())
+
+    def _method(self) -> Sequence[Sequence[int]]:
+        """The shapes that a method of the model was given, where that was called by itself."""
+        calls = self.stack.calls(ends=True)
+        return calls[-1].shapes if calls else ()
 
     def _tensors(self) -> Iterator[Tensor]:
         """The model's parameters and buffers."""

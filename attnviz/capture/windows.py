@@ -39,12 +39,13 @@ class Cuts:
     """The last few cuts into windows, by the shape of attention over them."""
 
     def __init__(self) -> None:
-        self._cuts: dict[tuple[int, int], Windows] = {}
+        self._cuts: dict[tuple[int, int, Any], Windows] = {}
         self._known: dict[Any, Windows] = {}
 
     def find(self, batch: int, tokens: int) -> Windows | None:
         """The latest cut into so many windows, all images together, of so many tokens."""
-        return self._cuts.get((batch, tokens))
+        found = (cut for key, cut in reversed(self._cuts.items()) if key[:2] == (batch, tokens))
+        return next(found, None)
 
     def holding(self, cells: Sequence[int], count: int) -> Windows | None:
         """The cut into so many windows whose tokens have these cells of one image.
@@ -74,7 +75,7 @@ class Cuts:
             if windows is None:
                 return
             self._known[known] = windows
-        key = (b * rows * columns, h * w)
+        key = (b * rows * columns, h * w, known)
         self._cuts.pop(key, None)
         self._cuts[key] = windows
         if len(self._cuts) > _KEPT:

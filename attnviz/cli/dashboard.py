@@ -13,6 +13,7 @@ rebinding). A proxy's name is allowed by `--allow-host`.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from attnviz.cli.argument_types import whole, word
+from attnviz.cli.pairs import pairs
 from attnviz.errors import RunError, UnsupportedError
 
 _OWN = ("localhost", "127.0.0.1", "::1")
@@ -53,6 +55,18 @@ def server_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="another name by which browsers reach it, such as a proxy's; may be repeated",
     )
+    parser.add_argument(
+        "--model", type=word, metavar="FACTORY",
+        help="how to build the model of these runs for Try it, such as package.module:callable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--setting", action="append", default=[], metavar="KEY=VALUE",
+        help="an argument of that factory, such as num_classes=10; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-changes", action="store_true",
+        help="let those who reach it from elsewhere tag, rename and delete runs",
+    )  # fmt: skip
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
 
 
@@ -135,5 +149,13 @@ def command(page: Path, args: argparse.Namespace) -> tuple[list[str], dict[str, 
     ]
     for name in allowed_hosts(args.host, args.allow_host):
         words += ["--server.allowedHosts", name]
-    path = os.pathsep.join(filter(None, (str(page.parent.parent), os.environ.get("PYTHONPATH"))))
-    return words, {**os.environ, "PYTHONPATH": path, "ATTNVIZ_RUNS": args.runs}
+    own = os.getcwd() if args.model else None  # where a user's module is imported from
+    parts = (str(page.parent.parent), own, os.environ.get("PYTHONPATH"))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, parts))}
+    environment["ATTNVIZ_RUNS"] = args.runs
+    environment["ATTNVIZ_CHANGES"] = "1" if args.host in _OWN or args.allow_changes else "0"
+    environment.pop("ATTNVIZ_MODEL", None)
+    if args.model:
+        model = {"factory": args.model, "settings": pairs("--setting", args.setting)}
+        environment["ATTNVIZ_MODEL"] = json.dumps(model)
+    return words, environment

@@ -18,7 +18,7 @@ from attnviz.evaluation.answers import Answers, Task, columns_of
 from attnviz.maps import DrawnMaps, maps_of, resized
 from attnviz.metrics import baselines, localization
 from attnviz.metrics.reference_levels import LEVELS
-from attnviz.places import Layout, locate
+from attnviz.places import locate
 
 
 @dataclass(frozen=True)
@@ -185,14 +185,13 @@ def placed(
 ) -> tuple[dict[str, Record], dict[str, str]]:
     """Records with their measured places, and for each that has none the reason.
 
-    A record whose places cannot be measured keeps the grid that the watch found.
+    Where a record has neither measured nor proven places, its maps are refused.
     """
     if not any(record.kind == "attention" for record in seen.values()):
         return dict(seen), {}
     layout = locate(model, images[:1])
     unknown = {name: str(one.keys.reason) for name, one in layout.items() if not one.keys.known}
-    measured = {name: one for name, one in layout.items() if one.keys.known}
-    return Layout(measured, layout.passes).onto(seen), unknown
+    return layout.onto(seen), unknown
 
 
 def own_layer(answers: Answers, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Evaluation:
         calibrated_on: Images of the calibration split; 0 without one.
         findings: The doctor's findings, None where it did not examine the model.
         unmeasured: Layer → why `attnviz.locate` could not measure which token is which place; the
-            maps of such a layer lie on the grid that the watch took from the shape of its tokens.
+            maps of such a layer are refused.
         knockout: What each head and gate is worth, None where that was not computed.
         chosen: Construction → the layer and head that were best on the calibration split: `map`,
             `head` (None for the mean of the heads), `of` how many, on how many `images`, with
@@ -474,7 +474,7 @@ def _printed(result: Evaluation, metrics: Sequence[str]) -> str:
     lines += [_chosen_line(result, key, one) for key, one in result.chosen.items()]
     lines += [f"no map {name}: {why}" for name, why in result.left_out.items()]
     lines += [
-        f"places of {layer} could not be measured ({why}): its maps lie on the grid of its shape"
+        f"places of {layer} could not be measured ({why}): it has no maps"
         for layer, why in result.unmeasured.items()
     ]
     if not result.calibrated_on:

@@ -3,6 +3,7 @@
     colour    colour maps, numbers to colours, images to pixels
     overlays  a map over its image, with the box drawn
     sheets    contact sheets: tiles, images by variant, heads of one query
+    volumes   slices of a volume, frames of a video
     plots     dot plot, training curves
     packing   images, maps and attention as bytes for the components in a browser
     files     atomic writing of images
@@ -18,6 +19,7 @@ from attnviz.figures.files import figure_bytes, png_bytes, save_png
 from attnviz.figures.overlays import outlined, overlay, resized
 from attnviz.figures.plots import curves, dot_plot
 from attnviz.figures.sheets import comparison_picture, contact_sheet, head_rows
+from attnviz.figures.volumes import frames, slices
 
 __all__ = [
     "COLOUR_MAPS",
@@ -29,6 +31,7 @@ __all__ = [
     "dot_plot",
     "enlarged",
     "figure_bytes",
+    "frames",
     "head_rows",
     "outlined",
     "overlay",
@@ -36,4 +39,5 @@ __all__ = [
     "png_bytes",
     "resized",
     "save_png",
+    "slices",
 ]

@@ -8,6 +8,7 @@ with the construction's name. Nothing here is normalised; resizing is stated and
   `head_mean`, `head_max`, `head_min`
 * of words, through layers and forward passes: `token_map` (where a word of the answer or the prompt
   attends), `key_map` (where a word is used, in diffusion)
+* of a detector's object queries, with their boxes: `object_maps`
 * through the layers: `rollout`, `gradient_weighted`
 * weighed by a gradient: `gradient_weighted`, `attention_gradcam`
 * of gates: `gate_map`, `channel_gated`
@@ -32,6 +33,7 @@ from attnviz.maps.constructions import (
 from attnviz.maps.gates import channel_gated, gate_map
 from attnviz.maps.geometry import Watched, resized
 from attnviz.maps.key_maps import key_map
+from attnviz.maps.object_maps import ObjectMaps, object_maps
 from attnviz.maps.single_record import (
     class_row,
     head_max,
@@ -49,6 +51,7 @@ __all__ = [
     "Construction",
     "Drawing",
     "DrawnMaps",
+    "ObjectMaps",
     "Watched",
     "attention_gradcam",
     "channel_gated",
@@ -63,6 +66,7 @@ __all__ = [
     "key_column",
     "key_map",
     "maps_of",
+    "object_maps",
     "primary",
     "query_row",
     "received",

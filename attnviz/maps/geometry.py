@@ -118,15 +118,16 @@ def windows_of(source: Watched | Tensor) -> Any:
 
 def resized(
     maps: Float[Tensor, "b *heads h w"], size: Grid | None, interpolation: Interpolation
-) -> Float[Tensor, "b *heads H W"]:
+) -> Float[Tensor, "b ..."]:
     """Maps at another size, detached and in float32.
 
     Bilinear and bicubic align pixel centres; going smaller they average (antialias), and nearest
     takes the place whose cell holds the pixel's centre. `size=None` leaves the grid as it is. Of
-    volumes and video the last two axes are resized, slice by slice.
+    volumes and video the last two axes are resized, slice by slice; with a size of three numbers
+    all three are, bilinear meaning trilinear.
 
     Raises:
-        InputError: An unknown interpolation or a size that is not two positive numbers.
+        InputError: An unknown interpolation, or a size that is not two or three positive numbers.
     """
     maps = maps.detach().float()
     if interpolation not in ("nearest", "bilinear", "bicubic"):
@@ -135,6 +136,8 @@ def resized(
         )
     if size is None:
         return maps.contiguous()
+    if len(size) == 3 and maps.dim() > 3 and min(size) >= 1:
+        return _volumes(maps, tuple(int(side) for side in size), interpolation)
     if len(size) != 2 or min(size) < 1:
         raise InputError(f"size: expected (h, w) of at least 1, got {tuple(size)}")
     h, w = (int(side) for side in size)
@@ -147,3 +150,17 @@ def resized(
             flat, (h, w), mode=interpolation, align_corners=False, antialias=smaller
         )
     return flat.reshape(*maps.shape[:-2], h, w)
+
+
+def _volumes(maps: Tensor, size: Grid, interpolation: Interpolation) -> Tensor:
+    """Maps `(…, d, h, w)` at another size on three axes; going smaller they average."""
+    if interpolation == "bicubic":
+        raise InputError("interpolation: expected nearest or bilinear for three axes, got bicubic")
+    flat = maps.reshape(1, math.prod(maps.shape[:-3]), *maps.shape[-3:])
+    if interpolation == "nearest":
+        flat = F.interpolate(flat, size, mode="nearest-exact")
+    else:
+        least: Any = tuple(min(one, own) for one, own in zip(size, maps.shape[-3:], strict=True))
+        flat = F.adaptive_avg_pool3d(flat, least)  # an area mean, on each axis that shrinks
+        flat = F.interpolate(flat, size, mode="trilinear", align_corners=False)
+    return flat.reshape(*maps.shape[:-3], *size)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -33,7 +33,7 @@ def key_map(
     layers: str | Sequence[str] | None = None,
     steps: int | Sequence[int] | None = None,
     weights: Mapping[str, float] | None = None,
-    guidance: Literal["conditional", "unconditional"] | None = None,
+    guidance: str | None = None,
     heads: Heads = "mean",
     prompt: Sequence[int] | None = None,
     tokenizer: Any = None,
@@ -61,8 +61,9 @@ def key_map(
         layers: Globs on dotted names; all if not given.
         steps: Numbers of forward passes, from 0; all if not given.
         weights: Globs on dotted names and their weights; layers that no glob names count 0.
-        guidance: Half of a batch under classifier-free guidance. The unconditional rows come first,
-            as diffusers concatenates them. If not given, all rows are drawn, apart.
+        guidance: `"conditional"` or `"unconditional"`: half of a batch under classifier-free
+            guidance. The unconditional rows come first, as diffusers concatenates them. If not
+            given, all rows are drawn, apart.
         heads: `"mean"`, `"each"`, or one head's number.
         prompt: The ids of the prompt.
         tokenizer: Anything with `decode(ids) -> str`.

@@ -259,15 +259,21 @@ def laid(values: Float[Tensor, "b heads n"], keys: Side) -> Float[Tensor, "image
 
 
 def padding(weights: Tensor) -> Tensor:
-    """`(b, n)`, tokens that fill up: keys that get exactly nothing, not even from themselves.
+    """`(b, n)`, tokens that fill up: keys that get exactly nothing from any token that does not.
 
-    Only a mask does that, for all heads and queries at once. None of them where queries and keys
-    are not the same tokens.
+    Only a mask does that, for all heads and queries at once. The row of a token that fills up is
+    masked as a whole, and is then zero, no number or the same for all keys. None of them where
+    queries and keys are not the same tokens.
     """
     b, _, q, k = weights.shape
     if q != k:
         return torch.zeros(b, q, dtype=torch.bool, device=weights.device)
-    return (weights.detach() == 0).all(1).all(1)
+    values = weights.detach()
+    masked = ((values == values[..., :1]) | values.isnan()).all(-1).all(1)  # (b, q)
+    nothing = values == 0
+    everyone = nothing.all(1).all(1)
+    others = (nothing | masked[:, None, :, None]).all(1).all(1) & masked
+    return everyone | (others & ~masked.all(1, keepdim=True))
 
 
 def _words(grid: Sequence[int]) -> str:

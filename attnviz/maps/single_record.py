@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -140,7 +140,7 @@ def query_row(
 
 def rows_inside(
     record: Attention,
-    masks: Bool[Tensor, "b H W"],
+    masks: Bool[Tensor, "b *sides"],
     size: Grid | None = None,
     interpolation: Interpolation = "bilinear",
     *,
@@ -159,7 +159,8 @@ def rows_inside(
     Arguments that are not listed are those of `received`.
 
     Args:
-        masks: `(b, H, W)` boolean, at the image's size or any other of at least the grid's.
+        masks: `(b, H, W)` boolean, at the image's size or any other of at least the grid's;
+            `(b, D, H, W)` of volumes and video.
         outside: Average the rows of the places outside the mask.
         grid: `(h, w)` of queries and keys, where the record lacks it.
 
@@ -177,9 +178,15 @@ def rows_inside(
             f"rows_inside: expected one mask per image, "
             f"got {len(masks)} masks for {queries.images} images"
         )
-    if queries.grid is None or len(queries.grid) != 2:
+    if queries.grid is None or len(queries.grid) not in (2, 3):
         raise no_query_places(record, "rows_inside")
-    covered = F.adaptive_avg_pool2d(masks.float()[:, None], queries.grid).flatten(1)
+    if masks.dim() != 1 + len(queries.grid):
+        raise InputError(
+            f"rows_inside: expected masks with {len(queries.grid)} axes of places, as the grid "
+            f"{queries.grid} of the queries, got {tuple(masks.shape)}"
+        )
+    pool: Any = F.adaptive_avg_pool2d if len(queries.grid) == 2 else F.adaptive_avg_pool3d
+    covered = pool(masks.float()[:, None], queries.grid).flatten(1)
     share = 1 - covered if outside else covered
     # 0/0 is intended: an average over no rows is NaN.
     share = share / share.sum(1, keepdim=True)
@@ -483,7 +490,8 @@ def _mean(weights: Tensor, counted: Tensor) -> Tensor:
     if bool(counted.all()):
         return weights.mean(2)
     share = counted.to(weights) / counted.sum(1, keepdim=True).clamp_min(1)
-    return torch.einsum("bq,bhqk->bhk", share, weights)
+    rows = weights.masked_fill(~counted[:, None, :, None], 0.0)
+    return torch.einsum("bq,bhqk->bhk", share, rows)
 
 
 def _apart(weights: Tensor, own: Tensor, placed: Tensor) -> Tensor:

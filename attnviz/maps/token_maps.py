@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -35,7 +35,7 @@ Row: TypeAlias = tuple[Tensor, Tensor, int]
 
 
 def token_map(
-    seen: Capture,
+    seen: Any,
     token: Tokens | None = None,
     *,
     prompt: Tokens | None = None,
@@ -44,7 +44,7 @@ def token_map(
     tiles: tuple[int, int] | None = None,
     layers: Layers = None,
     heads: Heads = "mean",
-    at: Literal["output", "input"] = "output",
+    at: str = "output",
     tokenizer: Any = None,
     output: Any = None,
     size: Grid | None = None,
@@ -249,7 +249,7 @@ class _Wanted:
         return [number % count for number in numbers]
 
 
-def _seeing(seen: Capture, layout: Mapping[str, RecordPlaces] | None) -> list[tuple[Steps, Places]]:
+def _seeing(seen: Any, layout: Mapping[str, RecordPlaces] | None) -> list[tuple[Steps, Places]]:
     """The attentions from words to places, with the places of their keys."""
     if not isinstance(seen, Capture):
         raise InputError(f"token_map: expected the capture of av.watch, got {type(seen).__name__}")

@@ -24,6 +24,7 @@ MOST_PASSES = 15
 """Forward passes that one call may take."""
 
 _CLEAR = 0.3  # cells: with a largest error below it one noise field is enough
+_CONTRADICTED = "the measured places are others than those followed from a feature map"
 _NO_RESIDUAL = "it lies behind several layers of attention without a residual connection"
 _REMEMBERED: WeakKeyDictionary[nn.Module, dict[str, Layout]] = WeakKeyDictionary()
 
@@ -111,8 +112,11 @@ def _measured(probe: Probe, images: Images) -> Layout:
         if fact.kind == "attention":
             reason = _NO_RESIDUAL if name in lost else fact.fixed
             pair = [
-                _places(None if name in lost else sides.get((name, side)),
-                        named.get((name, side)), reason, images)
+                _settled(
+                    _places(None if name in lost else sides.get((name, side)),
+                            named.get((name, side)), reason, images),
+                    fact.proven_side(side),
+                )
                 for side in (0, 1)
             ]  # fmt: skip
             layout[name] = RecordPlaces(*pair)
@@ -198,10 +202,20 @@ def _assigned(motions: Motions) -> dict[Side, Tokens]:
         for side, one in enumerate(pair):
             if one is not None:
                 sides[name, side] = tokens(one, motions.images)
-                if fact.grid is not None:
-                    sides[name, side].expected = fact.grid, fact.cells
+                proven = fact.proven_side(side)
+                if proven is not None and proven.grid is not None:
+                    sides[name, side].expected = proven.grid, proven.cell
     assign(list(sides.values()))
     return sides
+
+
+def _settled(measured: Places, proven: Places | None) -> Places:
+    """Measured places, proven ones where they could not be measured; neither where they differ."""
+    if proven is None or not measured.known:
+        return proven or measured
+    if measured.image is None and measured.grid is not None and measured.cell != proven.cell:
+        return Places(reason=_CONTRADICTED)
+    return measured
 
 
 def _places(one: Tokens | None, named: Sequence[Role] | None, fixed: str, images: Images) -> Places:

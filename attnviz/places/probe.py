@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from attnviz.capture import Record, watch
+from attnviz.token_places import Places, RecordPlaces
 
 Given = Callable[[Any], Any]
 """From images to what the model is called with."""
@@ -38,16 +39,21 @@ class Facts:
         shape: Of its weights.
         masked: `(b, k)`, keys that get exactly nothing from every query and head.
         fixed: Why it cannot be replaced, if so.
-        grid: The grid that its windows were cut from, where the watch saw that.
-        cells: For each token of an image's windows its cell.
+        proven: The places that the watch has followed, where it has.
     """
 
     kind: str
     shape: tuple[int, ...]
     masked: Tensor | None = None
     fixed: str = ""
-    grid: tuple[int, ...] | None = None
-    cells: tuple[int, ...] = ()
+    proven: RecordPlaces | None = None
+
+    def proven_side(self, side: int) -> Places | None:
+        """The proven places of queries (0) or keys (1); None where there are none."""
+        if self.proven is None:
+            return None
+        places = (self.proven.queries, self.proven.keys)[side]
+        return places if places.known and places.grid is not None else None
 
 
 class Probe:
@@ -79,11 +85,9 @@ class Probe:
             self._run(self.given(images))
         self.random = not same_state(self._state, random_state())
         for name, record in seen.items():
-            masked, windows = record.reduced.get("masked"), record.windows
-            cells = () if windows is None else tuple(windows.cells.flatten().tolist())
+            masked = record.reduced.get("masked")
             fixed = "" if record.shape else record.note or "it holds no weights"
-            grid = None if windows is None else tuple(windows.grid)
-            self.facts[name] = Facts(record.kind, tuple(record.shape), masked, fixed, grid, cells)
+            self.facts[name] = Facts(record.kind, tuple(record.shape), masked, fixed, record.places)
 
     def tokens(self, images: Any, args: Any = None) -> dict[str, Sides]:
         """The queries and keys of every record, with attention replaced.

@@ -20,7 +20,7 @@ from attnviz.statistics.pairs import FEWEST
 from attnviz.statistics.variance import mean_of_valid
 from dashboard import charts, notices, run_cache
 from dashboard.address import plain
-from dashboard.chosen_runs import Chosen, chosen, one_run
+from dashboard.chosen_runs import Chosen, chosen, limited, one_run
 from dashboard.controls import chooser, draw, go, offer
 from dashboard.dot_plot import dots
 from dashboard.gallery import gallery
@@ -40,6 +40,7 @@ def main() -> None:
     choice = chosen()
     if choice is None:
         return
+    choice = limited(choice)
     tables = {
         run.id: table
         for run in choice.runs
@@ -181,7 +182,7 @@ def _agreement(choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
             table = tables.get(run.id)
             for name in map_names(table) if table is not None else ():
                 for kind in agreement_names(table, name):
-                    values = table[f"{name}/{AGREEMENT}{kind}"].dropna()
+                    values = table.loc[patched(table), f"{name}/{AGREEMENT}{kind}"].dropna()
                     if len(values):
                         low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
                         found.append(
@@ -205,7 +206,8 @@ def _agreement(choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
             row="row", order=list(part["row"]), title=f"median {measure}", decimals=2,
         )  # fmt: skip
     st.caption(
-        "Medians and quartiles over images. Two maps can agree and both be wrong; one that looks "
+        f"Medians and quartiles over images with a marked {plain(choice.thing)}. Two maps can "
+        "agree and both be wrong; one that looks "
         "at the object and disagrees with Grad-CAM is no contradiction: they answer different "
         "questions."
     )

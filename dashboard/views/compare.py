@@ -18,7 +18,7 @@ from attnviz.statistics.variance import mean_of_valid
 from dashboard import charts, notices, run_cache, run_table
 from dashboard.address import plain, whole
 from dashboard.boards import board_of
-from dashboard.chosen_runs import Chosen, chosen, in_time, ranked
+from dashboard.chosen_runs import MOST, Chosen, chosen, in_time, ranked
 from dashboard.cohorts import matchable
 from dashboard.controls import chooser, draw, go, offer, stepper, typed, value_or_warning
 from dashboard.dot_plot import dots
@@ -32,9 +32,6 @@ from dashboard.table import table
 PAGE = {"title": "Compare", "icon": ":material/leaderboard:", "order": 0}
 
 PRIMARY = "energy_pointing_game"
-MOST = 15
-"""Variants that are shown at once."""
-
 FIGURES = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf"}
 """Kinds of files in which a figure is offered."""
 
@@ -158,6 +155,7 @@ def _answer(job: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataFram
     if found is None:
         return None
     result, board = found
+    run_cache.prepare(choice.groups, [one for one in board["metric"].unique() if one != metric])
     st.header(plain(answer(result, board)))
     rows = result.of(metric)
     seeds = result.by_seed[result.by_seed["metric"] == metric]
@@ -251,7 +249,9 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
         found.images,
         tiles,
         [MapLayer("map", "map", _same_size(maps, h, w), from_zero=True)],
-        None,
+        np.repeat(found.masks, len(tiles), axis=0),
+        title=f"Image {image} in every variant",
+        iou=False,
         settings=Settings(threshold=0.0, opacity=0.55),
         label=f"Image {image} in every variant",
         controls=False,
@@ -268,7 +268,7 @@ def _tile(
 ) -> Tile:
     score = float(row.get(f"{map_name}/{metric}", np.nan))
     described = f"{short_title(metric)} {score:.3f}" if np.isfinite(score) else "no score"
-    judged = [one for one in (verdict(row),) if one]
+    judged = [one for one in (verdict(row, run=run),) if one]
     alt = f"{name}, seed {run.seed}, {map_name} on image {image}: " + ", classified ".join(
         [described, *judged]
     )

@@ -10,7 +10,7 @@ import streamlit as st
 
 from dashboard import charts
 from dashboard.address import plain, quoted
-from dashboard.chosen_runs import Chosen, chosen
+from dashboard.chosen_runs import Chosen, chosen, limited
 from dashboard.controls import chooser, draw, offer
 from dashboard.notices import command
 from dashboard.summaries import knockouts
@@ -27,6 +27,7 @@ def main() -> None:
     choice = chosen()
     if choice is None:
         return
+    choice = limited(choice)
     findings, unasked = _findings(choice)
     _sentence(findings, len(choice.runs) - len(unasked))
     if findings:

@@ -9,13 +9,22 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from attnviz.comparison.from_runs import map_names, patched
+from attnviz.comparison.from_runs import patched
 from attnviz.figures.packing import MapLayer, Settings, Tile, pack, pack_rows
+from attnviz.runs import note_image
 from dashboard import charts, notices, run_cache
 from dashboard.address import one_of, plain, whole
-from dashboard.chosen_runs import chosen
-from dashboard.controls import chooser, draw, offer, stepper, value_or_warning
+from dashboard.chosen_runs import chosen, limited
+from dashboard.controls import (
+    changes_allowed,
+    chooser,
+    draw,
+    offer,
+    stepper,
+    value_or_warning,
+)
 from dashboard.gallery import gallery
+from dashboard.head_stats import layers_of
 from dashboard.lazy import below
 from dashboard.overlap import energy
 from dashboard.picker import picker
@@ -27,12 +36,16 @@ from dashboard.selection import (
     neighbours,
     primary_map,
     scores,
+    shown_maps,
     spread,
     verdict,
 )
 
 PAGE = {"title": "Sample", "icon": ":material/image_search:", "order": 2}
 
+_SCALES = {"own": "each map its own", "shared": "shared by a row"}
+_AT_ONCE = 7  # variants that are drawn at once; of more, the others when they come into view
+_HEADS = 16  # heads that this page shows; more are on Heads
 _ROWS_LIMIT = 24_000_000  # bytes of attention that are sent to the browser at once
 
 
@@ -42,17 +55,18 @@ def main() -> None:
     choice = chosen()
     if choice is None:
         return
-    tables = {}
-    for run in choice.runs:
-        if run.dataset == choice.runs[0].dataset:
-            table = notices.readable(lambda run=run: run_cache.samples(run), run)
-            if table is not None:
-                tables[run.id] = table
-    shown = [
-        (name, run)
-        for name, runs in choice.groups.items()
-        if (run := _of_address(runs)).id in tables
-    ]
+    choice = limited(choice)
+    digest = _of_address([run for runs in choice.groups.values() for run in runs]).dataset
+    picked = [(name, _of_address(runs)) for name, runs in choice.groups.items()]
+    asked = st.query_params.get("run")
+    picked.sort(key=lambda one: one[1].id != asked)  # the run that was opened comes first
+    tables: dict[str, pd.DataFrame] = {}
+    shown = []
+    for name, run in picked:
+        table = notices.readable(lambda run=run: run_cache.samples(run), run)
+        if table is not None and run.dataset == digest:
+            tables[run.id] = table
+            shown.append((name, run))
     if not shown:
         return
     first = tables[shown[0][1].id]
@@ -67,16 +81,54 @@ def main() -> None:
         return
     box, thing = held.box(), plain(choice.thing)
     where = f"{thing} at {_corners(box)}" if box else f"no {thing}"
-    st.caption(
-        f"Test image {image}, {where}. Each map is coloured from 0 to its own maximum, "
-        "and what is negative is left out, as the energy does."
+    named = first["name"].iloc[image] if "name" in first else ""
+    known = f", {plain(named)}" if isinstance(named, str) and named else ""
+    left, right = st.columns([3, 1], vertical_alignment="bottom")
+    with right:
+        scale = chooser("Colour scale", "scale", _SCALES, "own")
+    left.caption(
+        f"Test image {image}{known}, {where}. Maps are coloured from 0 to "
+        f"{'their own maximum' if scale == 'own' else 'the greatest value of their row'}, and "
+        "what is negative is left out, as the energy does. A click shows a map large."
     )
-    for name, run in shown:
-        _variant(name, run, tables[run.id], image, held, box)
+
+    def rows(part: list[tuple[str, Any]]) -> None:
+        for name, run in part:
+            _variant(name, run, tables[run.id], image, held, box, scale == "shared")
+
+    few = len(shown) <= _AT_ONCE
+    rows(shown if few else shown[:1])
+    if not few:
+        below(lambda: rows(shown[1:]), f"This image in {len(shown) - 1} more variants",
+              key="variants")  # fmt: skip
+    _note(choice.listing.root, str(shown[0][1].dataset), image)
     _picture(shown, tables, image, held)
     _picker(shown, image, held, box)
     if any(run.gate_names for _, run in shown):
         below(lambda: _gates(shown, image), "Channel gates of this image", key="gates")
+
+
+def _note(folder: str, digest: str, image: int) -> None:
+    """Tags and a note on this image, for all runs that were measured on it."""
+    notes = notices.readable(lambda: run_cache.notes(folder)) or run_cache.NO_NOTES
+    found = notes.images.get(digest, {}).get(image)
+    if found and not changes_allowed(folder):
+        st.caption(f"Tags: {plain(', '.join(found.tags)) or 'none'}. {plain(found.note)}")
+    if not changes_allowed(folder):
+        return
+    words = f": {', '.join(found.tags)}" if found and found.tags else ""
+    with st.expander(f"Tags and note of this image{plain(words)}"), st.form("note", border=False):
+        tags = st.text_input(
+            "Tags, separated by commas", ", ".join(found.tags) if found else "",
+            key=f"image_tags_{image}",
+        )  # fmt: skip
+        note = st.text_area("Note", found.note if found else "", key=f"image_note_{image}")
+        if st.form_submit_button("Keep"):
+            done = notices.readable(
+                lambda: note_image(folder, digest, image, tags=tags.split(","), note=note)
+            )
+            if done is not None:
+                st.rerun()
 
 
 def _corners(box: Sequence[int]) -> str:
@@ -123,32 +175,39 @@ def _turn(shown: list[tuple[str, Any]], tables: dict[str, pd.DataFrame], image: 
 
 
 def _variant(
-    name: str, run: Any, table: pd.DataFrame, image: int, held: run_cache.Pictures, box: Any
+    name: str,
+    run: Any,
+    table: pd.DataFrame,
+    image: int,
+    held: run_cache.Pictures,
+    box: Any,
+    shared: bool,
 ) -> None:
     """A row: the image, the run's map, each head, each other map."""
     row = table.iloc[image]
-    described = verdict(row, decimals=3)
+    described = verdict(row, decimals=3, run=run)
     if "probability" in row and "logit" in row:
         described += f", logit {row['logit']:+.2f}"
     st.header(plain(name))
-    st.caption(f"Seed {run.seed}" + (f", classified {described}" if described else ""))
+    st.caption(f"Seed {run.seed}" + (f", classified {plain(described)}" if described else ""))
     tiles = [Tile("image", "image", (), f"Test image {image}", 0, box)]
     maps = [np.zeros((1, 1), np.float32)]
-    first = primary_map(run, table)
-    for map_name in sorted(map_names(table), key=lambda one: one != first):
-        if map_name not in run.map_names:
-            continue
+    names = shown_maps(run, table)
+    apart = sum(one.count for one in layers_of(run) if one.stored) <= _HEADS
+    for map_name in names:
         value = float(row.get(f"{map_name}/energy_pointing_game", np.nan))
         found = notices.readable(lambda m=map_name: run_cache.maps(run, m, [image])[0], run)
         if found is None:
             continue
         maps.append(found)
         tiles.append(_tile(name, map_name, value, image, box))
-        for head, values in enumerate(_heads(run, map_name, image), 1):
+        for head, values in enumerate(_heads(run, map_name, image) if apart else (), 1):
             value = float(energy(values[None], held.masks)[0])
             maps.append(values)
-            tiles.append(_tile(name, f"head {head}", value, image, box))
-    _show(name, tiles, maps, held, image)
+            tiles.append(_tile(name, f"{map_name} · head {head}", value, image, box))
+    if not apart:
+        st.caption("Heads are on the page Heads, layer by layer.")
+    _show(name, tiles, maps, held, image, shared)
 
 
 def _heads(run: Any, map_name: str, image: int) -> np.ndarray:
@@ -170,7 +229,12 @@ def _tile(name: str, title: str, value: float, image: int, box: Any) -> Tile:
 
 
 def _show(
-    name: str, tiles: list[Tile], maps: list[np.ndarray], held: run_cache.Pictures, image: int
+    name: str,
+    tiles: list[Tile],
+    maps: list[np.ndarray],
+    held: run_cache.Pictures,
+    image: int,
+    shared: bool,
 ) -> None:
     from attnviz.figures import resized
 
@@ -180,10 +244,12 @@ def _show(
         pack(
             held.images,
             tiles,
-            [MapLayer("map", "map", values, from_zero=True)],
-            None,
+            [MapLayer("map", "map", values, from_zero=True, shared=shared)],
+            np.repeat(held.masks, len(tiles), axis=0),
             settings=Settings(threshold=0.0),
             label=f"Image {image} in {name}",
+            title=f"{name}, image {image}",
+            iou=False,
             controls=False,
             opens=False,
             arrows=False,

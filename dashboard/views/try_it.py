@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -20,7 +22,7 @@ from dashboard.controls import chooser, many, number, ratio, value_or_warning
 from dashboard.gallery import gallery
 from dashboard.overlap import energy
 from dashboard.pointer import pointer
-from dashboard.selection import chosen_threshold, threshold_of
+from dashboard.selection import chosen_threshold, class_name, threshold_of
 from dashboard.upload import upload
 from dashboard.uploads import decoded
 
@@ -53,9 +55,9 @@ def main() -> None:
     if run is None:
         return
     if _WEIGHTS not in run.files:
-        said = f"`{run.id}` keeps no weights, so its model cannot run."
+        said = f"{quoted(run.id)} keeps no weights, so its model cannot run."
         if not question(run):  # not trained by `experiments`
-            st.info(f"{said} This page rebuilds attnviz's reference models from a run's weights.")
+            st.info(f"{said} This page runs a model with the weights of its run.")
             return
         st.warning(f"{said} Train it again:")
         notices.command(f"uv run python -m experiments train --variant {run.variant}")
@@ -70,13 +72,17 @@ def main() -> None:
         )
         notices.command("pip install torch torchvision")
         return
-    if run.variant not in import_module("attnviz.models").variants():
+    factory, settings = named_model()
+    if not factory and run.variant not in import_module("attnviz.models").variants():
         st.info(
             f"{quoted(run.id)} is of a model of its own, {plain(run.variant)}. This page rebuilds "
-            "attnviz's reference models from a run's weights, and no others."
+            "attnviz's reference models from a run's weights, and others where the command line "
+            "names how to build them:"
         )
+        notices.command("attnviz dashboard RUNS --model MODULE:FACTORY --setting KEY=VALUE")
         return
-    model = notices.readable(lambda: _model(run_cache.stamp(run, _WEIGHTS), run), run)
+    key = (run_cache.stamp(run, _WEIGHTS), factory, repr(settings))
+    model = notices.readable(lambda: _model(key, run, factory, settings), run)
     if model is None:
         return
     left, right = st.columns([1, 2], gap="large")
@@ -84,7 +90,7 @@ def main() -> None:
         image = _image(choice, run)
         if image is None:
             return
-        patch = _patch(image.shape[0], run)
+        patch = _patch(min(image.shape[:2]), run)
         picture, mask = live.patched(image, **vars(patch))
         _place(picture, patch)
     with right:
@@ -92,9 +98,20 @@ def main() -> None:
 
 
 @st.cache_resource(max_entries=4, show_spinner="Building the model …")
-def _model(key: tuple[Any, ...], _run: Any) -> Any:
+def _model(key: tuple[Any, ...], _run: Any, _factory: str, _settings: dict[str, Any]) -> Any:
+    if _factory:
+        return import_module("dashboard.live").build(_factory, _settings, _run.weights())
     rebuild = import_module("attnviz.models").rebuild_model
     return rebuild(_run.variant, _run.settings, _run.weights()).requires_grad_(False)
+
+
+def named_model() -> tuple[str, dict[str, Any]]:
+    """The factory that `attnviz dashboard --model` named, and its arguments; empty without it."""
+    try:
+        found = json.loads(os.environ.get("ATTNVIZ_MODEL", "{}"))
+        return str(found.get("factory", "")), dict(found.get("settings", {}))
+    except (ValueError, AttributeError, TypeError):
+        return "", {}
 
 
 def _image(choice: Chosen, run: Any) -> np.ndarray | None:
@@ -151,27 +168,35 @@ def _place(picture: np.ndarray, patch: Patch) -> None:
 def _answer(
     live: Any, model: Any, run: Any, picture: np.ndarray, mask: np.ndarray, patch: Patch
 ) -> None:
-    before = notices.readable(lambda: live.ask(model, picture))
+    recorded = live.Recorded.of(run)
+    before = notices.readable(lambda: live.ask(model, picture, recorded=recorded))
     if before is None:
         return
     switches = {one.key: one.words for one in before.switches}
     off = many("Intervene", "off", switches) if switches else []
-    answer = notices.readable(lambda: live.ask(model, picture, off)) if off else before
+    answer = notices.readable(lambda: live.ask(model, picture, off, recorded)) if off else before
     if answer is None:
         return
-    said = (
-        ("a patch", "no patch")
-        if run.settings.get("question", "patch") == "patch"
-        else ("yes", "no")
+    named = _named(answer, run)
+    of_class = f"({plain(named)})" if len(answer.logits) > 1 else ""
+    st.header(
+        f"The model says {plain(named)}: p{of_class} = {answer.probability:.3f}, "
+        f"logit {answer.logit:+.2f}"
     )
-    verdict = said[0] if answer.logit > 0 else said[1]
-    st.header(f"The model says {verdict}: p = {answer.probability:.3f}, logit {answer.logit:+.2f}")
     if off:
         st.markdown(
             f"Untouched: p = {before.probability:.3f}, logit {before.logit:+.2f}; the change is "
             f"{answer.logit - before.logit:+.2f}."
         )
     _views(answer, run, picture, mask, patch)
+
+
+def _named(answer: Any, run: Any) -> str:
+    """The model's answer in words: a class by its name, or yes and no."""
+    if len(answer.logits) > 1 or len(run.classes) == 2:
+        return class_name(run, answer.best)
+    asked = run.settings.get("question", "patch") == "patch" and bool(question(run))
+    return (("no patch", "a patch") if asked else ("no", "yes"))[answer.best]
 
 
 def _views(answer: Any, run: Any, picture: np.ndarray, mask: np.ndarray, patch: Patch) -> None:
@@ -196,6 +221,8 @@ def _views(answer: Any, run: Any, picture: np.ndarray, mask: np.ndarray, patch: 
         counted="maps", tile=8,
     )  # fmt: skip
     gallery(block, key="live")
+    for layer, reason in list(answer.missing.items())[:4]:
+        st.caption(f"No map of {plain(layer)}: {plain(reason)}.")
     construction = views[0].construction
     chosen = chosen_threshold(run, construction) is not None
     chose = f"; validation images chose {threshold:.2f} for {construction}" if chosen else ""

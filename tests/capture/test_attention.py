@@ -575,3 +575,52 @@ def test_a_buffer_that_data_is_written_into_holds_data() -> None:
 
     record = only(nets.around(Cached()), nets.images(1))
     assert (record.how, record.key_grid) == ("qk", (4, 6))
+
+
+def test_a_kernel_from_outside_torch_is_named_with_the_remedy() -> None:
+    @torch.library.custom_op("attnviz_tests::flash_attn_fwd", mutates_args=())
+    def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT).softmax(-1) @ v
+
+    class Flash(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = flash(x, x, x)
+            return out
+
+    model, x = nn.Sequential(nn.Linear(4, 4), Flash()), torch.randn(1, 3, 4)
+    with torch.no_grad(), watch(model) as seen:
+        out = model(x)
+    record = seen["1"]
+    assert record.weights is None
+    assert record.op == "attnviz_tests.flash_attn_fwd.default"
+    assert "attn_implementation='sdpa' or 'eager'" in record.note
+    with torch.no_grad():
+        assert torch.equal(out, model(x))
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_queries_packed_by_key_group_are_heads_of_one_token(mask: bool) -> None:
+    # transformers decodes so: (b, heads, 1, d) as (b, groups, heads / groups, d)
+    class Packed(nn.Module):
+        num_key_value_groups = 3
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.q = nn.Linear(12, 24)
+
+        def forward(self, x: Tensor, keys: Tensor) -> Tensor:
+            q = self.q(x).view(2, 1, 6, 4).transpose(1, 2).reshape(2, 2, 3, 4)
+            allowed = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+            allowed[1, ..., :2] = False
+            return F.scaled_dot_product_attention(q, keys, keys, allowed if mask else None)
+
+    model, x, keys = Packed(), torch.randn(2, 1, 12), torch.randn(2, 2, 5, 4)
+    with torch.no_grad(), watch(model) as seen:
+        model(x, keys)
+        q = model.q(x).view(2, 1, 6, 4).transpose(1, 2)
+    (record,) = seen.values()
+    logits = q @ keys.repeat_interleave(3, 1).mT / 2
+    if mask:
+        logits[1, ..., :2] = -torch.inf
+    assert record.weights is not None
+    torch.testing.assert_close(record.weights, logits.softmax(-1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 def options(**changes: object) -> Namespace:
     given = {"runs": "runs", "port": 8501, "host": "127.0.0.1", "no_browser": True,
-             "allow_host": []}  # fmt: skip
+             "allow_host": [], "model": None, "setting": [], "allow_changes": False}  # fmt: skip
     return Namespace(**(given | changes))
 
 
@@ -35,6 +36,20 @@ def test_it_is_bound_to_this_machine_and_told_where_the_runs_are() -> None:
     assert words[words.index("--server.address") + 1] == "127.0.0.1"
     assert environment["ATTNVIZ_RUNS"] == "s3://bucket/runs"
     assert environment["PYTHONPATH"].split(os.pathsep)[0] == str(dashboard.app().parents[1])
+
+
+def test_a_model_and_the_right_to_change_runs_come_from_the_command_line_alone() -> None:
+    _, environment = dashboard.command(dashboard.app(), options())
+    assert environment["ATTNVIZ_CHANGES"] == "1"
+    assert "ATTNVIZ_MODEL" not in environment
+    given = options(host="0.0.0.0", model="mine.net:build", setting=["classes=3"])
+    _, environment = dashboard.command(dashboard.app(), given)
+    assert environment["ATTNVIZ_CHANGES"] == "0"  # others reach it
+    found = json.loads(environment["ATTNVIZ_MODEL"])
+    assert found == {"factory": "mine.net:build", "settings": {"classes": 3}}
+    assert os.getcwd() in environment["PYTHONPATH"].split(os.pathsep)
+    _, environment = dashboard.command(dashboard.app(), options(host="::", allow_changes=True))
+    assert environment["ATTNVIZ_CHANGES"] == "1"
 
 
 def told(words: list[str], option: str) -> list[str]:

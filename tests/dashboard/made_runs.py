@@ -482,6 +482,27 @@ def many_runs(root: Path, count: int) -> Path:
     return root
 
 
+def sweep(root: Path, count: int, *, n: int = 64) -> Path:
+    """One sweep: `count` complete runs, three seeds of each setting, their files shared."""
+    digest = dataset(root, n)
+    firsts = [run(root, "mha", seed, digest, run_id=f"first-{seed}") for seed in range(3)]
+    for i in range(count):
+        first, setting = firsts[i % 3], i // 3
+        folder = root / f"run-{i:04d}"
+        shutil.copytree(first, folder, copy_function=os.link)
+        (folder / "run.json").unlink()
+        content = json.loads((first / "run.json").read_text())
+        content.pop("seal", None)
+        content["settings"] |= {
+            "lr": (1e-3, 2e-3, 4e-3, 8e-3)[setting % 4], "batch": (16, 32, 64)[setting // 4 % 3],
+            "dropout": setting // 12 / 100,
+        }  # fmt: skip
+        (folder / "run.json").write_text(json.dumps(content))
+    for first in firsts:
+        shutil.rmtree(first)
+    return root
+
+
 def large_run(root: Path, n: int) -> Path:
     """One run of many images that are all alike: for pages, not for rankings."""
     few = dataset(root, 8)

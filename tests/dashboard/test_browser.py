@@ -344,7 +344,7 @@ class TestHeads:
         tab.wait_for_url("**head=received*")
         settled(tab)
         fields = tab.locator("button.field")
-        assert fields.count() == 2
+        fields.nth(1).wait_for()
         fields.first.focus()
         tab.keyboard.press("ArrowUp")
         assert fields.nth(0).get_attribute("aria-label") == fields.nth(1).get_attribute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,16 @@ def test_images_of_several_sizes_are_shown_side_by_side_and_alone(tmp_path, monk
         at = opened(monkeypatch, page, tmp_path)
         assert not at.error, (page, at.error)
         assert "layer_gradcam" in words(at) or "object" in words(at)
+
+
+def test_a_model_that_the_command_line_names_answers_live(evaluated, monkeypatch):
+    """Its factory comes from the command line; its classes are called by their names."""
+    assert "--model MODULE:FACTORY" in words(opened(monkeypatch, "try_it", evaluated))
+    factory = {"factory": "tests.evaluation.made:Attending", "settings": {"classes": 3}}
+    monkeypatch.setenv("ATTNVIZ_MODEL", json.dumps(factory))
+    at = opened(monkeypatch, "try_it", evaluated)
+    assert not at.error, at.error
+    assert any(f"The model says {name}: p" in words(at) for name in CLASSES)
+    monkeypatch.setenv("ATTNVIZ_MODEL", json.dumps({"factory": "no.such:thing"}))
+    at = opened(monkeypatch, "try_it", evaluated)
+    assert "no.such" in words(at)

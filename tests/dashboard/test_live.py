@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from attnviz.attribution import attribute
 from attnviz.errors import InputError
 from attnviz.models import build_model, rebuild_model
 from dashboard import live
@@ -122,3 +123,22 @@ class TestInterventions:
     def test_unknown_switches_are_left_out(self, image):
         model = rebuild_model("mha", {}, weights_of(build_model("mha")))
         assert live.ask(model, image, ["nothing.9"]).logit == live.ask(model, image).logit
+
+
+def test_gradcam_is_of_the_layer_that_the_run_recorded(image):
+    """The last convolution of a gated network is the gate's own: its Grad-CAM is another map."""
+    model = build_model("cbam").eval()
+    layer = "features.conv3"
+    recorded = live.ask(model, image, recorded=live.Recorded(cam=layer)).views[-1].values
+    expected = attribute(
+        model, live.as_input(image), method="layer_gradcam", layer=layer, size="own"
+    )
+    assert np.allclose(recorded, expected[0].numpy(), atol=1e-6)
+    assert not np.allclose(recorded, live.ask(model, image).views[-1].values)
+
+
+def test_several_outputs_are_classes():
+    answer = live.Answer((0.0, 2.0, 1.0), (), ())
+    assert answer.best == 1
+    assert answer.logit == 2.0
+    assert answer.probability == pytest.approx(np.exp(2) / (1 + np.exp(2) + np.exp(1)))

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import attnviz as av
-from attnviz.capture import reductions
+from attnviz.capture import Record, reductions
 from attnviz.capture.watch import check_model
 from attnviz.errors import InputError
 from attnviz.places import Layout
 from tests.maps.denoisers import Joint, UNet, by_hand
 from tests.maps.language_models import Letters
-from tests.places.nets import WIDTH
+from tests.places.nets import WIDTH, Block, Cross
 
 WORDS = 7
 
@@ -159,3 +159,40 @@ def test_a_pipeline_says_which_of_its_modules_to_watch() -> None:
     message = r"got the pipeline Pipeline: watch pipeline\.unet, its denoiser, .* it has unet, vae"
     with pytest.raises(InputError, match=message):
         check_model("watch", Pipeline())
+
+
+def test_records_that_do_not_fit_together_are_refused() -> None:
+    two, three = (
+        Record(name, "attention", torch.rand(1, n, 6, 3), shape=(1, n, 6, 3))
+        for name, n in (("a", 2), ("b", 3))
+    )
+    with pytest.raises(InputError, match="layers have different numbers of heads or rows"):
+        av.key_map([two, three], 1, grid=(2, 3), heads="each")
+    with pytest.raises(InputError, match="expected 'conditional' or 'unconditional', got 'both'"):
+        av.key_map(two, 1, grid=(2, 3), guidance="both")
+    with pytest.raises(InputError, match="expected a record with weights, got 'c'"):
+        av.key_map(Record("c", "attention", how="linear"), 1, grid=(2, 3))
+
+
+class Skipped(nn.Module):
+    """Halved, enlarged again and joined with what was there before, as in a U-Net."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(4, 24, 3, 1, 1), nn.Conv2d(24, 24, 3, 2, 1)
+        self.up, self.attn, self.cross = nn.Conv2d(48, WIDTH, 3, 1, 1), Block(), Cross()
+
+    def forward(self, sample: Tensor, text: Tensor) -> Tensor:
+        maps = self.stem(sample)
+        large = F.interpolate(self.down(maps), scale_factor=2.0, mode="nearest")
+        tokens = self.up(torch.cat([large, maps], 1)).flatten(2).mT
+        return self.cross(self.attn(tokens), text)
+
+
+def test_behind_a_skip_connection_places_are_those_of_the_larger_map() -> None:
+    torch.manual_seed(0)
+    model, sample, text = Skipped().eval(), torch.randn(2, 4, 8, 12), torch.randn(2, 5, WIDTH)
+    seen = watched(model, sample, text)
+    maps = av.key_map(seen, 2)  # proven: no layout is needed
+    column = by_hand(model, sample, text)["cross"][..., 2].mean(1)
+    torch.testing.assert_close(maps, column.view(2, 8, 12))

@@ -189,3 +189,23 @@ def test_a_class_row_kept_while_watching_is_that_of_the_first_token_only() -> No
     assert_close(maps.class_row(record, layout=first), maps.class_row(a, layout=first))
     with pytest.raises(InputError, match="was reduced to the row of its first token"):
         maps.class_row(record, layout=LAST)
+
+
+def test_padding_is_neither_key_nor_query() -> None:
+    """Rows of padding are uniform, no numbers or zero: all of their logits are masked alike."""
+    alone = weights(b=1, q=4, k=4)
+    for row in (1 / 6, float("nan"), 0.0):
+        padded = torch.full((1, 2, 6, 6), row)
+        padded[..., :4, :] = torch.cat([alone, torch.zeros(1, 2, 4, 2)], -1)
+        drawn = maps.received(padded, grid=(2, 3), prefix=0).flatten()
+        assert_close(drawn[:4], maps.received(alone, grid=(2, 2), prefix=0).flatten())
+        assert not drawn[4:].any()
+
+
+def test_uniform_rows_alone_are_no_padding() -> None:
+    uniform = torch.full((1, 2, 4, 4), 0.25)
+    assert_close(maps.received(uniform, grid=(2, 2), prefix=0), torch.full((1, 2, 2), 0.25))
+    causal = weights(q=4, k=4).tril()
+    causal = causal / causal.sum(-1, keepdim=True)
+    drawn = maps.received(causal, grid=(2, 2), prefix=0).flatten()
+    assert_close(drawn, causal.mean((1, 2))[0])

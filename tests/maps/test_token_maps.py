@@ -12,6 +12,7 @@ from torch import Tensor
 import attnviz as av
 from attnviz.capture import reductions
 from attnviz.errors import InputError
+from attnviz.maps.token_maps import _mean
 from tests.maps.language_models import IMAGE, Letters, by_hand, inputs_of, llava, prompt
 
 TOKENS = 4
@@ -206,6 +207,7 @@ def test_words_are_found_in_the_text(model: Any, pixels: Tensor, layout: Any) ->
         ({"token": 0, "layers": 7}, "expected a glob or numbers below 2"),
         ({"token": 0, "layers": "vision*"}, "expected a glob or numbers below 2"),
         ({"token": 0, "heads": 4}, "expected 'mean', 'each' or a number below 4"),
+        ({"token": 0, "at": "end"}, "at: expected 'output' or 'input', got 'end'"),
         ({"token": 0, "layout": None}, "call av.locate(model, images)"),
         ({"token": 0, "output": "text"}, "expected what model.generate returned"),
     ],
@@ -231,5 +233,15 @@ def test_without_the_keys_a_cache_of_a_batch_is_not_followed(model: Any, pixels:
     inputs = inputs_of(prompt(5, 6), prompt(5, 9))
     seen, out = generated(model, inputs(pixels), reduce=None, return_dict_in_generate=True)
     layout = av.locate(model, pixels, inputs=inputs)
-    with pytest.raises(InputError, match='reduce="steps", which follows the keys'):
+    with pytest.raises(InputError, match=r"steps of 'model.*which follows the keys"):
         av.token_map(seen, 1, layout=layout, output=out)
+
+
+def test_captures_without_rows_and_other_things_are_refused(model: Any, pixels: Tensor) -> None:
+    seen, _ = generated(model, inputs_of(prompt(5, 6))(pixels[:1]), reduce="received")
+    with pytest.raises(InputError, match="steps: no record holds rows of attention"):
+        av.token_map(seen, 0)
+    with pytest.raises(InputError, match=r"expected the capture of av\.watch, got list"):
+        av.token_map([seen], 0)
+    with pytest.raises(InputError, match="layers with different heads or grids"):
+        _mean([torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4)])

@@ -6,18 +6,21 @@ from typing import Any
 
 from torch import Tensor
 
-from attnviz.capture.provenance import Tag
+from attnviz.capture.provenance import PARAMETER, Tag
 from attnviz.capture.registry import rule
 from attnviz.capture.session import Session
 
 
-@rule("aten._softmax.default", "aten._safe_softmax.default")
+@rule("aten._softmax.default", "aten._safe_softmax.default", fixed=True)
 def softmax(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """Tag a softmax's result with the axis that sums to one."""
     x, axis = args[0], args[1]
     tag = session.tags.get(x)
     out = func(*args, **kwargs)
     if x.dim() == 0:
+        return out
+    if tag is not None and tag.kind == "parameter" and tag.scores is None:
+        session.tags.put(out, PARAMETER)  # of parameters alone, and no logits
         return out
     session.softmax(out, axis % out.dim(), tag)
     return out

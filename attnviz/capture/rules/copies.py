@@ -60,9 +60,13 @@ def join(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     tensors = [x for x in args[0] if isinstance(x, Tensor)]
     tags = [session.tags.get(x) for x in tensors]
     first = tags[0] if tags else None
+    scaled = next((tag for tag in tags if tag is not None and tag.kind == "scaled"), None)
+    if scaled is not None:
+        session.tags.put(out, scaled)
+        return out
     if first is None or any(tag is None or tag.kind != first.kind for tag in tags):
         return out
-    if first.kind == "parameter":
+    if first.kind in ("parameter", "sampled"):
         session.tags.put(out, first)
     elif first.kind in WEIGHTS:
         dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()

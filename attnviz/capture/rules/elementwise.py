@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isclose, nan
 from typing import Any
 
@@ -32,8 +33,17 @@ def multiply(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
             if spans is not None:
                 return _gated(session, func, args, kwargs, side, tag, spans)
     out = func(*args, **kwargs)
-    _kept(session, args, tags, out)
+    if not _still_scaled(session, tags, out):
+        _kept(session, args, tags, out)
     return out
+
+
+def _still_scaled(session: Session, tags: Sequence[Tag | None], out: Tensor) -> bool:
+    """Whether an operand was multiplied by what may be no gate, and the result with it."""
+    tag = next((tag for tag in tags if tag is not None and tag.kind == "scaled"), None)
+    if tag is not None:
+        session.tags.put(out, tag)
+    return tag is not None
 
 
 @rule(
@@ -43,8 +53,9 @@ def multiply(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
 def add(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """Logits keep their name under a bias or mask, weights and gates under a number."""
     tag, source, rest = first_tagged(session, args)
+    tags = [session.tags.get(x) for x in args if isinstance(x, Tensor)]
     out = func(*args, **kwargs)
-    if not isinstance(out, Tensor) or out.dim() < 1:
+    if not isinstance(out, Tensor) or out.dim() < 1 or _still_scaled(session, tags, out):
         return out
     if tag is None:
         _outer(session, args, out)
@@ -140,7 +151,9 @@ def _gated(
     gate, other = args[side], args[1 - side]
     written = str(func) == "aten.mul_.Tensor" and session.options.features
     kept = other.clone() if written else other
-    replaced, weighted = session.gates.gate(tag, gate, kept, spans)
+    known = session.tags.get(other)
+    sampled = known is not None and known.kind == "sampled"
+    replaced, weighted = session.gates.gate(tag, gate, kept, spans, sampled=sampled)
     if replaced is not None:
         args = (replaced, other) if side == 0 else (other, replaced)
     out = func(*args, **kwargs)
@@ -148,6 +161,20 @@ def _gated(
         session.recorder.guard(out)
     if weighted is not None:
         session.tags.put(out, weighted.on(out, None))
+    elif tag.kind == "gate":
+        session.tags.put(out, Tag("scaled", extra=tag.squash))
+    return out
+
+
+@rule("aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default",
+      "aten.cudnn_grid_sampler.default")  # fmt: skip
+def sample(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
+    """Values at sampling points. What multiplied the points' coordinates is no gate."""
+    tag = session.tags.get(args[1])
+    out = func(*args, **kwargs)
+    if tag is not None and tag.kind == "scaled":
+        session.gates.scales_coordinates(tag.extra)
+    session.tags.put(out, Tag("sampled"))
     return out
 
 
@@ -204,6 +231,8 @@ def _scaled(session: Session, func: Any, args: Any, kwargs: Any, *, inverse: boo
             session.tags.put(out, Tag("factor", factor=factor, extra=out is not x))
     elif tag.kind == "clip" and isclose(factor, 1 / 6, rel_tol=1e-3):
         session.gate(out, "hardsigmoid", tag)
+    elif tag.kind == "scaled":
+        session.tags.put(out, tag)
     elif tag.kind == "factor":
         session.tags.put(out, Tag("factor", factor=tag.factor * factor, extra=out is not x))
     elif tag.kind == "dropout" or tag.kind in ("softmax", "gate", "scores", "parameter", "clip"):
@@ -225,7 +254,7 @@ def divide(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
         return _scaled(session, func, args, kwargs, inverse=True)
     tag, total = session.tags.get(x), session.tags.get(y)
     out = func(*args, **kwargs)
-    if tag is None:
+    if tag is None or _still_scaled(session, (tag,), out):
         return out
     if tag.kind == "exp" and total is not None and total.kind == "total":
         axis = total.extra

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from attnviz.capture.fused_weights import Fused, grouped
 from attnviz.capture.op_mode import apart, as_called
-from attnviz.capture.registry import rule
+from attnviz.capture.registry import Entry, rule
 from attnviz.capture.session import Session
 
 
@@ -21,7 +22,7 @@ from attnviz.capture.session import Session
     "aten._scaled_dot_product_efficient_attention.default",
     "aten._scaled_dot_product_cudnn_attention.default",
     "aten._scaled_dot_product_fused_attention_overrideable.default",
-    "aten._scaled_dot_product_attention_math_for_mps.default", nested=True,
+    "aten._scaled_dot_product_attention_math_for_mps.default", nested=True, fixed=True,
 )  # fmt: skip
 def attention(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """`scaled_dot_product_attention`: let the kernel run, and read its arguments."""
@@ -46,7 +47,7 @@ def attention(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     return (replaced, *out[1:])
 
 
-@rule("aten._native_multi_head_attention.default", nested=True)
+@rule("aten._native_multi_head_attention.default", nested=True, fixed=True)
 def multihead(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """The fast path of `nn.MultiheadAttention`, projections included."""
     out = as_called(func, args, kwargs)  # it calls ops that autocast casts
@@ -63,7 +64,7 @@ def multihead(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     return out if replaced is None else (replaced, *out[1:])
 
 
-@rule("aten._transformer_encoder_layer_fwd.default", nested=True)
+@rule("aten._transformer_encoder_layer_fwd.default", nested=True, fixed=True)
 def encoder_layer(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """The fast path of `nn.TransformerEncoderLayer`, norms and feed-forward included."""
     out: Tensor = as_called(func, args, kwargs)
@@ -134,6 +135,34 @@ def flexible(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
         return out
     session.recorder.guard(replaced)
     return (replaced, *out[1:])
+
+
+_OURS = ("aten", "prim", "prims", "quantized", "torchvision", "mkldnn", "inductor", "higher_order")
+_ATTENDS = re.compile(r"(?<![a-z])(attn|fmha|flash)(?![a-z])|attention(?![a-z])", re.IGNORECASE)
+_BESIDE = re.compile(r"backward|bwd|rotary|combine|metadata", re.IGNORECASE)
+
+
+def foreign(op: str) -> Entry | None:
+    """The rule of a kernel from outside torch that attends by its name; None for other ops.
+
+    flash-attn, xformers and the kernels of the hub register such ops. Their weights exist nowhere.
+    """
+    namespace = op.partition(".")[0]
+    attends = _ATTENDS.search(op) and not _BESIDE.search(op)
+    return Entry(_outside) if namespace not in _OURS and attends else None
+
+
+def _outside(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
+    out = func(*args, **kwargs)
+    session.attention.unreadable(str(func), _OUTSIDE)
+    return out
+
+
+_OUTSIDE = (
+    "a kernel from outside torch, whose weights are not at hand: load the model with "
+    "attn_implementation='sdpa' or 'eager', or switch the kernel off "
+    "(disable_xformers_memory_efficient_attention())"
+)
 
 
 def arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:

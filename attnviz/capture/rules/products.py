@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import nan, prod
 from typing import Any
 
 from torch import Tensor
 
-from attnviz.capture.provenance import Scores, Tag
+from attnviz.capture.provenance import PARAMETER, Scores, Tag
 from attnviz.capture.registry import rule
 from attnviz.capture.session import Session
 
 
-@rule("aten.bmm.default", "aten.mm.default")
+@rule("aten.bmm.default", "aten.mm.default", fixed=True)
 def bmm(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """`(n, i, j) @ (n, j, k)`, and `(i, j) @ (j, k)`."""
     return _product(session, func, args, kwargs, 0, 1)
@@ -32,7 +33,9 @@ def _product(session: Session, func: Any, args: Any, kwargs: Any, i: int, j: int
         session.know_parameters()
         tags = session.tags.get(left), session.tags.get(right)
     parameters = _fixed(tags[0]), _fixed(tags[1])
-    if any(parameters):
+    if all(parameters):
+        return _learned(session, func, args, kwargs, left, right, tags)
+    if any(parameters) and not any(_is_learned(tag) for tag in tags):
         out = func(*args, **kwargs)
         _mixed(session, left, right, parameters, out)
         if left.dim() == 3 and len(left) > 1 and session.tags.get(out) is None:
@@ -59,6 +62,33 @@ def _product(session: Session, func: Any, args: Any, kwargs: Any, i: int, j: int
     session.tags.put(out, Tag("context"))
     if replaced is not None:
         session.recorder.guard(out)
+    return out
+
+
+def _is_learned(tag: Tag | None) -> bool:
+    """Whether these are weights between learned queries, whose values are learned as well."""
+    return (
+        tag is not None
+        and tag.kind == "softmax"
+        and tag.squash is not None
+        and tag.squash.learned
+        and not tag.mixed
+    )
+
+
+def _learned(
+    session: Session, func: Any, args: Any, kwargs: Any, left: Tensor, right: Tensor,
+    tags: tuple[Tag | None, Tag | None],
+) -> Any:  # fmt: skip
+    """A product of parameters; one for each head or image may be logits of learned queries."""
+    out = func(*args, **kwargs)
+    if left.dim() < 3:
+        session.tags.put(out, PARAMETER)
+        return out
+    _scored(session, left, right, tags, out, float(kwargs.get("alpha", 1.0)))
+    made = session.tags.get(out)
+    assert made is not None  # `_scored` has just put it
+    session.tags.put(out, replace(made, kind="parameter"))
     return out
 
 

@@ -1,0 +1,322 @@
+"""Places are followed from the image to the tokens, or are unknown; none is read off a count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attnviz import maps
+from attnviz.capture import Capture, Record, watch
+from attnviz.errors import InputError
+
+WIDTH = 8
+
+
+def attend(tokens: Tensor) -> Tensor:
+    """Attention with one head, written out; each token is its own query and key."""
+    return (tokens @ tokens.mT).softmax(-1) @ tokens
+
+
+class Made(nn.Module):
+    """A stem, and whatever comes after it."""
+
+    def __init__(self, after: Callable[[Tensor], Tensor], stem: nn.Module | None = None) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, WIDTH, 4, 4) if stem is None else stem
+        self.merge = nn.Linear(4 * WIDTH, WIDTH)
+        self.token = nn.Parameter(torch.randn(1, 3, WIDTH))
+        self.after = after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.stem(x))
+
+
+def seen_in(model: nn.Module, *args: object) -> Capture:
+    with torch.no_grad(), watch(model.eval(), empty=True) as seen:
+        model(*args)
+    return seen
+
+
+def only(after: Callable[[Tensor], Tensor], *size: int, stem: nn.Module | None = None) -> Record:
+    torch.manual_seed(0)
+    (record,) = seen_in(Made(after, stem), torch.randn(*(size or (2, 3, 16, 24)))).values()
+    return record
+
+
+def cells(record: Record) -> list[int]:
+    assert record.places is not None
+    assert record.places.keys.status == "proven"
+    return list(record.places.keys.cell)
+
+
+def unknown(record: Record) -> bool:
+    return record.key_grid is None and (record.places is None or not record.places.keys.known)
+
+
+def rows(x: Tensor) -> Tensor:
+    """Tokens row by row."""
+    return x.flatten(2).mT
+
+
+def test_tokens_row_by_row_are_places() -> None:
+    record = only(lambda x: attend(rows(x)))
+    assert (record.key_grid, record.query_grid, record.prefix) == ((4, 6), (4, 6), 0)
+    assert cells(record) == list(range(24))
+
+
+ORDERS: dict[str, tuple[Callable[[Tensor], Tensor], list[int]]] = {
+    "columns first": (lambda x: x.mT.flatten(2).mT,
+                      [y * 6 + x for x in range(6) for y in range(4)]),
+    "rolled": (lambda x: rows(x.roll((1, 2), (2, 3))),
+               [(y - 1) % 4 * 6 + (x - 2) % 6 for y in range(4) for x in range(6)]),
+    "padded": (lambda x: rows(F.pad(x, (0, 1))),
+               [y * 6 + x if x < 6 else -1 for y in range(4) for x in range(7)]),
+    "in blocks": (lambda x: x.unflatten(3, (3, 2)).unflatten(2, (2, 2)).permute(0, 2, 4, 3, 5, 1)
+                  .flatten(1, 4),
+                  [(2 * i + a) * 6 + 2 * j + b for i in range(2) for j in range(3)
+                   for a in range(2) for b in range(2)]),
+    "the middle": (lambda x: rows(x[..., 1:3, 2:5]), [8, 9, 10, 14, 15, 16]),
+    "normalised and added to": (lambda x: F.layer_norm(rows(x), (WIDTH,)) + rows(x) * 2,
+                                list(range(24))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("b", [1, 2])
+def test_copies_in_another_order_of_memory_are_followed(order: str, b: int) -> None:
+    move, truth = ORDERS[order]
+    assert cells(only(lambda x: attend(move(x)), b, 3, 16, 24)) == truth
+
+
+def test_every_other_place_is_a_grid_of_half_the_size() -> None:
+    record = only(lambda x: attend(rows(x[..., ::2, ::2])), 1, 3, 32, 48)
+    assert (record.key_grid, cells(record)) == ((4, 6), list(range(24)))
+
+
+LOST: dict[str, Callable[[Tensor], Tensor]] = {
+    "reshaped": lambda x: x.reshape(len(x), -1, WIDTH),
+    "sorted": lambda x: rows(x).sort(1).values,
+    "shuffled": lambda x: rows(x)[:, torch.randperm(24)],
+    "mixed": lambda x: rows(x).cumsum(1),
+    "pooled by a network": lambda x: rows(x).mean(2, keepdim=True).expand(-1, -1, WIDTH).clone(),
+    "another input": lambda x: torch.randn(len(x), 24, WIDTH),
+}
+
+
+@pytest.mark.parametrize("way", LOST)
+def test_what_sorts_gathers_or_mixes_tokens_ends_what_is_known(way: str) -> None:
+    record = only(lambda x: attend(LOST[way](x)))
+    assert unknown(record)
+    with pytest.raises(InputError, match=r"call av\.locate\(model, images\)"):
+        maps.received(record)
+
+
+def test_convolutions_over_something_else_are_no_grid() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.conv = nn.Embedding(9, WIDTH), nn.Conv2d(WIDTH, WIDTH, 1)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return attend(rows(self.conv(self.words(ids).mT.unflatten(2, (4, 4)))))
+
+    (record,) = seen_in(Words(), torch.randint(0, 9, (2, 16))).values()
+    assert unknown(record)
+
+
+@pytest.mark.parametrize(
+    ("stem", "known"),
+    [
+        (nn.Conv2d(3, WIDTH, 3, 2, 1), True),
+        (nn.Sequential(nn.Conv2d(3, WIDTH, 3, 2, 1), nn.MaxPool2d(3, 2, 1)), True),
+        (nn.Sequential(nn.Conv2d(3, WIDTH, 5), nn.Conv2d(WIDTH, WIDTH, 5)), False),
+        (nn.Sequential(nn.Conv2d(3, WIDTH, 4, 4), nn.AdaptiveAvgPool2d(2)), True),
+        (nn.Sequential(nn.ZeroPad2d((0, 16, 0, 16)), nn.Conv2d(3, WIDTH, 4, 4)), False),
+    ],
+)
+def test_a_grid_whose_places_lie_half_a_cell_off_is_none(stem: nn.Module, known: bool) -> None:
+    record = only(lambda x: attend(rows(x)), 1, 3, 16, 16, stem=stem)
+    assert unknown(record) is not known
+    if known and record.places is not None:
+        assert record.places.keys.error < 0.5
+
+
+@pytest.mark.parametrize("way", ["slices", "one copy"])
+def test_four_places_that_are_merged_make_one_of_half_the_grid(way: str) -> None:
+    def merged(x: Tensor) -> Tensor:
+        y = x.movedim(1, -1)
+        if way == "slices":
+            parts = [y[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
+            return torch.cat(parts, -1).flatten(1, 2)
+        return y.unflatten(2, (3, 2)).unflatten(1, (2, 2)).movedim(3, 2).flatten(3).flatten(1, 2)
+
+    model = Made(lambda x: attend(model.merge(F.layer_norm(merged(x), (4 * WIDTH,)))))
+    (record,) = seen_in(model, torch.randn(2, 3, 16, 24)).values()
+    assert (record.key_grid, cells(record)) == ((2, 3), list(range(6)))
+
+
+def test_a_token_that_a_layer_reads_alone_is_the_class_token_wherever_it_stands() -> None:
+    def last(x: Tensor) -> Tensor:
+        tokens = attend(torch.cat([rows(x), model.token[:, :1].expand(len(x), -1, -1)], 1))
+        return F.linear(tokens[:, -1], model.token[0, :, :])
+
+    model = Made(last)
+    (record,) = seen_in(model, torch.randn(2, 3, 16, 24)).values()
+    assert record.places is not None
+    assert record.places.keys.role == (*["place"] * 24, "class")
+    assert record.weights is not None
+    drawn = maps.class_row(record)
+    torch.testing.assert_close(drawn, record.weights[:, 0, 24, :24].unflatten(1, (4, 6)))
+
+
+def test_a_lone_register_is_no_class_token() -> None:
+    def pooled(x: Tensor) -> Tensor:
+        register = model.token[:, :1].expand(len(x), -1, -1)
+        return attend(torch.cat([register, rows(x)], 1))[:, 1:].mean(1)
+
+    model = Made(pooled)
+    (record,) = seen_in(model, torch.randn(2, 3, 16, 24)).values()
+    assert (record.prefix, record.key_grid) == (1, (4, 6))
+    with pytest.raises(InputError, match="no class token"):
+        maps.class_row(record)
+
+
+def test_an_image_within_lists_and_mappings_is_found() -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Made(lambda x: attend(rows(x)))
+
+        def forward(self, batch: list[dict[str, Tensor]]) -> Tensor:
+            found: Tensor = self.inner(torch.stack([item["image"] for item in batch]))
+            return found
+
+    (record,) = seen_in(Nested(), [{"image": torch.randn(3, 16, 24)}] * 2).values()
+    assert record.key_grid == (4, 6)
+    assert maps.received(record).shape == (2, 4, 6)
+
+
+def test_volumes_have_three_sides() -> None:
+    stem = nn.Conv3d(1, WIDTH, 4, 4)
+    record = only(lambda x: attend(rows(x)), 1, 1, 8, 12, 16, stem=stem)
+    assert record.key_grid == (2, 3, 4)
+    assert maps.received(record).shape == (1, 2, 3, 4)
+
+
+class Sampling(nn.Module):
+    """Deformable attention in plain torch, whose boxes scale the offsets of sampling points."""
+
+    def __init__(self, levels: int = 2) -> None:
+        super().__init__()
+        self.stem, self.levels = nn.Conv2d(3, WIDTH, 4, 4), levels
+        self.queries, self.box = nn.Parameter(torch.randn(5, WIDTH)), nn.Linear(WIDTH, 4)
+        self.offsets, self.weigh = nn.Linear(WIDTH, 2 * 12 * levels), nn.Linear(WIDTH, 12 * levels)
+        self.cross = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = self.stem(x)
+        b, levels, heads, points = len(x), self.levels, 2, 6
+        tokens = rows(values)
+        q = self.cross(self.queries.expand(b, -1, -1), tokens, tokens)[0]
+        box = self.box(q).sigmoid()[:, :, None, None, None]
+        offsets = self.offsets(q).view(b, 5, heads, levels, points, 2)
+        at = 2 * (box[..., :2] + offsets / points * box[..., 2:] * 0.5) - 1
+        weights = self.weigh(q).view(b, 5, heads, levels * points).softmax(-1)
+        weights = weights.view(b, 5, heads, levels, points)
+        maps_ = values.view(b * heads, -1, *values.shape[2:])
+        sampled = [
+            F.grid_sample(maps_, at[:, :, :, i].transpose(1, 2).flatten(0, 1), align_corners=False)
+            for i in range(levels)
+        ]
+        flat = weights.transpose(1, 2).reshape(b * heads, 1, 5, levels * points)
+        out = (torch.stack(sampled, -2).flatten(-2) * flat).sum(-1)
+        self.truth = weights.flatten(3).transpose(1, 2)
+        return out
+
+
+@pytest.mark.parametrize("b", [1, 2, 3])
+@pytest.mark.parametrize("levels", [1, 2])
+def test_deformable_sampling_is_attention_at_any_batch_size(b: int, levels: int) -> None:
+    torch.manual_seed(0)
+    model = Sampling(levels)
+    seen = seen_in(model, torch.randn(b, 3, 16, 24))
+    assert not seen.gates, "the sigmoid of a box is no gate"
+    _, sampled = seen.values()
+    assert sampled.kind == "attention"
+    assert sampled.weights is not None
+    assert torch.equal(sampled.weights, model.truth)
+    assert sampled.key_grid is None
+    assert sampled.places is not None
+    assert set(sampled.places.keys.role) == {"point"}
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_attention_between_learned_queries_is_seen(need_weights: bool) -> None:
+    torch.manual_seed(0)
+    model = Made(lambda x: x)
+    attention = model.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+
+    def decode(x: Tensor) -> Tensor:
+        q = model.token.expand(len(x), -1, -1)
+        q = q + attention(q + 1, q, q, need_weights=need_weights)[0]
+        return q @ x.flatten(2)
+
+    model.after = decode
+    record = seen_in(model, torch.randn(2, 3, 16, 24))["attention"]
+    q = model.token.expand(2, -1, -1)
+    truth = attention(q + 1, q, q, average_attn_weights=False)[1]
+    assert record.weights is not None
+    torch.testing.assert_close(record.weights, truth)
+    assert unknown(record)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_attention_in_slices_is_one_record(size: int) -> None:
+    def sliced(x: Tensor) -> Tensor:
+        y = rows(x).unflatten(2, (2, -1)).transpose(1, 2).flatten(0, 1)
+        out = torch.zeros_like(y)
+        for i in range(0, len(y), size):
+            part = y[i : i + size]
+            out[i : i + size] = torch.bmm(torch.bmm(part, part.mT).softmax(-1), part)
+        return out
+
+    def whole(x: Tensor) -> Tensor:
+        y = rows(x).unflatten(2, (2, -1)).transpose(1, 2)
+        return (y @ y.mT).softmax(-1) @ y
+
+    record, truth = only(sliced), only(whole)
+    assert record.weights is not None
+    assert truth.weights is not None
+    torch.testing.assert_close(record.weights, truth.weights)
+    assert (record.key_grid, truth.key_grid) == ((4, 6), (4, 6))
+
+
+def test_exported_and_traced_models_keep_places_and_names() -> None:
+    class Block(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(x, x, x)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.block = nn.Conv2d(3, WIDTH, 4, 4), Block()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.block(rows(self.stem(x))[:, None])
+            return out
+
+    image = torch.randn(1, 3, 16, 24)
+    exported = torch.export.export(Net().eval(), (image,)).module()
+    (record,) = seen_in_place(exported, image).values()
+    assert (record.name, record.key_grid) == ("block", (4, 6))
+
+
+def seen_in_place(model: nn.Module, image: Tensor) -> Capture:
+    """An exported model has no `eval`."""
+    with torch.no_grad(), watch(model) as seen:
+        model(image)
+    return seen
