@@ -11,7 +11,7 @@ from attnviz.capture import Record
 from attnviz.diagnosis.examination import Examination
 from attnviz.diagnosis.perturbation import Perturbed
 from attnviz.diagnosis.registry import Observation, observed, rule
-from attnviz.diagnosis.rules.tokens import silenced_runs
+from attnviz.diagnosis.rules.tokens import scrambled_tokens, silenced_runs
 
 CONSTANT = 1e-6
 """Spread of the output over images, relative to its size, below which it is constant."""
@@ -90,11 +90,14 @@ def causal_mask(case: Examination) -> Iterator[Observation]:
     "removed while the head still reads `x[:, 0]`.",
     method="One backward pass: of the tokens of the last layer a single one has a gradient. Its "
     "key in the first layer differs between images, so that it is a place (an error), or it is "
-    "not the first of the tokens that do not (a register token, a warning).",
+    "not the first of the tokens that do not (a register token, a warning). Not judged where "
+    "tokens mix places (scrambled-tokens).",
 )
 def head_token(case: Examination) -> Iterator[Observation]:
     first = next((one for _, one in case.attention() if one.key is not None), None)
     if case.backward is None or first is None or first.key is None or first.windows is not None:
+        return
+    if any(scrambled_tokens.find(case)):  # then the class token's key has parts of places
         return
     n = first.key.shape[-2]
     last = next(

@@ -211,20 +211,35 @@ def _grid(perturbed: Perturbed, number: int) -> Grid | None:
     """The grid that keys are said to lie on; where that is not known, the one they must lie on.
 
     Tokens that mix places lie nowhere. If there are as many as places in the feature map before
-    them, they were meant to be these places, and the change of one patch shows whether they are.
+    them, or a few more that lead, they were meant to be these places, and the change of one patch
+    shows whether they are.
     """
     record = perturbed.records[number]
     known = record.key_grid if record.windows is None else record.windows.grid
     last = last_grid(perturbed.before(number))
     if known is not None or last is None or last.grid is None or not record.shape:
         return known
-    h, w = last.grid
-    return last.grid if record.shape[-1] == h * w else None
+    return last.grid if 0 <= _leading(record, last.grid) <= _LEADING else None
+
+
+def _leading(record: Record, grid: Grid) -> int:
+    """How many keys there are besides the places of a grid."""
+    return record.shape[-1] - grid[0] * grid[1]
 
 
 def _tokens_kept(record: Record, region: Tensor, grid: Grid | None) -> float | None:
-    """The smallest share of a head's change that stays in the region."""
-    return _windowed(record, region) if record.windows else _lowest(_keys(record, grid), region)
+    """The smallest share of a head's change that stays in the region.
+
+    Where the places' order among the tokens is not known, the share in the best of the orders.
+    """
+    if record.windows:
+        return _windowed(record, region)
+    if record.key is None or grid is None:
+        return None
+    more = record.key.shape[-2] - grid[0] * grid[1]
+    starts = [more] if record.key_grid else range(max(0, more) + 1)
+    shares = [_lowest(_keys(record.key, grid, start), region) for start in starts]
+    return max((share for share in shares if share is not None), default=None)
 
 
 def _lowest(energies: Iterator[Tensor], region: Tensor) -> float | None:
@@ -232,15 +247,13 @@ def _lowest(energies: Iterator[Tensor], region: Tensor) -> float | None:
     return min((share for share in shares if share is not None), default=None)
 
 
-def _keys(record: Record, grid: Grid | None) -> Iterator[Tensor]:
+def _keys(key: Tensor, grid: Grid, start: int) -> Iterator[Tensor]:
     """The change of each head's keys, `(patches, h, w)`; heads that hardly change are left out."""
-    if record.key is None or grid is None:
-        return
-    energy = _energy(record.key)
+    energy = _energy(key)
     n = grid[0] * grid[1]
-    if energy.shape[-1] not in (n, n + record.prefix):
+    if not 0 <= start <= min(_LEADING, energy.shape[-1] - n):
         return
-    energy = energy[..., energy.shape[-1] - n :].unflatten(-1, grid)
+    energy = energy[..., start : start + n].unflatten(-1, grid)
     totals = energy.sum((0, 2, 3))
     for head in range(energy.shape[1]):
         if totals[head] > 0.1 * totals.max():
