@@ -97,6 +97,24 @@ def test_what_does_not_fit_is_refused(scene):
         av.show(images, nothing)
 
 
+def test_nothing_to_show_and_missing_components_are_told(scene, monkeypatch, tmp_path):
+    images, _, _ = scene
+    with pytest.raises(av.InputError, match="show: expected maps, got none"):
+        av.show(images, {})
+    model = Attending().eval()
+    with torch.no_grad(), av.watch(model, reduce="entropy") as reduced:
+        model(images)
+    with pytest.raises(av.InputError, match="show: the capture has no map"):
+        av.show(images, reduced)
+    monkeypatch.setattr("attnviz.notebook.components._ENTRY", "another")
+    script.cache_clear()
+    with pytest.raises(av.UnsupportedError, match="has another entry than expected"):
+        script()
+    monkeypatch.setattr("attnviz.notebook.components._PACKAGE", tmp_path)
+    with pytest.raises(av.UnsupportedError, match="the dashboard's components are missing"):
+        script()
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_saved_page_works_in_a_browser_without_a_server(scene, tmp_path, browser, scheme):

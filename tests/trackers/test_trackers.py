@@ -92,7 +92,9 @@ def test_a_picture_draws_its_mask_or_else_its_boxes():
 
 def test_a_tool_that_is_unknown_and_a_folder_inside_a_run_are_refused(runs, tmp_path, capsys):
     assert command(["export", str(runs), "--to", "tensorbord", str(tmp_path)]) == 2
-    assert "did you mean 'tensorboard'" in capsys.readouterr().err
+    assert "unknown tracker 'tensorbord': did you mean 'tensorboard'" in capsys.readouterr().err
+    assert command(["export", str(tmp_path), "--to", "tensorboard", str(tmp_path / "logs")]) == 2
+    assert "export: no run that can be read" in capsys.readouterr().err
     inside = str(runs / "net-s0" / "logs")
     assert command(["export", str(runs), "--to", "tensorboard", inside]) == 2
 
