@@ -28,6 +28,7 @@ from attnviz.runs import Run, RunWriter, save_dataset
 from experiments import checkpoints
 from experiments.leaks import split_findings
 from experiments.loading import about, load_images
+from experiments.places import published_layout
 from experiments.questions import Asked
 from experiments.settings import Settings
 from experiments.splits import Split, with_patch
@@ -85,6 +86,7 @@ def measure_run(
         rows=ROWS,
         layers=True,
         heads=True,
+        layout=published_layout(trained.model, test[0].image[None]),
         batch=BATCH,
         save=writer,
         variant=settings.variant,
@@ -144,7 +146,11 @@ class EpochScores:
         return row
 
     def _evaluated(self, model: nn.Module, split: Split, metrics: tuple[str, ...]) -> Evaluation:
-        return evaluate(model, split, metrics=metrics, findings=False, batch=BATCH, progress=False)
+        layout = published_layout(model, split[0].image[None])
+        return evaluate(
+            model, split, metrics=metrics, findings=False, layout=layout, batch=BATCH,
+            progress=False,
+        )  # fmt: skip
 
 
 def keep_test_set(root: Path, settings: Settings) -> str:

@@ -45,6 +45,7 @@ PRIMARY = {
     **dict.fromkeys(("cbam_channel", "se", "eca"), "channel_gated"),
     **dict.fromkeys(("cbam", "bam"), "gate_map"),
     **dict.fromkeys(("cnn", "pointwise_channels", "linear_tokens_channels")),  # none of places
+    "mha_reshape": None,  # its tokens are no places
     "vit": "class_row",
 }
 
@@ -55,7 +56,7 @@ def test_the_primary_map_of_a_model_follows_from_its_attention(name: str) -> Non
     with torch.no_grad(), av.watch(model, features=True, empty=True) as seen:
         model(images)
     records = dict(seen)
-    if name.endswith("_channels"):
+    if name.endswith("_channels") or name == "mha_early":  # whose tokens are pixels
         records = av.locate(model, images).onto(records)
     assert maps_of(records).primary == PRIMARY[name]
 

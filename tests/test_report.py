@@ -108,7 +108,7 @@ class TestContent:
     def test_every_section_is_there(self, root: Path) -> None:
         two(root, summary={"findings": [FINDING]})
         page = written(root)
-        keys = "ranking strip differences extremes training findings settings runs words"
+        keys = "ranking board strip differences extremes training findings settings runs words"
         assert [attributes["id"] for attributes in page.all("section")] == keys.split()
         links = [attributes["href"] for attributes in page.all("a")]
         assert links == [f"#{key}" for key in keys.split()]

@@ -49,6 +49,7 @@ from attnviz.maps import CONSTRUCTIONS, DrawnMaps, drawings, watch_options
 from attnviz.metrics import METRICS
 from attnviz.metrics.reference_levels import LEVELS
 from attnviz.model_state import frozen
+from attnviz.places import Layout
 from attnviz.progress import Progress
 from attnviz.runs import RunWriter
 
@@ -96,6 +97,7 @@ def evaluate(
     variant: str | None = None,
     seed: int | None = None,
     settings: Mapping[str, Any] | None = None,
+    layout: Layout | None = None,
     workers: Any = None,
     progress: bool | None = None,
 ) -> Evaluation:
@@ -139,6 +141,8 @@ def evaluate(
         variant: The model's name in tables; None takes its class's name.
         seed: Of its training, where that is known.
         settings: What else to note about it.
+        layout: Places of tokens by the name of the record, which stand instead of those that
+            `attnviz.locate` measures, such as those of a published map.
         workers: Processes of this machine, or the address of a Dask scheduler.
         progress: Whether to report progress on stderr; None does for more than one piece.
 
@@ -161,7 +165,7 @@ def evaluate(
     with evaluating(model, where):
         answers, plan, found = planned(
             model, samples, maps, attributions, metrics, target, batch, str(where),
-            layers=layers, heads=heads,
+            layers=layers, heads=heads, layout=layout,
         )  # fmt: skip
         about = fingerprint(model, samples, plan, settings)
         with opened(save, about, samples, variant, seed, thing, classes, settings) as place:
@@ -216,6 +220,7 @@ def planned(
     *,
     layers: bool = False,
     heads: bool = False,
+    layout: Layout | None = None,
 ) -> tuple[Answers, Plan, dict[str, Any]]:
     """What is to be computed, found out on the first image, and the layers of the maps.
 
@@ -243,7 +248,7 @@ def planned(
         outputs = model(first.images)
     task = "classes" if callable(target) else task_of(tensor_of(outputs), first)
     answers = Answers(model, target, task)
-    records, unmeasured = placed(model, first.images, seen)
+    records, unmeasured = placed(model, first.images, seen, layout)
     chosen = {drawing.construction.key: drawing.construction
               for drawing in drawings(records, maps)}  # fmt: skip
     plan = Plan(
@@ -255,6 +260,7 @@ def planned(
         heads=(keys if metrics is not None else HEAD_METRICS) if heads else (),
         batch=batch,
         device=device,
+        layout=layout,
     )  # fmt: skip
     drawn = watched(answers, first, plan)[2] if chosen else DrawnMaps({}, {})
     names = tuple(drawn) if layers else _last_layers(drawn)
@@ -331,6 +337,7 @@ def fingerprint(
         "layers": list(plan.names or ()),
         "heads": list(plan.heads),
         "batch": plan.batch,
+        "layout": None if plan.layout is None else plan.layout.to_dict()["places"],
         "piece": PIECE,
     }  # fmt: skip
 

@@ -211,7 +211,8 @@ def test_the_wheel_brings_one_package_and_serves_from_outside_the_checkout(tmp_p
     assert shipped == made
     code = (
         "from attnviz.cli import dashboard as d; from argparse import Namespace as N; import os\n"
-        "given = N(runs='r', port=1, host='h', no_browser=True, allow_host=[])\n"
+        "given = N(runs='r', port=1, host='h', no_browser=True, allow_host=[],\n"
+        "          allow_changes=False, model=None, setting=[])\n"
         "words, env = d.command(d.app(), given)\n"
         "print(d.app()); print(env['PYTHONPATH'].split(os.pathsep)[0])"
     )

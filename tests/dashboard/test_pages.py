@@ -456,7 +456,7 @@ class TestDamage:
         if page == "compare" and kept == "own":
             assert "mine: energy" in words(at)
         if page == "try_it":
-            assert "rebuilds attnviz's reference models" in words(at)
+            assert "keeps no weights, so its model cannot run" in words(at)
 
     def test_a_run_that_goes_away_between_two_looks_is_said(self, copied, monkeypatch):
         at = opened(monkeypatch, "gallery", copied, run="mha-0")

@@ -538,8 +538,8 @@ def test_images_of_several_sizes_are_scored_kept_and_measured_again_at_their_own
         assert np.array_equal(kept.masks([index])[0], data[index].mask)
     assert run.verify() == []
     assert sorted(run.about("maps/layer_gradcam")["grids"]) == [[5, 9], [7, 7], [9, 7]]
-    monkeypatch.setattr("attnviz.cli.model_arguments.build", lambda *_, **__: convolutions())
     monkeypatch.setattr("attnviz.cli.scoring.build", lambda *_, **__: convolutions())
+    monkeypatch.setattr("attnviz.cli.model_arguments.build", lambda *_, **__: convolutions())
     words = [str(path), "--model", "my:net", "--json", "--mean", ".5", "--std", ".5"]
     assert command(["attribute", *words, "--method", "saliency"]) == 0
     assert command(["measure", *words]) == 2

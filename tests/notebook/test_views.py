@@ -159,3 +159,28 @@ def test_the_saved_page_works_in_a_browser_without_a_server(scene, tmp_path, bro
     assert [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]] == []
     assert not faults
     page.close()
+
+
+def test_maps_that_cannot_be_shown_are_refused(scene):
+    images, _, _ = scene
+    with pytest.raises(av.InputError, match=r"show: expected 6 maps \(b, h, w\) of 'one', one per"):
+        av.show(images, {"one": torch.rand(5, 4, 4)})
+    with pytest.raises(av.InputError, match="show: expected maps, got none"):
+        av.show(images, {})
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIDE * SIDE, 2))
+    with torch.no_grad(), av.watch(model, empty=True) as seen:
+        model(images)
+    with pytest.raises(av.InputError, match=r"show: the capture has no map|expected maps, got"):
+        av.show(images, seen)
+
+
+def test_a_package_without_its_components_says_so(monkeypatch, tmp_path):
+    script.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("attnviz.notebook.components._PACKAGE", tmp_path / "attnviz")
+        with pytest.raises(av.UnsupportedError, match="the dashboard's components are missing"):
+            script()
+    with monkeypatch.context() as patch:
+        patch.setattr("attnviz.notebook.components._ENTRY", "no such entry")
+        with pytest.raises(av.UnsupportedError, match="has another entry than expected"):
+            script()

@@ -190,3 +190,11 @@ def test_trackio_reads_the_metrics_of_its_run(tmp_path, monkeypatch):
     assert logged[METRIC] == row[METRIC]
     assert isinstance(logged["maps/received/0"], library.Image)
     assert isinstance(logged["scores"], library.Table)
+
+
+def test_nothing_is_exported_of_a_folder_without_runs(tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    line = ["export", str(tmp_path / "runs"), "--to", "tensorboard", str(tmp_path / "out")]
+    assert command(line) == 2
+    assert "export: no run that can be read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
