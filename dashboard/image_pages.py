@@ -14,7 +14,7 @@ from dashboard import notices, run_cache
 from dashboard.address import one_of, plain, share, whole
 from dashboard.chosen_runs import Chosen
 from dashboard.controls import go, offer, stepper, value_or_warning
-from dashboard.gallery import gallery
+from dashboard.gallery import changes, gallery
 from dashboard.image_filters import Images, carried_filters
 from dashboard.selection import (
     ORDERS,
@@ -67,7 +67,7 @@ def image_page(choice: Chosen, images: Images) -> None:
 def _shown(block: bytes, images: Images) -> None:
     """The tiles; they run by themselves when the reader changes how they are painted."""
     settings = _settings(images.run, images.map)
-    opened = gallery(with_settings(block, settings), key="gallery")
+    opened = gallery(with_settings(block, settings, change=changes("gallery")), key="gallery")
     if opened is not None:
         go("sample", image=opened, run=images.run.id, **carried_filters())
 

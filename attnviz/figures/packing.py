@@ -181,10 +181,16 @@ def _ends(layers: Sequence[MapLayer]) -> tuple[str, str]:
     return "each map's least value", "its greatest"
 
 
-def with_settings(block: bytes, settings: Settings) -> bytes:
-    """The same tiles with other settings; the browser keeps what it has painted."""
+def with_settings(block: bytes, settings: Settings, *, change: int = 0) -> bytes:
+    """The same tiles with other settings; the browser keeps what it has painted.
+
+    Args:
+        block: What `pack` returned.
+        settings: Where the controls stand.
+        change: Number of the last change by the reader that the settings hold.
+    """
     length, checksum = struct.unpack("<II", block[:8])
-    head = json.loads(block[8 : 8 + length]) | {"settings": asdict(settings)}
+    head = json.loads(block[8 : 8 + length]) | {"settings": asdict(settings), "change": change}
     text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
     return struct.pack("<II", len(text), checksum) + text + block[8 + length :]
 

@@ -35,11 +35,20 @@ def gallery(block: bytes, *, key: str) -> str | None:
     return opened
 
 
+def changes(key: str) -> int:
+    """How many changes of a gallery's settings have arrived."""
+    count: int = st.session_state.get(f"{valid_key(key)} changes", 0)
+    return count
+
+
 def _remember(key: str) -> None:
     """Put what was set into the address."""
     sent: Any = st.session_state[key].get("settings")
     if not isinstance(sent, dict):
         return
+    count = sent.get("change")
+    if isinstance(count, int):
+        st.session_state[f"{key} changes"] = count
     for name in KEPT:
         value = sent.get(name)
         if isinstance(value, str) and len(value) <= 16:

@@ -35,15 +35,16 @@ function unpack(bytes) {
 
 function build(root) {
   const find = (name) => root.querySelector(name);
-  const gallery = { controls: find(".controls"), status: find(".status"), list: find(".tiles"), bar: find(".bar") };
+  const gallery = { controls: find(".controls"), status: find(".status"), list: find(".tiles"), bar: find(".bar"), changes: 0 };
   gallery.list.addEventListener("keydown", (event) => move(gallery, event));
   return gallery;
 }
 
 // The same tiles with settings from the address. Those that were set here are on their way to the
-// server, and older ones that arrive meanwhile are not taken.
-function settle(gallery, { settings, remembers, steps }) {
-  if (!remembers || steps) return;
+// server, and older ones that arrive meanwhile, or late, are not taken: changes are counted.
+function settle(gallery, { settings, remembers, steps, change = 0 }) {
+  if (!remembers || steps || change < gallery.changes) return;
+  gallery.changes = change;
   const [given, mine] = [asText(settings), asText(gallery.settings)];
   if (gallery.sent === given) gallery.sent = null;
   if (gallery.sent || given === mine) return;
@@ -203,7 +204,8 @@ function controls(gallery) {
   gallery.controls.onchange = () => {
     if (!head.remembers || head.steps) return;
     gallery.sent = asText(settings);
-    gallery.remember({ tau: Number(settings.threshold).toFixed(2), opacity: Number(settings.opacity).toFixed(2), colours: settings.colours, box: settings.box ? "1" : "0" });
+    gallery.changes += 1;
+    gallery.remember({ change: gallery.changes, tau: Number(settings.threshold).toFixed(2), opacity: Number(settings.opacity).toFixed(2), colours: settings.colours, box: settings.box ? "1" : "0" });
   };
 }
 
