@@ -27,8 +27,9 @@ deformable attention; `"global"` a token made of the whole image; `"other"` a to
 place, of which no more is known.
 """
 
-Status: TypeAlias = Literal["proven", "measured", "unknown"]
-"""How places are known: read off the ops that made the tokens, measured by `locate`, or not."""
+Status: TypeAlias = Literal["proven", "measured", "given", "unknown"]
+"""How places are known: read off the ops that made the tokens, measured by `locate`, given by the
+caller, or not."""
 
 _PLACE: Role = "place"
 _NO_PLACE: Role = "other"
@@ -51,7 +52,7 @@ class Places:
             images have their tokens in the same order, one image after the other; `cell` and
             `role` then describe one of them.
         grids: The grid of each image, where they differ.
-        status: `"proven"`, `"measured"` or `"unknown"`.
+        status: `"proven"`, `"measured"`, `"given"` or `"unknown"`.
         reason: Why places are unknown, or how they are known.
         error: The largest distance between a token's measured position and the centre of its cell,
             in cells; 0 for proven places, NaN where unknown.
@@ -86,7 +87,7 @@ class Places:
 
     @property
     def known(self) -> bool:
-        """Whether places are proven or measured."""
+        """Whether places are proven, measured or given."""
         return self.status != "unknown"
 
     @property

@@ -36,6 +36,6 @@ def published_layout(model: nn.Module, images: Tensor) -> Layout:
         tokens = seen[name].shape[-1]
         side = math.isqrt(tokens)
         if not one.keys.known and seen[name].shape[-2] == tokens == side * side:
-            places = Places.row_by_row((side, side), status="measured", reason=DRAWN)
+            places = Places.row_by_row((side, side), status="given", reason=DRAWN)
             drawn[name] = RecordPlaces(places, places)
     return Layout({**layout, **drawn}, layout.passes)

@@ -8,7 +8,7 @@
 ```
 
 The file is replaced whole. A change reads the newest content under a lock of the folder, so that
-two readers who write at once both keep what they wrote. Nothing inside a run is touched.
+a file that two readers change at once holds the changes of both. Nothing inside a run is touched.
 """
 
 from __future__ import annotations

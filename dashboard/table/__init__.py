@@ -1,7 +1,7 @@
 """The table component: rows that are ticked and opened by id, columns that sort or rank.
 
 Streamlit's own table ticks rows by position: a filter, a sort or a new run moves the ticks to other
-rows. Here every row has a key, and the server is told keys.
+rows. Here every row has a key, and the browser sends keys.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Column:
     """A column.
 
     Attributes:
-        key: What the server is told when the column is chosen.
+        key: Sent by the browser when the column is chosen.
         label: Its words.
         help: Its meaning, shown on request and read by a screen reader.
         number: Whether its cells are aligned as numbers.
@@ -48,7 +48,7 @@ class Cell:
         hatched: Whether it is hatched, as a score that is no better than chance.
         strong: Whether it is set bold.
         words: The cell for a screen reader, where its text does not say it.
-        key: What the server is told when the cell is opened; empty where it cannot be.
+        key: Sent by the browser when the cell is opened; empty if it cannot be opened.
         tint: Its background, `#rrggbb`, or empty.
         ink: Its text's colour on that.
         chosen: Whether it is marked as chosen.
@@ -70,7 +70,7 @@ class Row:
     """A row.
 
     Attributes:
-        key: What the server is told.
+        key: Sent by the browser when the row is opened or ticked.
         cells: One per column.
         ticked: Whether it is ticked.
         reason: Why it cannot be ticked; empty where it can.
