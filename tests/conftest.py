@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 # The tests' models are tiny: threads would wait for one another, the more so beside other workers.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import jaxtyping
 import pytest
+import torch
 
 import tests.checker  # noqa: F401 - the run-time checks name it; it must be there before attnviz
 
@@ -24,6 +27,19 @@ _patient = hypothesis.settings(
 hypothesis.settings.register_profile("same", _patient, derandomize=True)
 hypothesis.settings.register_profile("explore", _patient)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+
+def pytest_report_header() -> str:
+    """The processor and what torch makes of it, since bits differ between processors."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    amx = any(line.startswith("flags") and " amx_tile" in line for line in lines)
+    level = torch.backends.cpu.get_cpu_capability()
+    return (
+        f"processor: {name or platform.processor()}, {os.cpu_count()} cores, "
+        f"{'with' if amx else 'without'} AMX; torch {torch.__version__}, {level}"
+    )
 
 
 @pytest.fixture

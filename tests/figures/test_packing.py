@@ -27,7 +27,7 @@ from attnviz.figures.packing import (
 def unpacked(block: bytes) -> tuple[dict, memoryview]:
     length, check = struct.unpack("<II", block[:8])
     head = json.loads(block[8 : 8 + length])
-    shown = {name: value for name, value in head.items() if name != "settings"}
+    shown = {name: value for name, value in head.items() if name not in {"settings", "change"}}
     assert zlib.crc32(json.dumps(shown).encode() + block[8 + length :]) == check
     return head, memoryview(block)[8 + length :]
 
@@ -60,10 +60,10 @@ def test_masks_and_maps_come_out_as_they_went_in():
 
 def test_other_settings_are_no_other_tiles():
     block, *_ = gallery(3)
-    other = with_settings(block, Settings(threshold=0.9, colours="viridis"))
+    other = with_settings(block, Settings(threshold=0.9, colours="viridis"), change=7)
     assert other[4:8] == block[4:8]
     head, body = unpacked(other)
-    assert head["settings"]["threshold"] == 0.9
+    assert (head["settings"]["threshold"], head["change"]) == (0.9, 7)
     assert bytes(body) == bytes(unpacked(block)[1])
 
 
