@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 import attnviz as av
 from attnviz.training.callbacks import lightning_callback, trainer_callback
 from tests.training.made import SIDE, Attending, Gated, scenes
+from tests.training.test_monitor import is_one_curve, session
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the trainers' own, about loggers and workers
 
@@ -123,8 +125,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 PROCESS = """
-import sys
+import os, signal, sys
 import torch
+from tests.training.test_monitor import session
 
 rank, folder, page = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 meeting = f'"gloo", init_method="file://{folder}/meeting", rank={rank}, world_size=2'
@@ -133,6 +136,16 @@ exec(page.replace('"gloo"', meeting), names)
 model, row = names["main"](folder)
 assert bool(row) == (rank == 0), row
 torch.save(model.module.state_dict(), f"{folder}/{rank}.pt")
+
+class Killer:
+    def scalars(self, values, step):
+        if rank == 0 and step == 4: os.kill(os.getpid(), signal.SIGKILL)
+    def pictures(self, name, pictures, step):
+        if rank == 1 and step == 3: os.kill(os.getpid(), signal.SIGKILL)
+    def table(self, name, table, step): pass
+    def finish(self): pass
+
+session(f"{folder}/killed-{rank}", 1, 5, trackers=[Killer()])
 """
 
 
@@ -149,8 +162,10 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     assert all(run.state == "complete" for run in av.list_runs("runs"))
 
 
-def test_of_two_processes_rank_0_alone_measures_and_neither_waits(tmp_path):
-    """The page's own program, over gloo."""
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """Two processes over gloo run the page's own program; then a training of each is killed."""
+    folder = tmp_path_factory.mktemp("processes")
     page = "import torch\nimport attnviz as av\n" + BLOCKS[0] + next(
         code for code in BLOCKS if code.startswith("# train.py")
     )  # fmt: skip
@@ -158,7 +173,7 @@ def test_of_two_processes_rank_0_alone_measures_and_neither_waits(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(rank), str(tmp_path), page],
+            [sys.executable, "-c", PROCESS, str(rank), str(folder), page],
             env=environment, stderr=subprocess.PIPE, text=True, cwd=PAGE.parents[1],
         )
         for rank in (0, 1)
@@ -166,15 +181,31 @@ def test_of_two_processes_rank_0_alone_measures_and_neither_waits(tmp_path):
     try:
         for process in running:
             said = process.communicate(timeout=240)[1]
-            assert process.returncode == 0, said[-3000:]
+            assert process.returncode == -signal.SIGKILL, said[-3000:]
     finally:
         for process in running:
             process.kill()
-    found = av.open_run(tmp_path / "ddp")
+    return folder
+
+
+def test_of_two_processes_rank_0_alone_measures_and_neither_waits(processes):
+    found = av.open_run(processes / "ddp")
     assert found.state == "complete"
     assert found.curves()["epoch"].tolist() == [1, 2, 3]
-    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert found.curves()["val_energy_pointing_game"].notna().all()
+    one, other = (torch.load(processes / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize(("rank", "rows"), [(0, 4), (1, 2)])
+def test_a_training_that_was_killed_goes_on_to_one_curve(processes, rank, rows):
+    """After the row of an epoch, and in the middle of an epoch's measurement."""
+    path = processes / f"killed-{rank}"
+    left = av.open_run(path)
+    assert left.state != "complete"
+    assert len(left.curves()) == rows
+    session(path, 3, 5)  # from the checkpoint of epoch 2
+    is_one_curve(path, [1, 1, 3, 3, 3])
 
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch):
