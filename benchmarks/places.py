@@ -375,25 +375,42 @@ def told(r: Result) -> str:
     return "\n    ".join([*lines, *r.faults[:4], *r.reasons[:4]])
 
 
+def stored(path: Path) -> dict[str, Result]:
+    """The results that a file holds, by model."""
+    values = json.loads(path.read_text()) if path.exists() else {}
+    return {name: Result(**value) for name, value in values.items()}
+
+
+def _judge_all(args: argparse.Namespace) -> None:
+    """Judge what is asked for, and store each result."""
+    started = time.monotonic()
+    some = args.only.split("|") if args.only is not None else []
+    for family, models in FAMILIES.items():
+        for name, build in models.items():
+            chosen = any(x in f"{family} {name}" for x in some) if some else True
+            if not chosen or (not some and name in stored(args.results)):
+                continue
+            if time.monotonic() - started > args.minutes * 60:
+                return
+            result = in_child(family, name, build, args.seconds)
+            known = {**stored(args.results), name: result}
+            args.results.write_text(json.dumps({n: asdict(r) for n, r in known.items()}, indent=1))
+            print(told(result), flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path("places.json"), help="of all models")
     parser.add_argument("--only", default=None, help="run again what contains one of these, by |")
     parser.add_argument("--docs", type=Path, help="page to write the table into, running nothing")
     parser.add_argument("--seconds", type=int, default=240, help="of one model at most")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no model after these")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    known: dict[str, Any] = json.loads(args.results.read_text()) if args.results.exists() else {}
     if args.docs is None:
-        for family, models in FAMILIES.items():
-            for name, build in models.items():
-                some = args.only is not None and args.only.split("|")
-                if any(x in f"{family} {name}" for x in some) if some else name not in known:
-                    result = in_child(family, name, build, args.seconds)
-                    known[name] = asdict(result)
-                    args.results.write_text(json.dumps(known, indent=1))
-                    print(told(result), flush=True)
-    results = [Result(**known[n]) for models in FAMILIES.values() for n in models if n in known]
+        _judge_all(args)
+    known = stored(args.results)
+    results = [known[n] for models in FAMILIES.values() for n in models if n in known]
     written = table(results)
     print("\n" + written)
     if args.docs is not None:
