@@ -197,8 +197,8 @@ def _thick(edges: Tensor, least: int) -> Tensor:
 
 def _to_padding(record: Record, padding: Tensor) -> float | None:
     """The share of attention that goes from real places to padding."""
-    weights, grid = record.weights, record.key_grid
-    if weights is None or grid is None or record.windows is not None or record.query_grid != grid:
+    weights, (queries, grid) = record.weights, record.row_grids
+    if weights is None or grid is None or record.windows is not None or queries != grid:
         return None
     n = grid[0] * grid[1]
     if weights.shape[0] != len(padding) or weights.shape[-1] != n + record.prefix:
