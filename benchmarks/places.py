@@ -13,7 +13,7 @@ border. Four things have to hold, for each side (queries or keys) of each record
 4. Over all cells together the centres are off by less than half a cell.
 
     python benchmarks/places.py --results places.json               # resumes what was begun
-    python benchmarks/places.py --results places.json --only swin   # runs these again
+    python benchmarks/places.py --results places.json --only swin --again
     python benchmarks/places.py --results places.json --docs docs/places.md   # writes the table
 
 Each model runs in a child process with limits of memory and time, and its result is written when it
@@ -388,7 +388,7 @@ def _judge_all(args: argparse.Namespace) -> None:
     for family, models in FAMILIES.items():
         for name, build in models.items():
             chosen = any(x in f"{family} {name}" for x in some) if some else True
-            if not chosen or (not some and name in stored(args.results)):
+            if not chosen or (not args.again and name in stored(args.results)):
                 continue
             if time.monotonic() - started > args.minutes * 60:
                 return
@@ -401,7 +401,8 @@ def _judge_all(args: argparse.Namespace) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path("places.json"), help="of all models")
-    parser.add_argument("--only", default=None, help="run again what contains one of these, by |")
+    parser.add_argument("--only", default=None, help="models that contain one of these, by |")
+    parser.add_argument("--again", action="store_true", help="judge also what is known")
     parser.add_argument("--docs", type=Path, help="page to write the table into, running nothing")
     parser.add_argument("--seconds", type=int, default=240, help="of one model at most")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no model after these")
