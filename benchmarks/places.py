@@ -306,8 +306,8 @@ def in_child(family: str, name: str, build: Build, seconds: int) -> Result:
 
 def _child(send: Connection, family: str, name: str, build: Build, seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    signal.signal(signal.SIGALRM, _late)
-    signal.alarm(seconds)
+    signal.signal(signal.SIGPROF, _late)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     torch.set_num_threads(1)
     try:
         result = judge(family, name, build)
@@ -404,7 +404,7 @@ def main() -> int:
     parser.add_argument("--only", default=None, help="models that contain one of these, by |")
     parser.add_argument("--again", action="store_true", help="judge also what is known")
     parser.add_argument("--docs", type=Path, help="page to write the table into, running nothing")
-    parser.add_argument("--seconds", type=int, default=240, help="of one model at most")
+    parser.add_argument("--seconds", type=int, default=240, help="of the processor, for one model")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no model after these")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
