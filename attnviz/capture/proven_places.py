@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from attnviz.capture.lineage import PADDED, Label, Line, Lineage, Numbers, Samples, Space
+from attnviz.capture.lineage import PADDED, Label, Line, Lineage, Numbers, Space
 from attnviz.token_places import Places, Role
 
 FARTHEST = 0.5
@@ -46,10 +46,12 @@ def numbered(
     """
     count = math.prod(tensor.shape[i] for i in tokens)
     for label in lineage.labels(tensor) or ():
-        if isinstance(label.space, Samples):
-            continue
         along = {i for i in range(tensor.dim()) if label.along(i)}
-        if along <= {*tokens, *lead} and (along & set(tokens) or count == 1):
+        if (
+            not label.space.raw
+            and along <= {*tokens, *lead}
+            and (along & set(tokens) or count == 1)
+        ):
             numbers = _presented(label, tensor, tokens, lead, present)
             return None if numbers is None else Numbered(label.space, numbers)
     return None
