@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnviz.capture.op_mode import apart
 from attnviz.capture.provenance import Tag, Tags, storage_key
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
@@ -90,8 +91,9 @@ class Space:
 
     Attributes:
         lines: Its axes.
-        raw: Whether its cells are the pixels that the model was given. They become places once a
-            layer makes a feature map of them: a 4-D tensor can also hold tokens by head.
+        raw: Whether its cells are no places of tokens: the pixels that the model was given, which
+            become places once a layer makes a feature map of them (a 4-D tensor can also hold
+            tokens by head), or sampling points.
         told: Whether its cells are the rows and columns that the model itself computed as the
             positions of its tokens, for rotary embeddings.
         read: Numbers of tokens that are no places and were given to a layer alone.
@@ -115,6 +117,52 @@ class Space:
         return Label(self, numbers.reshape((*([1] * (dims - len(self.grid))), *self.grid)))
 
 
+class Samples(Space):
+    """Sampling points on feature maps; its numbers are rows of a table, and no cells.
+
+    Attributes:
+        at: `(points, axes)`, x, y (and z) of each point as shares of the feature map's sides.
+        row: `(points,)`, which row of the sampled tensor, an image and a head, each is of.
+        level: `(points,)`, which feature map each point lies on.
+        maps: The feature maps.
+    """
+
+    __slots__ = ("at", "level", "maps", "row")
+
+    def __init__(
+        self, at: Tensor, row: Tensor, level: Tensor, maps: tuple[SampledMap, ...]
+    ) -> None:
+        super().__init__((), raw=True)
+        self.at, self.row, self.level, self.maps = at, row, level, maps
+
+    @classmethod
+    def joined(cls, parts: Sequence[Samples]) -> Samples:
+        """The points of several, one after the other."""
+        starts = np.cumsum([0, *(len(one.maps) for one in parts)]).tolist()
+        levels = [one.level + start for one, start in zip(parts, starts, strict=False)]
+        return cls(
+            torch.cat([one.at for one in parts]), torch.cat([one.row for one in parts]),
+            torch.cat(levels), tuple(m for one in parts for m in one.maps),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SampledMap:
+    """A feature map that values are sampled from.
+
+    Attributes:
+        sides: Its sides.
+        filled: `(rows, axes)`, the share of its width and height behind which a row is zero.
+        mode: `"bilinear"`, `"nearest"` or `"bicubic"`.
+        padding: What lies outside of it: `"zeros"`, `"border"` or `"reflection"`.
+    """
+
+    sides: tuple[int, ...]
+    filled: Tensor
+    mode: str
+    padding: str
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Label:
     """The places of a tensor's elements.
@@ -133,8 +181,12 @@ class Label:
 
     def same(self, other: Label) -> bool:
         """Whether another label says the same."""
-        return self is other or (
-            self.space.lines == other.space.lines and np.array_equal(self.numbers, other.numbers)
+        if self is other or self.space is other.space:
+            return self is other or np.array_equal(self.numbers, other.numbers)
+        return bool(
+            self.space.lines
+            and self.space.lines == other.space.lines
+            and np.array_equal(self.numbers, other.numbers)
         )
 
 
@@ -355,7 +407,7 @@ class Rule:
     Attributes:
         labels: From the op's arguments and its result to the result's labels; None leaves it alone.
         writes: Whether it writes into its first argument.
-        seeds: Whether it may make places of a tensor of which nothing is known.
+        seeds: Whether it tells something of tensors of which nothing is known.
     """
 
     labels: Found
@@ -386,6 +438,12 @@ def _rule(func: Any) -> Rule:
         "bmm": _multiplied, "addmm": _added, "baddbmm": _added, "cat": _joined, "stack": _stacked,
         "roll": _rolled, "flip": _flipped, "constant_pad_nd": _padded, "copy": _copied,
     }  # fmt: skip
+    sampling: dict[str, Found] = {
+        "grid_sampler_2d": _sampled, "grid_sampler_3d": _sampled, "cudnn_grid_sampler": _sampled,
+        "index": _indexed,
+    }  # fmt: skip
+    if plain in sampling:
+        return Rule(sampling[plain], writes, seeds=True)
     return Rule(special.get(plain, _lost), writes)
 
 
@@ -622,6 +680,11 @@ def _joined(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
     if any(x.dim() != made.dim() for x in parts):
         return ()
     told = [lineage.labels(x) for x in parts]
+    if (points := _points(told)) is not None:
+        sizes = [max(n) for n in zip(*(one.numbers.shape for one in points), strict=True)]
+        shapes = [[*sizes[:dim], x.shape[dim], *sizes[dim + 1 :]] for x in parts]
+        space, numbers = _beside(points, shapes)
+        return (Label(space, np.concatenate(numbers, dim)),)
     first = next((labels for labels in told if labels), ())
     return tuple(one for label in first if (one := _join(label, parts, told, dim)) is not None)
 
@@ -678,11 +741,90 @@ def _stacked(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
     parts = list(args[0])
     dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % made.dim()
     told = [lineage.labels(x) for x in parts]
+    if (points := _points(told)) is not None:
+        sizes = [max(n) for n in zip(*(one.numbers.shape for one in points), strict=True)]
+        space, numbers = _beside(points, [sizes] * len(points))
+        return (Label(space, np.stack(numbers, dim)),)
     found = []
     for one in told[0] or ():
         if all(any(one.same(x) for x in labels or ()) for labels in told):
             found.append(Label(one.space, np.expand_dims(one.numbers, dim)))
     return tuple(found)
+
+
+@apart
+def _sampled(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    """Values at sampling points: which point each is from."""
+    x, grid = args[0], args[1].detach()
+    mode, padding, aligned = (*args[2:5], 0, 0, True)[:3]  # the defaults are those of cudnn's op
+    sides = tuple(x.shape[2:])
+    size = torch.tensor(sides[::-1], dtype=torch.float32, device=grid.device)
+    at = (grid.flatten(0, -2).float() + 1) / 2
+    if aligned:
+        at = (at * (size - 1) + 0.5) / size
+    count = len(at)
+    row = torch.arange(count, device=grid.device) // max(1, count // len(x))
+    filled = SampledMap(sides, _filled(x.detach()), _MODES[mode], _PADDINGS[padding])
+    space = Samples(at, row, torch.zeros_like(row), (filled,))
+    numbers = np.arange(count, dtype=np.int64).reshape(len(x), 1, *made.shape[2:])
+    return (Label(space, numbers),)
+
+
+@apart
+def _indexed(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    """Values read at whole rows and columns of a feature map, `x[image, :, rows, columns]`."""
+    x, index = args[0], list(args[1])
+    if x.dim() not in (4, 5) or len(index) != x.dim() or index[1] is not None:
+        return ()
+    chosen = [one for i, one in enumerate(index) if i != 1]
+    if any(one is None or one.dtype not in (torch.int32, torch.int64) for one in chosen):
+        return ()
+    sides = tuple(x.shape[2:])
+    row, *cells = (
+        one.remainder(n).flatten()
+        for one, n in zip(torch.broadcast_tensors(*chosen), (len(x), *sides), strict=True)
+    )
+    at = torch.stack([(c + 0.5) / n for c, n in zip(cells[::-1], sides[::-1], strict=True)], -1)
+    read = SampledMap(sides, _filled(x.detach()), "nearest", "border")
+    space = Samples(at, row, torch.zeros_like(row), (read,))
+    return (Label(space, np.arange(len(row), dtype=np.int64).reshape(*made.shape[:-1], 1)),)
+
+
+_MODES, _PADDINGS = ("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection")
+
+
+def _filled(x: Tensor) -> Tensor:
+    """`(rows, axes)`, the share of each side of a map behind which nothing but zeros lies."""
+    there, shares = (x != 0).any(1), []
+    for axis in range(x.dim() - 2, 0, -1):
+        along = there.movedim(axis, 1).flatten(2).any(2)
+        last = (along * torch.arange(1, along.shape[1] + 1, device=x.device)).amax(1)
+        shares.append(last / along.shape[1])
+    return torch.stack(shares, -1)
+
+
+def _points(told: Sequence[Labels | None]) -> list[Label] | None:
+    """The labels of tensors that all hold values at sampling points; None where some do not."""
+    points = [
+        next((one for one in labels or () if isinstance(one.space, Samples)), None)
+        for labels in told
+    ]
+    known = [one for one in points if one is not None]
+    return known if known and len(known) == len(points) else None
+
+
+@apart
+def _beside(
+    points: Sequence[Label], shapes: Sequence[Sequence[int]]
+) -> tuple[Space, list[Numbers]]:
+    """One table for several labels of sampling points, and their numbers in it."""
+    spaces = [one.space for one in points if isinstance(one.space, Samples)]
+    starts = np.cumsum([0, *(len(one.at) for one in spaces)])
+    numbers = [
+        np.broadcast_to(one.numbers + start, shape)
+        for one, start, shape in zip(points, starts, shapes, strict=False)
+    ]
+    return Samples.joined(spaces), numbers
 
 
 def _rolled(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
