@@ -187,7 +187,7 @@ FAMILIES: dict[str, dict[str, Build]] = {
             "swin_tiny_patch4_window7_224": {"embed_dim": 48, "depths": (2, 2, 2, 2)},
             "swinv2_tiny_window8_256": {"embed_dim": 48, "depths": (2, 2, 2, 2)},
             "pvt_v2_b0": {"depths": (1, 1, 1, 1)},
-            "mvitv2_tiny": {"depths": (1, 2, 2, 1)},
+            "mvitv2_tiny": {},
             "twins_svt_small": {"depths": (2, 2, 2, 2)},
             "twins_pcpvt_small": {"depths": (1, 1, 2, 1)},
             "davit_tiny": {"depths": (1, 1, 2, 1)},
