@@ -50,7 +50,7 @@ START, END = "<!-- measured -->", "<!-- end -->"
 LEAST = 0.2  # of the largest change: what the token at the changed cell has to change by
 FAR = 0.75  # cells between the centre of what changes and where it is expected
 MEAN = 0.5  # cells, the same over all changed cells of a side
-INSIDE, OUTSIDE = 3, 3  # changed cells of each grid, within the image and at its border
+INSIDE, OUTSIDE = 2, 2  # changed cells of each grid, within the image and at its border
 DRAWS = 3  # noise fields for each cell, since single ones may cancel in a token
 MEMORY = 6 << 30  # bytes that a child may allocate
 
