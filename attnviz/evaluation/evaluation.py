@@ -35,7 +35,6 @@ from attnviz.evaluation.measuring import (
     Measured,
     Plan,
     measured,
-    placed,
     reduced_where_drawn,
     reference_levels,
     sample_columns,
@@ -49,7 +48,7 @@ from attnviz.maps import CONSTRUCTIONS, DrawnMaps, drawings, watch_options
 from attnviz.metrics import METRICS
 from attnviz.metrics.reference_levels import LEVELS
 from attnviz.model_state import frozen
-from attnviz.places import Layout
+from attnviz.places import Layout, placed, unplaced
 from attnviz.progress import Progress
 from attnviz.runs import RunWriter
 
@@ -221,7 +220,7 @@ def planned(
     layers: bool = False,
     heads: bool = False,
     layout: Layout | None = None,
-    locates: bool = True,
+    proven: bool = False,
 ) -> tuple[Answers, Plan, dict[str, Any]]:
     """What is to be computed, found out on the first image, and the layers of the maps.
 
@@ -249,7 +248,7 @@ def planned(
         outputs = model(first.images)
     task = "classes" if callable(target) else task_of(tensor_of(outputs), first)
     answers = Answers(model, target, task)
-    records, unmeasured = placed(model, first.images, seen, layout, locates=locates)
+    records = placed(model, first.images, seen, layout, proven=proven)
     chosen = {drawing.construction.key: drawing.construction
               for drawing in drawings(records, maps)}  # fmt: skip
     plan = Plan(
@@ -262,7 +261,7 @@ def planned(
         batch=batch,
         device=device,
         layout=layout,
-        locates=locates,
+        proven=proven,
     )  # fmt: skip
     drawn = watched(answers, first, plan)[2] if chosen else DrawnMaps({}, {})
     names = tuple(drawn) if layers else _last_layers(drawn)
@@ -277,7 +276,7 @@ def planned(
     if not names and not named:
         grad_cam = {"method": "layer_gradcam", "layer": _last_convolution(model, first.images)}
         plan = replace(plan, attributions={"layer_gradcam": grad_cam})
-    return answers, plan, _layers(drawn, plan, unmeasured)
+    return answers, plan, _layers(drawn, plan, unplaced(records))
 
 
 def _last_layers(drawn: DrawnMaps) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from attnviz.evaluation.answers import Answers, Task, columns_of
 from attnviz.maps import DrawnMaps, maps_of, resized
 from attnviz.metrics import baselines, localization
 from attnviz.metrics.reference_levels import LEVELS
-from attnviz.places import Layout, locate
+from attnviz.places import Layout, placed
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ class Plan:
         batch: Images per forward.
         device: Where the model is.
         layout: Places that the caller gave, which stand instead of measured ones.
-        locates: Whether places are measured; if not, those that the watch has proven will do, and
-            only a model with others is measured.
+        proven: Whether proven places will do: nothing is measured if all records have them.
     """
 
     task: Task
@@ -52,7 +51,7 @@ class Plan:
     batch: int = 32
     device: str = "cpu"
     layout: Layout | None = None
-    locates: bool = True
+    proven: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,42 +180,8 @@ def watched(answers: Answers, batch: Batch, plan: Plan) -> tuple[Any, Tensor, Dr
     explained: dict[str, Any] = {}
     if needs_graph:
         explained = {"outputs": scores, "target": answers.chosen(scores, batch)}
-    records, _ = placed(answers.model, batch.images, seen, plan.layout, locates=plan.locates)
+    records = placed(answers.model, batch.images, seen, plan.layout, proven=plan.proven)
     return outputs, scores.detach(), maps_of(records, plan.maps, only=plan.names, **explained)
-
-
-def placed(
-    model: nn.Module,
-    images: Tensor,
-    seen: Mapping[str, Record],
-    given: Layout | None = None,
-    *,
-    locates: bool = True,
-) -> tuple[dict[str, Record], dict[str, str]]:
-    """Records with their measured places, and for each that has none the reason.
-
-    Where a record has neither measured nor proven places, its maps are refused.
-
-    Args:
-        model: The model.
-        images: `(b, c, h, w)`.
-        seen: Its records.
-        given: Places that stand instead of measured ones, for some or all records.
-        locates: Whether places are measured where all of them are proven.
-    """
-    if not any(record.kind == "attention" for record in seen.values()):
-        return dict(seen), {}
-    if not locates and are_proven(seen):
-        return (dict(seen) if given is None else given.onto(seen)), {}
-    layout = Layout({**locate(model, images[:1]), **(given or {})})
-    unknown = {name: str(one.keys.reason) for name, one in layout.items() if not one.keys.known}
-    return layout.onto(seen), unknown
-
-
-def are_proven(seen: Mapping[str, Record]) -> bool:
-    """Whether the places of every attention's queries and keys were followed while watching."""
-    places = [record.places for record in seen.values() if record.kind == "attention"]
-    return all(one is not None and one.queries.known and one.keys.known for one in places)
 
 
 def own_layer(answers: Answers, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from attnviz.capture import watch
 from attnviz.data.samples import Batch, batches
 from attnviz.evaluation.answers import Answers, Target
 from attnviz.evaluation.evaluation import device_of, planned
-from attnviz.evaluation.measuring import Plan, are_proven, measured
+from attnviz.evaluation.measuring import Plan, measured
 from attnviz.maps import CONSTRUCTIONS, watch_options
+from attnviz.places.records import are_proven
 from attnviz.training.budget import Budget
 from attnviz.training.calibration import Calibration
 
@@ -120,7 +121,7 @@ class Preparation:
                 return f"measuring the places of tokens: {self.budget.price(cost)}"
         answers, plan, found = planned(
             model, self.data, self.maps, (), self.metrics, self.target, _BATCH,
-            str(device_of(model)), locates=not self._proven,
+            str(device_of(model)), proven=True,
         )  # fmt: skip
         self.layers = dict(found["layers"])
         if self.maps is None and found["primary"] in self.layers:
