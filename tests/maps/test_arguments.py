@@ -117,6 +117,19 @@ def test_numbers_and_masks_of_another_kind_are_errors_of_ours(
         draw(RECORD, *given, **GRID, **options)
 
 
+def test_layouts_layers_and_points_say_what_they_are_to_be() -> None:
+    with pytest.raises(InputError, match="key_map: layers: expected globs on dotted names, got 3"):
+        av.key_map(RECORD, 0, layers=3, **GRID)  # type: ignore[arg-type]
+    with av.watch(nn.Identity(), empty=True) as seen:
+        pass
+    with pytest.raises(InputError, match=r"token_map: layout: expected what av\.locate returns"):
+        av.token_map(seen, 0, layout=3)  # type: ignore[arg-type]
+    points = Places(None, (-1,) * 16, ("point",) * 16, status="proven")
+    unknown = Record("attn", "attention", WEIGHTS, places=RecordPlaces(Places(), points))
+    with pytest.raises(InputError, match="are sampling points, and where they lie is not known"):
+        av.object_maps(unknown)
+
+
 def test_lists_of_records_are_drawn_as_a_capture_is() -> None:
     found = av.maps_of([RECORD])
     assert list(found.left_out) == ["received"]
