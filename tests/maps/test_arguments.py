@@ -128,6 +128,8 @@ def test_layouts_layers_and_points_say_what_they_are_to_be() -> None:
     unknown = Record("attn", "attention", WEIGHTS, places=RecordPlaces(Places(), points))
     with pytest.raises(InputError, match="are sampling points, and where they lie is not known"):
         av.object_maps(unknown)
+    with pytest.raises(InputError, match=r"points: expected attnviz\.capture\.SamplingPoints, got"):
+        av.object_maps(unknown, points="x")  # type: ignore[arg-type]
 
 
 def test_lists_of_records_are_drawn_as_a_capture_is() -> None:
