@@ -10,7 +10,7 @@ from torch import Tensor
 from attnviz.capture.gate_layout import Pooling, arrange, pooling
 from attnviz.capture.grids import Geometry
 from attnviz.capture.op_mode import apart
-from attnviz.capture.proven_places import numbered
+from attnviz.capture.proven_places import Even, Numbered, numbered
 from attnviz.capture.provenance import Squash, Tag
 from attnviz.capture.record import Record, changed
 from attnviz.capture.recorder import UNPROVEN, Recorder, Restore, before_dropout
@@ -106,20 +106,17 @@ class GateRecords:
         rest = [a - lead for a in pool.rest if a >= lead and pool.shape[a] > 1]
         side = numbered(
             self._recorder.lineage, gate, keys, rest,
-            lambda flat: flat.reshape(gate.shape[rest[0]] if rest else 1, -1),
+            Even(images=gate.shape[rest[0]] if rest else 1),
         )  # fmt: skip
         if side is not None and images and len(side.numbers) == 1:
-            side.numbers = np.repeat(side.numbers, images, 0)
+            side = Numbered(side.space, np.repeat(side.numbers, images, 0))
         return self._recorder.lies(record, None, side, images, number)
 
     def _at_points(
         self, record: Record, gate: Tensor, pool: Pooling, images: int | None, number: int | None
     ) -> Record:
         """The record of deformable attention: its keys are sampling points, on no grid."""
-        queries = numbered(
-            self._recorder.lineage, gate, [2], [0],
-            lambda flat: flat.reshape(-1, pool.heads),
-        )  # fmt: skip
+        queries = numbered(self._recorder.lineage, gate, [2], [0], Even(heads=pool.heads))
         record = self._recorder.lies(record, queries, None, images, number)
         count = prod(pool.shape[i] for i in pool.keys)
         point: Role = "point"

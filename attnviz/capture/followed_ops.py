@@ -1,0 +1,478 @@
+"""How places are followed through each op that moves tokens without mixing them.
+
+Copies in another order of memory, rolls, padding, concatenation with class tokens, linear layers,
+norms and attention are followed. An op that is not known, or that gathers, sorts or mixes tokens,
+ends what is known: a place is proven or it is none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isclose
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnviz.capture.lineage import (
+    LOST,
+    MOST,
+    PADDED,
+    Label,
+    Labels,
+    Line,
+    Lineage,
+    Numbers,
+    Origin,
+    Space,
+    form,
+)
+
+_UNCHANGED = {
+    "add", "sub", "mul", "div", "rsub", "gelu", "relu", "silu", "sigmoid", "tanh", "hardtanh",
+    "hardswish", "hardsigmoid", "leaky_relu", "elu", "mish", "softplus", "neg", "exp", "sqrt",
+    "pow", "erf", "native_layer_norm", "native_batch_norm", "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training", "_batch_norm_no_update", "_batch_norm_with_update",
+    "cudnn_batch_norm", "miopen_batch_norm", "native_group_norm", "_fused_rms_norm", "rsqrt",
+    "_softmax", "softmax", "_safe_softmax", "clone", "_to_copy", "native_dropout", "dropout",
+    "masked_fill", "where", "clamp", "clamp_min", "clamp_max", "detach", "alias", "nan_to_num",
+    "_transformer_encoder_layer_fwd", "_native_multi_head_attention", "layer_norm", "group_norm",
+    "batch_norm", "to", "contiguous", "addcmul", "lerp", "_prelu_kernel", "abs", "log",
+    "reciprocal",
+}  # fmt: skip
+_RESIZED = {
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "upsample_bilinear2d",
+    "upsample_nearest2d", "upsample_bicubic2d", "upsample_trilinear3d", "upsample_nearest3d",
+    "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+}  # fmt: skip
+_POOLED = {
+    "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d", "max_pool2d",
+    "mkldnn_max_pool2d",
+}  # fmt: skip
+
+
+def _flat(values: Any) -> Iterable[Any]:
+    for value in values:
+        if isinstance(value, (tuple, list)):
+            yield from _flat(value)
+        else:
+            yield value
+
+
+Found = Callable[[Lineage, Any, Any, Tensor], Labels | None]
+Reads = Callable[[Any, Tensor], Sequence[Tensor]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Followed:
+    """How an op is followed.
+
+    Attributes:
+        labels: From the op's arguments and its result to the result's labels; None leaves it alone.
+        reads: The tensors that these depend on, from the op's arguments and its result.
+        settings: Whether they depend on the other arguments, too.
+        seeds: Whether it may make places of a tensor of which nothing is known.
+        writes: Whether it writes into its first argument.
+        joins: Whether tokens of which nothing is known may join others.
+    """
+
+    labels: Found
+    reads: Reads
+    settings: bool = False
+    seeds: bool = False
+    writes: bool = False
+    joins: bool = False
+
+
+def followed(func: Any) -> Followed:
+    """How an op is followed."""
+    name, schema = str(func), getattr(func, "_schema", None)
+    writes = bool(schema is not None and schema.is_mutable)
+    packet = name.split(".")[1] if name.startswith("aten.") else ""
+    plain = packet.rstrip("_") if writes else packet
+    if plain in _UNCHANGED:
+        return Followed(_normed if "layer_norm" in plain else _unchanged, _alike, writes=writes)
+    if plain in _RESIZED:
+        return Followed(_resized, _first, settings=True, seeds=True)
+    if plain in _POOLED:
+        return Followed(_pooled, _first, settings=True, seeds=True)
+    if "scaled_dot_product" in packet and "backward" not in packet:
+        return Followed(_attended, _first)
+    if plain in ("convolution", "_convolution"):
+        return Followed(_convolved, _first, settings=True, seeds=True)
+    if plain == "constant_pad_nd":
+        return Followed(_padded, _first, settings=True, seeds=True)
+    if plain in ("mm", "bmm"):
+        return Followed(_multiplied, lambda args, made: args[:2])
+    if plain in ("addmm", "baddbmm"):
+        return Followed(_added, lambda args, made: args[1:3], writes=writes)
+    if plain in ("cat", "stack"):
+        found = _joined if plain == "cat" else _stacked
+        return Followed(found, _parts, settings=True, joins=True)
+    if plain == "roll":
+        return Followed(_rolled, _first, settings=True)
+    if plain == "copy":
+        return Followed(_copied, lambda args, made: args[1:2], writes=writes)
+    return Followed(_lost, lambda args, made: (), writes=writes)
+
+
+def _alike(args: Any, made: Tensor) -> Sequence[Tensor]:
+    shape = made.shape
+    return [x for x in args if isinstance(x, Tensor) and x.shape == shape]
+
+
+def _first(args: Any, made: Tensor) -> Sequence[Tensor]:
+    return args[:1]  # type: ignore[no-any-return]  # arguments of any op
+
+
+def _parts(args: Any, made: Tensor) -> Sequence[Tensor]:
+    return [x for x in args[0] if isinstance(x, Tensor)]
+
+
+def follow(lineage: Lineage, rule: Followed, args: Any, kwargs: Any, out: Any) -> None:
+    """Note where the elements of an op's result lie."""
+    made = out[0] if isinstance(out, (tuple, list)) and out else out
+    if not isinstance(made, Tensor) or made.layout is not torch.strided or made.is_nested:
+        return
+    known, given = False, []
+    for x in rule.reads(args, made):
+        origin = lineage.origin(x) if isinstance(x, Tensor) else None
+        if origin is not None:
+            known = True
+            given.append((origin, *form(x)) if origin.labels else LOST)
+        elif isinstance(x, Tensor):
+            given.append(_unknown(lineage, rule, x))
+    found: Origin | None = LOST
+    if known or rule.seeds:
+        written = form(made)
+        key = (rule, written, tuple(given), _frozen((args, kwargs)) if rule.settings else None)
+        found = lineage.once(
+            key, lambda: _found(lineage, rule, args, kwargs, made),
+            again=rule.joins and any(type(one) is tuple and one[0] is None for one in given),
+        )  # fmt: skip
+    elif not len(lineage) or not _any_known(lineage, args):
+        return
+    if found is None:
+        return
+    if rule.writes:
+        lineage.written(made, found)
+        return
+    lineage.put(made, found)
+    if made is not out:
+        for other in out[1:]:
+            if isinstance(other, Tensor) and other.dim() == made.dim():
+                lineage.put(other, found if form(other) == found.form else LOST)
+
+
+def _unknown(lineage: Lineage, rule: Followed, x: Tensor) -> Any:
+    """What the result depends on of a tensor of which nothing is known."""
+    if rule.seeds:
+        return None, x.shape, lineage.is_image(x)
+    return None, x.shape, x.is_floating_point(), 0 in x.stride(), lineage.is_parameter(x)
+
+
+def _any_known(lineage: Lineage, args: Any) -> bool:
+    return any(isinstance(x, Tensor) and lineage.origin(x) is not None for x in _flat(args))
+
+
+def _frozen(value: Any) -> Any:
+    """Arguments as a key: tensors by their shapes."""
+    if isinstance(value, Tensor):
+        return value.shape
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_frozen, value))
+    return tuple((name, _frozen(one)) for name, one in value.items()) if (
+        isinstance(value, dict)
+    ) else value  # fmt: skip
+
+
+def _found(lineage: Lineage, rule: Followed, args: Any, kwargs: Any, made: Tensor) -> Origin | None:
+    """The origin of a result; that of an operand if it lies in the same way."""
+    labels = rule.labels(lineage, args, kwargs, made)
+    if not labels:
+        return None if labels is None else LOST
+    written = form(made)
+    for x in rule.reads(args, made):
+        origin = lineage.origin(x)
+        if origin is not None and origin.form == written and origin.says(written, labels):
+            return origin
+    return Origin(written, labels)
+
+
+def _lost(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    return ()
+
+
+def _normed(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    lineage.read_alone(lineage.labels(args[0]) or ())
+    return _unchanged(lineage, args, kwargs, made)
+
+
+def _unchanged(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    """Every element stays where it is; operands that are as large have to lie alike."""
+    found: Labels | None = None
+    for x in args:
+        if not isinstance(x, Tensor) or x.shape != made.shape:
+            continue  # numbers, and what is repeated over the others, as gates are
+        labels = lineage.labels(x)
+        if labels is None:
+            if x.is_floating_point() and 0 not in x.stride() and not lineage.is_parameter(x):
+                return ()
+            continue
+        if found is None:
+            found = labels
+        else:
+            found = tuple(one for one in found if any(one.same(other) for other in labels))
+    return found or ()
+
+
+def _mapped(lineage: Lineage, x: Tensor, made: Tensor, lines: Sequence[Line] | None) -> Labels:
+    """A feature map made of a feature map: its rows and columns are a grid of their own."""
+    labels = lineage.image(x) if made.dim() == x.dim() and made.dim() in (4, 5) else None
+    if not labels:
+        return ()
+    whole = [one for one in labels if _is_whole(one, x)]
+    if not whole:
+        if x.shape[2:] != made.shape[2:]:
+            return ()
+        return tuple(one for one in labels if not one.along(1))
+    space = whole[0].space
+    if lines is None or tuple(made.shape[2:]) != tuple(line.size for line in lines):
+        return ()
+    if tuple(lines) == space.lines:
+        return (space.whole(made.dim()),)
+    return (Space(tuple(lines)).whole(made.dim()),)
+
+
+def _is_whole(label: Label, x: Tensor) -> bool:
+    """Whether a feature map `(b, c, …)` holds a whole grid, row by row."""
+    numbers, sides = label.numbers, tuple(x.shape[2:])
+    return (
+        label.space.grid == sides
+        and tuple(numbers.shape) == (1, 1, *sides)
+        and bool((numbers.ravel() == np.arange(numbers.size)).all())
+    )
+
+
+def _lines(lineage: Lineage, x: Tensor) -> Sequence[Line] | None:
+    return next((one.space.lines for one in lineage.image(x) if _is_whole(one, x)), None)
+
+
+def _strided(
+    lines: Sequence[Line] | None, made: Tensor, kernel: Sequence[int], stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], transposed: bool = False,
+) -> list[Line] | None:  # fmt: skip
+    """The rows of what a kernel that moves over rows makes."""
+    if lines is None:
+        return None
+    found = []
+    for i, line in enumerate(lines):
+        size = made.shape[2 + i]
+        k, s, p, d = (int(n[i if len(n) > 1 else 0]) for n in (kernel, stride, padding, dilation))
+        middle = d * (k - 1) / 2 - p
+        if transposed:
+            step = line.step / s
+            found.append(Line(size, line.first - middle * step, step, line.pixels))
+        else:
+            first = line.first + line.step * middle
+            found.append(Line(size, first, line.step * s, line.pixels))
+    return found
+
+
+def _convolved(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    x, weight, _, stride, padding, dilation, transposed = args[:7]
+    lines = _strided(
+        _lines(lineage, x), made, weight.shape[2:], stride, padding, dilation, transposed
+    )
+    return _mapped(lineage, x, made, lines)
+
+
+def _pooled(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    kernel = args[1]
+    stride = args[2] if len(args) > 2 and args[2] else kernel
+    padding = args[3] if len(args) > 3 else [0]
+    dilation = args[4] if len(args) > 4 and isinstance(args[4], (list, tuple)) else [1]
+    lines = _strided(_lines(lineage, args[0]), made, kernel, stride, padding, dilation)
+    return _mapped(lineage, args[0], made, lines)
+
+
+def _resized(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    lines = _lines(lineage, args[0])
+    if lines is not None:
+        new = []
+        for line, size in zip(lines, made.shape[2:], strict=True):
+            step = line.step * line.size / size
+            new.append(Line(size, line.first - line.step / 2 + step / 2, step, line.pixels))
+        lines = new
+    return _mapped(lineage, args[0], made, lines)
+
+
+def _multiplied(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    return _product(lineage, args[0], args[1])
+
+
+def _added(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    return _product(lineage, args[1], args[2])
+
+
+def _product(lineage: Lineage, left: Tensor, right: Tensor) -> Labels:
+    """Rows come from the left factor, columns from the right one; what is summed over is lost."""
+    rows, columns = lineage.labels(left) or (), lineage.labels(right) or ()
+    last = left.dim() - 1
+    layer = lineage.is_parameter(right)
+    if layer:
+        lineage.read_alone(rows)
+    left_over = [_summed(one, last) if layer else one for one in rows]
+    kept = [one for one in left_over if one is not None and not one.along(last)]
+    kept += [one for one in columns if not one.along(last - 1) and one.along(last)]
+    return tuple(kept)
+
+
+def _summed(label: Label, axis: int) -> Label | None:
+    """The label of a sum over an axis: itself, or of a coarser grid if that holds whole blocks.
+
+    So the tokens that patches are merged to, two by two, are places of half the rows and columns.
+    None where the places that are summed over are no block.
+    """
+    if not label.along(axis):
+        return label
+    numbers = np.moveaxis(label.numbers, axis, -1)
+    if (numbers < 0).any():
+        return None
+    lines, found, cells, rest = [], np.zeros(numbers.shape[:-1], np.int64), 1, numbers
+    pattern: list[Numbers] = []
+    step = 1
+    for line in reversed(label.space.lines):
+        index, rest = rest % line.size, rest // line.size
+        low = index.min(-1, keepdims=True)
+        inside = index - low
+        side = int(inside.max()) + 1
+        own = inside.reshape(-1, inside.shape[-1])[0]
+        if line.size % side or (low % side).any() or (inside != own).any():
+            return None
+        pattern.append(own)
+        first = line.first + line.step * (side - 1) / 2
+        lines.append(Line(line.size // side, first, line.step * side, line.pixels))
+        found += low[..., 0] // side * step
+        cells, step = cells * side, step * (line.size // side)
+    if len(set(zip(*(one.tolist() for one in pattern), strict=True))) != cells:
+        return None
+    return Label(Space(tuple(lines[::-1])), np.expand_dims(found, axis))
+
+
+def _attended(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    """Each query's mixture lies where the query does."""
+    query = args[0]
+    if made.dim() != query.dim() or made.shape[:-1] != query.shape[:-1]:
+        return ()
+    labels = lineage.labels(query) or ()
+    return tuple(one for one in labels if not one.along(query.dim() - 1))
+
+
+def _joined(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    """Tokens that follow each other; those of which nothing is known are no places."""
+    parts = [x for x in args[0] if isinstance(x, Tensor) and x.numel()]
+    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % made.dim()
+    if any(x.dim() != made.dim() for x in parts):
+        return ()
+    told = [lineage.labels(x) for x in parts]
+    first = next((labels for labels in told if labels), ())
+    return tuple(one for label in first if (one := _join(label, parts, told, dim)) is not None)
+
+
+def _join(
+    label: Label, parts: Sequence[Tensor], told: Sequence[Labels | None], dim: int
+) -> Label | None:
+    """The label of tensors that follow each other along an axis, all in the grid of one of them."""
+    own: list[Label | None] = []
+    for labels in told:
+        here = [
+            x for x in labels or ()
+            if x.space.lines == label.space.lines or (dim == 1 and _near(x, label))
+        ]  # fmt: skip
+        if len(here) > 1 or (labels is not None and not here):
+            return None  # on two grids, or lost
+        own.append(here[0] if here else None)
+    known = [x for x in own if x is not None]
+    if not any(x.along(dim) or x.numbers.size == 1 for x in known):  # channels, heads or images
+        if all(np.array_equal(x.numbers, label.numbers) for x in known):
+            best = min(known, key=lambda x: sum(line.off() for line in x.space.lines))
+            return best if dim or len(known) == len(own) else None
+        if len(known) < len(own):
+            return None
+    sizes = [max(x.numbers.shape[i] for x in known) for i in range(len(label.numbers.shape))]
+    pieces = []
+    for x, part in zip(own, parts, strict=True):
+        shape = [part.shape[dim] if i == dim else n for i, n in enumerate(sizes)]
+        if math.prod(shape) > MOST:
+            return None
+        numbers = _apart(label.space, len(sizes), part.shape[dim], dim) if x is None else x.numbers
+        pieces.append(np.broadcast_to(numbers, shape))
+    return Label(label.space, np.concatenate(pieces, dim))
+
+
+def _near(one: Label, other: Label) -> bool:
+    """Whether feature maps lie within half a step, as an enlarged one and a skip connection do."""
+    pairs = zip(one.space.lines, other.space.lines, strict=False)
+    return one.space.grid == other.space.grid and not one.along(1) and all(
+        isclose(a.step, b.step) and abs(a.first - b.first) <= a.step / 2 * (1 + 1e-9)
+        for a, b in pairs
+    )  # fmt: skip
+
+
+def _apart(space: Space, dims: int, count: int, dim: int) -> Numbers:
+    """Numbers for tokens that join a grid and are no places."""
+    first = space.others + 1
+    space.others += count
+    numbers = -np.arange(first, first + count, dtype=np.int64)
+    return numbers.reshape([-1 if i == dim else 1 for i in range(dims)])
+
+
+def _stacked(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    parts = list(args[0])
+    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % made.dim()
+    told = [lineage.labels(x) for x in parts]
+    found = []
+    for one in told[0] or ():
+        if all(any(one.same(x) for x in labels or ()) for labels in told):
+            found.append(Label(one.space, np.expand_dims(one.numbers, dim)))
+    return tuple(found)
+
+
+def _rolled(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    dims = [d % made.dim() for d in (args[2] if len(args) > 2 else ())]
+    if not dims:
+        return ()
+    labels = lineage.labels(args[0]) or ()
+    return tuple(
+        Label(one.space, np.roll(one.numbers, tuple(args[1]), tuple(dims)))
+        for one in labels
+        if all(one.along(d) or made.shape[d] == 1 for d in dims)
+    )
+
+
+def _padded(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels | None:
+    x, by = args[0], list(args[1])
+    if lineage.labels(x) is None and x.dim() not in (4, 5):
+        return None
+    pads = {x.dim() - 1 - i // 2: (by[i], by[i + 1]) for i in range(0, len(by), 2)}
+    return tuple(_pad(label, pads) for label in lineage.image(x))
+
+
+def _pad(label: Label, pads: Mapping[int, tuple[int, int]]) -> Label:
+    numbers = label.numbers
+    for axis, (before, after) in pads.items():
+        if label.along(axis):
+            size = numbers.shape[axis]
+            numbers = numbers.take(range(max(0, -before), size - max(0, -after)), axis)
+            own = [(0, 0)] * numbers.ndim
+            own[axis] = max(0, before), max(0, after)
+            numbers = np.pad(numbers, own, constant_values=PADDED)
+    return Label(label.space, numbers)
+
+
+def _copied(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    return (lineage.labels(args[1]) or ()) if args[0].shape == args[1].shape else ()
