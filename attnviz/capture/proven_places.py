@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -17,6 +17,7 @@ FARTHEST = 0.5
 """The largest distance of a token from the centre of its cell, in cells."""
 
 
+@runtime_checkable
 class Split(Hashable, Protocol):
     """How images and heads lie along a tensor's leading axes."""
 
