@@ -74,7 +74,6 @@ class Followed:
         labels: From the op's arguments and its result to the result's labels; None leaves it alone.
         reads: The tensors that these depend on, from the op's arguments and its result.
         settings: Whether they depend on the other arguments, too.
-        seeds: Whether it may make places of a tensor of which nothing is known.
         writes: Whether it writes into its first argument.
         joins: Whether tokens of which nothing is known may join others.
     """
@@ -82,7 +81,6 @@ class Followed:
     labels: Found
     reads: Reads
     settings: bool = False
-    seeds: bool = False
     writes: bool = False
     joins: bool = False
 
@@ -96,15 +94,15 @@ def followed(func: Any) -> Followed:
     if plain in _UNCHANGED:
         return Followed(_normed if "layer_norm" in plain else _unchanged, _alike, writes=writes)
     if plain in _RESIZED:
-        return Followed(_resized, _first, settings=True, seeds=True)
+        return Followed(_resized, _first, settings=True)
     if plain in _POOLED:
-        return Followed(_pooled, _first, settings=True, seeds=True)
+        return Followed(_pooled, _first, settings=True)
     if "scaled_dot_product" in packet and "backward" not in packet:
         return Followed(_attended, _first)
     if plain in ("convolution", "_convolution"):
-        return Followed(_convolved, _first, settings=True, seeds=True)
+        return Followed(_convolved, _first, settings=True)
     if plain == "constant_pad_nd":
-        return Followed(_padded, _first, settings=True, seeds=True)
+        return Followed(_padded, _first, settings=True)
     if plain in ("mm", "bmm"):
         return Followed(_multiplied, lambda args, made: args[:2])
     if plain in ("addmm", "baddbmm"):
@@ -112,6 +110,8 @@ def followed(func: Any) -> Followed:
     if plain in ("cat", "stack"):
         found = _joined if plain == "cat" else _stacked
         return Followed(found, _parts, settings=True, joins=True)
+    if plain == "flip":
+        return Followed(_flipped, _first, settings=True)
     if plain == "roll":
         return Followed(_rolled, _first, settings=True)
     if plain == "copy":
@@ -144,16 +144,16 @@ def follow(lineage: Lineage, rule: Followed, args: Any, kwargs: Any, out: Any) -
             known = True
             given.append((origin, *form(x)) if origin.labels else LOST)
         elif isinstance(x, Tensor):
-            given.append(_unknown(lineage, rule, x))
+            given.append(_unknown(lineage, x))
     found: Origin | None = LOST
-    if known or rule.seeds:
+    if known:
         written = form(made)
         key = (rule, written, tuple(given), _frozen((args, kwargs)) if rule.settings else None)
         found = lineage.once(
             key, lambda: _found(lineage, rule, args, kwargs, made),
             again=rule.joins and any(type(one) is tuple and one[0] is None for one in given),
         )  # fmt: skip
-    elif not len(lineage) or not _any_known(lineage, args):
+    elif not _any_known(lineage, args):
         return
     if found is None:
         return
@@ -167,10 +167,8 @@ def follow(lineage: Lineage, rule: Followed, args: Any, kwargs: Any, out: Any) -
                 lineage.put(other, found if form(other) == found.form else LOST)
 
 
-def _unknown(lineage: Lineage, rule: Followed, x: Tensor) -> Any:
+def _unknown(lineage: Lineage, x: Tensor) -> Any:
     """What the result depends on of a tensor of which nothing is known."""
-    if rule.seeds:
-        return None, x.shape, lineage.is_image(x)
     return None, x.shape, x.is_floating_point(), 0 in x.stride(), lineage.is_parameter(x)
 
 
@@ -202,6 +200,11 @@ def _found(lineage: Lineage, rule: Followed, args: Any, kwargs: Any, made: Tenso
     return Origin(written, labels)
 
 
+def _places(labels: Labels | None) -> Labels:
+    """The labels of places, without those of pixels."""
+    return tuple(one for one in labels or () if not one.space.raw)
+
+
 def _lost(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
     return ()
 
@@ -231,7 +234,7 @@ def _unchanged(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels
 
 def _mapped(lineage: Lineage, x: Tensor, made: Tensor, lines: Sequence[Line] | None) -> Labels:
     """A feature map made of a feature map: its rows and columns are a grid of their own."""
-    labels = lineage.image(x) if made.dim() == x.dim() and made.dim() in (4, 5) else None
+    labels = lineage.labels(x) if made.dim() == x.dim() and made.dim() in (4, 5) else None
     if not labels:
         return ()
     whole = [one for one in labels if _is_whole(one, x)]
@@ -242,7 +245,7 @@ def _mapped(lineage: Lineage, x: Tensor, made: Tensor, lines: Sequence[Line] | N
     space = whole[0].space
     if lines is None or tuple(made.shape[2:]) != tuple(line.size for line in lines):
         return ()
-    if tuple(lines) == space.lines:
+    if tuple(lines) == space.lines and not space.raw:
         return (space.whole(made.dim()),)
     return (Space(tuple(lines)).whole(made.dim()),)
 
@@ -258,7 +261,7 @@ def _is_whole(label: Label, x: Tensor) -> bool:
 
 
 def _lines(lineage: Lineage, x: Tensor) -> Sequence[Line] | None:
-    return next((one.space.lines for one in lineage.image(x) if _is_whole(one, x)), None)
+    return next((one.space.lines for one in lineage.labels(x) or () if _is_whole(one, x)), None)
 
 
 def _strided(
@@ -320,7 +323,7 @@ def _added(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
 
 def _product(lineage: Lineage, left: Tensor, right: Tensor) -> Labels:
     """Rows come from the left factor, columns from the right one; what is summed over is lost."""
-    rows, columns = lineage.labels(left) or (), lineage.labels(right) or ()
+    rows, columns = _places(lineage.labels(left)), _places(lineage.labels(right))
     last = left.dim() - 1
     layer = lineage.is_parameter(right)
     if layer:
@@ -368,7 +371,7 @@ def _attended(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
     query = args[0]
     if made.dim() != query.dim() or made.shape[:-1] != query.shape[:-1]:
         return ()
-    labels = lineage.labels(query) or ()
+    labels = _places(lineage.labels(query))
     return tuple(one for one in labels if not one.along(query.dim() - 1))
 
 
@@ -454,12 +457,18 @@ def _rolled(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
     )
 
 
+def _flipped(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    dims = tuple(d % made.dim() for d in args[1])
+    return tuple(
+        Label(one.space, np.ascontiguousarray(np.flip(one.numbers, dims)))
+        for one in lineage.labels(args[0]) or ()
+    )
+
+
 def _padded(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels | None:
     x, by = args[0], list(args[1])
-    if lineage.labels(x) is None and x.dim() not in (4, 5):
-        return None
     pads = {x.dim() - 1 - i // 2: (by[i], by[i + 1]) for i in range(0, len(by), 2)}
-    return tuple(_pad(label, pads) for label in lineage.image(x))
+    return tuple(_pad(label, pads) for label in lineage.labels(x) or ())
 
 
 def _pad(label: Label, pads: Mapping[int, tuple[int, int]]) -> Label:

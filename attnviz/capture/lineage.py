@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from attnviz.capture.provenance import ByStorage
+from attnviz.capture.provenance import ByStorage, storage_key
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 """Cells of a grid, counted row by row; below zero tokens that are no places."""
@@ -70,11 +70,14 @@ class Space:
 
     Attributes:
         lines: Its axes.
+        raw: Whether its cells are the pixels that the model was given. They become places once a
+            layer makes a feature map of them: a 4-D tensor can also hold tokens by head.
         read: Numbers of tokens that are no places and were given to a layer alone.
         others: How many tokens that are no places have joined it.
     """
 
     lines: tuple[Line, ...]
+    raw: bool = False
     read: set[int] = field(default_factory=set)
     others: int = 0
 
@@ -185,6 +188,8 @@ class Origin:
 LOST = Origin(((), (), 0), ())
 """The origin of tensors of which nothing is known any more."""
 
+_APART = Origin(((), (), 0), ())  # of tensors that were looked at, and are no images
+
 
 def form(tensor: Tensor) -> Form:
     """Shape, strides and offset."""
@@ -200,6 +205,32 @@ def _in_order(form: Form) -> bool:
                 return False
             inner = stride * size
     return True
+
+
+def _pixels(shape: tuple[int, ...]) -> Labels:
+    """The labels of images that a model was given, for each way in which its axes can be read.
+
+    `(c, h, w)`, `(b, c, h, w)`, `(b, h, w, c)`, `(b, d, h, w)`, `(b, c, d, h, w)`,
+    `(b, t, c, h, w)` and `(b, t, h, w, c)`: a layer finds out which it is, since its own input's
+    axes are known.
+    """
+    dims, few = len(shape), 4
+    axes = [tuple(range(dims - 2, dims))]
+    if dims > 3:
+        axes += [tuple(range(1, dims - 1))] * (shape[-1] <= few)
+        axes += [tuple(range(dims - 3, dims))] * (dims == 5 or shape[1] > few)
+    if dims == 5:
+        axes += [(1, 3, 4)] + [(2, 3)] * (shape[-1] <= few)
+    found = []
+    for chosen in axes:
+        sides = tuple(shape[i] for i in chosen)
+        if math.prod(sides) <= MOST:
+            space = Space(tuple(Line(n, 0.5, 1.0, n) for n in sides), raw=True)
+            whole = space.whole(len(sides)).numbers
+            found.append(Label(space, whole.reshape([
+                n if i in chosen else 1 for i, n in enumerate(shape)
+            ])))  # fmt: skip
+    return tuple(found)
 
 
 def _reduced(numbers: Numbers) -> Numbers:
@@ -219,34 +250,51 @@ class Lineage:
 
     Args:
         is_parameter: The same.
-        sides: The sides of the model's images, each once; called within the model.
+        given: The tensors that the model was called with; called within the model.
     """
 
     def __init__(
-        self,
-        is_parameter: Callable[[Tensor], bool],
-        sides: Callable[[], Iterable[tuple[int, ...]]],
+        self, is_parameter: Callable[[Tensor], bool], given: Callable[[], Sequence[Tensor]]
     ) -> None:
         self.is_parameter = is_parameter
-        self._sides = sides
+        self._given = given
         self._origins: ByStorage[Origin] = ByStorage()
+        self._images: dict[Form, Origin] = {}
         self._made: dict[Any, Origin | None] = {}
         self._held = 0
         self._times: Counter[Any] = Counter()
 
-    def __len__(self) -> int:
-        return len(self._origins)
-
     def origin(self, tensor: Tensor) -> Origin | None:
-        """Where a tensor's elements lie; None if it is no feature."""
-        return None if tensor.is_nested else self._origins.get(tensor)
+        """Where the elements of an op's operand lie; None if it is no feature.
+
+        It may be an image that the model was called with, or a part of one.
+        """
+        if tensor.is_nested:
+            return None
+        found = self._origins.get(tensor)
+        if found is None and 3 <= tensor.dim() <= 5 and not self.is_parameter(tensor):
+            found = self._from_image(tensor)
+        return None if found is _APART else found
 
     def labels(self, tensor: Any) -> Labels | None:
         """What is known of a tensor's elements: nothing is `()`, None if it is no feature."""
-        if not len(self._origins) or not isinstance(tensor, Tensor):
+        if not len(self._origins) or not isinstance(tensor, Tensor) or tensor.is_nested:
             return None
-        origin = self.origin(tensor)
-        return None if origin is None else origin.of(form(tensor))
+        found = self._origins.get(tensor)
+        return None if found is None or found is _APART else found.of(form(tensor))
+
+    def _from_image(self, tensor: Tensor) -> Origin | None:
+        given, key = self._given(), storage_key(tensor)
+        for image in given:
+            if 3 <= image.dim() <= 5 and storage_key(image) == key:
+                whole = form(image)
+                if whole not in self._images:
+                    self._images[whole] = Origin(whole, _pixels(tuple(image.shape)))
+                self.put(image, self._images[whole])
+                return self._images[whole]
+        if given:
+            self.put(tensor, _APART)
+        return None
 
     def finish(self) -> None:
         """A forward pass has ended."""
@@ -255,23 +303,10 @@ class Lineage:
     def clear(self) -> None:
         """Forget everything."""
         self._origins.clear()
+        self._images.clear()
         self._made.clear()
         self._times.clear()
         self._held = 0
-
-    def is_image(self, tensor: Tensor) -> bool:
-        """Whether a tensor may be the model's image, whose pixels are a grid."""
-        return tensor.dim() in (4, 5) and tuple(tensor.shape[2:]) in set(self._sides())
-
-    def image(self, tensor: Tensor) -> Labels:
-        """The labels of a tensor that may be the model's image."""
-        known = self.labels(tensor)
-        if known is not None:
-            return known
-        if not self.is_image(tensor):
-            return ()
-        space = Space(tuple(Line(n, 0.5, 1.0, n) for n in tensor.shape[2:]))
-        return (space.whole(tensor.dim()),)
 
     def read_alone(self, labels: Labels) -> None:
         """Note that a layer was given one token only, if it is no place."""

@@ -74,7 +74,11 @@ def numbered(
     count = math.prod(shape[i] for i in tokens)
     for label in lineage.labels(tensor) or ():
         along = {i for i in range(len(shape)) if label.along(i)}
-        if along <= {*tokens, *lead} and (along & set(tokens) or count == 1):
+        if (
+            not label.space.raw
+            and along <= {*tokens, *lead}
+            and (along & set(tokens) or count == 1)
+        ):
             key = shape, tokens, lead, split
             if key not in label.sides:
                 numbers = _presented(label, shape, tokens, lead, split)
