@@ -62,6 +62,9 @@ def _flat(values: Any) -> Iterable[Any]:
             yield value
 
 
+_NONE: set[Origin | None] = {None}
+_LOST: set[Origin | None] = {LOST}
+
 Found = Callable[[Lineage, Any, Any, Tensor], Labels | None]
 Reads = Callable[[Any, Tensor], Sequence[Tensor]]
 
@@ -73,6 +76,7 @@ class Followed:
     Attributes:
         labels: From the op's arguments and its result to the result's labels; None leaves it alone.
         reads: The tensors that these depend on, from the op's arguments and its result.
+        keeps: Whether each element stays where it is.
         settings: Whether they depend on the other arguments, too.
         writes: Whether it writes into its first argument.
         joins: Whether tokens of which nothing is known may join others.
@@ -80,6 +84,7 @@ class Followed:
 
     labels: Found
     reads: Reads
+    keeps: bool = False
     settings: bool = False
     writes: bool = False
     joins: bool = False
@@ -92,7 +97,8 @@ def followed(func: Any) -> Followed:
     packet = name.split(".")[1] if name.startswith("aten.") else ""
     plain = packet.rstrip("_") if writes else packet
     if plain in _UNCHANGED:
-        return Followed(_normed if "layer_norm" in plain else _unchanged, _alike, writes=writes)
+        found = _normed if "layer_norm" in plain else _unchanged
+        return Followed(found, _alike, keeps=True, writes=writes)
     if plain in _RESIZED:
         return Followed(_resized, _first, settings=True)
     if plain in _POOLED:
@@ -108,8 +114,7 @@ def followed(func: Any) -> Followed:
     if plain in ("addmm", "baddbmm"):
         return Followed(_added, lambda args, made: args[1:3], writes=writes)
     if plain in ("cat", "stack"):
-        found = _joined if plain == "cat" else _stacked
-        return Followed(found, _parts, settings=True, joins=True)
+        return Followed(_joined if plain == "cat" else _stacked, _parts, settings=True, joins=True)
     if plain == "flip":
         return Followed(_flipped, _first, settings=True)
     if plain == "roll":
@@ -137,24 +142,14 @@ def follow(lineage: Lineage, rule: Followed, args: Any, kwargs: Any, out: Any) -
     made = out[0] if isinstance(out, (tuple, list)) and out else out
     if not isinstance(made, Tensor) or made.layout is not torch.strided or made.is_nested:
         return
-    known, given = False, []
-    for x in rule.reads(args, made):
-        origin = lineage.origin(x) if isinstance(x, Tensor) else None
-        if origin is not None:
-            known = True
-            given.append((origin, *form(x)) if origin.labels else LOST)
-        elif isinstance(x, Tensor):
-            given.append(_unknown(lineage, x))
-    found: Origin | None = LOST
-    if known:
-        written = form(made)
-        key = (rule, written, tuple(given), _frozen((args, kwargs)) if rule.settings else None)
-        found = lineage.once(
-            key, lambda: _found(lineage, rule, args, kwargs, made),
-            again=rule.joins and any(type(one) is tuple and one[0] is None for one in given),
-        )  # fmt: skip
+    known = [(x, lineage.origin(x)) for x in rule.reads(args, made) if isinstance(x, Tensor)]
+    origins = {origin for _, origin in known}
+    if not origins <= _NONE:
+        found = _result(lineage, rule, args, kwargs, made, known, origins)
     elif not _any_known(lineage, args):
         return
+    else:
+        found = LOST
     if found is None:
         return
     if rule.writes:
@@ -165,6 +160,31 @@ def follow(lineage: Lineage, rule: Followed, args: Any, kwargs: Any, out: Any) -
         for other in out[1:]:
             if isinstance(other, Tensor) and other.dim() == made.dim():
                 lineage.put(other, found if form(other) == found.form else LOST)
+
+
+def _result(
+    lineage: Lineage, rule: Followed, args: Any, kwargs: Any, made: Tensor,
+    known: Sequence[tuple[Tensor, Origin | None]], origins: set[Origin | None],
+) -> Origin | None:  # fmt: skip
+    """The origin of a result, from operands of which something is known."""
+    if origins == _LOST:
+        return LOST
+    written = form(made)
+    if rule.keeps and len(origins) == 1:
+        origin = known[0][1]
+        if origin is not None and origin.form == written and not origin.lone and (
+            all(form(x) == written for x, _ in known)
+        ):  # fmt: skip
+            return origin
+    given = tuple(
+        (_unknown(lineage, x) if origin is None else (origin, *form(x)) if origin.labels else LOST)
+        for x, origin in known
+    )
+    key = (rule, written, given, _frozen((args, kwargs)) if rule.settings else None)
+    return lineage.once(
+        key, lambda: _found(lineage, rule, args, kwargs, made),
+        again=rule.joins and None in origins,
+    )  # fmt: skip
 
 
 def _unknown(lineage: Lineage, x: Tensor) -> Any:
@@ -252,6 +272,8 @@ def _mapped(lineage: Lineage, x: Tensor, made: Tensor, lines: Sequence[Line] | N
 
 def _is_whole(label: Label, x: Tensor) -> bool:
     """Whether a feature map `(b, c, …)` holds a whole grid, row by row."""
+    if label is label.space.whole(x.dim()):
+        return label.space.grid == tuple(x.shape[2:])
     numbers, sides = label.numbers, tuple(x.shape[2:])
     return (
         label.space.grid == sides

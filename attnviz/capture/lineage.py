@@ -80,6 +80,7 @@ class Space:
     raw: bool = False
     read: set[int] = field(default_factory=set)
     others: int = 0
+    _whole: dict[int, Label] = field(default_factory=dict, repr=False)
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -88,8 +89,11 @@ class Space:
 
     def whole(self, dims: int) -> Label:
         """The label of a feature map `(b, c, …)` over this grid."""
-        numbers = np.arange(math.prod(self.grid), dtype=np.int64)
-        return Label(self, numbers.reshape((*([1] * (dims - len(self.grid))), *self.grid)))
+        if dims not in self._whole:
+            numbers = np.arange(math.prod(self.grid), dtype=np.int64)
+            sides = (*([1] * (dims - len(self.grid))), *self.grid)
+            self._whole[dims] = Label(self, numbers.reshape(sides))
+        return self._whole[dims]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -127,13 +131,15 @@ class Origin:
     Attributes:
         form: Shape, strides and offset of the tensor as it was written.
         labels: Its labels; none where nothing is known any more.
+        lone: Whether it is a single token.
     """
 
-    __slots__ = ("_known", "form", "labels")
+    __slots__ = ("_known", "form", "labels", "lone")
 
     def __init__(self, form: Form, labels: Labels) -> None:
         self.form = form
         self.labels = labels if labels and _in_order(form) else ()
+        self.lone = any(label.numbers.size == 1 for label in self.labels)
         self._known: dict[Form, Labels] = {form: self.labels}
 
     def of(self, form: Form) -> Labels:
