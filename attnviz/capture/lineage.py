@@ -202,6 +202,14 @@ def form(tensor: Tensor) -> Form:
     return tensor.shape, tensor.stride(), int(tensor.storage_offset())
 
 
+def _storage(tensor: Tensor) -> int | None:
+    """A number that identifies a tensor's storage; None of those that have none, as in `vmap`."""
+    try:
+        return storage_key(tensor)
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
 def _in_order(form: Form) -> bool:
     """Whether each element has an address of its own, and axes lie within each other."""
     inner = 1
@@ -290,9 +298,9 @@ class Lineage:
         return None if found is None or found is _APART else found.of(form(tensor))
 
     def _from_image(self, tensor: Tensor) -> Origin | None:
-        given, key = self._given(), storage_key(tensor)
-        for image in given:
-            if 3 <= image.dim() <= 5 and storage_key(image) == key:
+        given, key = self._given(), _storage(tensor)
+        for image in given if key is not None else ():
+            if 3 <= image.dim() <= 5 and _storage(image) == key:
                 whole = form(image)
                 if whole not in self._images:
                     self._images[whole] = Origin(whole, _pixels(tuple(image.shape)))
