@@ -27,9 +27,12 @@ from attnviz.capture.lineage import (
     Lineage,
     Numbers,
     Origin,
+    SampledMap,
+    Samples,
     Space,
     form,
 )
+from attnviz.capture.op_mode import apart
 
 _UNCHANGED = {
     "add", "sub", "mul", "div", "rsub", "gelu", "relu", "silu", "sigmoid", "tanh", "hardtanh",
@@ -79,6 +82,7 @@ class Followed:
         keeps: Whether each element stays where it is.
         settings: Whether they depend on the other arguments, too.
         writes: Whether it writes into its first argument.
+        samples: Whether they depend on values.
         joins: Whether tokens of which nothing is known may join others.
     """
 
@@ -87,6 +91,7 @@ class Followed:
     keeps: bool = False
     settings: bool = False
     writes: bool = False
+    samples: bool = False
     joins: bool = False
 
 
@@ -115,6 +120,10 @@ def followed(func: Any) -> Followed:
         return Followed(_added, lambda args, made: args[1:3], writes=writes)
     if plain in ("cat", "stack"):
         return Followed(_joined if plain == "cat" else _stacked, _parts, settings=True, joins=True)
+    if plain in ("grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler"):
+        return Followed(_sampled, _first, samples=True)
+    if plain == "index":
+        return Followed(_indexed, _first, samples=True)
     if plain == "flip":
         return Followed(_flipped, _first, settings=True)
     if plain == "roll":
@@ -142,9 +151,13 @@ def follow(lineage: Lineage, rule: Followed, args: Any, kwargs: Any, out: Any) -
     made = out[0] if isinstance(out, (tuple, list)) and out else out
     if not isinstance(made, Tensor) or made.layout is not torch.strided or made.is_nested:
         return
+    found: Origin | None
     known = [(x, lineage.origin(x)) for x in rule.reads(args, made) if isinstance(x, Tensor)]
     origins = {origin for _, origin in known}
-    if not origins <= _NONE:
+    if rule.samples:
+        labels = rule.labels(lineage, args, kwargs, made)
+        found = Origin(form(made), labels) if labels else LOST
+    elif not origins <= _NONE:
         found = _result(lineage, rule, args, kwargs, made, known, origins)
     elif not _any_known(lineage, args):
         return
@@ -176,6 +189,8 @@ def _result(
             all(form(x) == written for x, _ in known)
         ):  # fmt: skip
             return origin
+    if not all(origin is None or origin.fixed for origin in origins):
+        return _found(lineage, rule, args, kwargs, made)
     given = tuple(
         (_unknown(lineage, x) if origin is None else (origin, *form(x)) if origin.labels else LOST)
         for x, origin in known
@@ -404,6 +419,11 @@ def _joined(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
     if any(x.dim() != made.dim() for x in parts):
         return ()
     told = [lineage.labels(x) for x in parts]
+    if (points := _points(told)) is not None:
+        sizes = [max(n) for n in zip(*(one.numbers.shape for one in points), strict=True)]
+        shapes = [[*sizes[:dim], x.shape[dim], *sizes[dim + 1 :]] for x in parts]
+        space, numbers = _beside(points, shapes)
+        return (Label(space, np.concatenate(numbers, dim)),)
     first = next((labels for labels in told if labels), ())
     return tuple(one for label in first if (one := _join(label, parts, told, dim)) is not None)
 
@@ -460,11 +480,90 @@ def _stacked(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
     parts = list(args[0])
     dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % made.dim()
     told = [lineage.labels(x) for x in parts]
+    if (points := _points(told)) is not None:
+        sizes = [max(n) for n in zip(*(one.numbers.shape for one in points), strict=True)]
+        space, numbers = _beside(points, [sizes] * len(points))
+        return (Label(space, np.stack(numbers, dim)),)
     found = []
     for one in told[0] or ():
         if all(any(one.same(x) for x in labels or ()) for labels in told):
             found.append(Label(one.space, np.expand_dims(one.numbers, dim)))
     return tuple(found)
+
+
+@apart
+def _sampled(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    """Values at sampling points: which point each is from."""
+    x, grid = args[0], args[1].detach()
+    mode, padding, aligned = (*args[2:5], 0, 0, True)[:3]  # the defaults are those of cudnn's op
+    sides = tuple(x.shape[2:])
+    size = torch.tensor(sides[::-1], dtype=torch.float32, device=grid.device)
+    at = (grid.flatten(0, -2).float() + 1) / 2
+    if aligned:
+        at = (at * (size - 1) + 0.5) / size
+    count = len(at)
+    row = torch.arange(count, device=grid.device) // max(1, count // len(x))
+    filled = SampledMap(sides, _filled(x.detach()), _MODES[mode], _PADDINGS[padding])
+    space = Samples(at, row, torch.zeros_like(row), (filled,))
+    numbers = np.arange(count, dtype=np.int64).reshape(len(x), 1, *made.shape[2:])
+    return (Label(space, numbers),)
+
+
+@apart
+def _indexed(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    """Values read at whole rows and columns of a feature map, `x[image, :, rows, columns]`."""
+    x, index = args[0], list(args[1])
+    if x.dim() not in (4, 5) or len(index) != x.dim() or index[1] is not None:
+        return ()
+    chosen = [one for i, one in enumerate(index) if i != 1]
+    if any(one is None or one.dtype not in (torch.int32, torch.int64) for one in chosen):
+        return ()
+    sides = tuple(x.shape[2:])
+    row, *cells = (
+        one.remainder(n).flatten()
+        for one, n in zip(torch.broadcast_tensors(*chosen), (len(x), *sides), strict=True)
+    )
+    at = torch.stack([(c + 0.5) / n for c, n in zip(cells[::-1], sides[::-1], strict=True)], -1)
+    read = SampledMap(sides, _filled(x.detach()), "nearest", "border")
+    space = Samples(at, row, torch.zeros_like(row), (read,))
+    return (Label(space, np.arange(len(row), dtype=np.int64).reshape(*made.shape[:-1], 1)),)
+
+
+_MODES, _PADDINGS = ("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection")
+
+
+def _filled(x: Tensor) -> Tensor:
+    """`(rows, axes)`, the share of each side of a map behind which nothing but zeros lies."""
+    there, shares = (x != 0).any(1), []
+    for axis in range(x.dim() - 2, 0, -1):
+        along = there.movedim(axis, 1).flatten(2).any(2)
+        last = (along * torch.arange(1, along.shape[1] + 1, device=x.device)).amax(1)
+        shares.append(last / along.shape[1])
+    return torch.stack(shares, -1)
+
+
+def _points(told: Sequence[Labels | None]) -> list[Label] | None:
+    """The labels of tensors that all hold values at sampling points; None where some do not."""
+    points = [
+        next((one for one in labels or () if isinstance(one.space, Samples)), None)
+        for labels in told
+    ]
+    known = [one for one in points if one is not None]
+    return known if known and len(known) == len(points) else None
+
+
+@apart
+def _beside(
+    points: Sequence[Label], shapes: Sequence[Sequence[int]]
+) -> tuple[Space, list[Numbers]]:
+    """One table for several labels of sampling points, and their numbers in it."""
+    spaces = [one.space for one in points if isinstance(one.space, Samples)]
+    starts = np.cumsum([0, *(len(one.at) for one in spaces)])
+    numbers = [
+        np.broadcast_to(one.numbers + start, shape)
+        for one, start, shape in zip(points, starts, shapes, strict=False)
+    ]
+    return Samples.joined(spaces), numbers
 
 
 def _rolled(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:

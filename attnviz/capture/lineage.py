@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from attnviz.capture.provenance import ByStorage, storage_key
@@ -70,8 +71,9 @@ class Space:
 
     Attributes:
         lines: Its axes.
-        raw: Whether its cells are the pixels that the model was given. They become places once a
-            layer makes a feature map of them: a 4-D tensor can also hold tokens by head.
+        raw: Whether its cells are no places of tokens: the pixels that the model was given, which
+            become places once a layer makes a feature map of them (a 4-D tensor can also hold
+            tokens by head), or sampling points.
         read: Numbers of tokens that are no places and were given to a layer alone.
         others: How many tokens that are no places have joined it.
     """
@@ -96,6 +98,52 @@ class Space:
         return self._whole[dims]
 
 
+class Samples(Space):
+    """Sampling points on feature maps; its numbers are rows of a table, and no cells.
+
+    Attributes:
+        at: `(points, axes)`, x, y (and z) of each point as shares of the feature map's sides.
+        row: `(points,)`, which row of the sampled tensor, an image and a head, each is of.
+        level: `(points,)`, which feature map each point lies on.
+        maps: The feature maps.
+    """
+
+    __slots__ = ("at", "level", "maps", "row")
+
+    def __init__(
+        self, at: Tensor, row: Tensor, level: Tensor, maps: tuple[SampledMap, ...]
+    ) -> None:
+        super().__init__((), raw=True)
+        self.at, self.row, self.level, self.maps = at, row, level, maps
+
+    @classmethod
+    def joined(cls, parts: Sequence[Samples]) -> Samples:
+        """The points of several, one after the other."""
+        starts = np.cumsum([0, *(len(one.maps) for one in parts)]).tolist()
+        levels = [one.level + start for one, start in zip(parts, starts, strict=False)]
+        return cls(
+            torch.cat([one.at for one in parts]), torch.cat([one.row for one in parts]),
+            torch.cat(levels), tuple(m for one in parts for m in one.maps),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SampledMap:
+    """A feature map that values are sampled from.
+
+    Attributes:
+        sides: Its sides.
+        filled: `(rows, axes)`, the share of its width and height behind which a row is zero.
+        mode: `"bilinear"`, `"nearest"` or `"bicubic"`.
+        padding: What lies outside of it: `"zeros"`, `"border"` or `"reflection"`.
+    """
+
+    sides: tuple[int, ...]
+    filled: Tensor
+    mode: str
+    padding: str
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Label:
     """The places of a tensor's elements.
@@ -116,8 +164,12 @@ class Label:
 
     def same(self, other: Label) -> bool:
         """Whether another label says the same."""
-        return self is other or (
-            self.space.lines == other.space.lines and np.array_equal(self.numbers, other.numbers)
+        if self is other or self.space is other.space:
+            return self is other or np.array_equal(self.numbers, other.numbers)
+        return bool(
+            self.space.lines
+            and self.space.lines == other.space.lines
+            and np.array_equal(self.numbers, other.numbers)
         )
 
 
@@ -132,14 +184,16 @@ class Origin:
         form: Shape, strides and offset of the tensor as it was written.
         labels: Its labels; none where nothing is known any more.
         lone: Whether it is a single token.
+        fixed: Whether it does not depend on values, as sampling points do.
     """
 
-    __slots__ = ("_known", "form", "labels", "lone")
+    __slots__ = ("_known", "fixed", "form", "labels", "lone")
 
     def __init__(self, form: Form, labels: Labels) -> None:
         self.form = form
         self.labels = labels if labels and _in_order(form) else ()
         self.lone = any(label.numbers.size == 1 for label in self.labels)
+        self.fixed = not any(isinstance(label.space, Samples) for label in self.labels)
         self._known: dict[Form, Labels] = {form: self.labels}
 
     def of(self, form: Form) -> Labels:
