@@ -74,12 +74,15 @@ class Space:
         raw: Whether its cells are no places of tokens: the pixels that the model was given, which
             become places once a layer makes a feature map of them (a 4-D tensor can also hold
             tokens by head), or sampling points.
+        told: Whether its cells are the rows and columns that the model itself computed as the
+            positions of its tokens, for rotary embeddings.
         read: Numbers of tokens that are no places and were given to a layer alone.
         others: How many tokens that are no places have joined it.
     """
 
     lines: tuple[Line, ...]
     raw: bool = False
+    told: bool = False
     read: set[int] = field(default_factory=set)
     others: int = 0
     _whole: dict[int, Label] = field(default_factory=dict, repr=False)
@@ -185,15 +188,17 @@ class Origin:
         labels: Its labels; none where nothing is known any more.
         lone: Whether it is a single token.
         fixed: Whether it does not depend on values, as sampling points do.
+        told: Whether it is known from positions that the model computed.
     """
 
-    __slots__ = ("_known", "fixed", "form", "labels", "lone")
+    __slots__ = ("_known", "fixed", "form", "labels", "lone", "told")
 
     def __init__(self, form: Form, labels: Labels) -> None:
         self.form = form
         self.labels = labels if labels and _in_order(form) else ()
         self.lone = any(label.numbers.size == 1 for label in self.labels)
         self.fixed = not any(isinstance(label.space, Samples) for label in self.labels)
+        self.told = bool(self.labels) and all(label.space.told for label in self.labels)
         self._known: dict[Form, Labels] = {form: self.labels}
 
     def of(self, form: Form) -> Labels:

@@ -17,6 +17,10 @@ FARTHEST = 0.5
 """The largest distance of a token from the centre of its cell, in cells."""
 
 
+TOLD = "the positions that its model computes for its tokens"
+"""The reason of places that were read off position ids."""
+
+
 @runtime_checkable
 class Split(Hashable, Protocol):
     """How images and heads lie along a tensor's leading axes."""
@@ -131,9 +135,7 @@ def proven(side: Numbered | None, images: int | None) -> Places | None:
 def _proven(side: Numbered, images: int | None) -> Places | None:
     numbers = side.numbers
     count = _images(numbers)
-    if count is None or (images and images % count and count % images):
-        return None
-    if images and count != images:
+    if count is None or (images and count != images and not side.space.told):
         return None
     cell = numbers.reshape(count, -1)[0]
     placed = cell[cell >= 0]
@@ -146,7 +148,7 @@ def _proven(side: Numbered, images: int | None) -> Places | None:
     roles: list[Role] = [_role(int(n), side.space) for n in cell]
     return Places(
         grid, tuple(int(c) for c in cells), tuple(roles), status="proven",
-        reason="followed from a feature map", error=error,
+        reason=TOLD if side.space.told else "followed from a feature map", error=error,
     )  # fmt: skip
 
 
