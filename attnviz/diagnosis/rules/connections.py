@@ -55,6 +55,7 @@ def not_applied(case: Examination) -> Iterator[Observation]:
     method="One backward pass gives no gradient by the result of the sigmoid, softmax or attention "
     "kernel, or by the parameters of queries and keys, and replaced results change the output. A "
     "warning in trained models, whose inference it does not affect.",
+    explained_by=("class-token-blind",),
 )
 def detached(case: Examination) -> Iterator[Observation]:
     severity: Severity = "warning" if case.trained else "error"

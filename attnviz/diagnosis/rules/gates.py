@@ -90,14 +90,21 @@ def unbounded(case: Examination) -> Iterator[Observation]:
     remedy="check its bias and its input; add the residual around it: x + x * gate",
     appearance="Black.",
     cause="A bias far below zero, or a sigmoid driven into saturation.",
-    method=f"The largest value is below {CLOSED}. Trained models; a note where that is not known.",
+    method=f"The largest value is below {CLOSED}, or features are multiplied by a broadcast factor "
+    "that is 0 throughout. Trained models; a note where that is not known.",
     explained_by=("gate-over-batch",),
 )
 def closed(case: Examination) -> Iterator[Observation]:
+    found = dict[str, float]()
     for record, scale in _trained_scales(case):
         low, high = float(scale.min()), float(scale.max())
         if high < CLOSED and low >= 0:
-            yield observed(record.name, case.trained_severity, highest=high)
+            found[record.name] = high
+    if case.trained is not False:
+        dead = (one.module for one in case.calls.products if not one.factor.any())
+        found |= {module or type(case.model).__name__: 0.0 for module in dead}
+    for where, high in found.items():
+        yield observed(where, case.trained_severity, highest=high)
 
 
 @rule(

@@ -12,6 +12,7 @@ from torch import Tensor
 from attnviz.capture import Record, watch
 from attnviz.diagnosis.examination import FEW, Examination
 from attnviz.diagnosis.registry import Observation, observed, rule
+from attnviz.diagnosis.rules.information import padding_tokens
 from attnviz.diagnosis.statistics import interval
 from attnviz.maps import class_row, gate_map, received
 
@@ -50,9 +51,10 @@ _INTERVAL = {
     "attends to it to some degree.",
     method=f"More than {ATTENDED:.0%} of the attention of real places goes to places that are "
     "padding altogether. A warning where `padding=` was given, a note where borders of one colour "
-    "were taken for it.",
+    "were taken for it. Tokens that are no places count as in [pooled-padding](pooled-padding.md).",
 )
 def padding_attention(case: Examination) -> Iterator[Observation]:
+    yield from _to_padding_tokens(case)
     given = case.padding is not None
     padding = plain_borders(case.few) if case.padding is None else case.padding[: len(case.few)]
     if len(padding) < len(case.few):  # a single image is examined beside its mirror image
@@ -193,6 +195,19 @@ def _thick(edges: Tensor, least: int) -> Tensor:
     """Edges that are thick enough, both together."""
     wide = edges.sum(2, keepdim=True) >= max(1, least)
     return (edges & wide).any(0)
+
+
+def _to_padding_tokens(case: Examination) -> Iterator[Observation]:
+    """Attention of the other tokens to those that hold nothing of the image."""
+    found = case.cached(padding_tokens)
+    for _, record in case.attention() if found is not None else ():
+        weights = record.weights
+        if found is None or weights is None or tuple(weights.shape[-2:]) != (found.tokens,) * 2:
+            continue
+        real = [i for i in range(found.tokens) if i not in found.padding]
+        share = float(weights[:, :, real][..., list(found.padding)].sum(-1).mean())
+        if share > ATTENDED:
+            yield observed(record.name, None if found.alike else "note", share=share)
 
 
 def _to_padding(record: Record, padding: Tensor) -> float | None:

@@ -28,6 +28,9 @@ COLLAPSED = 0.9
 SAME = 0.02
 """Heads are equal if their distance is below this part of their distance to uniform."""
 
+EQUAL = 1e-5
+"""Rows are equal if they differ by less than this part of the largest weight."""
+
 _NEAREST = 1e-4  # total variation below which heads are equal in any case
 _FEWEST = 4  # keys below which these numbers mean little
 _JUDGED = "Judged with trained weights; a note where that is not known."
@@ -172,6 +175,39 @@ def class_token_only(case: Examination) -> Iterator[Observation]:
         share = float(weights[:, :, p:, :p].sum(-1).mean())
         if share > COLLAPSED:
             yield observed(record.name, case.trained_severity, share=share, prefix=p)
+
+
+@rule(
+    code="equal-rows",
+    severity="warning",
+    summary="All queries have the same weights.",
+    meaning="all {queries} queries have the same weights, {distance:.1g} apart: every token gets "
+    "the same sum of values, whatever its place",
+    evidence={
+        "queries": "number of queries",
+        "distance": "largest difference of a weight between two queries",
+    },
+    remedy="make a query of each token, or, if one is meant, pool with it: one query, and one row "
+    "of weights",
+    appearance="The map of any query is that of all.",
+    cause="One query was expanded over all tokens, or queries are the same for all tokens: a "
+    "learned vector, or tokens that are alike.",
+    method=f"The rows of every head and image differ by less than {EQUAL:g} of the largest weight, "
+    "and they are not uniform. Attention that is pooled by one query is not judged.",
+    explained_by=("near-uniform", "collapsed-heads"),
+)
+def equal_rows(case: Examination) -> Iterator[Observation]:
+    for i, record in case.attention():
+        weights = record.weights
+        if weights is None or min(weights.shape[-2:]) < _FEWEST or record.how == "pooled":
+            continue
+        if case.tokens[i].axis == "images" or not bool(weights.isfinite().all()):
+            continue
+        largest = float(weights.abs().max())
+        distance = float((weights - weights[:, :, :1]).abs().max())
+        row = weights[:, :, 0]
+        if distance < EQUAL * largest < float(row.amax() - row.amin()):
+            yield observed(record.name, queries=weights.shape[-2], distance=distance)
 
 
 def _trained_weights(case: Examination) -> Iterator[tuple[Record, Tensor]]:
