@@ -40,7 +40,7 @@ WRITE = False  # whether the numbers on correct models go to docs/doctor/correct
 _COSTED = ("torchvision:swin_t", "timm:vit_tiny_patch16_224", "timm:cait_xxs24_224",
            "timm:efficientnet_b0", "timm:coatnet_pico_rw_224", "timm:mobilevit_xxs")  # fmt: skip
 LARGEST = 256  # side of images; models of larger ones are built for smaller ones
-SEEDS = 10  # trainings of each reference model
+SEEDS = 4  # trainings of each reference model
 _PLAIN, _MASKED = 4, 64  # images of models with random weights, and of trained ones, with masks
 
 
