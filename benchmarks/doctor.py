@@ -1,7 +1,8 @@
 """The doctor on correct models and on faulty layers, and its cost.
 
-    python benchmarks/doctor.py                  all three tables
-    python benchmarks/doctor.py --only correct   or: faulty, cost
+    python benchmarks/doctor.py                  all four tables
+    python benchmarks/doctor.py --only correct   or: null, faulty, cost
+    python benchmarks/doctor.py --only correct --kept FILE --minutes 10      in several runs
 
 Exit code 1 if a correct model has an error, a faulty layer lacks its code or has another error, or
 the cost is more than 25 forward passes. Nothing is downloaded: weights are random, but for the
@@ -12,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
+import types
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,12 +25,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from attnviz.diagnosis import SEVERITIES, diagnose
+from attnviz.diagnosis import RULES, SEVERITIES, diagnose, diagnose_split
+from attnviz.diagnosis.rules.cost import DEARER
+from attnviz.diagnosis.rules.localization import best_of
+from attnviz.diagnosis.rules.splits import FEWER, different_places
+from attnviz.diagnosis.run_diagnosis import Training
 from attnviz.models import build_model
 from attnviz.patches import inject_patch
 from benchmarks.architectures import ENTRIES, Entry, initialised, side_of
@@ -236,13 +246,104 @@ def cost_table(n: int = 8) -> bool:
     return worst <= LIMIT
 
 
-TABLES = {"correct": correct_table, "faulty": faulty_table, "cost": cost_table}
+def null_table(draws: int = 2000) -> bool:
+    """False-alarm rates of the rules on masks, trainings and splits, of simulated correct ones."""
+    print(f"Rules without a fault to find, {draws} draws each\n")
+    print("| rule | simulated | alarms |\n| --- | --- | --- |")
+    rates = {}
+    for code, (of, alarm) in _nulls().items():
+        generator = np.random.default_rng(0)
+        rates[code] = {"of": of, "rate": sum(alarm(generator) for _ in range(draws)) / draws}
+        print(f"| {code} | {of} | {rates[code]['rate']:.2%} |", flush=True)
+    print()
+    if WRITE:
+        path = Path(__file__).parents[1] / "docs" / "doctor" / "null.json"
+        path.write_text(json.dumps({"draws": draws, "rules": rates}, indent=1) + "\n")
+    return all(one["rate"] <= 0.05 for one in rates.values())
+
+
+Alarm = Callable[[np.random.Generator], bool]
+
+
+def _nulls() -> dict[str, tuple[str, Alarm]]:
+    return {
+        "not-above-chance": (
+            "12 maps whose true lift is 1.25, spread 0.5, 64 images",
+            partial(_of_lift, "not-above-chance", 1.25, 64),
+        ),
+        "outside-mask": (
+            "12 maps at chance (lift 1, spread 0.5), 16 images",
+            partial(_of_lift, "outside-mask", 1.0, 16),
+        ),
+        "no-learning": ("losses that halve in 20 epochs, noise 5 %", _of_training("no-learning")),
+        "overfitting": ("losses that halve in 20 epochs, noise 5 %", _of_training("overfitting")),
+        "shared-places": ("400 and 200 places drawn at random on 96²", _of_places),
+        "unlikely-places": ("200 places drawn at random on 96²", _of_few_places),
+        "shared-photographs": ("20 and 10 images of smooth noise", _of_photographs),
+        "slower-than-plain": ("equal cost, noise 10 %", _of_cost),
+        "heavier-than-plain": ("equal cost, noise 10 %", _of_cost),
+    }
+
+
+def _of_lift(code: str, lift: float, images: int, generator: np.random.Generator) -> bool:
+    spread = math.sqrt(math.log(1 + (0.5 / lift) ** 2))
+    lifts = {
+        str(i): torch.from_numpy(
+            generator.lognormal(math.log(lift) - spread**2 / 2, spread, images)
+        )
+        for i in range(12)
+    }  # fmt: skip
+    best = best_of(lifts)
+    case = types.SimpleNamespace(cached=lambda _: best)
+    return any(True for _ in RULES[code].find(case))
+
+
+def _of_training(code: str) -> Alarm:
+    def alarm(generator: np.random.Generator) -> bool:
+        falling = 0.35 + 0.35 * np.exp(-np.arange(20) / 5)
+        curves = {name: falling * generator.lognormal(0, 0.05, 20)
+                  for name in ("train_loss", "val_loss")}  # fmt: skip
+        return any(True for _ in RULES[code].find(Training(pd.DataFrame(curves))))
+
+    return alarm
+
+
+def _boxes(generator: np.random.Generator, n: int) -> NDArray[np.int64]:
+    corner = generator.integers(0, 96 - 24 + 1, (n, 2))
+    return np.concatenate([corner, corner + 24], 1)
+
+
+def _of_places(generator: np.random.Generator) -> bool:
+    boxes = {"train_boxes": _boxes(generator, 400), "test_boxes": _boxes(generator, 200)}
+    return bool(diagnose_split(**boxes, size=(96, 96)))
+
+
+def _of_few_places(generator: np.random.Generator) -> bool:
+    places, expected = different_places(_boxes(generator, 200), (96, 96))
+    return places < FEWER * expected
+
+
+def _of_photographs(generator: np.random.Generator) -> bool:
+    coarse = generator.integers(0, 256, (30, 6, 6, 3)).astype(np.uint8)
+    images = coarse.repeat(8, 1).repeat(8, 2) + generator.integers(0, 4, (30, 48, 48, 3))
+    images = images.astype(np.uint8)
+    return bool(diagnose_split(train_images=images[:20], test_images=images[20:]))
+
+
+def _of_cost(generator: np.random.Generator) -> bool:
+    own, plain = generator.lognormal(0, 0.1, 2)
+    return bool(own > DEARER * plain)
+
+
+TABLES = {
+    "correct": correct_table, "null": null_table, "faulty": faulty_table, "cost": cost_table,
+}  # fmt: skip
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=TABLES)
-    parser.add_argument("--write", action="store_true", help="docs/doctor/correct.json")
+    parser.add_argument("--write", action="store_true", help="docs/doctor/correct.json, null.json")
     parser.add_argument("--kept", type=Path, help="file of results on correct models, to continue")
     parser.add_argument("--minutes", type=float, help="after which to stop examining them")
     args = parser.parse_args()

@@ -64,6 +64,7 @@ def not_finite(case: Examination) -> Iterator[Observation]:
     meaning="two runs on the same images in evaluation mode differ by {difference:.2g} of the "
     "largest output: dropout or noise is left on",
     evidence={"difference": "largest difference over the largest output"},
+    threshold="difference above 1e-05",
     remedy="use nn.Dropout, or F.dropout(x, p, training=self.training): its default is "
     "training=True",
     appearance="Changes from run to run.",
@@ -112,6 +113,7 @@ def _finite(record: Record) -> bool:
     summary="Logits exceed the range of float16.",
     meaning="logits reach {largest:.3g}, and float16 ends at 65,504",
     evidence={"largest": "largest |q · k| before any scale that follows the product"},
+    threshold=f"|q · k| above {_FLOAT16:,.0f}",
     remedy="scale q before the product, or use bfloat16",
     appearance="Empty under float16.",
     cause="q · k is too large before it is scaled.",
@@ -142,6 +144,7 @@ def _largest_logit(record: Record) -> float:
     meaning="an image's output changes by {difference:.2g} of the largest output with the size of "
     "its batch, in evaluation mode",
     evidence={"difference": "largest difference over the largest output"},
+    threshold=f"difference above {DIFFERENT:g}, by neighbours above {LEAK:g}",
     remedy="look for a softmax or a norm over axis 0, batch statistics without running ones, or a "
     "permute that mixes b with places",
     appearance="Changes with the batch.",

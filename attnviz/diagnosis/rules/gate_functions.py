@@ -40,6 +40,7 @@ _SPREAD = 1e-10  # variance of a gate below which its slope cannot be told
     meaning="the gate stays between {lowest:.3f} and {highest:.3f} even for images 30 times as "
     "bright: a sigmoid of a sigmoid lies between 0.5 and 0.731, it can neither open nor close",
     evidence={"lowest": "smallest value", "highest": "largest value"},
+    threshold="all values from 0.5 to 0.731",
     remedy="remove one sigmoid, or nn.Sigmoid() at the end of the branch",
     appearance="Grey; scaled to its maximum it looks right.",
     cause="The branch ends with a sigmoid, and the gate applies another.",
@@ -68,6 +69,7 @@ def double_sigmoid(case: Examination) -> Iterator[Observation]:
     meaning="the features are multiplied by a factor that falls by {slope:.2g} as the sigmoid goes "
     "from 0 to 1, and by none that rises: what the branch scores high is suppressed",
     evidence={"slope": "slope of the factor over the sigmoid, −1 for 1 − gate"},
+    threshold="within 1e-05 of a falling line",
     remedy="multiply by the gate, x * gate; keep 1 − gate for a second branch only",
     appearance="Dark on the object.",
     cause="`x * (1 - gate)`, copied from a model that splits features between two branches.",
@@ -103,6 +105,7 @@ def inverted(case: Examination) -> Iterator[Observation]:
         "highest": "largest value",
         "grown": "largest magnitude for bright images over that for plain ones",
     },
+    threshold=f"both signs, and grown more than {GROWN:g} times",
     remedy="x * gate.sigmoid()",
     appearance="Positive and negative values; no record and no map of it.",
     cause="The sigmoid was left out, or the logits were used instead of the gate.",
@@ -138,6 +141,7 @@ def missing_sigmoid(case: Examination) -> Iterator[Observation]:
         "distance": "mean distance between the gate's change and that of the features, in sides",
         "mended": "the same after the named transformation",
     },
+    threshold=f"distance above {OFF:g}, and below {ON:g} transformed",
     remedy="keep the axes in the order of the features: (b, 1, h, w); undo flips, rolls and "
     "transposes before the product",
     appearance="The map is the right one, on its head, mirrored or beside the object.",
@@ -171,6 +175,7 @@ def misplaced(case: Examination) -> Iterator[Observation]:
     meaning="perturbing an image patch changes the gate at few places, of which some are far from "
     "where the features change: the change there is {outside:.0%} of the largest one",
     evidence={"outside": "largest change far from the features' change over the largest change"},
+    threshold=f"a change above {ELSEWHERE:g} of the largest, {_NEAR} places away",
     remedy="invert every reshape of the branch, in the opposite order: gate.view(b, 1, h, w) of "
     "places that were flattened from (h, w)",
     appearance="Fragments of the right map, in stripes or blocks.",
@@ -201,6 +206,7 @@ def scrambled(case: Examination) -> Iterator[Observation]:
     summary="The gate multiplies rows or columns by what was meant for another axis.",
     meaning="{word}, {distance:.2f} image sides from where the features change",
     evidence={"distance": "mean distance of the change from that of the features, in sides"},
+    threshold=f"distance above {LINE:g}, or evenness above {SPREAD:g}",
     remedy="give the gate the axes of what it was computed from: (b, c, 1, 1) of channels, "
     "(b, c, h, 1) of rows, (b, c, 1, w) of columns",
     appearance="Stripes that do not follow the object.",

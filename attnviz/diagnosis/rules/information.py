@@ -89,6 +89,7 @@ def causal_mask(case: Examination) -> Iterator[Observation]:
     summary="The head reads one token that is not the class token.",
     meaning="the output depends on token {token} of {tokens} alone, which is {word}",
     evidence={"token": "number of the token, from 0", "tokens": "number of tokens"},
+    threshold=f"gradients of other tokens below {_NOTHING:g} of the largest",
     remedy="read the class token, x[:, 0], or the mean over places, x[:, prefix:].mean(1)",
     appearance="The class token's row shows what the head does not read; the row of one place is "
     "what counts.",
@@ -134,6 +135,7 @@ def head_token(case: Examination) -> Iterator[Observation]:
         "tokens": "number of tokens that the output depends on",
         "padding": "number of those that are padding",
     },
+    threshold=f"more than {PREFIX} such tokens",
     remedy="leave padding out of the mean: (x * keep[..., None]).sum(1) / keep.sum(1)",
     appearance="Bright or dark places that are no part of the image.",
     cause="Tokens were padded to a multiple of a window or to the longest sequence, and are "
@@ -167,6 +169,7 @@ def pooled_padding(case: Examination) -> Iterator[Observation]:
     meaning="with zero attention nothing of the image passes this layer: {share:.0%} of a "
     "perturbation is left behind it",
     evidence={"share": "change behind the layer with zero attention over that before it, 0 to 1"},
+    threshold=f"share below {_NOTHING:g}",
     remedy="add the input: x = x + attention(norm(x))",
     appearance="That of a layer which must copy what it would keep: diagonal, or uniform in deep "
     "layers.",
@@ -201,6 +204,7 @@ def no_residual(case: Examination) -> Iterator[Observation]:
         "spread": "largest difference between images over the largest output",
         "images": "number of images",
     },
+    threshold=f"spread below {CONSTANT:g}",
     remedy="follow the features to the head: weights that are zero, a token that sees no place, a "
     "branch that is not connected, an activation that is zero everywhere",
     appearance="Any: a map says nothing about a constant.",
