@@ -29,6 +29,7 @@ PADDED = -(10**9)
 """The number of padding. Other tokens that are no places count from −1 down."""
 
 _MOST = 1 << 22  # elements of the numbers of one tensor
+_FEWEST = 4  # tokens whose positions can be a grid
 
 _UNCHANGED = {
     "add", "sub", "mul", "div", "rsub", "gelu", "relu", "silu", "sigmoid", "tanh", "hardtanh",
@@ -36,11 +37,11 @@ _UNCHANGED = {
     "pow", "erf", "native_layer_norm", "native_batch_norm", "_native_batch_norm_legit",
     "_native_batch_norm_legit_no_training", "_batch_norm_no_update", "_batch_norm_with_update",
     "cudnn_batch_norm", "miopen_batch_norm", "native_group_norm", "_fused_rms_norm", "rsqrt",
-    "_softmax", "softmax", "_safe_softmax", "clone", "_to_copy", "native_dropout", "dropout",
+    "_softmax", "softmax", "_safe_softmax", "clone", "native_dropout", "dropout",
     "masked_fill", "where", "clamp", "clamp_min", "clamp_max", "detach", "alias", "nan_to_num",
     "_transformer_encoder_layer_fwd", "_native_multi_head_attention", "layer_norm", "group_norm",
     "batch_norm", "to", "contiguous", "addcmul", "lerp", "_prelu_kernel", "abs", "log",
-    "reciprocal",
+    "reciprocal", "cos", "sin",
 }  # fmt: skip
 _RESIZED = {
     "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "upsample_bilinear2d",
@@ -93,12 +94,15 @@ class Space:
         raw: Whether its cells are no places of tokens: the pixels that the model was given, which
             become places once a layer makes a feature map of them (a 4-D tensor can also hold
             tokens by head), or sampling points.
+        told: Whether its cells are the rows and columns that the model itself computed as the
+            positions of its tokens, for rotary embeddings.
         read: Numbers of tokens that are no places and were given to a layer alone.
         others: How many tokens that are no places have joined it.
     """
 
     lines: tuple[Line, ...]
     raw: bool = False
+    told: bool = False
     read: set[int] = field(default_factory=set)
     others: int = 0
 
@@ -421,6 +425,8 @@ def _rule(func: Any) -> Rule:
     plain = packet.rstrip("_") if writes else packet
     if plain in _UNCHANGED:
         return Rule(_normed if "layer_norm" in plain else _unchanged, writes=writes)
+    if plain == "_to_copy":
+        return Rule(_converted, seeds=True)
     if plain in _RESIZED:
         return Rule(_resized)
     if plain in _POOLED:
@@ -456,12 +462,20 @@ def _normed(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
 
 
 def _unchanged(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
-    """Every element stays where it is; operands that are as large have to lie alike."""
+    """Every element stays where it is; operands that are as large have to lie alike.
+
+    What is multiplied by a function of its positions, and has no places of its own, has these.
+    """
     found: Labels | None = None
+    told = _told(lineage, args, made)
+    if told:
+        return told
     for x in args:
         if not isinstance(x, Tensor) or x.shape != made.shape:
             continue  # numbers, and what is repeated over the others, as gates are
         labels = lineage.labels(x)
+        if labels and all(one.space.told for one in labels):
+            continue
         if labels is None:
             if x.is_floating_point() and 0 not in x.stride() and not lineage.is_parameter(x):
                 return ()
@@ -471,6 +485,49 @@ def _unchanged(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels
         else:
             found = tuple(one for one in found if any(one.same(other) for other in labels))
     return found or ()
+
+
+def _told(lineage: Lineage, args: Any, made: Tensor) -> Labels:
+    """Positions that one factor is a function of, where no other has places by itself."""
+    found: list[Labels] = []
+    for x in args:
+        if isinstance(x, Tensor) and (labels := lineage.labels(x)):
+            if not all(one.space.told for one in labels):
+                return ()
+            found.append(labels)
+    if not found or any(not one.same(found[0][0]) for labels in found for one in labels[:1]):
+        return ()
+    (label,) = found[0][:1]
+    missing = made.dim() - label.numbers.ndim
+    return (Label(label.space, label.numbers.reshape([1] * missing + [*label.numbers.shape])),)
+
+
+def _converted(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels | None:
+    """Copies of another type; whole numbers may be positions."""
+    x = args[0]
+    if not x.is_floating_point() and made.is_floating_point():
+        label = positions(x)
+        return None if label is None else (label,)
+    return None if lineage.labels(x) is None else _unchanged(lineage, args, kwargs, made)
+
+
+def positions(x: Tensor) -> Label | None:
+    """The places that whole numbers `(…, tokens, axes)` are rows and columns of.
+
+    Axes of length 1 may stand anywhere. None unless each cell of one grid stands there once.
+    """
+    long = [i for i, n in enumerate(x.shape) if n > 1]
+    if len(long) != 2 or x.shape[long[1]] not in (2, 3) or x.shape[long[0]] < _FEWEST:
+        return None
+    values = x.detach().cpu().numpy().reshape(x.shape[long[0]], x.shape[long[1]])
+    sides = values.max(0) + 1
+    if values.min() < 0 or (sides < 2).sum() > len(sides) - 2 or math.prod(sides) != len(values):
+        return None
+    numbers = np.ravel_multi_index(tuple(values.T), tuple(sides)).astype(np.int64)
+    if len(np.unique(numbers)) != len(numbers):
+        return None
+    space = Space(tuple(Line(int(n), 0.5, 1.0, int(n)) for n in sides), told=True)
+    return Label(space, numbers.reshape([-1 if i == long[0] else 1 for i in range(x.dim())]))
 
 
 def _mapped(lineage: Lineage, x: Tensor, made: Tensor, lines: Sequence[Line] | None) -> Labels:

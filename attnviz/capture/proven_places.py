@@ -15,6 +15,9 @@ from attnviz.token_places import Places, Role
 FARTHEST = 0.5
 """The largest distance of a token from the centre of its cell, in cells."""
 
+TOLD = "the positions that its model computes for its tokens"
+"""The reason of places that were read off position ids."""
+
 Present = Callable[[Numbers], Numbers]
 """From values along a tensor's leading axes, flat, to `(b, heads)`."""
 
@@ -93,9 +96,7 @@ def proven(side: Numbered | None, images: int | None) -> Places | None:
         return None
     numbers = side.numbers
     count = _images(numbers)
-    if count is None or (images and images % count and count % images):
-        return None
-    if images and count != images:
+    if count is None or (images and count != images and not side.space.told):
         return None
     cell = numbers.reshape(count, -1)[0]
     placed = cell[cell >= 0]
@@ -108,7 +109,7 @@ def proven(side: Numbered | None, images: int | None) -> Places | None:
     roles: list[Role] = [_role(int(n), side.space) for n in cell]
     return Places(
         grid, tuple(int(c) for c in cells), tuple(roles), status="proven",
-        reason="followed from a feature map", error=error,
+        reason=TOLD if side.space.told else "followed from a feature map", error=error,
     )  # fmt: skip
 
 

@@ -270,9 +270,10 @@ class IdentityAttention:
 
 def _own_keys(record: Record, queries: int, keys: int) -> Tensor | None:
     """For each query the key at its place; leading tokens keep their own."""
-    if record.query_grid is None or record.key_grid is None:
+    own, others = record.row_grids
+    if own is None or others is None:
         return None
-    (h, w), (y, x), p = record.query_grid, record.key_grid, record.prefix
+    (h, w), (y, x), p = own, others, record.prefix
     if queries not in (h * w, h * w + p) or keys not in (y * x, y * x + p):
         return None
     lead = queries - h * w

@@ -105,7 +105,7 @@ def places_of(source: Attention, which: str, tokens: int, given: Given) -> Place
     if given.places is not None:
         return _from_coordinates(source, tokens, given)
     if given.grid is not None:
-        return _row_by_row(source, which, tokens, tuple(given.grid), given.prefix)
+        return _of_grid(source, which, tokens, given, proven)
     if proven is not None:
         return proven
     windows = getattr(source, "windows", None)
@@ -168,6 +168,26 @@ def _from_coordinates(source: Attention, tokens: int, given: Given) -> Places:
     flat = tuple(cell.flatten().tolist())
     return Places(sides, flat, tuple("place" if c >= 0 else "other" for c in flat), image,
                   status="proven")  # fmt: skip
+
+
+def _of_grid(
+    source: Attention, which: str, tokens: int, given: Given, proven: Places | None
+) -> Places:
+    """Tokens row by row on a grid that the caller gives, or in the order that the data prove."""
+    grid = tuple(int(n) for n in given.grid or ())
+    if (
+        proven is None
+        or proven.grid is None
+        or len(proven.cell) != tokens
+        or proven.row_by_row_from(given.prefix or 0)
+    ):
+        return _row_by_row(source, which, tokens, grid, given.prefix)
+    if proven.grid == grid and given.prefix is None:
+        return proven
+    raise InputError(
+        f"{name_of(source)}: its {which} lie on a grid of {_words(proven.grid)} in another order "
+        f"than row by row ({proven.reason}); leave grid= and prefix= out"
+    )
 
 
 def _row_by_row(

@@ -15,6 +15,7 @@ from attnviz.diagnosis.registry import Observation, observed, rule
 from attnviz.diagnosis.rules.information import padding_tokens
 from attnviz.diagnosis.statistics import interval
 from attnviz.maps import class_row, gate_map, received
+from attnviz.places import placed
 
 ATTENDED = 0.01
 """Share of the attention of real places that padding may get."""
@@ -235,8 +236,8 @@ def _to_padding_tokens(case: Examination) -> Iterator[Observation]:
 
 def _to_padding(record: Record, padding: Tensor) -> float | None:
     """The share of attention that goes from real places to padding."""
-    weights, grid = record.weights, record.key_grid
-    if weights is None or grid is None or record.windows is not None or record.query_grid != grid:
+    weights, (queries, grid) = record.weights, record.row_grids
+    if weights is None or grid is None or record.windows is not None or queries != grid:
         return None
     n = grid[0] * grid[1]
     if weights.shape[0] != len(padding) or weights.shape[-1] != n + record.prefix:
@@ -284,7 +285,8 @@ def _maps(case: Examination, images: Tensor) -> dict[str, Tensor]:
     with watch(case.model, empty=True) as seen:
         case.model(images)
     maps = {}
-    for i, (name, record) in enumerate(seen.items()):
+    records = placed(case.model, images, seen, proven=True)
+    for i, (name, record) in enumerate(records.items()):
         map_ = _map(record, size, case.tokens[i].axis if i in case.tokens else "unknown")
         if map_ is not None and len(map_) == len(images):
             maps[name] = map_
@@ -294,8 +296,11 @@ def _maps(case: Examination, images: Tensor) -> dict[str, Tensor]:
 def _map(record: Record, size: tuple[int, int], axis: str) -> Tensor | None:
     if record.kind == "gate":
         return gate_map(record, size=size) if record.axis == "spatial" else None
-    if record.weights is None or record.key_grid is None or axis in ("channels", "swapped"):
+    places = record.places
+    if record.weights is None or places is None or axis in ("channels", "swapped"):
         return None
-    if record.prefix:
+    if places.keys.grid is None:
+        return None
+    if "class" in places.queries.role:
         return class_row(record, size=size)
     return received(record, size=size)
