@@ -29,8 +29,9 @@ ONE_PASS = (
 class Recurring:
     """Examine one model repeatedly while it trains.
 
-    The first examination takes two forward passes, every later one a single pass: whether an
-    attention runs over the images of the batch does not change with the weights, and is remembered.
+    An examination takes a pass for weights and gates and, where a rule needs them, one for the
+    products of features. The first takes one more: whether an attention runs over the images of the
+    batch does not change with the weights, and is remembered.
 
     Args:
         codes: The findings to look for.

@@ -302,7 +302,7 @@ def test_heads_that_collapse_are_found_without_measuring_the_tokens_again():
     handle = model.patches.register_forward_hook(lambda *_: counted.append(1))
     monitor(model, 2)
     handle.remove()
-    assert len(counted) == 2  # one for the scores, one for the findings
+    assert len(counted) == 3  # for the scores, for weights and gates, for gates that are zero
     with torch.no_grad():
         model.patches.bias[0] = 100.0  # one direction rules every key
         model.attend.in_proj_weight.zero_()
