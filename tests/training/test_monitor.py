@@ -167,6 +167,20 @@ def test_what_is_not_measured_yet_is_told_until_it_is(tmp_path):
     assert summary["measured_at"] == {"epoch": last["epoch"], "images": last["monitor_images"]}
 
 
+def test_places_that_are_not_proven_are_measured_once_that_has_been_earned(monkeypatch):
+    monkeypatch.setattr("attnviz.training.preparation.are_proven", lambda seen: False)
+    clock = Clock()
+    monitor = av.Monitor(scenes(), clock=clock, findings=False)
+    model, told = Timed(Attending(), clock, 0.05), []
+    for epoch in range(1, 9):
+        clock.now += 20.0
+        monitor(model, epoch)
+        told.append(monitor.not_measured.get("maps and scores", ""))
+    assert any(why.startswith("measuring the places of tokens: about 3 s") for why in told)
+    assert told[-1] == ""
+    assert monitor.budget.spent <= 0.03 * monitor.budget.trained
+
+
 def test_a_short_training_is_measured_at_its_end_only_where_that_is_wanted(tmp_path):
     def short(name, **how):
         clock = Clock()
