@@ -41,7 +41,7 @@ LEAST = 4
 EXAMINED = 4
 """Images that the doctor examines."""
 
-EXPECTED = 20
+EXPECTED = 30
 """Forward passes of one image that the first examination is expected to cost."""
 
 MAPS, FINDINGS = "maps and scores", "findings"
