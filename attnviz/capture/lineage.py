@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnviz.capture.provenance import Tag, Tags
+from attnviz.capture.provenance import Tag, Tags, storage_key
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 """Cells of a grid, counted row by row; below zero tokens that are no places."""
@@ -89,11 +89,14 @@ class Space:
 
     Attributes:
         lines: Its axes.
+        raw: Whether its cells are the pixels that the model was given. They become places once a
+            layer makes a feature map of them: a 4-D tensor can also hold tokens by head.
         read: Numbers of tokens that are no places and were given to a layer alone.
         others: How many tokens that are no places have joined it.
     """
 
     lines: tuple[Line, ...]
+    raw: bool = False
     read: set[int] = field(default_factory=set)
     others: int = 0
 
@@ -196,6 +199,32 @@ class Origin:
         return [found[i].clip(0, self._shape[i] - 1) for i in chosen]
 
 
+def _pixels(shape: tuple[int, ...]) -> Labels:
+    """The labels of images that a model was given, for each way in which its axes can be read.
+
+    `(c, h, w)`, `(b, c, h, w)`, `(b, h, w, c)`, `(b, d, h, w)`, `(b, c, d, h, w)`,
+    `(b, t, c, h, w)` and `(b, t, h, w, c)`: a layer finds out which it is, since its own input's
+    axes are known.
+    """
+    dims, few = len(shape), 4
+    axes = [tuple(range(dims - 2, dims))]
+    if dims > 3:
+        axes += [tuple(range(1, dims - 1))] * (shape[-1] <= few)
+        axes += [tuple(range(dims - 3, dims))] * (dims == 5 or shape[1] > few)
+    if dims == 5:
+        axes += [(1, 3, 4)] + [(2, 3)] * (shape[-1] <= few)
+    found = []
+    for chosen in axes:
+        sides = tuple(shape[i] for i in chosen)
+        if math.prod(sides) <= _MOST:
+            space = Space(tuple(Line(n, 0.5, 1.0, n) for n in sides), raw=True)
+            whole = space.whole(len(sides)).numbers
+            found.append(Label(space, whole.reshape([
+                n if i in chosen else 1 for i, n in enumerate(shape)
+            ])))  # fmt: skip
+    return tuple(found)
+
+
 def _reduced(numbers: Numbers) -> Numbers:
     """Numbers without the axes that they do not depend on."""
     for axis, size in enumerate(numbers.shape):
@@ -210,17 +239,16 @@ class Lineage:
 
     Args:
         is_parameter: Whether a tensor is a parameter, or was made of them alone.
-        sides: The sides of the model's images, each once; called within the model.
+        given: The tensors that the model was called with; called within the model.
     """
 
     def __init__(
-        self,
-        is_parameter: Callable[[Tensor], bool],
-        sides: Callable[[], Iterable[tuple[int, ...]]],
+        self, is_parameter: Callable[[Tensor], bool], given: Callable[[], Iterable[Tensor]]
     ) -> None:
         self.is_parameter = is_parameter
-        self._sides = sides
+        self._given = given
         self._tags = Tags()
+        self._pixels: dict[tuple[int, ...], Labels] = {}
 
     def labels(self, tensor: Any) -> Labels | None:
         """What is known of a tensor's elements: nothing is `()`, None if it is no feature."""
@@ -235,6 +263,7 @@ class Lineage:
     def clear(self) -> None:
         """Forget everything."""
         self._tags.clear()
+        self._pixels.clear()
 
     def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Note where the elements of an op's result lie."""
@@ -244,8 +273,8 @@ class Lineage:
         made = out[0] if isinstance(out, (tuple, list)) and out else out
         if not isinstance(made, Tensor) or made.layout is not torch.strided or made.is_nested:
             return
-        tensors = [x for x in _flat(args) if isinstance(x, Tensor)]
-        if not rule.seeds and all(self.labels(x) is None for x in tensors):
+        known = [self._from_image(x) for x in _flat(args) if isinstance(x, Tensor)]
+        if all(labels is None for labels in known):
             return
         found = rule.labels(self, args, kwargs, made)
         if found is None:
@@ -259,16 +288,19 @@ class Lineage:
                 if isinstance(other, Tensor) and other.dim() == made.dim():
                     self._put(other, found if other.shape == made.shape else ())
 
-    def image(self, tensor: Tensor) -> Labels | None:
-        """The labels of a tensor that may be the model's image, whose pixels are a grid."""
+    def _from_image(self, tensor: Tensor) -> Labels | None:
+        """The labels of a tensor, which may be an image that the model was called with."""
         known = self.labels(tensor)
-        if known is not None:
-            return known
-        sides = tuple(tensor.shape[2:])
-        if tensor.dim() not in (4, 5) or sides not in set(self._sides()):
-            return ()
-        space = Space(tuple(Line(n, 0.5, 1.0, n) for n in sides))
-        return (space.whole(tensor.dim()),)
+        if known is None and 3 <= tensor.dim() <= 5 and not self.is_parameter(tensor):
+            key = storage_key(tensor)
+            for image in self._given():
+                if 3 <= image.dim() <= 5 and storage_key(image) == key:
+                    shape = tuple(image.shape)
+                    if shape not in self._pixels:
+                        self._pixels[shape] = _pixels(shape)
+                    self._put(image, self._pixels[shape])
+                    return self.labels(tensor)
+        return known
 
     def read_alone(self, labels: Labels) -> None:
         """Note that a layer was given one token only, if it is no place."""
@@ -318,12 +350,10 @@ class Rule:
 
     Attributes:
         labels: From the op's arguments and its result to the result's labels; None leaves it alone.
-        seeds: Whether it may make places of a tensor of which nothing is known.
         writes: Whether it writes into its first argument.
     """
 
     labels: Found
-    seeds: bool = False
     writes: bool = False
 
 
@@ -338,20 +368,22 @@ def _rule(func: Any) -> Rule:
     if plain in _UNCHANGED:
         return Rule(_normed if "layer_norm" in plain else _unchanged, writes=writes)
     if plain in _RESIZED:
-        return Rule(_resized, seeds=True)
+        return Rule(_resized)
     if plain in _POOLED:
-        return Rule(_pooled, seeds=True)
+        return Rule(_pooled)
     if "scaled_dot_product" in packet and "backward" not in packet:
         return Rule(_attended)
-    special: dict[str, tuple[Found, bool]] = {
-        "convolution": (_convolved, True), "_convolution": (_convolved, True),
-        "mm": (_multiplied, False), "bmm": (_multiplied, False),
-        "addmm": (_added, False), "baddbmm": (_added, False), "cat": (_joined, False),
-        "stack": (_stacked, False), "roll": (_rolled, False), "constant_pad_nd": (_padded, True),
-        "copy": (_copied, False),
+    special: dict[str, Found] = {
+        "convolution": _convolved, "_convolution": _convolved, "mm": _multiplied,
+        "bmm": _multiplied, "addmm": _added, "baddbmm": _added, "cat": _joined, "stack": _stacked,
+        "roll": _rolled, "flip": _flipped, "constant_pad_nd": _padded, "copy": _copied,
     }  # fmt: skip
-    found, seeds = special.get(plain, (_lost, False))
-    return Rule(found, seeds, writes)
+    return Rule(special.get(plain, _lost), writes)
+
+
+def _places(labels: Labels | None) -> Labels:
+    """The labels of places, without those of pixels."""
+    return tuple(one for one in labels or () if not one.space.raw)
 
 
 def _lost(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
@@ -383,7 +415,7 @@ def _unchanged(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels
 
 def _mapped(lineage: Lineage, x: Tensor, made: Tensor, lines: Sequence[Line] | None) -> Labels:
     """A feature map made of a feature map: its rows and columns are a grid of their own."""
-    labels = lineage.image(x) if made.dim() == x.dim() and made.dim() in (4, 5) else None
+    labels = lineage.labels(x) if made.dim() == x.dim() and made.dim() in (4, 5) else None
     if not labels:
         return ()
     whole = [one for one in labels if _is_whole(one, x)]
@@ -394,7 +426,7 @@ def _mapped(lineage: Lineage, x: Tensor, made: Tensor, lines: Sequence[Line] | N
     space = whole[0].space
     if lines is None or tuple(made.shape[2:]) != tuple(line.size for line in lines):
         return ()
-    if tuple(lines) == space.lines:
+    if tuple(lines) == space.lines and not space.raw:
         return (space.whole(made.dim()),)
     return (Space(tuple(lines)).whole(made.dim()),)
 
@@ -410,7 +442,7 @@ def _is_whole(label: Label, x: Tensor) -> bool:
 
 
 def _lines(lineage: Lineage, x: Tensor) -> Sequence[Line] | None:
-    return next((one.space.lines for one in lineage.image(x) or () if _is_whole(one, x)), None)
+    return next((one.space.lines for one in lineage.labels(x) or () if _is_whole(one, x)), None)
 
 
 def _strided(
@@ -472,7 +504,7 @@ def _added(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
 
 def _product(lineage: Lineage, left: Tensor, right: Tensor) -> Labels:
     """Rows come from the left factor, columns from the right one; what is summed over is lost."""
-    rows, columns = lineage.labels(left) or (), lineage.labels(right) or ()
+    rows, columns = _places(lineage.labels(left)), _places(lineage.labels(right))
     last = left.dim() - 1
     layer = lineage.is_parameter(right)
     if layer:
@@ -520,7 +552,7 @@ def _attended(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
     query = args[0]
     if made.dim() != query.dim() or made.shape[:-1] != query.shape[:-1]:
         return ()
-    labels = lineage.labels(query) or ()
+    labels = _places(lineage.labels(query))
     return tuple(one for one in labels if not one.along(query.dim() - 1))
 
 
@@ -606,12 +638,18 @@ def _rolled(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
     )
 
 
+def _flipped(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    dims = tuple(d % made.dim() for d in args[1])
+    return tuple(
+        Label(one.space, np.ascontiguousarray(np.flip(one.numbers, dims)))
+        for one in lineage.labels(args[0]) or ()
+    )
+
+
 def _padded(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels | None:
     x, by = args[0], list(args[1])
-    if lineage.labels(x) is None and x.dim() not in (4, 5):
-        return None
     pads = {x.dim() - 1 - i // 2: (by[i], by[i + 1]) for i in range(0, len(by), 2)}
-    return tuple(_pad(label, pads) for label in lineage.image(x) or ())
+    return tuple(_pad(label, pads) for label in lineage.labels(x) or ())
 
 
 def _pad(label: Label, pads: Mapping[int, tuple[int, int]]) -> Label:
