@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import isclose
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ PADDED = -(10**9)
 """The number of padding. Other tokens that are no places count from −1 down."""
 
 _MOST = 1 << 22  # elements of the numbers of one tensor
+_REMEMBERED = 1 << 12  # elements of numbers whose views are remembered
 
 _UNCHANGED = {
     "add", "sub", "mul", "div", "rsub", "gelu", "relu", "silu", "sigmoid", "tanh", "hardtanh",
@@ -169,34 +171,60 @@ class Origin:
         return self._known[key]
 
     def _seen(
-        self, label: Label, shape: Sequence[int], stride: Sequence[int], offset: int
+        self, label: Label, shape: tuple[int, ...], stride: tuple[int, ...], offset: int
     ) -> Numbers | None:
         """The numbers of a view's elements, read at their addresses."""
-        chosen = [i for i, n in enumerate(label.numbers.shape) if n > 1]
-        start = np.array(offset - self._offset, dtype=np.int64)
-        address, sizes = start.reshape([1] * len(shape)), [1] * len(shape)
-        for axis, (size, step) in enumerate(zip(shape, stride, strict=True)):
-            if size < 2 or not step:
-                continue
-            along = start + step * np.arange(size, dtype=np.int64)
-            if any((index != index[0]).any() for index in self._index(along, chosen)):
-                sizes[axis] = size
-                address = address + (along - start).reshape(
-                    [-1 if i == axis else 1 for i in range(len(shape))]
-                )
-                if address.size > _MOST:
-                    return None
-        numbers = label.numbers.reshape([label.numbers.shape[i] for i in chosen])
-        found: Numbers = numbers[tuple(self._index(address, chosen))] if chosen else numbers
-        return _reduced(found.reshape(sizes))
+        written, numbers = (self._shape, self._stride), label.numbers
+        view = (shape, stride, offset - self._offset)
+        if numbers.size > _REMEMBERED:
+            return _read(numbers, written, view)
+        return _read_again(numbers.shape, numbers.tobytes(), written, view)
 
-    def _index(self, address: Numbers, chosen: Sequence[int]) -> list[Numbers]:
-        """The index of addresses along some axes of the tensor as it was written."""
-        found: dict[int, Numbers] = {}
-        for i in sorted(range(len(self._shape)), key=lambda i: -self._stride[i]):
-            if self._shape[i] > 1:
-                found[i], address = address // self._stride[i], address % self._stride[i]
-        return [found[i].clip(0, self._shape[i] - 1) for i in chosen]
+
+_Written: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+"""Shape and stride."""
+
+_View: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], int]
+"""Shape, stride and offset."""
+
+
+@lru_cache(maxsize=512)  # every forward pass of a model reads the same views
+def _read_again(
+    shape: tuple[int, ...], numbers: bytes, written: _Written, view: _View
+) -> Numbers | None:
+    return _read(np.frombuffer(numbers, dtype=np.int64).reshape(shape), written, view)
+
+
+def _read(numbers: Numbers, written: _Written, view: _View) -> Numbers | None:
+    """The numbers of a view of a tensor as it was written; None where they are too many."""
+    shape, stride, offset = view
+    chosen = [i for i, n in enumerate(numbers.shape) if n > 1]
+    start = np.array(offset, dtype=np.int64)
+    address, sizes = start.reshape([1] * len(shape)), [1] * len(shape)
+    for axis, (size, step) in enumerate(zip(shape, stride, strict=True)):
+        if size < 2 or not step:
+            continue
+        along = start + step * np.arange(size, dtype=np.int64)
+        if any((index != index[0]).any() for index in _index(along, written, chosen)):
+            sizes[axis] = size
+            address = address + (along - start).reshape(
+                [-1 if i == axis else 1 for i in range(len(shape))]
+            )
+            if address.size > _MOST:
+                return None
+    cells = numbers.reshape([numbers.shape[i] for i in chosen])
+    found: Numbers = cells[tuple(_index(address, written, chosen))] if chosen else cells
+    return _reduced(found.reshape(sizes))
+
+
+def _index(address: Numbers, written: _Written, chosen: Sequence[int]) -> list[Numbers]:
+    """The index of addresses along some axes of the tensor as it was written."""
+    shape, stride = written
+    found: dict[int, Numbers] = {}
+    for i in sorted(range(len(shape)), key=lambda i: -stride[i]):
+        if shape[i] > 1:
+            found[i], address = address // stride[i], address % stride[i]
+    return [found[i].clip(0, shape[i] - 1) for i in chosen]
 
 
 def _pixels(shape: tuple[int, ...]) -> Labels:
