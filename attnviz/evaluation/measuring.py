@@ -20,6 +20,9 @@ from attnviz.metrics import baselines, localization
 from attnviz.metrics.reference_levels import LEVELS
 from attnviz.places import Layout, locate
 
+NOISE_MAPS = 128
+"""Maps of noise for chance, up to four for each mask: more masks need fewer for each."""
+
 KEPT_BYTES = 2**28
 """The most that is kept of the layers of one forward pass for rollout."""
 
@@ -292,16 +295,18 @@ def reference_levels(
     """
     filled = [masks[masks.flatten(1).any(1)] for masks in by_size]
     filled = [masks for masks in filled if len(masks)]
+    count = sum(map(len, filled))
+    draws = min(4, max(1, NOISE_MAPS // max(1, count)))
     total: dict[str, dict[str, float]] = {}
     for masks in filled if metrics else ():
         found = baselines(
-            masks, grid, metrics, threshold=threshold, calibration=calibration, levels=levels
-        )
+            masks, grid, metrics, threshold=threshold, calibration=calibration, levels=levels,
+            draws=draws,
+        )  # fmt: skip
         for key, means in found.items():
             sums = total.setdefault(key, {})
             for level, value in means.items():
                 sums[level] = sums.get(level, 0.0) + value * len(masks)
-    count = sum(map(len, filled))
     return {k: {level: v / count for level, v in sums.items()} for k, sums in total.items()}
 
 
