@@ -184,7 +184,7 @@ def evaluate(
                 calibrated_on=0 if held is None else len(held), chosen=chosen.get("chosen", {}),
             )  # fmt: skip
             result = examined(
-                result, answers, samples,
+                result, answers, samples, plan,
                 faithfulness=faithfulness, knockout=knockout, findings=findings, rows=rows,
             )  # fmt: skip
             path = finished(place, result, model)
