@@ -38,7 +38,7 @@ class TokenPlaces(Protocol):
     """Which token is which place, as `attnviz.places` measures it."""
 
     @property
-    def grid(self) -> tuple[int, ...]:
+    def grid(self) -> tuple[int, ...] | None:
         """Height and width of the grid of places."""
 
     @property
@@ -262,7 +262,7 @@ def _given(layout: Layout, shape: tuple[int, ...], title: str) -> Arrangement:
 
 
 def _token_index(places: TokenPlaces, positions: Tensor, title: str) -> Tensor:
-    grid, cell = tuple(int(side) for side in places.grid), torch.as_tensor(places.cell).cpu()
+    grid, cell = tuple(int(side) for side in places.grid or ()), torch.as_tensor(places.cell).cpu()
     if len(grid) != 2 or cell.ndim != 1:
         raise InputError(
             f"{title}: expected places on a grid (h, w), the same for all images, got a grid "

@@ -102,7 +102,7 @@ def rollout(
         fused = _heads_fused(layer, fuse)
         row = row / (fused.sum(-1) + 1)
         row = (row[:, None] @ fused)[:, 0] + row
-    keys = side(layers[-1], "keys", *row.shape, given)
+    keys = side(layers[-1], "keys", len(row), row.shape[-1], given)
     return resized(laid(row[:, None], keys)[:, 0], size, interpolation)
 
 
@@ -290,7 +290,7 @@ def _square(records: Records) -> list[Attention]:
 def _shape(layer: Attention) -> torch.Size:
     """The shape of a layer's weights, or of their mean over heads where that alone was kept."""
     kept = reduced_of(layer).get("head_mean")
-    return weights_of(layer).shape if kept is None else kept.shape  # type: ignore[no-any-return]
+    return weights_of(layer).shape if kept is None else kept.shape
 
 
 def _gradients(
