@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
@@ -19,9 +20,10 @@ from attnviz.capture.options import Options
 from attnviz.capture.proven_places import Numbered, proven
 from attnviz.capture.provenance import Squash, Tag, storage_key
 from attnviz.capture.record import Record, changed
+from attnviz.capture.sampled_rows import SampledRows
 from attnviz.capture.scopes import Scope, Scopes
 from attnviz.errors import UnsupportedError
-from attnviz.token_places import Places, RecordPlaces
+from attnviz.token_places import Places, RecordPlaces, Role
 
 UNPROVEN = "it was not followed from a feature map"
 """Why places are unknown, while watching."""
@@ -249,6 +251,27 @@ class Recorder:
             prefix=keys.numbers.shape[1] - windows.cells.shape[1],
         )  # fmt: skip
 
+    def at_points(
+        self,
+        record: Record,
+        queries: Numbered | None,
+        rows: SampledRows,
+        images: int | None,
+        number: int | None = None,
+    ) -> Record:
+        """The record with the sampling points that are its keys; the arguments are as in `lies`."""
+        record = self.lies(record, queries, None, images, number)
+        count = rows.points.shape[-1]
+        point: Role = "point"
+        keys = Places(
+            None, (-1,) * count, (point,) * count, status="proven", reason="sampling points"
+        )
+        own = Places(reason=UNPROVEN) if record.places is None else record.places.queries
+        return changed(
+            record, places=RecordPlaces(own, keys), key_grid=None, prefix=0,
+            points=rows.sampling_points(),
+        )  # fmt: skip
+
     def finish(self, dropped: Set[int] = frozenset()) -> None:
         """Finish one forward pass: list what was not applied, and reset.
 
@@ -258,8 +281,8 @@ class Recorder:
         self._flush()
         for number, sides in self._sides.items():
             known = [side for side in sides[:2] if side is not None and side.space.read]
-            if known and number < len(self.seen):  # the head has read its token by now
-                kept = self.seen._records[number]
+            kept = self.seen._records[number] if number < len(self.seen) else None
+            if known and kept is not None and kept.points is None:  # the head has read its token
                 self.seen._set(number, _with_places(kept, *sides))
         dropped = dropped | self._join_parts()
         self._sides.clear()
@@ -305,9 +328,9 @@ def _with_places(
     record = changed(record, places=RecordPlaces(*of))
     if record.windows is not None:  # once more, after the forward pass
         return record
-    grids = [_plain(one) for one in places]
-    prefix = next((lead for grid, lead in reversed(grids) if grid is not None), 0)
-    return changed(record, query_grid=grids[0][0], key_grid=grids[1][0], prefix=prefix)
+    query, key = (_grid(one) for one in places)
+    prefix = _lead(places[1]) or _lead(places[0])
+    return changed(record, query_grid=query, key_grid=key, prefix=prefix)
 
 
 def _runs(parts: Mapping[int, Part], records: Sequence[Record]) -> Iterator[list[int]]:
@@ -361,13 +384,20 @@ def _rows(sides: Sequence[Any], heads: int) -> Numbered | None:
     return Numbered(known[0].space, by_head[:, 0]) if (by_head == by_head[:, :1]).all() else None
 
 
-def _plain(places: Places | None) -> tuple[tuple[int, ...] | None, int]:
-    """The grid and the leading tokens of places that lie row by row; (None, 0) of others."""
+def _grid(places: Places | None) -> tuple[int, ...] | None:
+    """The grid of which each cell holds a token; None of other places."""
+    grid = None if places is None else places.grid
+    if places is None or grid is None:
+        return None
+    return grid if sum(c >= 0 for c in places.cell) % math.prod(grid) == 0 else None
+
+
+def _lead(places: Places | None) -> int:
+    """How many tokens precede places that lie row by row; 0 for others."""
     if places is None or places.grid is None:
-        return None, 0
+        return 0
     lead = next(i for i, cell in enumerate(places.cell) if cell >= 0)
-    own = places.cell[lead:]
-    return (places.grid, lead) if own == tuple(range(len(own))) else (None, 0)
+    return lead if places.row_by_row_from(lead) else 0
 
 
 def before_dropout(tag: Tag, operand: Tensor) -> Tensor:
