@@ -220,6 +220,7 @@ def planned(
     layers: bool = False,
     heads: bool = False,
     layout: Layout | None = None,
+    proven: bool = False,
 ) -> tuple[Answers, Plan, dict[str, Any]]:
     """What is to be computed, found out on the first image, and the layers of the maps.
 
@@ -247,7 +248,7 @@ def planned(
         outputs = model(first.images)
     task = "classes" if callable(target) else task_of(tensor_of(outputs), first)
     answers = Answers(model, target, task)
-    records = placed(model, first.images, seen, layout)
+    records = placed(model, first.images, seen, layout, proven=proven)
     chosen = {drawing.construction.key: drawing.construction
               for drawing in drawings(records, maps)}  # fmt: skip
     plan = Plan(
@@ -260,6 +261,7 @@ def planned(
         batch=batch,
         device=device,
         layout=layout,
+        proven=proven,
     )  # fmt: skip
     drawn = watched(answers, first, plan)[2] if chosen else DrawnMaps({}, {})
     names = tuple(drawn) if layers else _last_layers(drawn)

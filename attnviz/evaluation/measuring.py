@@ -37,6 +37,7 @@ class Plan:
         batch: Images per forward.
         device: Where the model is.
         layout: Places that the caller gave, which stand instead of measured ones.
+        proven: Whether proven places will do: nothing is measured if all records have them.
     """
 
     task: Task
@@ -50,6 +51,7 @@ class Plan:
     batch: int = 32
     device: str = "cpu"
     layout: Layout | None = None
+    proven: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +180,7 @@ def watched(answers: Answers, batch: Batch, plan: Plan) -> tuple[Any, Tensor, Dr
     explained: dict[str, Any] = {}
     if needs_graph:
         explained = {"outputs": scores, "target": answers.chosen(scores, batch)}
-    records = placed(answers.model, batch.images, seen, plan.layout)
+    records = placed(answers.model, batch.images, seen, plan.layout, proven=plan.proven)
     return outputs, scores.detach(), maps_of(records, plan.maps, only=plan.names, **explained)
 
 
