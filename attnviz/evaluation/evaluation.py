@@ -35,7 +35,6 @@ from attnviz.evaluation.measuring import (
     Measured,
     Plan,
     measured,
-    placed,
     reduced_where_drawn,
     reference_levels,
     sample_columns,
@@ -49,7 +48,7 @@ from attnviz.maps import CONSTRUCTIONS, DrawnMaps, drawings, watch_options
 from attnviz.metrics import METRICS
 from attnviz.metrics.reference_levels import LEVELS
 from attnviz.model_state import frozen
-from attnviz.places import Layout
+from attnviz.places import Layout, placed, unplaced
 from attnviz.progress import Progress
 from attnviz.runs import RunWriter
 
@@ -248,7 +247,7 @@ def planned(
         outputs = model(first.images)
     task = "classes" if callable(target) else task_of(tensor_of(outputs), first)
     answers = Answers(model, target, task)
-    records, unmeasured = placed(model, first.images, seen, layout)
+    records = placed(model, first.images, seen, layout)
     chosen = {drawing.construction.key: drawing.construction
               for drawing in drawings(records, maps)}  # fmt: skip
     plan = Plan(
@@ -275,7 +274,7 @@ def planned(
     if not names and not named:
         grad_cam = {"method": "layer_gradcam", "layer": _last_convolution(model, first.images)}
         plan = replace(plan, attributions={"layer_gradcam": grad_cam})
-    return answers, plan, _layers(drawn, plan, unmeasured)
+    return answers, plan, _layers(drawn, plan, unplaced(records))
 
 
 def _last_layers(drawn: DrawnMaps) -> tuple[str, ...]:

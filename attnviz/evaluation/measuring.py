@@ -18,7 +18,7 @@ from attnviz.evaluation.answers import Answers, Task, columns_of
 from attnviz.maps import DrawnMaps, maps_of, resized
 from attnviz.metrics import baselines, localization
 from attnviz.metrics.reference_levels import LEVELS
-from attnviz.places import Layout, locate
+from attnviz.places import Layout, placed
 
 
 @dataclass(frozen=True)
@@ -178,28 +178,8 @@ def watched(answers: Answers, batch: Batch, plan: Plan) -> tuple[Any, Tensor, Dr
     explained: dict[str, Any] = {}
     if needs_graph:
         explained = {"outputs": scores, "target": answers.chosen(scores, batch)}
-    records, _ = placed(answers.model, batch.images, seen, plan.layout)
+    records = placed(answers.model, batch.images, seen, plan.layout)
     return outputs, scores.detach(), maps_of(records, plan.maps, only=plan.names, **explained)
-
-
-def placed(
-    model: nn.Module, images: Tensor, seen: Mapping[str, Record], given: Layout | None = None
-) -> tuple[dict[str, Record], dict[str, str]]:
-    """Records with their measured places, and for each that has none the reason.
-
-    Where a record has neither measured nor proven places, its maps are refused.
-
-    Args:
-        model: The model.
-        images: `(b, c, h, w)`.
-        seen: Its records.
-        given: Places that stand instead of measured ones, for some or all records.
-    """
-    if not any(record.kind == "attention" for record in seen.values()):
-        return dict(seen), {}
-    layout = Layout({**locate(model, images[:1]), **(given or {})})
-    unknown = {name: str(one.keys.reason) for name, one in layout.items() if not one.keys.known}
-    return layout.onto(seen), unknown
 
 
 def own_layer(answers: Answers, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from attnviz.maps.geometry import (
     Grid,
     Interpolation,
     Watched,
+    listed,
     name_of,
     reduced_of,
     resized,
@@ -211,9 +212,9 @@ def attention_gradcam(
     Raises:
         InputError: As `received`, several outputs without a target, and weights without a graph.
     """
+    weights = weights_of(record).detach()
     _whole(record)
     slope = gradients if gradients is not None else _gradients([record], outputs, target)[0]
-    weights = weights_of(record).detach()
     given = Given(layout, None, grid, prefix)
     keys = side(record, "keys", weights.shape[0], weights.shape[-1], given)
     counted = _counted(weights)
@@ -226,11 +227,10 @@ def attention_gradcam(
 
 
 def _listed(records: Records) -> list[Attention]:
-    if isinstance(records, Tensor | Watched):
-        return [records]
-    if isinstance(records, Mapping):
-        return [record for record in records.values() if record.kind == "attention"]
-    return list(records)
+    found = listed(records, "maps of several layers")
+    if not isinstance(records, Mapping):
+        return found
+    return [one for one in found if isinstance(one, Tensor) or one.kind == "attention"]
 
 
 def _whole(layer: Attention) -> None:

@@ -355,7 +355,7 @@ def _pickers(
             weights = getattr(record, "weights", None)
             if record.kind != "attention" or weights is None or weights.ndim != 4:
                 continue
-            query, key = record.query_grid, record.key_grid
+            query, key = record.row_grids
             if len(weights) != len(images) or query is None or key is None:
                 continue
             rows = _array(weights[i])
