@@ -64,6 +64,20 @@ class Line:
             for row, place in zip(ends, (0, count - 1), strict=True)
         )
 
+    def on_image(self) -> tuple[int, int, float]:
+        """How many rows the image has, the first of these, and the largest distance in cells.
+
+        They are its own, or more where patches do not divide the image and a rest is left.
+        """
+        if self.off() < 0.5:
+            return self.size, 0, self.off()
+        count = max(self.size, round(self.pixels / self.step))
+        cell = self.pixels / count
+        first = min(max(round(self.first / cell - 0.5), 0), count - self.size)
+        ends = (0, self.size - 1)
+        off = max(abs(self.first + self.step * i - (first + i + 0.5) * cell) / cell for i in ends)
+        return count, first, off
+
 
 @dataclass(eq=False, slots=True)
 class Space:

@@ -179,7 +179,7 @@ def _grid(placed: Numbers, lines: Sequence[Line]) -> tuple[tuple[int, ...], Numb
     """The grid that cells fill, their numbers on it, and the largest distance in cells.
 
     Evenly spaced rows and columns are a grid of their own if they cover the image; other cells are
-    a part of the whole grid.
+    a part of the whole grid, or of one with more rows where those end before the image does.
     """
     index: list[Numbers] = []
     rest = placed
@@ -195,8 +195,14 @@ def _grid(placed: Numbers, lines: Sequence[Line]) -> tuple[tuple[int, ...], Numb
             for one, own in zip(index, rows, strict=True):
                 cells = cells * len(own) + np.searchsorted(own, one)
             return tuple(map(len, rows)), cells, error
-    error = max(line.off() for line in lines)
-    return (tuple(line.size for line in lines), placed, error) if error < FARTHEST else None
+    laid = [line.on_image() for line in lines]
+    error = max(off for _, _, off in laid)
+    if error >= FARTHEST:
+        return None
+    cells = np.zeros(len(placed), np.int64)
+    for one, (count, first, _) in zip(index, laid, strict=True):
+        cells = cells * count + one + first
+    return tuple(count for count, _, _ in laid), cells, error
 
 
 def _even(rows: Numbers) -> bool:
