@@ -188,7 +188,7 @@ def _in_words(cohort: Cohort) -> str:
 
 def ranked(choice: Chosen, metric: str) -> run_cache.Job | None:
     """The ranking under way; None, with what differs, where the runs may not be ranked together."""
-    job = run_cache.comparison_of(choice.groups, metric)
+    [job] = run_cache.comparisons(choice.groups, [metric])
     try:
         job.result(run_cache.INTERVALS)
         return job
@@ -202,8 +202,8 @@ def ranked(choice: Chosen, metric: str) -> run_cache.Job | None:
     return None
 
 
-def in_time(job: run_cache.Job) -> Any | None:
-    """What a job found; None while it runs, with its progress, after which the page runs again."""
+def in_time(job: run_cache.Job) -> run_cache.Ranking | None:
+    """The ranking; None while it runs, with its progress, after which the page runs again."""
     found = job.result(0)
     if found is None:
         st.fragment(lambda: _progress(job), run_every=0.5)()
@@ -211,7 +211,7 @@ def in_time(job: run_cache.Job) -> Any | None:
 
 
 def _progress(job: run_cache.Job) -> None:
-    assert job.future is not None, "started by comparison_of"
+    assert job.future is not None, "started by comparisons"
     if job.future.done():
         st.rerun()
     share = job.done / max(job.total, 1)

@@ -32,6 +32,11 @@ def image_page(choice: Chosen, images: Images) -> None:
     if not len(images.where):
         st.info("No image passes these filters.", icon=":material/filter_alt_off:")
         return
+    st.fragment(lambda: _page(choice, images))()
+
+
+def _page(choice: Chosen, images: Images) -> None:
+    """The page that the address names; another one runs this part alone."""
     shown, page = _turn(images)
     run = images.run
     held = notices.readable(

@@ -43,8 +43,11 @@ def described(table: pd.DataFrame, by_seed: pd.DataFrame, metric: str, ink: Ink)
     low, high = charts.extent(table, by_seed)
     levels = charts.levels_of(table)
     colour = charts.level_colours(ink)
+    seeds: dict[str, list[float]] = {}
+    for variant, mean in zip(by_seed["variant"], by_seed["mean"], strict=True):
+        seeds.setdefault(variant, []).extend([float(mean)] if np.isfinite(mean) else [])
     return {
-        "rows": [_row(row, by_seed) for row in table.itertuples()],
+        "rows": [_row(row, seeds.get(row.variant, [])) for row in table.itertuples()],
         "levels": [
             {"name": one.text, "value": one.value, "colour": colour[one.level]}
             for one in levels.itertuples()
@@ -57,8 +60,7 @@ def described(table: pd.DataFrame, by_seed: pd.DataFrame, metric: str, ink: Ink)
     }
 
 
-def _row(row: Any, by_seed: pd.DataFrame) -> dict[str, Any]:
-    seeds = by_seed.loc[by_seed["variant"] == row.variant, "mean"].dropna()
+def _row(row: Any, seeds: list[float]) -> dict[str, Any]:
     known = bool(np.isfinite(row.mean))
     interval = f", 95 % interval {row.low:.3f} to {row.high:.3f}" if np.isfinite(row.low) else ""
     label = f"{row.mean:.3f}" if known else "cannot be scored"
@@ -67,7 +69,7 @@ def _row(row: Any, by_seed: pd.DataFrame) -> dict[str, Any]:
         "mean": _number(row.mean),
         "low": _number(row.low),
         "high": _number(row.high),
-        "seeds": [float(value) for value in seeds],
+        "seeds": seeds,
         "label": label,
         "words": f"{row.variant}: {label}{interval}",
     }

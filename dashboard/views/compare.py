@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from attnviz.comparison.board import answer
 from attnviz.comparison.from_runs import map_names, patched
 from attnviz.definitions import is_lower_better, metric_title, short_title
 from attnviz.figures import figure_bytes
@@ -24,7 +23,7 @@ from dashboard.controls import chooser, draw, go, offer, stepper, typed, value_o
 from dashboard.dot_plot import dots
 from dashboard.gallery import gallery
 from dashboard.lazy import below
-from dashboard.overlap import iou_curves
+from dashboard.overlap import iou_curves, on_one_grid
 from dashboard.selection import metric_names, neighbours, primary_map, verdict
 from dashboard.summaries import level
 from dashboard.table import table
@@ -46,15 +45,21 @@ def main() -> None:
         title.title("Compare")
         return
     title.title(f"Which variant looks at the {plain(choice.thing)}?")
+    st.fragment(lambda: _compared(choice))()
+
+
+def _compared(choice: Chosen) -> None:
+    """All that depends on the metric; another one runs this part alone."""
     choice = _few(choice)
     tables = _tables(choice)
     if not tables:
         return
-    answer = st.container()  # the answer is above the control that chooses another metric
+    above = st.container()  # the answer is above the control that chooses another metric
     metric = _metric(tables)
-    job = ranked(_readable(choice, tables), metric)
+    choice = _readable(choice, tables)
+    job = ranked(choice, metric)
     found = None
-    with answer:
+    with above:
         found = _answer(job, metric, choice, tables) if job is not None else None
     notices.not_ranked(choice.listing)
     order = found.variants if found is not None else []
@@ -154,9 +159,9 @@ def _answer(job: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataFram
     found = in_time(job)
     if found is None:
         return None
-    result, board = found
-    run_cache.prepare(choice.groups, [one for one in board["metric"].unique() if one != metric])
-    st.header(plain(answer(result, board)))
+    result, board = found.comparison, found.board
+    run_cache.comparisons(choice.groups, [one for one in board["metric"].unique() if one != metric])
+    st.header(plain(found.answer))
     rows = result.of(metric)
     seeds = result.by_seed[result.by_seed["metric"] == metric]
     opened = dots(rows, seeds, metric, key="dots")
@@ -187,16 +192,20 @@ def _board(board: pd.DataFrame, metric: str) -> str | None:
     columns, rows = board_of(board, metric)
     if len(columns) < 3:
         return None
-    event = table(columns, rows, label="Variants by several metrics", key="board", opens=True)
-    if event.sorted and event.sorted != metric:
-        st.query_params["metric"] = event.sorted
-        st.rerun()
+    event = table(
+        columns, rows, label="Variants by several metrics", key="board", opens=True,
+        on_sort=_rank_by,
+    )  # fmt: skip
     hatched = board["below"].any()
     st.caption(
         "Means over seeds and images, with ranks. A column ranks the page by its metric."
         + (" Hatched: no better than chance." if hatched else "")
     )
     return event.opened
+
+
+def _rank_by(metric: str) -> None:
+    st.query_params["metric"] = metric
 
 
 def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: list[str]) -> None:
@@ -221,7 +230,8 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
         f"Image **{image}** of {len(first)} · ← → go through those with a marked "
         f"{plain(choice.thing)}",
     )
-    tiles, maps, h, w = [], [np.zeros((1, 1))], *found.images.shape[1:3]
+    tiles: list[Tile] = []
+    maps: list[np.ndarray] = []
     box = found.box()
     tiles.append(
         Tile(
@@ -248,7 +258,7 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
     block = pack(
         found.images,
         tiles,
-        [MapLayer("map", "map", _same_size(maps, h, w), from_zero=True)],
+        [MapLayer("map", "map", on_one_grid(maps, found.images.shape[1:3]), from_zero=True)],
         np.repeat(found.masks, len(tiles), axis=0),
         title=f"Image {image} in every variant",
         iou=False,
@@ -273,12 +283,6 @@ def _tile(
         [described, *judged]
     )
     return Tile(run.id, name, (described, *judged), alt, 0, box)
-
-
-def _same_size(maps: list[np.ndarray], h: int, w: int) -> np.ndarray:
-    from attnviz.figures import resized
-
-    return np.stack([resized(one, (h, w)) for one in maps])
 
 
 def _below(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:

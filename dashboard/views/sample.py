@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from dashboard.controls import (
 from dashboard.gallery import gallery
 from dashboard.head_stats import layers_of
 from dashboard.lazy import below
-from dashboard.overlap import energy
+from dashboard.overlap import energy, on_one_grid
 from dashboard.picker import picker
 from dashboard.selection import (
     ORDERS,
@@ -44,7 +44,7 @@ from dashboard.selection import (
 PAGE = {"title": "Sample", "icon": ":material/image_search:", "order": 2}
 
 _SCALES = {"own": "each map its own", "shared": "shared by a row"}
-_AT_ONCE = 7  # variants that are drawn at once; of more, the others when they come into view
+_AT_ONCE = 5  # variants that are drawn at once when their place comes into view
 _HEADS = 16  # heads that this page shows; more are on Heads
 _ROWS_LIMIT = 24_000_000  # bytes of attention that are sent to the browser at once
 
@@ -92,18 +92,58 @@ def main() -> None:
         "what is negative is left out, as the energy does. A click shows a map large."
     )
 
-    def rows(part: list[tuple[str, Any]]) -> None:
-        for name, run in part:
-            _variant(name, run, tables[run.id], image, held, box, scale == "shared")
+    shared = scale == "shared"
 
-    few = len(shown) <= _AT_ONCE
-    rows(shown if few else shown[:1])
-    if not few:
-        below(lambda: rows(shown[1:]), f"This image in {len(shown) - 1} more variants",
-              key="variants")  # fmt: skip
+    def rest() -> None:
+        _rest(choice, shown, tables, image, held)
+
+    _variants(shown[:1], tables, image, held, shared)
+    _more(shown[1:], tables, image, held, shared, rest)
+
+
+def _variants(
+    part: list[tuple[str, Any]],
+    tables: dict[str, pd.DataFrame],
+    image: int,
+    held: run_cache.Pictures,
+    shared: bool,
+) -> None:
+    for name, run in part:
+        _variant(name, run, tables[run.id], image, held, held.box(), shared)
+
+
+def _more(
+    part: list[tuple[str, Any]],
+    tables: dict[str, pd.DataFrame],
+    image: int,
+    held: run_cache.Pictures,
+    shared: bool,
+    last: Callable[[], None],
+) -> None:
+    """A few more variants once their place comes into view, and so on to the end of the page."""
+    if not part:
+        below(last, "Tags, attention of places, gates", key="rest")
+        return
+    few, others = part[:_AT_ONCE], part[_AT_ONCE:]
+
+    def rows() -> None:
+        _variants(few, tables, image, held, shared)
+        _more(others, tables, image, held, shared, last)
+
+    below(rows, f"This image in {len(part)} more variant{'s' if len(part) > 1 else ''}",
+          key=f"variants_{len(part)}")  # fmt: skip
+
+
+def _rest(
+    choice: Any,
+    shown: list[tuple[str, Any]],
+    tables: dict[str, pd.DataFrame],
+    image: int,
+    held: run_cache.Pictures,
+) -> None:
     _note(choice.listing.root, str(shown[0][1].dataset), image)
     _picture(shown, tables, image, held)
-    _picker(shown, image, held, box)
+    _picker(shown, image, held, held.box())
     if any(run.gate_names for _, run in shown):
         below(lambda: _gates(shown, image), "Channel gates of this image", key="gates")
 
@@ -153,12 +193,14 @@ def _turn(shown: list[tuple[str, Any]], tables: dict[str, pd.DataFrame], image: 
     metric = st.query_params.get("metric", "energy_pointing_game")
     size = st.query_params.get("size", "")
     choice = Choice(order, outcome, int(size) if size.isdecimal() else None)
-    columns = {
-        name: [scores(tables[one.id], str(primary_map(one, tables[one.id])), metric)]
-        for name, one in shown
-    }
+    apart = None
+    if order == "disagreement":
+        apart = spread({
+            name: [scores(tables[one.id], str(primary_map(one, tables[one.id])), metric)]
+            for name, one in shown
+        })  # fmt: skip
     values = scores(table, str(primary_map(run, table)), metric)
-    where = in_order(table, values, choice, metric=metric, disagreement=spread(columns))
+    where = in_order(table, values, choice, metric=metric, disagreement=apart)
     before, after = neighbours(where, image)
     if before is None and after is None and image not in where:
         where = np.arange(len(table))
@@ -191,7 +233,7 @@ def _variant(
     st.header(plain(name))
     st.caption(f"Seed {run.seed}" + (f", classified {plain(described)}" if described else ""))
     tiles = [Tile("image", "image", (), f"Test image {image}", 0, box)]
-    maps = [np.zeros((1, 1), np.float32)]
+    maps: list[np.ndarray] = []
     names = shown_maps(run, table)
     apart = sum(one.count for one in layers_of(run) if one.stored) <= _HEADS
     for map_name in names:
@@ -236,10 +278,7 @@ def _show(
     image: int,
     shared: bool,
 ) -> None:
-    from attnviz.figures import resized
-
-    h, w = held.images.shape[1:3]
-    values = np.stack([resized(one, (h, w)) for one in maps])
+    values = on_one_grid(maps, held.images.shape[1:3])
     gallery(
         pack(
             held.images,

@@ -16,7 +16,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from attnviz.runs import open_run, save_run
-from dashboard import run_cache
+from dashboard import lazy, run_cache
 from dashboard.pages import listed
 from dashboard.table import Event
 from tests.dashboard import made_runs
@@ -36,8 +36,8 @@ def opened(patch: pytest.MonkeyPatch, view: str, root: Any, /, **params: Any) ->
     """A page after its first run."""
     patch.setenv("ATTNVIZ_RUNS", str(root))
     patch.setattr(run_cache, "INTERVALS", 60.0)  # waited for: no script runs again by itself here
+    patch.setattr(lazy, "AT_ONCE", True)  # scrolled down
     at = AppTest.from_file(str(APP), default_timeout=120)
-    at.session_state["below_compare"] = at.session_state["below_gates"] = True  # scrolled down
     if view != "compare":
         at.switch_page(f"views/{view}.py")
     for name, value in params.items():
@@ -462,6 +462,7 @@ class TestDamage:
         at = opened(monkeypatch, "gallery", copied, run="mha-0")
         shutil.rmtree(copied / "mha-0")
         monkeypatch.setattr(run_cache, "_FRESH", 0.0)
+        monkeypatch.setattr(run_cache, "GLANCE", 60.0)
         at.run()
         assert not at.exception
         assert "run = `mha-0`, which is not here" in words(at)
