@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,3 +36,19 @@ def component(file: str, name: str, *, before: Sequence[str] = ()) -> Any:
 def valid_key(key: str) -> str:
     """A component's key, different for different text."""
     return key if "__" not in key else f"named-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
+def text(sent: Any) -> str | None:
+    """What a browser sent, where it is text; None otherwise, since a browser may send anything."""
+    return sent if isinstance(sent, str) else None
+
+
+def number(sent: Any) -> float | None:
+    """What a browser sent, where it is a finite number; None otherwise."""
+    if isinstance(sent, bool) or not isinstance(sent, int | float):
+        return None
+    try:
+        value = float(sent)
+    except OverflowError:
+        return None
+    return value if math.isfinite(value) else None

@@ -13,7 +13,7 @@ import pandas as pd
 
 from attnviz.definitions import metric_title
 from dashboard import charts
-from dashboard.components import component
+from dashboard.components import component, text
 from dashboard.controls import colours
 from dashboard.palettes import Ink
 
@@ -34,8 +34,7 @@ def dots(
     """
     words = charts.dot_plot_in_words(table, metric)
     data = described(table, by_seed, metric, colours()) | {"words": words, "opens": opens}
-    opened: str | None = _dots(data=data, key=key, on_opened_change=lambda: None).opened
-    return opened
+    return text(_dots(data=data, key=key, on_opened_change=lambda: None).opened)
 
 
 def described(table: pd.DataFrame, by_seed: pd.DataFrame, metric: str, ink: Ink) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard.components import component, valid_key
+from dashboard.components import component, text, valid_key
 
 _table = component(__file__, "table")
 
@@ -138,15 +138,17 @@ def table(
         on_sorted_change=lambda: _sort(valid_key(key), names, on_sort),
     )  # fmt: skip
     ticked, shown = _ticks(found.ticked, {row.key for row in rows})
-    wanted = found.sorted if found.sorted in names else None
+    wanted = text(found.sorted)
     known = {row.key for row in rows} | {cell.key for row in rows for cell in row.cells if cell.key}
-    opened = found.opened if found.opened in known else None
-    return Event(wanted, opened, ticked, shown)
+    opened = text(found.opened)
+    return Event(
+        wanted if wanted in names else None, opened if opened in known else None, ticked, shown
+    )
 
 
 def _sort(key: str, names: set[str], on_sort: Callable[[str], None] | None) -> None:
-    wanted: Any = st.session_state[key].get("sorted")
-    if on_sort is not None and isinstance(wanted, str) and wanted in names:
+    wanted = text(st.session_state[key].get("sorted"))
+    if on_sort is not None and wanted in names:
         on_sort(wanted)
 
 
@@ -161,5 +163,5 @@ def _ticks(sent: Any, known: set[str]) -> tuple[tuple[str, ...] | None, tuple[st
     lists = [sent.get(name) for name in ("ticked", "shown")]
     if not all(isinstance(one, list) for one in lists):
         return None, ()
-    ticked, shown = (tuple(key for key in one if key in known) for one in lists)
+    ticked, shown = (tuple(key for key in map(text, one) if key in known) for one in lists)
     return ticked, shown
