@@ -55,12 +55,10 @@ def main() -> None:
     if run is None:
         return
     if _WEIGHTS not in run.files:
-        said = f"{quoted(run.id)} keeps no weights, so its model cannot run."
-        if not question(run):  # not trained by `experiments`
-            st.info(f"{said} This page runs a model with the weights of its run.")
-            return
-        st.warning(f"{said} Train it again:")
-        notices.command(f"uv run python -m experiments train --variant {run.variant}")
+        st.info(
+            f"{quoted(run.id)} keeps no weights, so its model cannot run: this page runs a model "
+            "with the weights that its run keeps (`weights=` of `attnviz.save_run`)."
+        )
         return
     try:
         live = import_module("dashboard.live")

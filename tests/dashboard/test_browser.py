@@ -81,6 +81,20 @@ def wander(field: Any, seen: Any) -> None:
     raise AssertionError(f"never seen: {seen}")
 
 
+def at_the_end(page: Any, wanted: Any) -> Any:
+    """Something far down a page: scrolled to, place by place, as each asks for what it holds."""
+    from playwright.sync_api import TimeoutError
+
+    for _ in range(30):
+        page.mouse.move(700, 700)
+        page.mouse.wheel(0, 5000)
+        with contextlib.suppress(TimeoutError):
+            wanted.first.wait_for(timeout=1000)
+            wanted.first.scroll_into_view_if_needed()
+            return wanted.first
+    raise AssertionError(f"never seen: {wanted}")
+
+
 def settled(page: Any) -> None:
     """The script has run, and every gallery has painted."""
     page.wait_for_selector(IDLE, timeout=240_000)
@@ -360,8 +374,7 @@ class TestPicker:
         rows = run.rows("received", [run.row_images("received").index(2)])[0]
         box = open_dataset(browsed_root, str(run.dataset)).boxes()[2]
         cover = coverage(tuple(int(v) for v in box), (96, 96), (24, 24)).ravel()
-        field = tab.locator("button.field")
-        field.scroll_into_view_if_needed()
+        field = at_the_end(tab, tab.locator("button.field"))
         field.focus()
         tab.keyboard.press("ArrowUp")
         tab.keyboard.press("ArrowLeft")
@@ -378,7 +391,7 @@ class TestPicker:
 
     def test_hovering_draws_at_once(self, address: str, tab: Any):
         visit(tab, f"{address}/sample?image=2&rows=mha-0/received")
-        field = tab.locator("button.field")
+        field = at_the_end(tab, tab.locator("button.field"))
         wander(field, tab.get_by_text("the place in row 1, column 1").first)
         field.click(position={"x": 100, "y": 100})
         tab.get_by_text("Pinned").wait_for()
