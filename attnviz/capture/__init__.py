@@ -10,6 +10,7 @@ from attnviz.capture import edits, reductions
 from attnviz.capture.capture import Capture
 from attnviz.capture.record import Record, Windows, gradients
 from attnviz.capture.registry import rule
+from attnviz.capture.sampling_points import SamplingPoints
 from attnviz.capture.session import Session
 from attnviz.capture.stream import stream
 from attnviz.capture.watch import watch
@@ -17,6 +18,7 @@ from attnviz.capture.watch import watch
 __all__ = [
     "Capture",
     "Record",
+    "SamplingPoints",
     "Session",
     "Windows",
     "edits",

@@ -20,6 +20,7 @@ from attnviz.capture.proven_places import numbered
 from attnviz.capture.provenance import Scores, Squash, Tag
 from attnviz.capture.record import Record, changed
 from attnviz.capture.recorder import Recorder, before_dropout
+from attnviz.capture.sampled_rows import SampledRows, sampled_rows
 from attnviz.capture.scopes import Scope
 
 _UNNORMALISED = "q · kᵀ reaches the values without a softmax"
@@ -71,10 +72,16 @@ class AttentionRecords:
         whole = self._scopes.cut(scope, squash.place, total, keys)
         images = scope.shape.images
         read = layout(operand, query, key, tag, scope.module, images, whole=whole)
+        rows = self._sampled(values, queries, squash, images)
+        present, restore = read.present, read.restore
+        if rows is not None:
+            present = partial(rows.of_operand, order=read.order)
+            restore = partial(rows.to_operand, order=read.order)
         with self._collector.graph():
             raw = before_dropout(tag, operand)
-            weights = read.present(raw)
-        found = squash.scores
+            weights = present(raw)
+        found = squash.scores if rows is None else None
+        keeps_values = self._recorder.options.operands and rows is None
         plain = tag.kind == "softmax"
         record = Record(
             scope.name, "attention", weights, None, _axis_word(tag, operand, query, key, read),
@@ -85,14 +92,29 @@ class AttentionRecords:
             d_k=None if found is None else found.width,
             query=None if found is None else read.operand(found.query, queries),
             key=None if found is None else read.operand(found.key, keys),
-            value=read.operand(values, keys) if self._recorder.options.operands else None,
-            leaf=self._collector.leaf(raw, read.present),
+            value=read.operand(values, keys) if keeps_values else None,
+            leaf=self._collector.leaf(raw, present),
         )  # fmt: skip
         record = self._recorder.placed(record, squash.place, scope)
+        if rows is not None:
+            record = self._recorder.at_points(record, None, rows, images)
+            return self._recorder.apply(record, squash, operand, restore)
         record = self._in_product(record, operand, query, key, read, images)
-        replaced = self._recorder.apply(record, squash, operand, read.restore)
+        replaced = self._recorder.apply(record, squash, operand, restore)
         self._recorder.part(values, squash, int(operand.storage_offset()))
         return replaced
+
+    def _sampled(
+        self, values: Tensor | None, queries: int, squash: Squash, images: int | None
+    ) -> SampledRows | None:
+        """How weights are to be read that meet values at sampling points, of each query its own."""
+        labels = None if values is None or queries != 1 else self._recorder.lineage.labels(values)
+        if not labels or values is None:
+            return None
+        lead = range(values.dim() - 2)
+        order = (*lead, values.dim() - 1, values.dim() - 2)
+        shape = (*values.shape[:-1], 1)
+        return sampled_rows(labels, shape, order, 1, squash.shape[0], images)
 
     def _in_product(
         self, record: Record, operand: Tensor, query: int, key: int, read: Layout,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -107,31 +107,37 @@ class CallStack:
                 module = read(frame, "self")
                 name = self.names.get(id(module))
                 if name is not None:
-                    found.append(Call(name, module, () if ends else _given(frame)))
+                    found.append(Call(name, module, () if ends else _shapes(_given(frame))))
                     outermost = frame
                     others.clear()
             elif _kind(frame.f_code) & _METHOD:
                 others.append(frame)
         if ends and outermost is not None:
-            found[-1] = found[-1]._replace(shapes=_given(outermost))
+            found[-1] = found[-1]._replace(shapes=_shapes(_given(outermost)))
         for frame in reversed(others):  # a forward or another method that was called by itself
             outer = self._module(frame)
             if outer is not None:
                 if not found or found[-1].module is not outer:
-                    found.append(Call(self.names[id(outer)], outer, _shapes(frame)))
+                    found.append(Call(self.names[id(outer)], outer, _shapes(_arguments(frame))))
                 break
         return found
 
-    def given(self) -> tuple[tuple[int, ...], ...]:
-        """The shapes of all tensors that the outermost running module was called with.
+    def given(self) -> list[Tensor]:
+        """All tensors that the outermost running module was called with.
 
-        Lists and mappings are looked into, such as a list of one mapping per image.
+        Lists and mappings are looked into, such as a list of one mapping per image. Where a method
+        of the model was called by itself, they are that method's arguments.
         """
         outermost: FrameType | None = None
+        method: FrameType | None = None
         for frame in _frames():
             if frame.f_code is _CALL and id(read(frame, "self")) in self.names:
                 outermost = frame
-        return () if outermost is None else _given(outermost, _DEEPEST)
+            elif _kind(frame.f_code) & _METHOD and self._module(frame) is not None:
+                method = frame
+        if outermost is not None:
+            return _given(outermost, _DEEPEST)
+        return [] if method is None else _arguments(method)
 
     def running(self) -> frozenset[str]:
         """The names of the running modules."""
@@ -246,31 +252,35 @@ def _caller(frame: FrameType) -> tuple[str, int] | None:
     return None
 
 
-def _given(frame: FrameType, depth: int = 2) -> tuple[tuple[int, ...], ...]:
-    """The shapes of the tensors that a module was called with."""
-    shapes: list[tuple[int, ...]] = []
-    _collect(read(frame, "args"), shapes, depth)
-    _collect(read(frame, "kwargs"), shapes, depth)
-    return tuple(shapes)
+def _given(frame: FrameType, depth: int = 2) -> list[Tensor]:
+    """The tensors that a module was called with."""
+    found: list[Tensor] = []
+    _collect(read(frame, "args"), found, depth)
+    _collect(read(frame, "kwargs"), found, depth)
+    return found
 
 
-def _shapes(frame: FrameType) -> tuple[tuple[int, ...], ...]:
-    """The shapes of a running function's tensor arguments, lists of tensors looked into."""
+def _arguments(frame: FrameType) -> list[Tensor]:
+    """A running function's tensor arguments, lists of tensors looked into."""
     code = frame.f_code
     count = code.co_argcount + code.co_kwonlyargcount
     count += bool(code.co_flags & 0x04) + bool(code.co_flags & 0x08)
-    shapes: list[tuple[int, ...]] = []
+    found: list[Tensor] = []
     for name in code.co_varnames[1:count]:
-        _collect(read(frame, name), shapes, 2)
-    return tuple(shapes)
+        _collect(read(frame, name), found, 2)
+    return found
 
 
-def _collect(value: Any, shapes: list[tuple[int, ...]], depth: int) -> None:
+def _shapes(tensors: Iterable[Tensor]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(tensor.shape) for tensor in tensors)
+
+
+def _collect(value: Any, found: list[Tensor], depth: int) -> None:
     if isinstance(value, Tensor):
-        shapes.append(tuple(value.shape))
+        found.append(value)
     elif depth and isinstance(value, (tuple, list)):
         for item in value:
-            _collect(item, shapes, depth - 1)
+            _collect(item, found, depth - 1)
     elif depth and isinstance(value, dict):
         for item in value.values():
-            _collect(item, shapes, depth - 1)
+            _collect(item, found, depth - 1)

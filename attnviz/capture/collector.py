@@ -90,6 +90,8 @@ class Collector:
         if reduced:
             changes["reduced"] = {name: self._moved(value) for name, value in reduced.items()}
             self._forget_rollout(reduced)
+        if record.points is not None:
+            changes["points"] = None if reduced else record.points.moved(self._moved)
         record = changed(record, **changes)
         if number is None:
             number = self.seen._add(record)
@@ -242,7 +244,8 @@ def _heads(record: Record, weights: Tensor, chosen: tuple[int, ...]) -> Record:
     if leaf is not None:
         read = leaf.read
         leaf = Leaf(leaf.tensor, lambda slope: read(slope)[:, list(chosen)])
-    return changed(record, weights=kept, leaf=leaf)
+    points = None if record.points is None else record.points.of_heads(chosen)
+    return changed(record, weights=kept, leaf=leaf, points=points)
 
 
 def _chosen(weights: Tensor, record: Record, chosen: tuple[int, ...]) -> Tensor:

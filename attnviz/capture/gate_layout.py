@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attnviz.capture.lineage import Labels
 from attnviz.capture.record import Grid
+from attnviz.capture.sampled_rows import SampledRows, sampled_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,19 +135,20 @@ class Pooling:
         shape: What it multiplies: its sizes, 1 along which the weights are repeated.
         keys: The axes that sum to one.
         rest: The others, images first.
-        heads: How many heads the first axis holds beside images, where the third one holds
-            queries with keys of their own; 0 where each image, or head, is pooled as a whole.
+        sampled: Of deformable attention, whose queries have keys of their own; None where each
+            image, or head, is pooled as a whole.
     """
 
     shape: tuple[int, ...]
     keys: tuple[int, ...]
     rest: tuple[int, ...]
-    heads: int = 0
+    sampled: SampledRows | None = None
 
-    def of_queries(self, heads: int) -> Pooling:
-        """The same for values at sampling points `(b · heads, d, queries, points …)`."""
-        fits = heads and self.rest == (0, 1, 2) and self.shape[1] == 1
-        return replace(self, heads=heads) if fits and self.shape[0] % heads == 0 else self
+    def of_queries(self, labels: Labels, batch: int, images: int | None) -> Pooling:
+        """The same for values at sampling points; see `sampled_rows`."""
+        order = (*self.rest, *self.keys)
+        rows = sampled_rows(labels, self.shape, order, len(self.keys), batch, images)
+        return replace(self, sampled=rows)
 
     def present(self, weights: Tensor) -> Tensor:
         """`(b, heads, 1, k)`, or `(b, heads, q, k)` where queries have keys of their own."""
@@ -156,13 +158,14 @@ class Pooling:
                 x = x.narrow(i, 0, 1)
         x = x.permute(*self.rest, *self.keys)
         x = x.flatten(len(self.rest))
-        if self.heads:
-            return x.reshape(-1, self.heads, self.shape[2], x.shape[-1])
+        if self.sampled is not None:
+            return self.sampled.present(x.flatten(0, -2))
         return x.reshape(x.shape[0], -1, 1, x.shape[-1])
 
     def restore(self, weights: Tensor, like: Tensor) -> Tensor:
-        """Weights `(b, heads, 1, k)` in their own shape."""
+        """Weights as presented in their own shape."""
         order = (*self.rest, *self.keys)
+        weights = weights if self.sampled is None else self.sampled.restore(weights)
         x = weights.reshape([self.shape[i] for i in order])
         x = x.permute([order.index(i) for i in range(len(order))])
         return x.reshape(x.shape[len(self.shape) - like.dim() :]).expand_as(like)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
-
 import numpy as np
 from torch import Tensor
 
@@ -13,9 +11,9 @@ from attnviz.capture.op_mode import apart
 from attnviz.capture.proven_places import numbered
 from attnviz.capture.provenance import Squash, Tag
 from attnviz.capture.record import Record, changed
-from attnviz.capture.recorder import UNPROVEN, Recorder, Restore, before_dropout
+from attnviz.capture.recorder import Recorder, Restore, before_dropout
+from attnviz.capture.sampled_rows import SampledRows
 from attnviz.capture.scopes import Scope
-from attnviz.token_places import Places, RecordPlaces, Role
 
 Weighing = tuple[Tag, Tensor, Tensor, list[int]]
 
@@ -32,7 +30,7 @@ class GateRecords:
 
     @apart
     def gate(
-        self, tag: Tag, gate: Tensor, other: Tensor, repeated: list[int], *, sampled: bool = False
+        self, tag: Tag, gate: Tensor, other: Tensor, repeated: list[int]
     ) -> tuple[Tensor | None, Tag | None]:
         """A gate is multiplied onto features.
 
@@ -41,7 +39,6 @@ class GateRecords:
             gate: The gate.
             other: The features.
             repeated: The axes of the features along which the gate is repeated.
-            sampled: Whether the features are values at sampling points, of each query its own.
 
         Returns:
             The tensor to put in the gate's place, if edited; and a tag for the product, if a sum
@@ -52,9 +49,10 @@ class GateRecords:
             return None, None
         squash.used = True
         pool, size = _pooling(tag, gate, other, repeated)
-        if sampled and pool is not None:
-            pool = pool.of_queries(gate.shape[0] // max(1, squash.shape[0]))
         scope = self._scopes.at(squash.place, 1, size if pool is not None else 0)
+        if pool is not None:
+            labels = self._recorder.lineage.labels(other) or ()
+            pool = pool.of_queries(labels, squash.shape[0], scope.shape.images)
         if pool is None and tag.axis is not None and repeated:
             return self._branch(tag, squash, gate, other, scope), None
         attends = pool is not None and len(repeated) == 1
@@ -99,8 +97,8 @@ class GateRecords:
         number: int | None = None,
     ) -> Record:  # fmt: skip
         """The record with the places of its keys, read off the axes of its weights."""
-        if pool.heads:
-            return self._at_points(record, gate, pool, images, number)
+        if pool.sampled is not None:
+            return self._at_points(record, gate, pool.sampled, images, number)
         lead = len(pool.shape) - gate.dim()
         keys = [a - lead for a in pool.keys if a >= lead]
         rest = [a - lead for a in pool.rest if a >= lead and pool.shape[a] > 1]
@@ -113,21 +111,16 @@ class GateRecords:
         return self._recorder.lies(record, None, side, images, number)
 
     def _at_points(
-        self, record: Record, gate: Tensor, pool: Pooling, images: int | None, number: int | None
-    ) -> Record:
+        self, record: Record, gate: Tensor, rows: SampledRows, images: int | None,
+        number: int | None,
+    ) -> Record:  # fmt: skip
         """The record of deformable attention: its keys are sampling points, on no grid."""
-        queries = numbered(
-            self._recorder.lineage, gate, [2], [0],
-            lambda flat: flat.reshape(-1, pool.heads),
-        )  # fmt: skip
-        record = self._recorder.lies(record, queries, None, images, number)
-        count = prod(pool.shape[i] for i in pool.keys)
-        point: Role = "point"
-        points = Places(
-            None, (-1,) * count, (point,) * count, status="proven", reason="sampling points"
-        )
-        own = Places(reason=UNPROVEN) if record.places is None else record.places.queries
-        return changed(record, places=RecordPlaces(own, points), key_grid=None, prefix=0)
+        queries = None
+        if gate.dim() > 2 and rows.order is None:
+            queries = numbered(
+                self._recorder.lineage, gate, [2], [0], lambda flat: flat.reshape(-1, rows.heads)
+            )
+        return self._recorder.at_points(record, queries, rows, images, number)
 
     def scales_coordinates(self, squash: Squash) -> None:
         """What a function's result multiplied were coordinates: it is no gate."""

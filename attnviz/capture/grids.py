@@ -48,11 +48,6 @@ def model_input(calls: Sequence[Call]) -> tuple[int | None, Grid | None]:
     return (shapes[0][0] if shapes and shapes[0] else None), None
 
 
-def image_sides(shapes: Sequence[Sequence[int]]) -> set[tuple[int, ...]]:
-    """The sides that images may have, from the shapes of all tensors that a model was given."""
-    return {tuple(shape[-n:]) for shape in shapes for n in (2, 3) if len(shape) > n}
-
-
 def token_counts(calls: Sequence[Call]) -> tuple[set[int], set[int]]:
     """How many places, and how long sequences, the running modules were given."""
     places: set[int] = set()

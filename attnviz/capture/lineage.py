@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnviz.capture.provenance import Tag, Tags
+from attnviz.capture.op_mode import apart
+from attnviz.capture.provenance import Tag, Tags, storage_key
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 """Cells of a grid, counted row by row; below zero tokens that are no places."""
@@ -89,11 +90,15 @@ class Space:
 
     Attributes:
         lines: Its axes.
+        raw: Whether its cells are no places of tokens: the pixels that the model was given, which
+            become places once a layer makes a feature map of them (a 4-D tensor can also hold
+            tokens by head), or sampling points.
         read: Numbers of tokens that are no places and were given to a layer alone.
         others: How many tokens that are no places have joined it.
     """
 
     lines: tuple[Line, ...]
+    raw: bool = False
     read: set[int] = field(default_factory=set)
     others: int = 0
 
@@ -106,6 +111,52 @@ class Space:
         """The label of a feature map `(b, c, …)` over this grid."""
         numbers = np.arange(math.prod(self.grid), dtype=np.int64)
         return Label(self, numbers.reshape((*([1] * (dims - len(self.grid))), *self.grid)))
+
+
+class Samples(Space):
+    """Sampling points on feature maps; its numbers are rows of a table, and no cells.
+
+    Attributes:
+        at: `(points, axes)`, x, y (and z) of each point as shares of the feature map's sides.
+        row: `(points,)`, which row of the sampled tensor, an image and a head, each is of.
+        level: `(points,)`, which feature map each point lies on.
+        maps: The feature maps.
+    """
+
+    __slots__ = ("at", "level", "maps", "row")
+
+    def __init__(
+        self, at: Tensor, row: Tensor, level: Tensor, maps: tuple[SampledMap, ...]
+    ) -> None:
+        super().__init__((), raw=True)
+        self.at, self.row, self.level, self.maps = at, row, level, maps
+
+    @classmethod
+    def joined(cls, parts: Sequence[Samples]) -> Samples:
+        """The points of several, one after the other."""
+        starts = np.cumsum([0, *(len(one.maps) for one in parts)]).tolist()
+        levels = [one.level + start for one, start in zip(parts, starts, strict=False)]
+        return cls(
+            torch.cat([one.at for one in parts]), torch.cat([one.row for one in parts]),
+            torch.cat(levels), tuple(m for one in parts for m in one.maps),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SampledMap:
+    """A feature map that values are sampled from.
+
+    Attributes:
+        sides: Its sides.
+        filled: `(rows, axes)`, the share of its width and height behind which a row is zero.
+        mode: `"bilinear"`, `"nearest"` or `"bicubic"`.
+        padding: What lies outside of it: `"zeros"`, `"border"` or `"reflection"`.
+    """
+
+    sides: tuple[int, ...]
+    filled: Tensor
+    mode: str
+    padding: str
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -126,8 +177,12 @@ class Label:
 
     def same(self, other: Label) -> bool:
         """Whether another label says the same."""
-        return self is other or (
-            self.space.lines == other.space.lines and np.array_equal(self.numbers, other.numbers)
+        if self is other or self.space is other.space:
+            return self is other or np.array_equal(self.numbers, other.numbers)
+        return bool(
+            self.space.lines
+            and self.space.lines == other.space.lines
+            and np.array_equal(self.numbers, other.numbers)
         )
 
 
@@ -196,6 +251,32 @@ class Origin:
         return [found[i].clip(0, self._shape[i] - 1) for i in chosen]
 
 
+def _pixels(shape: tuple[int, ...]) -> Labels:
+    """The labels of images that a model was given, for each way in which its axes can be read.
+
+    `(c, h, w)`, `(b, c, h, w)`, `(b, h, w, c)`, `(b, d, h, w)`, `(b, c, d, h, w)`,
+    `(b, t, c, h, w)` and `(b, t, h, w, c)`: a layer finds out which it is, since its own input's
+    axes are known.
+    """
+    dims, few = len(shape), 4
+    axes = [tuple(range(dims - 2, dims))]
+    if dims > 3:
+        axes += [tuple(range(1, dims - 1))] * (shape[-1] <= few)
+        axes += [tuple(range(dims - 3, dims))] * (dims == 5 or shape[1] > few)
+    if dims == 5:
+        axes += [(1, 3, 4)] + [(2, 3)] * (shape[-1] <= few)
+    found = []
+    for chosen in axes:
+        sides = tuple(shape[i] for i in chosen)
+        if math.prod(sides) <= _MOST:
+            space = Space(tuple(Line(n, 0.5, 1.0, n) for n in sides), raw=True)
+            whole = space.whole(len(sides)).numbers
+            found.append(Label(space, whole.reshape([
+                n if i in chosen else 1 for i, n in enumerate(shape)
+            ])))  # fmt: skip
+    return tuple(found)
+
+
 def _reduced(numbers: Numbers) -> Numbers:
     """Numbers without the axes that they do not depend on."""
     for axis, size in enumerate(numbers.shape):
@@ -210,17 +291,16 @@ class Lineage:
 
     Args:
         is_parameter: Whether a tensor is a parameter, or was made of them alone.
-        sides: The sides of the model's images, each once; called within the model.
+        given: The tensors that the model was called with; called within the model.
     """
 
     def __init__(
-        self,
-        is_parameter: Callable[[Tensor], bool],
-        sides: Callable[[], Iterable[tuple[int, ...]]],
+        self, is_parameter: Callable[[Tensor], bool], given: Callable[[], Iterable[Tensor]]
     ) -> None:
         self.is_parameter = is_parameter
-        self._sides = sides
+        self._given = given
         self._tags = Tags()
+        self._pixels: dict[tuple[int, ...], Labels] = {}
 
     def labels(self, tensor: Any) -> Labels | None:
         """What is known of a tensor's elements: nothing is `()`, None if it is no feature."""
@@ -235,6 +315,7 @@ class Lineage:
     def clear(self) -> None:
         """Forget everything."""
         self._tags.clear()
+        self._pixels.clear()
 
     def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Note where the elements of an op's result lie."""
@@ -244,8 +325,8 @@ class Lineage:
         made = out[0] if isinstance(out, (tuple, list)) and out else out
         if not isinstance(made, Tensor) or made.layout is not torch.strided or made.is_nested:
             return
-        tensors = [x for x in _flat(args) if isinstance(x, Tensor)]
-        if not rule.seeds and all(self.labels(x) is None for x in tensors):
+        known = [self._from_image(x) for x in _flat(args) if isinstance(x, Tensor)]
+        if not rule.seeds and all(labels is None for labels in known):
             return
         found = rule.labels(self, args, kwargs, made)
         if found is None:
@@ -259,16 +340,19 @@ class Lineage:
                 if isinstance(other, Tensor) and other.dim() == made.dim():
                     self._put(other, found if other.shape == made.shape else ())
 
-    def image(self, tensor: Tensor) -> Labels | None:
-        """The labels of a tensor that may be the model's image, whose pixels are a grid."""
+    def _from_image(self, tensor: Tensor) -> Labels | None:
+        """The labels of a tensor, which may be an image that the model was called with."""
         known = self.labels(tensor)
-        if known is not None:
-            return known
-        sides = tuple(tensor.shape[2:])
-        if tensor.dim() not in (4, 5) or sides not in set(self._sides()):
-            return ()
-        space = Space(tuple(Line(n, 0.5, 1.0, n) for n in sides))
-        return (space.whole(tensor.dim()),)
+        if known is None and 3 <= tensor.dim() <= 5 and not self.is_parameter(tensor):
+            key = storage_key(tensor)
+            for image in self._given():
+                if 3 <= image.dim() <= 5 and storage_key(image) == key:
+                    shape = tuple(image.shape)
+                    if shape not in self._pixels:
+                        self._pixels[shape] = _pixels(shape)
+                    self._put(image, self._pixels[shape])
+                    return self.labels(tensor)
+        return known
 
     def read_alone(self, labels: Labels) -> None:
         """Note that a layer was given one token only, if it is no place."""
@@ -318,13 +402,13 @@ class Rule:
 
     Attributes:
         labels: From the op's arguments and its result to the result's labels; None leaves it alone.
-        seeds: Whether it may make places of a tensor of which nothing is known.
         writes: Whether it writes into its first argument.
+        seeds: Whether it tells something of tensors of which nothing is known.
     """
 
     labels: Found
-    seeds: bool = False
     writes: bool = False
+    seeds: bool = False
 
 
 _RULES: dict[Any, Rule] = {}
@@ -338,20 +422,28 @@ def _rule(func: Any) -> Rule:
     if plain in _UNCHANGED:
         return Rule(_normed if "layer_norm" in plain else _unchanged, writes=writes)
     if plain in _RESIZED:
-        return Rule(_resized, seeds=True)
+        return Rule(_resized)
     if plain in _POOLED:
-        return Rule(_pooled, seeds=True)
+        return Rule(_pooled)
     if "scaled_dot_product" in packet and "backward" not in packet:
         return Rule(_attended)
-    special: dict[str, tuple[Found, bool]] = {
-        "convolution": (_convolved, True), "_convolution": (_convolved, True),
-        "mm": (_multiplied, False), "bmm": (_multiplied, False),
-        "addmm": (_added, False), "baddbmm": (_added, False), "cat": (_joined, False),
-        "stack": (_stacked, False), "roll": (_rolled, False), "constant_pad_nd": (_padded, True),
-        "copy": (_copied, False),
+    special: dict[str, Found] = {
+        "convolution": _convolved, "_convolution": _convolved, "mm": _multiplied,
+        "bmm": _multiplied, "addmm": _added, "baddbmm": _added, "cat": _joined, "stack": _stacked,
+        "roll": _rolled, "flip": _flipped, "constant_pad_nd": _padded, "copy": _copied,
     }  # fmt: skip
-    found, seeds = special.get(plain, (_lost, False))
-    return Rule(found, seeds, writes)
+    sampling: dict[str, Found] = {
+        "grid_sampler_2d": _sampled, "grid_sampler_3d": _sampled, "cudnn_grid_sampler": _sampled,
+        "index": _indexed,
+    }  # fmt: skip
+    if plain in sampling:
+        return Rule(sampling[plain], writes, seeds=True)
+    return Rule(special.get(plain, _lost), writes)
+
+
+def _places(labels: Labels | None) -> Labels:
+    """The labels of places, without those of pixels."""
+    return tuple(one for one in labels or () if not one.space.raw)
 
 
 def _lost(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
@@ -383,7 +475,7 @@ def _unchanged(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels
 
 def _mapped(lineage: Lineage, x: Tensor, made: Tensor, lines: Sequence[Line] | None) -> Labels:
     """A feature map made of a feature map: its rows and columns are a grid of their own."""
-    labels = lineage.image(x) if made.dim() == x.dim() and made.dim() in (4, 5) else None
+    labels = lineage.labels(x) if made.dim() == x.dim() and made.dim() in (4, 5) else None
     if not labels:
         return ()
     whole = [one for one in labels if _is_whole(one, x)]
@@ -394,7 +486,7 @@ def _mapped(lineage: Lineage, x: Tensor, made: Tensor, lines: Sequence[Line] | N
     space = whole[0].space
     if lines is None or tuple(made.shape[2:]) != tuple(line.size for line in lines):
         return ()
-    if tuple(lines) == space.lines:
+    if tuple(lines) == space.lines and not space.raw:
         return (space.whole(made.dim()),)
     return (Space(tuple(lines)).whole(made.dim()),)
 
@@ -410,7 +502,7 @@ def _is_whole(label: Label, x: Tensor) -> bool:
 
 
 def _lines(lineage: Lineage, x: Tensor) -> Sequence[Line] | None:
-    return next((one.space.lines for one in lineage.image(x) or () if _is_whole(one, x)), None)
+    return next((one.space.lines for one in lineage.labels(x) or () if _is_whole(one, x)), None)
 
 
 def _strided(
@@ -472,7 +564,7 @@ def _added(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
 
 def _product(lineage: Lineage, left: Tensor, right: Tensor) -> Labels:
     """Rows come from the left factor, columns from the right one; what is summed over is lost."""
-    rows, columns = lineage.labels(left) or (), lineage.labels(right) or ()
+    rows, columns = _places(lineage.labels(left)), _places(lineage.labels(right))
     last = left.dim() - 1
     layer = lineage.is_parameter(right)
     if layer:
@@ -520,7 +612,7 @@ def _attended(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
     query = args[0]
     if made.dim() != query.dim() or made.shape[:-1] != query.shape[:-1]:
         return ()
-    labels = lineage.labels(query) or ()
+    labels = _places(lineage.labels(query))
     return tuple(one for one in labels if not one.along(query.dim() - 1))
 
 
@@ -531,6 +623,11 @@ def _joined(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
     if any(x.dim() != made.dim() for x in parts):
         return ()
     told = [lineage.labels(x) for x in parts]
+    if (points := _points(told)) is not None:
+        sizes = [max(n) for n in zip(*(one.numbers.shape for one in points), strict=True)]
+        shapes = [[*sizes[:dim], x.shape[dim], *sizes[dim + 1 :]] for x in parts]
+        space, numbers = _beside(points, shapes)
+        return (Label(space, np.concatenate(numbers, dim)),)
     first = next((labels for labels in told if labels), ())
     return tuple(one for label in first if (one := _join(label, parts, told, dim)) is not None)
 
@@ -587,11 +684,90 @@ def _stacked(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
     parts = list(args[0])
     dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % made.dim()
     told = [lineage.labels(x) for x in parts]
+    if (points := _points(told)) is not None:
+        sizes = [max(n) for n in zip(*(one.numbers.shape for one in points), strict=True)]
+        space, numbers = _beside(points, [sizes] * len(points))
+        return (Label(space, np.stack(numbers, dim)),)
     found = []
     for one in told[0] or ():
         if all(any(one.same(x) for x in labels or ()) for labels in told):
             found.append(Label(one.space, np.expand_dims(one.numbers, dim)))
     return tuple(found)
+
+
+@apart
+def _sampled(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    """Values at sampling points: which point each is from."""
+    x, grid = args[0], args[1].detach()
+    mode, padding, aligned = (*args[2:5], 0, 0, True)[:3]  # the defaults are those of cudnn's op
+    sides = tuple(x.shape[2:])
+    size = torch.tensor(sides[::-1], dtype=torch.float32, device=grid.device)
+    at = (grid.flatten(0, -2).float() + 1) / 2
+    if aligned:
+        at = (at * (size - 1) + 0.5) / size
+    count = len(at)
+    row = torch.arange(count, device=grid.device) // max(1, count // len(x))
+    filled = SampledMap(sides, _filled(x.detach()), _MODES[mode], _PADDINGS[padding])
+    space = Samples(at, row, torch.zeros_like(row), (filled,))
+    numbers = np.arange(count, dtype=np.int64).reshape(len(x), 1, *made.shape[2:])
+    return (Label(space, numbers),)
+
+
+@apart
+def _indexed(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    """Values read at whole rows and columns of a feature map, `x[image, :, rows, columns]`."""
+    x, index = args[0], list(args[1])
+    if x.dim() not in (4, 5) or len(index) != x.dim() or index[1] is not None:
+        return ()
+    chosen = [one for i, one in enumerate(index) if i != 1]
+    if any(one is None or one.dtype not in (torch.int32, torch.int64) for one in chosen):
+        return ()
+    sides = tuple(x.shape[2:])
+    row, *cells = (
+        one.remainder(n).flatten()
+        for one, n in zip(torch.broadcast_tensors(*chosen), (len(x), *sides), strict=True)
+    )
+    at = torch.stack([(c + 0.5) / n for c, n in zip(cells[::-1], sides[::-1], strict=True)], -1)
+    read = SampledMap(sides, _filled(x.detach()), "nearest", "border")
+    space = Samples(at, row, torch.zeros_like(row), (read,))
+    return (Label(space, np.arange(len(row), dtype=np.int64).reshape(*made.shape[:-1], 1)),)
+
+
+_MODES, _PADDINGS = ("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection")
+
+
+def _filled(x: Tensor) -> Tensor:
+    """`(rows, axes)`, the share of each side of a map behind which nothing but zeros lies."""
+    there, shares = (x != 0).any(1), []
+    for axis in range(x.dim() - 2, 0, -1):
+        along = there.movedim(axis, 1).flatten(2).any(2)
+        last = (along * torch.arange(1, along.shape[1] + 1, device=x.device)).amax(1)
+        shares.append(last / along.shape[1])
+    return torch.stack(shares, -1)
+
+
+def _points(told: Sequence[Labels | None]) -> list[Label] | None:
+    """The labels of tensors that all hold values at sampling points; None where some do not."""
+    points = [
+        next((one for one in labels or () if isinstance(one.space, Samples)), None)
+        for labels in told
+    ]
+    known = [one for one in points if one is not None]
+    return known if known and len(known) == len(points) else None
+
+
+@apart
+def _beside(
+    points: Sequence[Label], shapes: Sequence[Sequence[int]]
+) -> tuple[Space, list[Numbers]]:
+    """One table for several labels of sampling points, and their numbers in it."""
+    spaces = [one.space for one in points if isinstance(one.space, Samples)]
+    starts = np.cumsum([0, *(len(one.at) for one in spaces)])
+    numbers = [
+        np.broadcast_to(one.numbers + start, shape)
+        for one, start, shape in zip(points, starts, shapes, strict=False)
+    ]
+    return Samples.joined(spaces), numbers
 
 
 def _rolled(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
@@ -606,12 +782,18 @@ def _rolled(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
     )
 
 
+def _flipped(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    dims = tuple(d % made.dim() for d in args[1])
+    return tuple(
+        Label(one.space, np.ascontiguousarray(np.flip(one.numbers, dims)))
+        for one in lineage.labels(args[0]) or ()
+    )
+
+
 def _padded(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels | None:
     x, by = args[0], list(args[1])
-    if lineage.labels(x) is None and x.dim() not in (4, 5):
-        return None
     pads = {x.dim() - 1 - i // 2: (by[i], by[i + 1]) for i in range(0, len(by), 2)}
-    return tuple(_pad(label, pads) for label in lineage.image(x) or ())
+    return tuple(_pad(label, pads) for label in lineage.labels(x) or ())
 
 
 def _pad(label: Label, pads: Mapping[int, tuple[int, int]]) -> Label:

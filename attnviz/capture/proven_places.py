@@ -47,7 +47,11 @@ def numbered(
     count = math.prod(tensor.shape[i] for i in tokens)
     for label in lineage.labels(tensor) or ():
         along = {i for i in range(tensor.dim()) if label.along(i)}
-        if along <= {*tokens, *lead} and (along & set(tokens) or count == 1):
+        if (
+            not label.space.raw
+            and along <= {*tokens, *lead}
+            and (along & set(tokens) or count == 1)
+        ):
             numbers = _presented(label, tensor, tokens, lead, present)
             return None if numbers is None else Numbered(label.space, numbers)
     return None

@@ -88,9 +88,8 @@ class Tag:
         kind: `"softmax"`, `"gate"`, `"scores"`, `"parameter"`, `"factor"` (multiplied by a
             number), `"dropout"` (a mask), `"weighted"` (softmax × data), `"outer"`, `"clip"`
             (between 0 and 6), `"exp"`, `"total"` (a sum of those), `"context"` (softmax @ data),
-            `"moved"` (rolled or padded), `"log_gate"` (the logarithm of a gate), `"sampled"`
-            (values at sampling points), `"scaled"` (multiplied by a gate's function, which is no
-            gate if coordinates come of it).
+            `"moved"` (rolled or padded), `"log_gate"` (the logarithm of a gate), `"scaled"`
+            (multiplied by a gate's function, which is no gate if coordinates come of it).
         shape: Sizes of the tensor as it was written.
         stride: Its strides, the same.
         axis: Which of its dimensions sums to one; None where none does or it was lost.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnviz.capture.sampling_points import SamplingPoints
 from attnviz.display import html_of
 from attnviz.errors import InputError
 from attnviz.token_places import RecordPlaces
@@ -102,6 +103,7 @@ class Record:
         leaf: With `keep_graph=True`, what to differentiate by; see `gradient`.
         note: Remarks.
         places: Which queries and keys are which places, where that is proven or was measured.
+        points: Where the keys of deformable attention were sampled; None for all other.
     """
 
     name: str
@@ -141,6 +143,7 @@ class Record:
     leaf: Leaf | None = None
     note: str = ""
     places: RecordPlaces | None = None
+    points: SamplingPoints | None = None
 
     @property
     def row_sums(self) -> Tensor | None:

@@ -19,9 +19,10 @@ from attnviz.capture.options import Options
 from attnviz.capture.proven_places import Numbered, proven
 from attnviz.capture.provenance import Squash, Tag, storage_key
 from attnviz.capture.record import Record, changed
+from attnviz.capture.sampled_rows import SampledRows
 from attnviz.capture.scopes import Scope, Scopes
 from attnviz.errors import UnsupportedError
-from attnviz.token_places import Places, RecordPlaces
+from attnviz.token_places import Places, RecordPlaces, Role
 
 UNPROVEN = "it was not followed from a feature map"
 """Why places are unknown, while watching."""
@@ -249,6 +250,27 @@ class Recorder:
             prefix=keys.numbers.shape[1] - windows.cells.shape[1],
         )  # fmt: skip
 
+    def at_points(
+        self,
+        record: Record,
+        queries: Numbered | None,
+        rows: SampledRows,
+        images: int | None,
+        number: int | None = None,
+    ) -> Record:
+        """The record with the sampling points that are its keys; the arguments are as in `lies`."""
+        record = self.lies(record, queries, None, images, number)
+        count = rows.points.shape[-1]
+        point: Role = "point"
+        keys = Places(
+            None, (-1,) * count, (point,) * count, status="proven", reason="sampling points"
+        )
+        own = Places(reason=UNPROVEN) if record.places is None else record.places.queries
+        return changed(
+            record, places=RecordPlaces(own, keys), key_grid=None, prefix=0,
+            points=rows.sampling_points(),
+        )  # fmt: skip
+
     def finish(self, dropped: Set[int] = frozenset()) -> None:
         """Finish one forward pass: list what was not applied, and reset.
 
@@ -258,8 +280,8 @@ class Recorder:
         self._flush()
         for number, sides in self._sides.items():
             known = [side for side in sides[:2] if side is not None and side.space.read]
-            if known and number < len(self.seen):  # the head has read its token by now
-                kept = self.seen._records[number]
+            kept = self.seen._records[number] if number < len(self.seen) else None
+            if known and kept is not None and kept.points is None:  # the head has read its token
                 self.seen._set(number, _with_places(kept, *sides))
         dropped = dropped | self._join_parts()
         self._sides.clear()

@@ -5,7 +5,7 @@ Every rule is given the session. It lies below the rules and imports none of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from attnviz.capture.call_stack import CallStack
 from attnviz.capture.capture import Capture
 from attnviz.capture.collector import Collector
 from attnviz.capture.gate_records import GateRecords
-from attnviz.capture.grids import image_sides
 from attnviz.capture.lineage import Lineage
 from attnviz.capture.options import Options
 from attnviz.capture.provenance import Squash, Tag, Tags
@@ -52,7 +51,7 @@ class Session:
         self.windows = Cuts()
         self.scopes = Scopes(self.stack, self.windows)
         self.collector = Collector(options, seen)
-        self.lineage = Lineage(self.is_parameter, self._sides)
+        self.lineage = Lineage(self.is_parameter, self.stack.given)
         self.recorder = Recorder(options, self.stack, self.scopes, self.collector, self.lineage)
         self.attention = AttentionRecords(self.recorder)
         self.gates = GateRecords(self.recorder)
@@ -130,15 +129,6 @@ class Session:
         self.tags.clear()
         self.lineage.clear()
         self.knows_parameters = False
-
-    def _sides(self) -> set[tuple[int, ...]]:
-        """The sides of the images that the model was given."""
-        return image_sides(self.stack.given() or self._method())
-
-    def _method(self) -> Sequence[Sequence[int]]:
-        """The shapes that a method of the model was given, where that was called by itself."""
-        calls = self.stack.calls(ends=True)
-        return calls[-1].shapes if calls else ()
 
     def _tensors(self) -> Iterator[Tensor]:
         """The model's parameters and buffers."""

@@ -2,6 +2,7 @@
 
     colour    colour maps, numbers to colours, images to pixels
     overlays  a map over its image, with the box drawn
+    points    sampling points of deformable attention over their image
     sheets    contact sheets: tiles, images by variant, heads of one query
     volumes   slices of a volume, frames of a video
     plots     dot plot, training curves
@@ -18,6 +19,7 @@ from attnviz.figures.colour import COLOUR_MAPS, colour_of, coloured, enlarged, p
 from attnviz.figures.files import figure_bytes, png_bytes, save_png
 from attnviz.figures.overlays import outlined, overlay, resized
 from attnviz.figures.plots import curves, dot_plot
+from attnviz.figures.points import sampling_points
 from attnviz.figures.sheets import comparison_picture, contact_sheet, head_rows
 from attnviz.figures.volumes import frames, slices
 
@@ -38,6 +40,7 @@ __all__ = [
     "pixels",
     "png_bytes",
     "resized",
+    "sampling_points",
     "save_png",
     "slices",
 ]

@@ -62,9 +62,7 @@ def overlay(
         raise InputError(f"overlay: expected alpha from 0 to 1, got {alpha}")
     if scale < 1:
         raise InputError(f"overlay: expected a scale of at least 1, got {scale}")
-    base = pixels(image).astype(np.float64)
-    if grey:
-        base = np.repeat(_DIM * (base @ _GREY)[..., None], 3, axis=-1)
+    base = dimmed(image) if grey else pixels(image).astype(np.float64)
     size = (base.shape[0] * scale, base.shape[1] * scale)
     base = enlarged(base, scale)
     values = numbers(map)
@@ -75,6 +73,11 @@ def overlay(
     colours = coloured(values, cmap=cmap, vmin=vmin, vmax=vmax)
     mixed = np.round((1 - cover) * base + cover * colours).astype(np.uint8)
     return outlined(mixed, box, mask, scale=scale)
+
+
+def dimmed(image: Any) -> Float[np.ndarray, "h w 3"]:
+    """An image in grey and darker, as the ground of what is drawn over it."""
+    return np.repeat(_DIM * (pixels(image).astype(np.float64) @ _GREY)[..., None], 3, axis=-1)
 
 
 def resized(

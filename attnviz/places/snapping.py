@@ -23,15 +23,12 @@ FARTHEST = 0.45
 """The largest distance from a cell's centre, in cells, at which a token is given a place."""
 
 _SHIFT = 0.55  # cells: strided convolutions see up to half a cell above and to the left
+_DRIFT = 0.25  # cells that rows may move from the first to the last
 _CLOSEST = 0.3  # cells between two rows: those at the border draw near to each other
 _MANY = 16  # tokens whose distances can be compared with the noise
 _EXCESS = 0.1  # square cells
 _FEWEST = 8  # tokens that determine a grid of which they are a part
 _FINEST = 64  # sides of a grid of which only some cells are there
-
-
-Ranks = dict[tuple[int, int], tuple[Tensor, float] | None]
-"""By axis and number of rows, the row of each token; None where they form no such rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ class Snapped:
     Attributes:
         grid: Its sides; None where none was found.
         cell: For each token its cell, row by row.
-        error: The largest distance of a token from where its row and column lie, in cells.
+        error: The largest distance of a token from the centre of its cell, in cells.
         reason: Why there is none.
     """
 
@@ -60,16 +57,14 @@ def snapped(points: Tensor, spread: Sequence[float]) -> Snapped:
     """
     grids, known = _factors(len(points), points.shape[1]), Ranks()
     found = [one for grid in grids if (one := _full(points, grid, spread, known))]
+    found.sort(key=lambda one: one[0])
     if not found:
-        part = _part(points)
-        found = [] if part is None else [part]
-    found.sort(key=lambda one: one.error)
-    if not found:
-        return Snapped(None, reason="the measured positions form no grid")
-    if len(found) > 1 and found[1].error < 2 * found[0].error:
-        grids_ = " and ".join("×".join(map(str, one.grid or ())) for one in found[:2])
+        return _part(points) or Snapped(None, reason="the measured positions form no grid")
+    (fit, best), *others = found
+    if others and others[0][0] < 2 * fit:
+        grids_ = " and ".join("×".join(map(str, one.grid or ())) for _, one in found[:2])
         return Snapped(None, reason=f"the measured positions fit the grids {grids_}")
-    return found[0]
+    return best
 
 
 def agrees(
@@ -156,11 +151,32 @@ def _factors(count: int, axes: int) -> Iterator[tuple[int, ...]]:
                 yield (side, *rest)
 
 
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """Tokens sorted into rows along one axis.
+
+    Attributes:
+        row: For each token its row on the image.
+        count: How many rows the image has; more than hold tokens where a rest of it makes none.
+        fit: The largest distance of a token from its row's mean, in cells.
+        error: The largest distance of a row from the centre of its cells.
+    """
+
+    row: Tensor
+    count: int
+    fit: float
+    error: float
+
+
+Ranks = dict[tuple[int, int], Ranked | None]
+"""By axis and number of rows, the row of each token; None where they form no such rows."""
+
+
 def _full(
     points: Tensor, grid: tuple[int, ...], spread: Sequence[float], known: Ranks
-) -> Snapped | None:
-    """The points as all cells of a grid, None where they are not."""
-    ranked: list[tuple[Tensor, float]] = []
+) -> tuple[float, Snapped] | None:
+    """The points as all cells of a grid, and how well they fit, None where they are not."""
+    ranked: list[Ranked] = []
     for axis, side in enumerate(grid):
         if (axis, side) not in known:
             known[axis, side] = _ranked(points[:, axis], side, spread[axis])
@@ -169,34 +185,68 @@ def _full(
             return None
         ranked.append(one)
     index = torch.zeros(len(points), dtype=torch.long)
-    for side, (rank, _) in zip(grid, ranked, strict=True):
-        index = index * side + rank
+    for one in ranked:
+        index = index * one.count + one.row
     if len(index.unique()) != len(index):
         return None
-    return Snapped(grid, tuple(index.tolist()), max(error for _, error in ranked))
+    counts, error = tuple(one.count for one in ranked), max(one.error for one in ranked)
+    return max(one.fit for one in ranked), Snapped(counts, tuple(index.tolist()), error)
 
 
-def _ranked(along: Tensor, side: int, spread: float) -> tuple[Tensor, float] | None:
-    """The row of each token among so many, and the largest distance from it in cells."""
+def _ranked(along: Tensor, side: int, spread: float) -> Ranked | None:
+    """The tokens as so many rows that are equally filled, None where they are not."""
     rank = along.argsort(stable=True).argsort(stable=True) // (len(along) // side)
     lines = torch.zeros(side, dtype=along.dtype).index_add_(0, rank, along)
     lines /= len(along) // side
-    error = float((along - lines[rank]).abs().max()) * side
-    return (rank, error) if error <= FARTHEST and _lie_evenly(lines, side, spread) else None
+    fit = float((along - lines[rank]).abs().max()) * side
+    if fit > FARTHEST:
+        return None
+    return _on_rows(rank, lines, side, spread, fit) or _on_more_rows(rank, lines, side, spread, fit)
 
 
-def _lie_evenly(lines: Tensor, side: int, spread: float) -> bool:
-    """Whether rows lie where those of a grid over the whole image are measured."""
+def _on_rows(rank: Tensor, lines: Tensor, side: int, spread: float, fit: float) -> Ranked | None:
+    """Rows that lie where those of a grid over the whole image are measured.
+
+    All of them may be shifted alike; rows that move away from theirs step by step may not.
+    """
     if side == 1:
-        return abs(float(lines[0]) - 0.5) < 0.25
+        error = abs(float(lines[0]) - 0.5)
+        return Ranked(rank, 1, fit, error) if error < 0.25 else None
     nominal = (torch.arange(side, dtype=lines.dtype) + 0.5) / side
     shift = float(((lines - nominal) * side).median())
     off = (lines - _lines(side, shift, spread)) * side
-    return (
+    error = float(((lines - _lines(side, 0.0, spread)) * side).abs().max())
+    drift = abs(_slope(off)) * (side - 1)
+    good = (
         abs(shift) < _SHIFT
         and float(off.abs().max()) < FARTHEST
         and float(lines.diff().min()) * side > _CLOSEST
+        and (drift < _DRIFT or error < FARTHEST)
     )
+    return Ranked(rank, side, fit, error) if good else None
+
+
+def _on_more_rows(
+    rank: Tensor, lines: Tensor, side: int, spread: float, fit: float
+) -> Ranked | None:
+    """Rows that lie on a grid of more rows, as where patches do not divide the image."""
+    if side < 3:
+        return None
+    count = round(1 / max(float(lines.diff().median()), 1e-3))
+    if not side < count <= 2 * side:
+        return None
+    row = (lines * count - 0.5).round().long().clamp(0, count - 1)
+    off = ((lines - _lines(count, 0.0, spread)[row]) * count).abs()
+    if float(off.max()) >= FARTHEST or bool((row.diff() != 1).any()):
+        return None
+    return Ranked(row[rank], count, fit, float(off.max()))
+
+
+def _slope(values: Tensor) -> float:
+    """The slope of the straight line through values at 0, 1, 2, …, by least squares."""
+    at = torch.arange(len(values), dtype=values.dtype)
+    at = at - at.mean()
+    return float((at * values).sum() / at.square().sum())
 
 
 def _part(points: Tensor) -> Snapped | None:

@@ -200,6 +200,56 @@ def test_an_image_within_lists_and_mappings_is_found() -> None:
     assert maps.received(record).shape == (2, 4, 6)
 
 
+GRID = list(range(24))
+BEFORE: dict[str, tuple[Callable[[Tensor], Tensor], list[int] | None]] = {
+    "mirrored": (lambda x: x.flip(-1), None),
+    "rotated": (lambda x: x.rot90(2, (2, 3)), None),
+    "transposed twice over": (lambda x: x.mT.flip(2).mT, None),
+    "shuffled by rows": (lambda x: x[:, :, torch.arange(16).roll(4)], None),
+    "rolled": (lambda x: x.roll(4, 2), None),
+    "a part of it": (lambda x: F.pad(x[:, :, 4:], (0, 0, 0, 4)), None),
+    "another tensor of its size": (lambda x: torch.ones_like(x) + x.mean(), None),
+    "channels turned round": (lambda x: x.flip(1), GRID),
+    "normalised": (lambda x: (x - torch.ones(1, 3, 1, 1)) / x.new_ones(3, 1, 1), GRID),
+    "laid out by channels": (lambda x: x.contiguous(memory_format=torch.channels_last), GRID),
+    "stacked from a list": (lambda x: torch.stack(list(x)), GRID),
+    "mirrored back": (lambda x: x.flip(-1).mul(2).flip(-1), GRID),
+}
+
+
+@pytest.mark.parametrize("way", BEFORE)
+def test_what_happens_to_the_image_before_the_first_layer_is_followed(way: str) -> None:
+    change, found = BEFORE[way]
+
+    class Before(Made):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(change(x))
+
+    (record,) = seen_in(Before(lambda x: attend(rows(x))), torch.randn(2, 3, 16, 24)).values()
+    assert unknown(record) if found is None else cells(record) == found
+
+
+def test_channels_last_and_frames_are_read_by_what_the_layer_is_given() -> None:
+    class Before(Made):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.movedim(-1, 1) if x.dim() == 4 else x.flatten(0, 1))
+
+    model = Before(lambda x: attend(rows(x)))
+    (record,) = seen_in(model, torch.randn(2, 16, 24, 3)).values()
+    assert cells(record) == GRID
+    (record,) = seen_in(model, torch.randn(2, 3, 3, 16, 24)).values()  # three frames
+    assert record.key_grid == (4, 6)
+
+
+def test_tokens_by_head_that_a_model_is_given_are_no_pixels() -> None:
+    class Attend(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(x, x, x) * x.sigmoid()
+
+    for record in seen_in(Attend(), torch.randn(2, 4, 24, 8)).values():
+        assert unknown(record)
+
+
 def test_volumes_have_three_sides() -> None:
     stem = nn.Conv3d(1, WIDTH, 4, 4)
     record = only(lambda x: attend(rows(x)), 1, 1, 8, 12, 16, stem=stem)

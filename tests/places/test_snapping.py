@@ -65,6 +65,27 @@ def test_points_that_cover_a_part_of_the_image_form_no_full_grid() -> None:
     assert snapped(centres(6, 6) * 0.5 + 0.25, SHARP).grid != (6, 6)
 
 
+@pytest.mark.parametrize("h", [48, 51, 52, 53, 55, 62])
+@pytest.mark.parametrize("w", [80, 85, 87, 119])
+def test_patches_that_do_not_divide_the_image_lie_where_they_are(h: int, w: int) -> None:
+    sides, rows = torch.tensor([h, w]), h // 8 * (w // 8)
+    points = (centres(h // 8, w // 8) * torch.tensor([h // 8 * 8, w // 8 * 8])) / sides
+    found = snapped(points, SHARP)
+    assert found.grid is not None
+    assert len(set(found.cell)) == rows
+    cell, (gh, gw) = torch.tensor(found.cell), found.grid
+    drawn = torch.stack([(cell // gw + 0.5) / gh, (cell % gw + 0.5) / gw], 1)
+    off = ((drawn - points) * torch.tensor([gh, gw])).abs().max()
+    assert off < 0.5
+    assert found.error == pytest.approx(float(off), abs=1e-6)
+
+
+def test_rows_that_are_all_shifted_by_half_a_cell_keep_their_grid() -> None:
+    found = snapped(centres(7, 7) - 0.48 / 7, SHARP)
+    assert (found.grid, found.cell) == ((7, 7), tuple(range(49)))
+    assert found.error == pytest.approx(0.48)
+
+
 def noisy(order: Tensor, amount: float) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(2, len(order), 2, generator=generator, dtype=torch.float64) * amount / 12

@@ -66,7 +66,7 @@ def join(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
         return out
     if first is None or any(tag is None or tag.kind != first.kind for tag in tags):
         return out
-    if first.kind in ("parameter", "sampled"):
+    if first.kind == "parameter":
         session.tags.put(out, first)
     elif first.kind in WEIGHTS:
         dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()

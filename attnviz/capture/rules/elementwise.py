@@ -151,9 +151,7 @@ def _gated(
     gate, other = args[side], args[1 - side]
     written = str(func) == "aten.mul_.Tensor" and session.options.features
     kept = other.clone() if written else other
-    known = session.tags.get(other)
-    sampled = known is not None and known.kind == "sampled"
-    replaced, weighted = session.gates.gate(tag, gate, kept, spans, sampled=sampled)
+    replaced, weighted = session.gates.gate(tag, gate, kept, spans)
     if replaced is not None:
         args = (replaced, other) if side == 0 else (other, replaced)
     out = func(*args, **kwargs)
@@ -169,12 +167,11 @@ def _gated(
 @rule("aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default",
       "aten.cudnn_grid_sampler.default")  # fmt: skip
 def sample(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
-    """Values at sampling points. What multiplied the points' coordinates is no gate."""
+    """What multiplied the coordinates of sampling points is no gate."""
     tag = session.tags.get(args[1])
     out = func(*args, **kwargs)
     if tag is not None and tag.kind == "scaled":
         session.gates.scales_coordinates(tag.extra)
-    session.tags.put(out, Tag("sampled"))
     return out
 
 
