@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
+from attnviz.comparison.cohorts import Cohort, cohorts, differences, question_in_words, variants
 from attnviz.comparison.groups import thing_of
 from dashboard import notices, run_cache
 from dashboard.address import plain, quoted, several
-from dashboard.cohorts import Cohort, cohorts, differences, question_in_words, variants
 from dashboard.controls import carried, chooser, root, value_or_warning
 
 MOST = 15
@@ -229,6 +230,22 @@ def limited(choice: Chosen) -> Chosen:
     st.caption(f"{MOST} of {len(groups)} variants; choose others on Runs.")
     kept = tuple(run for name in names for run in groups[name])
     return Chosen(choice.listing, kept, choice.cohort)
+
+
+def page_of_a_run(title: str) -> tuple[Chosen, Any] | None:
+    """A page's title, the runs that it compares, and the one that it shows; None without any."""
+    st.title(title)
+    choice = chosen()
+    run = None if choice is None else one_run(choice)
+    return None if choice is None or run is None else (choice, run)
+
+
+def tables_of(runs: Iterable[Any]) -> dict[str, pd.DataFrame]:
+    """The sample tables of all runs that can be read, by id; a fault in one leaves the others."""
+    found = {
+        run.id: notices.readable(lambda run=run: run_cache.samples(run), run) for run in runs
+    }  # fmt: skip
+    return {run_id: table for run_id, table in found.items() if table is not None}
 
 
 def one_run(choice: Chosen) -> Any | None:

@@ -22,14 +22,15 @@ import streamlit as st
 
 from attnviz.comparison import Comparison, Group
 from attnviz.comparison.board import answer, board, board_metrics
+from attnviz.comparison.cohorts import Cohort, cohorts
 from attnviz.comparison.from_runs import run_groups
 from attnviz.comparison.ranking import rank
 from attnviz.errors import AttnvizError, unknown_name
 from attnviz.runs import Notes, differing, list_runs, open_dataset, read_notes
+from attnviz.runs.datasets import Cut
 from attnviz.runs.notes import NOTES
 from dashboard import heap
 from dashboard.bounded import kept
-from dashboard.cohorts import Cohort, cohorts
 from dashboard.head_stats import LayerHeads, blocks, map_statistics, means, row_statistics
 from dashboard.summaries import cleaned
 
@@ -243,16 +244,23 @@ def _samples(key: tuple[Any, ...], run: Any) -> pd.DataFrame:
     return run.samples()
 
 
-def maps(run: Any, name: str, indices: Sequence[int]) -> np.ndarray:
-    """One map of some images, `(n, h, w)`: the mean over heads where it has heads."""
-    found = head_maps(run, name, indices)
+def maps(run: Any, name: str, indices: Sequence[int], cut: Cut) -> np.ndarray:
+    """One map of some images, `(n, h, w)`: the mean over heads where it has heads.
+
+    Args:
+        run: The run.
+        name: The map.
+        indices: The images.
+        cut: The images as they are shown: of a volume's map the part over its slice.
+    """
+    found = head_maps(run, name, indices, cut)
     return found.mean(axis=1) if found.ndim == 4 else found
 
 
-def head_maps(run: Any, name: str, indices: Sequence[int]) -> np.ndarray:
-    """One map of some images as it was stored: `(n, h, w)` or `(n, heads, h, w)`."""
+def head_maps(run: Any, name: str, indices: Sequence[int], cut: Cut) -> np.ndarray:
+    """One map of some images as it was stored: `(n, h, w)` or `(n, heads, h, w)`; see `maps`."""
     where = tuple(int(i) for i in indices)
-    return _maps((*stamp(run, f"maps/{name}"), where), run, name, where)
+    return cut.of(_maps((*stamp(run, f"maps/{name}"), where), run, name, where))
 
 
 @kept(96)
@@ -260,9 +268,9 @@ def _maps(key: tuple[Any, ...], run: Any, name: str, where: tuple[int, ...]) -> 
     return run.maps(name, list(where))
 
 
-def all_maps(run: Any, name: str) -> np.ndarray:
+def all_maps(run: Any, name: str, cut: Cut) -> np.ndarray:
     """One map of all images it was kept of, `(n, h, w)`; for the few pinned in training."""
-    found = _all_maps(stamp(run, f"maps/{name}"), run, name)
+    found = cut.of(_all_maps(stamp(run, f"maps/{name}"), run, name))
     return found.mean(axis=1) if found.ndim == 4 else found
 
 
@@ -291,7 +299,8 @@ def _head_statistics(
         count = (_run.entry(f"maps/{_layer.stored}").shape or (0,))[0]
         held = open_dataset(_run.root, str(_run.dataset))
         for where in blocks(count):
-            found = map_statistics(_run.maps(_layer.stored, where), held.masks(where))
+            cut = held.cut(where)  # of a volume the slice with most of its object
+            found = map_statistics(cut.of(_run.maps(_layer.stored, where)), cut.masks)
             for statistic, part in found.items():
                 sums.setdefault(statistic, []).append(part)
     if _layer.rows:
@@ -313,37 +322,37 @@ def _curves(key: tuple[Any, ...], run: Any) -> pd.DataFrame:
     return run.curves()
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """Test images with the masks and boxes of their objects, all at one size.
+def pictures(root: str, digest: str, indices: Sequence[int], at: int | None = None) -> Cut:
+    """Some of the test images that a digest names, at one size; shared, so not to be written to.
 
-    Images of several sizes are stretched to one (`Dataset.together`); one alone has its own.
-
-    Attributes:
-        images: `(n, h, w, 3)` uint8.
-        masks: `(n, h, w)` bool.
-        boxes: `(n, 4)`, `x0 y0 x1 y1` with x1 and y1 outside.
+    Images of several sizes are stretched to one; one alone has its own. Of volumes and videos one
+    slice or frame of each is shown; see `Dataset.cut`.
     """
-
-    images: np.ndarray
-    masks: np.ndarray
-    boxes: np.ndarray
-
-    def box(self, place: int = 0) -> tuple[int, ...] | None:
-        """The box of one of these images; None where it has none."""
-        return tuple(int(v) for v in self.boxes[place]) if self.masks[place].any() else None
-
-
-def pictures(root: str, digest: str, indices: Sequence[int]) -> Pictures:
-    """Some of the test images that a digest names."""
-    return _pictures((root, digest, tuple(int(i) for i in indices)))
+    return _pictures((root, digest, tuple(int(i) for i in indices), at))
 
 
 @kept(64)
-def _pictures(key: tuple[str, str, tuple[int, ...]]) -> Pictures:
-    root, digest, where = key
-    held = open_dataset(root, digest)
-    return Pictures(*held.together(where))
+def _pictures(key: tuple[str, str, tuple[int, ...], int | None]) -> Cut:
+    root, digest, where, at = key
+    return open_dataset(root, digest).cut(where, at)
+
+
+def depth(root: str, digest: str) -> int | None:
+    """How many slices or frames the test images have; None of plain images."""
+    return _depth((root, digest))
+
+
+def depth_of(run: Any) -> int | None:
+    """The same of a run's test images; None also where they cannot be read."""
+    try:
+        return depth(str(run.root), str(run.dataset))
+    except (AttnvizError, OSError):
+        return None
+
+
+@kept(8)
+def _depth(key: tuple[str, str]) -> int | None:
+    return open_dataset(*key).depth
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

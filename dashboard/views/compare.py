@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from attnviz.comparison.cohorts import matchable
 from attnviz.comparison.from_runs import map_names, patched
 from attnviz.definitions import is_lower_better, metric_title, short_title
 from attnviz.figures import figure_bytes
@@ -17,14 +18,14 @@ from attnviz.statistics.variance import mean_of_valid
 from dashboard import charts, notices, run_cache, run_table
 from dashboard.address import plain, whole
 from dashboard.boards import board_of
-from dashboard.chosen_runs import MOST, Chosen, chosen, in_time, ranked
-from dashboard.cohorts import matchable
+from dashboard.chosen_runs import MOST, Chosen, chosen, in_time, ranked, tables_of
 from dashboard.controls import chooser, draw, go, offer, stepper, typed, value_or_warning
 from dashboard.dot_plot import dots
 from dashboard.gallery import gallery
 from dashboard.lazy import below
 from dashboard.overlap import iou_curves, on_one_grid
 from dashboard.selection import metric_names, neighbours, primary_map, verdict
+from dashboard.slices import slice_chooser
 from dashboard.summaries import level
 from dashboard.table import table
 
@@ -51,7 +52,7 @@ def main() -> None:
 def _compared(choice: Chosen) -> None:
     """All that depends on the metric; another one runs this part alone."""
     choice = _few(choice)
-    tables = _tables(choice)
+    tables = tables_of(choice.runs)
     if not tables:
         return
     above = st.container()  # the answer is above the control that chooses another metric
@@ -118,16 +119,6 @@ def _summary_by(choice: Chosen, key: str) -> None:
     rows = run_table.group_rows({name: groups[name] for name in names}, set(), ())
     table(run_table.group_columns(key), rows, label=f"All runs by {key}", key="by")
     st.caption("A setting is not the only one that differs between its groups: no test is made.")
-
-
-def _tables(choice: Chosen) -> dict[str, pd.DataFrame]:
-    """The sample tables of all runs that can be read; a fault in one leaves the others."""
-    tables = {}
-    for run in choice.runs:
-        table = notices.readable(lambda run=run: run_cache.samples(run), run)
-        if table is not None:
-            tables[run.id] = table
-    return tables
 
 
 def _readable(choice: Chosen, tables: dict[str, pd.DataFrame]) -> Chosen:
@@ -219,7 +210,8 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
     where = np.flatnonzero(patched(first))
     start = int(where[0]) if len(where) else 0
     image = value_or_warning(whole(st.query_params, "image", 0, len(first) - 1, start))
-    found = notices.readable(lambda: run_cache.pictures(choice.listing.root, digest, [image]))
+    at = slice_chooser(choice.listing.root, digest)
+    found = notices.readable(lambda: run_cache.pictures(choice.listing.root, digest, [image], at))
     if found is None:
         return
     before, after = neighbours(where, image)
@@ -250,7 +242,7 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
         if map_name not in run.map_names:
             st.caption(f"{plain(name)} keeps no map to show.")
             continue
-        values = notices.readable(lambda: run_cache.maps(run, map_name, [image])[0], run)  # noqa: B023 - called at once
+        values = notices.readable(lambda: run_cache.maps(run, map_name, [image], found)[0], run)  # noqa: B023 - called at once
         if values is None:
             continue
         maps.append(values)
@@ -372,7 +364,7 @@ def _curve(key: tuple[Any, ...], _run: Any, root: str) -> np.ndarray:
     table = run_cache.samples(_run)
     where = np.flatnonzero(patched(table))[:_CURVE_IMAGES]
     held = run_cache.pictures(root, str(_run.dataset), where)
-    maps = run_cache.maps(_run, str(primary_map(_run, table)), where)
+    maps = run_cache.maps(_run, str(primary_map(_run, table)), where, held)
     return mean_of_valid(iou_curves(maps, held.masks).T)
 
 

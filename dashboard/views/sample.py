@@ -12,6 +12,7 @@ import streamlit as st
 from attnviz.comparison.from_runs import patched
 from attnviz.figures.packing import MapLayer, Settings, Tile, pack, pack_rows
 from attnviz.runs import note_image
+from attnviz.runs.datasets import Cut
 from dashboard import charts, notices, run_cache
 from dashboard.address import one_of, plain, whole
 from dashboard.chosen_runs import chosen, limited
@@ -40,6 +41,7 @@ from dashboard.selection import (
     spread,
     verdict,
 )
+from dashboard.slices import at_slice, slice_chooser
 
 PAGE = {"title": "Sample", "icon": ":material/image_search:", "order": 2}
 
@@ -74,8 +76,9 @@ def main() -> None:
     default = int(marked[0]) if len(marked) else 0
     image = value_or_warning(whole(st.query_params, "image", 0, len(first) - 1, default))
     _turn(shown, tables, image)
+    at = slice_chooser(choice.listing.root, str(shown[0][1].dataset))
     held = notices.readable(
-        lambda: run_cache.pictures(choice.listing.root, str(shown[0][1].dataset), [image])
+        lambda: run_cache.pictures(choice.listing.root, str(shown[0][1].dataset), [image], at)
     )
     if held is None:
         return
@@ -87,7 +90,7 @@ def main() -> None:
     with right:
         scale = chooser("Colour scale", "scale", _SCALES, "own")
     left.caption(
-        f"Test image {image}{known}, {where}. Maps are coloured from 0 to "
+        f"Test image {image}{known}{at_slice(held)}, {where}. Maps are coloured from 0 to "
         f"{'their own maximum' if scale == 'own' else 'the greatest value of their row'}, and "
         "what is negative is left out, as the energy does. A click shows a map large."
     )
@@ -105,7 +108,7 @@ def _variants(
     part: list[tuple[str, Any]],
     tables: dict[str, pd.DataFrame],
     image: int,
-    held: run_cache.Pictures,
+    held: Cut,
     shared: bool,
 ) -> None:
     for name, run in part:
@@ -116,7 +119,7 @@ def _more(
     part: list[tuple[str, Any]],
     tables: dict[str, pd.DataFrame],
     image: int,
-    held: run_cache.Pictures,
+    held: Cut,
     shared: bool,
     last: Callable[[], None],
 ) -> None:
@@ -139,7 +142,7 @@ def _rest(
     shown: list[tuple[str, Any]],
     tables: dict[str, pd.DataFrame],
     image: int,
-    held: run_cache.Pictures,
+    held: Cut,
 ) -> None:
     _note(choice.listing.root, str(shown[0][1].dataset), image)
     _picture(shown, tables, image, held)
@@ -221,7 +224,7 @@ def _variant(
     run: Any,
     table: pd.DataFrame,
     image: int,
-    held: run_cache.Pictures,
+    held: Cut,
     box: Any,
     shared: bool,
 ) -> None:
@@ -235,15 +238,16 @@ def _variant(
     tiles = [Tile("image", "image", (), f"Test image {image}", 0, box)]
     maps: list[np.ndarray] = []
     names = shown_maps(run, table)
-    apart = sum(one.count for one in layers_of(run) if one.stored) <= _HEADS
+    layers = layers_of(run, flat=held.depth is None)
+    apart = sum(one.count for one in layers if one.stored) <= _HEADS
     for map_name in names:
         value = float(row.get(f"{map_name}/energy_pointing_game", np.nan))
-        found = notices.readable(lambda m=map_name: run_cache.maps(run, m, [image])[0], run)
+        found = notices.readable(lambda m=map_name: run_cache.maps(run, m, [image], held)[0], run)
         if found is None:
             continue
         maps.append(found)
         tiles.append(_tile(name, map_name, value, image, box))
-        for head, values in enumerate(_heads(run, map_name, image) if apart else (), 1):
+        for head, values in enumerate(_heads(run, map_name, image, held) if apart else (), 1):
             value = float(energy(values[None], held.masks)[0])
             maps.append(values)
             tiles.append(_tile(name, f"{map_name} · head {head}", value, image, box))
@@ -252,14 +256,14 @@ def _variant(
     _show(name, tiles, maps, held, image, shared)
 
 
-def _heads(run: Any, map_name: str, image: int) -> np.ndarray:
+def _heads(run: Any, map_name: str, image: int, held: Cut) -> np.ndarray:
     """The map head by head, `(heads, h, w)`; empty where the run kept no heads of it."""
     apart = f"{map_name}.heads"
     name = apart if apart in run.map_names else map_name
     shape = run.entry(f"maps/{name}").shape
-    if shape is None or len(shape) != 4:
+    if shape is None or len(shape) != (4 if held.depth is None else 5):
         return np.empty((0, 1, 1))
-    found = notices.readable(lambda: run_cache.head_maps(run, name, [image])[0], run)
+    found = notices.readable(lambda: run_cache.head_maps(run, name, [image], held)[0], run)
     return np.empty((0, 1, 1)) if found is None or len(found) < 2 else found
 
 
@@ -274,7 +278,7 @@ def _show(
     name: str,
     tiles: list[Tile],
     maps: list[np.ndarray],
-    held: run_cache.Pictures,
+    held: Cut,
     image: int,
     shared: bool,
 ) -> None:
@@ -301,7 +305,7 @@ def _picture(
     shown: list[tuple[str, Any]],
     tables: dict[str, pd.DataFrame],
     image: int,
-    held: run_cache.Pictures,
+    held: Cut,
 ) -> None:
     def make() -> bytes:
         from attnviz.figures import comparison_picture, png_bytes
@@ -309,14 +313,14 @@ def _picture(
         maps, values = {}, {}
         for name, run in shown:
             first = str(primary_map(run, tables[run.id]))
-            maps[name] = run_cache.maps(run, first, [image])
+            maps[name] = run_cache.maps(run, first, [image], held)
             values[name] = scores(tables[run.id], first, "energy_pointing_game")[[image]]
         return png_bytes(comparison_picture(held.images, maps, held.boxes, values))
 
     offer("This image as PNG", make, f"image-{image}.png", "image/png", key="png")
 
 
-def _picker(shown: list[tuple[str, Any]], image: int, held: run_cache.Pictures, box: Any) -> None:
+def _picker(shown: list[tuple[str, Any]], image: int, held: Cut, box: Any) -> None:
     st.divider()
     st.header("Where does a place look?")
     kept = {
@@ -346,7 +350,7 @@ def _picker(shown: list[tuple[str, Any]], image: int, held: run_cache.Pictures, 
     picker(block, key="picker")
 
 
-def _rows(run: Any, layer: str, place: int, held: run_cache.Pictures, box: Any) -> bytes:
+def _rows(run: Any, layer: str, place: int, held: Cut, box: Any) -> bytes:
     """The attention of one image, packed; fewer heads where all of them would be too much."""
     about = run.about(f"rows/{layer}")
     rows = run.rows(layer, [place])[0]

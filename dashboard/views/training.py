@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from attnviz.comparison.cohorts import Cohort, cohorts, question, variants
 from attnviz.comparison.groups import thing_of
 from attnviz.definitions import metric_title
 from attnviz.figures.packing import MapLayer, Settings, Tile, pack
 from dashboard import charts, notices, run_cache
 from dashboard.address import plain, quoted, several
 from dashboard.chosen_runs import listed, one_group
-from dashboard.cohorts import Cohort, cohorts, question, variants
 from dashboard.controls import chooser, draw, many, root, value_or_warning
 from dashboard.epochs import epoch_maps, found_at, seed_bands
 from dashboard.gallery import gallery
@@ -227,7 +227,7 @@ def _maps(listing: run_cache.Listing, runs: list[Any]) -> None:
         return
     layers = []
     for one in series:
-        values = notices.readable(lambda one=one: run_cache.all_maps(run, one.name), run)
+        values = notices.readable(lambda one=one: run_cache.all_maps(run, one.name, held), run)
         if values is not None and len(values) == len(images):
             shares = energy(values, held.masks)
             described = tuple(f"energy {v:.3f}" if np.isfinite(v) else "no score" for v in shares)

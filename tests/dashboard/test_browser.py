@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -112,18 +113,34 @@ def test_a_deep_link_is_the_first_visit_that_the_server_gets(address: str, tab: 
 
 class TestAccessibility:
     @pytest.mark.parametrize("page", PAGES)
-    def test_axe_finds_nothing(self, page: str, address: str, themed: Any):
+    def test_axe_finds_nothing_on_a_desk_and_on_a_phone(self, page: str, address: str, themed: Any):
+        """Each page is visited once per theme; on the phone it is no wider than the screen."""
         axe = pytest.importorskip("axe_playwright_python", reason="axe's script is not installed")
+        themed.set_viewport_size({"width": 1400, "height": 1000})
         visit(themed, f"{address}/{page}")
         themed.add_style_tag(content=STILL)
         themed.evaluate((resources.files(axe) / "axe.min.js").read_text("utf-8"))
-        found = themed.evaluate("() => axe.run({resultTypes: ['violations']})")
-        said = [
-            f"{one['id']}: {node['target']} {node['html'][:200]} {node['failureSummary'][:200]}"
-            for one in found["violations"]
-            for node in one["nodes"][:3]
-        ]
-        assert not said, "\n".join(said)
+        assert not (said := violations(themed)), "\n".join(said)
+        themed.set_viewport_size({"width": 390, "height": 844})
+        settled(themed)
+        assert not (said := violations(themed)), "\n".join(said)
+        wider = "() => document.documentElement.scrollWidth - window.innerWidth"
+        assert themed.evaluate(wider) <= 0
+
+    def test_on_a_phone_nothing_covers_the_answer_and_no_tick_label_another(
+        self, address: str, tab: Any
+    ):
+        tab.set_viewport_size({"width": 390, "height": 844})
+        visit(tab, address)
+        answer = tab.get_by_role("heading", name="One training each: energy mha")
+        answer.wait_for()
+        assert "By other metrics mha is" in answer.text_content()
+        answer.click(trial=True)  # fails where something lies over it, such as a card
+        tab.locator(".axis span").first.wait_for()
+        labels = [one.bounding_box() for one in tab.locator(".axis span").all()]
+        assert len(labels) > 2
+        for left, right in pairwise(sorted(labels, key=lambda box: box["x"])):
+            assert left["x"] + left["width"] <= right["x"]
 
     def test_charts_and_tiles_say_their_numbers(self, address: str, tab: Any):
         visit(tab, f"{address}/compare")  # the first page has this address too
@@ -468,6 +485,16 @@ class TestTraining:
             tab.get_by_text("ours 0.").first.wait_for(timeout=60_000)
         finally:
             shutil.rmtree(ending)
+
+
+def violations(page: Any) -> list[str]:
+    """What axe finds wrong."""
+    found = page.evaluate("() => axe.run({resultTypes: ['violations']})")
+    return [
+        f"{one['id']}: {node['target']} {node['html'][:200]} {node['failureSummary'][:200]}"
+        for one in found["violations"]
+        for node in one["nodes"][:3]
+    ]
 
 
 def deep(selector: str) -> str:
