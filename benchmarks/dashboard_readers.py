@@ -10,7 +10,7 @@ one is replaced by another under its name, a file is cut short for a while, and 
 
 Printed: the server's resident memory once every reader has seen every page, at the end and at its
 most, the pages that were opened, and the faults: uncaught exceptions on a page or in the server's
-log, pages that did not end within a minute, connections that broke. Errors that a page words for
+log, pages that did not end within `--patience` seconds, connections that broke. Errors that a page words for
 its reader ("is missing", "verify") are none, and are counted apart. The exit code is 1 where there
 is a fault, or where memory grew by more than `--most` megabytes.
 """
@@ -40,9 +40,6 @@ assert _SPEC.loader is not None
 measuring = module_from_spec(_SPEC)
 _SPEC.loader.exec_module(measuring)
 
-PATIENCE = 60.0
-"""Seconds after which a page that has not ended is a fault."""
-
 PAGES = ("", "explore", "gallery", "sample", "heads", "attributions", "diagnosis", "training",
          "runs", "about")  # fmt: skip
 BAD_VALUES: tuple[Any, ...] = (
@@ -69,8 +66,8 @@ class Seen:
 class Reader:
     """A reader in a tab of its own."""
 
-    def __init__(self, address: str, seen: Seen, seed: int) -> None:
-        self.address, self.seen = address, seen
+    def __init__(self, address: str, seen: Seen, seed: int, patience: float) -> None:
+        self.address, self.seen, self.patience = address, seen, patience
         self.random = random.Random(seed)
         self.socket: Any = None
         self.tab = ExitStack()
@@ -83,7 +80,13 @@ class Reader:
         url = self.address.replace("http://", "ws://") + "/_stcore/stream"
         self.tab = ExitStack()
         self.socket = self.tab.enter_context(
-            connect(url, max_size=None, subprotocols=["streamlit"], open_timeout=60)
+            connect(
+                url,
+                max_size=None,
+                subprotocols=["streamlit"],
+                open_timeout=self.patience,
+                ping_interval=None,
+            )
         )
 
     def close(self) -> None:
@@ -119,7 +122,7 @@ class Reader:
     def _until_finished(self, page: str, query: dict[str, Any]) -> None:
         from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + self.patience
         self.components = {}
         while True:
             content = self.socket.recv(timeout=max(0.1, end - time.monotonic()))
@@ -202,6 +205,7 @@ def main() -> int:
     parser.add_argument("--readers", type=int, default=6)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--think", type=float, default=2.0, help="seconds between two clicks")
+    parser.add_argument("--patience", type=float, default=60.0, help="seconds for a page to end")
     parser.add_argument("--most", type=float, default=200.0, help="megabytes of growth allowed")
     arguments = parser.parse_args()
     from tests.dashboard import made_runs
@@ -222,7 +226,7 @@ def observed(
 ) -> int:
     """Let the readers read; print what was found."""
     seen, stop = Seen(), threading.Event()
-    readers = [Reader(address, seen, seed) for seed in range(arguments.readers)]
+    readers = [Reader(address, seen, seed, arguments.patience) for seed in range(arguments.readers)]
     for reader in readers:  # every page once, by each: caches, imports and sessions are there
         for page in (*PAGES, "try_it"):
             reader.visit(page, run="mha-0")

@@ -541,8 +541,8 @@ def boxes_of(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
     Of a volume's mask `(n, d, h, w)` it holds what is marked in any slice.
     """
     boxes = np.zeros((len(masks), 4), dtype=np.int64)
-    masks = masks.any(axis=1) if masks.ndim == 4 else masks
-    for box, mask in zip(boxes, masks, strict=True):
+    flat = np.asarray(masks.any(axis=1)) if masks.ndim == 4 else masks
+    for box, mask in zip(boxes, flat, strict=True):
         rows, columns = np.nonzero(mask)
         if len(rows):
             box[:] = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1

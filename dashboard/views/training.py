@@ -15,7 +15,7 @@ from attnviz.definitions import metric_title
 from attnviz.figures.packing import MapLayer, Settings, Tile, pack
 from dashboard import charts, notices, run_cache
 from dashboard.address import plain, quoted, several
-from dashboard.chosen_runs import listed, one_group
+from dashboard.chosen_runs import bar, listed, one_group
 from dashboard.controls import chooser, draw, many, root, value_or_warning
 from dashboard.epochs import epoch_maps, found_at, seed_bands
 from dashboard.gallery import gallery
@@ -42,6 +42,7 @@ def main() -> None:
     requested = value_or_warning(several(st.query_params, "runs", [run.id for run in listing.runs]))
     groups = cohorts(listing.runs)
     group = None if requested or not groups else one_group(groups)
+    bar(listing, _shown(listing, requested, group), picked="runs" in st.query_params)
     running = _running(listing)
     every = max(_EVERY, 2 * st.session_state.get(_TOOK, 0.0))
     body = st.fragment(_body, run_every=every if running else None)

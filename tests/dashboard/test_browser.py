@@ -30,7 +30,10 @@ PAGES = (
     "try_it?run=mha-0", "about",
 )  # fmt: skip
 IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
-STILL = "*, *::before, *::after { animation: none !important; transition: none !important; }"
+STILL = """
+*, *::before, *::after { animation: none !important; transition: none !important; }
+[data-stale=true] { opacity: 1 !important; }
+"""
 """Nothing fades in: what is half there has too little contrast, however late it comes."""
 
 
