@@ -10,9 +10,9 @@ one is replaced by another under its name, a file is cut short for a while, and 
 
 Printed: the server's resident memory once every reader has seen every page, at the end and at its
 most, the pages that were opened, and the faults: uncaught exceptions on a page or in the server's
-log, pages that did not end within `--patience` seconds, connections that broke. Errors that a page words for
-its reader ("is missing", "verify") are none, and are counted apart. The exit code is 1 where there
-is a fault, or where memory grew by more than `--most` megabytes.
+log, pages that did not end within `--patience` seconds, connections that broke. Errors that a page
+words for its reader ("is missing", "verify") are none, and are counted apart. The exit code is 1
+where there is a fault, or where memory grew by more than `--most` megabytes.
 """
 
 from __future__ import annotations
