@@ -31,9 +31,10 @@ RANKED = tuple(page for page in PAGES if page not in ("runs", "training"))
 
 
 @pytest.fixture(autouse=True)
-def _forgotten() -> None:
-    """No listing of an earlier test is taken for this one's."""
+def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No listing of an earlier test is taken for this one's; a busy disk is waited for."""
     run_cache._last_good.clear()
+    monkeypatch.setattr(run_cache, "PATIENCE", 120.0)
 
 
 def opened(patch: pytest.MonkeyPatch, view: str, root: Any, /, **params: Any) -> AppTest:
