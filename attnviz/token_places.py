@@ -90,6 +90,14 @@ class Places:
         """Whether places are proven, measured or given."""
         return self.status != "unknown"
 
+    def row_by_row_from(self, lead: int) -> bool:
+        """Whether the tokens after some leading ones lie row by row; True where it is unknown."""
+        if not self.known or self.grid is None:
+            return True
+        first = [c >= 0 for c in self.cell].index(True) if max(self.cell, default=-1) >= 0 else 0
+        own = self.cell[first:]
+        return first in (0, lead) and own == tuple(range(len(own)))
+
     @property
     def images(self) -> int | None:
         """How many images the tokens belong to; None where they describe any one image."""

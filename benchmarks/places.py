@@ -1,46 +1,60 @@
 """Whether `attnviz.locate` finds the right places, in models of eight families with random weights.
 
-Each place that it gives is compared with an independent measurement: single patches of the image
-are changed one at a time, with attention off, and the token that is said to be this place has to be
-among those that change most, the tokens said to be no place have to stay as they are, and the
-changes have to lie round the patch.
+Each place that it gives is compared with an independent measurement. One cell of the grid, and only
+that part of the image, is changed at a time, with attention off; half of these cells lie at the
+border. Four things have to hold, for each side (queries or keys) of each record:
 
-Patches lie two cells or more from the border where a grid has six: what a corner moves lies on one
-side of it, and the centre of the changes is not the corner even where the place is right. Changes
-are summed over three draws of each patch, since single ones may cancel in a token.
+1. Tokens that are said to be no place stay as they are.
+2. The token that is said to be this cell is among those that change most.
+3. The centre of the changes lies where it is expected, to within `FAR` cells. A token sees more
+   than its own cell where convolutions mix pixels. At the border what it changes lies on one side
+   only, so the expected centre is that of the changes around the other cells, made symmetric and
+   cut off where the image ends. (The centre of changes inside the image is the cell itself.)
+4. Over all cells together the centres are off by less than half a cell.
 
-    python benchmarks/places.py                        # minutes; writes a table to docs/places.md
-    python benchmarks/places.py --only swin --out ""   # some of them, and no file
+    python benchmarks/places.py --results places.json               # resumes what was begun
+    python benchmarks/places.py --results places.json --only swin --again
+    python benchmarks/places.py --results places.json --docs docs/places.md   # writes the table
 
-timm, torchvision and transformers are in the dev group; diffusers, monai and segment-anything are
-in the group `models`; missing packages are skipped with a note. Exit code 1 for a wrong place.
+Each model runs in a child process with limits of memory and time, and its result is written when it
+is known. timm, torchvision and transformers are in the dev group; diffusers, monai and
+segment-anything are in the group `models`; what is missing is named. Exit code 1 for a wrong place.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import multiprocessing
+import platform
+import resource
+import signal
 import sys
 import time
+import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
+from places_models import FAMILIES, Build
 from torch import Tensor, nn
 
 from attnviz.capture import watch
 from attnviz.places import Layout, Places, locate
 
 START, END = "<!-- measured -->", "<!-- end -->"
-LEAST = 0.2  # of the largest change: what the token at the changed patch has to change by
-FAR = 1.0  # cells between a changed patch and the centre of what changes
-PATCHES = 4  # changed patches for each grid
-DRAWS = 3  # noise fields for each patch
-BORDER = 2  # cells
+LEAST = 0.2  # of the largest change: what the token at the changed cell has to change by
+FAR = 0.75  # cells between the centre of what changes and where it is expected
+MEAN = 0.5  # cells, the same over all changed cells of a side
+INSIDE, OUTSIDE = 2, 2  # changed cells of each grid, within the image and at its border
+DRAWS = 3  # noise fields for each cell, since single ones may cancel in a token
+MEMORY = 6 << 30  # bytes that a child may allocate
 
-Build = Callable[[], tuple[nn.Module, Any, Callable[[Any], Any] | None]]
+Cell = tuple[int, ...]
 
 
 @dataclass
@@ -57,313 +71,36 @@ class Result:
     compared: int = 0
     error: float = 0.0
     off: float = 0.0
+    mean_off: float = 0.0
     passes: int = 0
     seconds: float = 0.0
-    reasons: set[str] = field(default_factory=set)
+    roles: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    failed: str = ""
 
 
-def timm_model(name: str, size: tuple[int, ...] | None = None, **options: Any) -> Build:
-    def build() -> tuple[nn.Module, Any, None]:
-        import timm
-
-        model = timm.create_model(name, **options)
-        c, h, w = model.pretrained_cfg.get("input_size", (3, 224, 224))
-        return model, torch.randn(1, c, *(size or (h, w))), None
-
-    return build
-
-
-def torchvision_model(name: str, *size: int) -> Build:
-    def build() -> tuple[nn.Module, Any, None]:
-        from torchvision import models
-
-        return models.get_model(name, weights=None), torch.randn(1, 3, *size), None
-
-    return build
-
-
-TINY = {
-    "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4
-}  # fmt: skip
-RESNET = {
-    "embedding_size": 16, "hidden_sizes": [16, 32, 64, 64], "depths": [1] * 4,
-    "layer_type": "basic",
-}  # fmt: skip
-DETECTOR = {
-    "use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None, "d_model": 64,
-    "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "num_queries": 24,
-}  # fmt: skip
-
-
-def hf(kind: str, images: tuple[int, ...], inputs: Any = None, **config: Any) -> Build:
-    """A model of transformers: its class, or `Config:Class` where the names differ."""
-
-    def build() -> tuple[nn.Module, Any, Any]:
-        import transformers as hub
-
-        settings, _, name = kind.partition(":")
-        made = {
-            key: getattr(hub, value[0])(**value[1]) if isinstance(value, tuple) else value
-            for key, value in config.items()
-        }
-        return getattr(hub, name)(getattr(hub, settings)(**made)), torch.randn(*images), inputs
-
-    return build
-
-
-def words(*ids: int) -> Callable[[Tensor], dict[str, Tensor]]:
-    return lambda images: {"input_ids": torch.tensor([ids] * 1), "pixel_values": images}
-
-
-def qwen() -> tuple[nn.Module, Any, Any]:
-    import transformers as hub
-
-    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
-    config = hub.Qwen2VLConfig(
-        image_token_id=150, video_token_id=151, vision_start_token_id=152, vision_end_token_id=153,
-        vision_config={"depth": 2, "embed_dim": 64, "hidden_size": 64, "num_heads": 4,
-                       "patch_size": 14},
-        text_config={**TINY, "vocab_size": 160, "num_key_value_heads": 2, "rope_parameters": rope},
-    )  # fmt: skip
-    ids = torch.tensor([[1, 152, *[150] * 24, 153, 7]])
-
-    def inputs(x: Tensor) -> dict[str, Tensor]:
-        blocks = x.view(3, 4, 2, 14, 6, 2, 14).permute(1, 4, 2, 5, 0, 3, 6)
-        patches = blocks.reshape(96, 3, 1, 14, 14).expand(-1, -1, 2, -1, -1).reshape(96, -1)
-        return {
-            "input_ids": ids, "pixel_values": patches, "mm_token_type_ids": (ids == 150).long(),
-            "image_grid_thw": torch.tensor([[1, 8, 12]]),
-        }  # fmt: skip
-
-    return hub.Qwen2VLForConditionalGeneration(config), torch.randn(1, 3, 112, 168), inputs
-
-
-def llava(images: int) -> Build:
-    ids = (1, 5, 6, *[100] * 16, 7, 8, *([100] * 16 if images == 2 else []), 9, 10)
-    vision = {**TINY, "image_size": 56, "patch_size": 14}
-    text = {**TINY, "vocab_size": 120, "num_key_value_heads": 2}
-    return hf(
-        "LlavaConfig:LlavaForConditionalGeneration", (images, 3, 56, 56), words(*ids),
-        vision_config=("CLIPVisionConfig", vision), text_config=("LlamaConfig", text),
-        image_token_id=100, vision_feature_layer=-1,
-    )  # fmt: skip
-
-
-def unet(size: int, heads: int, b: int = 1) -> Build:
-    def build() -> tuple[nn.Module, Any, Any]:
-        from diffusers import UNet2DConditionModel
-
-        model = UNet2DConditionModel(
-            sample_size=size, layers_per_block=1, block_out_channels=(64, 128), norm_num_groups=8,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), attention_head_dim=heads,
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=24,
-        )  # fmt: skip
-        text = torch.randn(b, 77, 24)
-        return model, torch.randn(b, 4, size, size * 3 // 2), lambda x: (x, 5, text)
-
-    return build
-
-
-def dit() -> tuple[nn.Module, Any, Any]:
-    from diffusers import DiTTransformer2DModel
-
-    model = DiTTransformer2DModel(
-        num_attention_heads=4, attention_head_dim=16, in_channels=4, num_layers=2, sample_size=16,
-        patch_size=2, num_embeds_ada_norm=10, norm_num_groups=8,
-    )  # fmt: skip
-    step, label = torch.tensor([3]), torch.tensor([1])
-    return model, torch.randn(1, 4, 16, 16), lambda x: {
-        "hidden_states": x, "timestep": step, "class_labels": label
-    }  # fmt: skip
-
-
-def pixel_unet() -> tuple[nn.Module, Any, Any]:
-    from diffusers import UNet2DModel
-
-    model = UNet2DModel(
-        sample_size=32, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"), attention_head_dim=8,
-    )  # fmt: skip
-    return model, torch.randn(1, 3, 32, 48), lambda x: (x, 5)
-
-
-def monai_model(name: str, *size: int, **options: Any) -> Build:
-    def build() -> tuple[nn.Module, Any, None]:
-        from monai.networks import nets
-
-        return getattr(nets, name)(in_channels=1, **options), torch.randn(1, 1, *size), None
-
-    return build
-
-
-def sam() -> tuple[nn.Module, Any, Any]:
-    from segment_anything.modeling import ImageEncoderViT
-
-    model = ImageEncoderViT(
-        depth=2, embed_dim=64, img_size=112, num_heads=4, patch_size=8, use_rel_pos=True,
-        global_attn_indexes=[1], window_size=4, out_chans=16,
-    )  # fmt: skip
-    return model, torch.randn(1, 3, 112, 112), None
-
-
-FAMILIES: dict[str, dict[str, Build]] = {
-    "plain and register ViTs": {
-        **{name: timm_model(name) for name in (
-            "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "flexivit_small",
-            "vit_wee_patch16_reg1_gap_256", "vit_medium_patch16_reg4_gap_256", "cait_xxs24_224",
-            "xcit_nano_12_p16_224", "eva02_tiny_patch14_224",
-        )},
-        "vit_small_patch14_reg4_dinov2": timm_model(
-            "vit_small_patch14_reg4_dinov2", (126, 126), img_size=126),
-        "ViT": hf("ViTConfig:ViTForImageClassification", (1, 3, 64, 64), **TINY, image_size=64,
-                  patch_size=8),
-        "DeiT": hf("DeiTConfig:DeiTForImageClassification", (2, 3, 64, 64), **TINY, image_size=64,
-                   patch_size=8),
-        "BEiT": hf("BeitConfig:BeitForImageClassification", (1, 3, 64, 64), **TINY, image_size=64,
-                   patch_size=8),
-        "DINOv2 with registers": hf(
-            "Dinov2WithRegistersConfig:Dinov2WithRegistersForImageClassification", (1, 3, 56, 84),
-            hidden_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=56,
-            patch_size=14),
-    },
-    "hierarchical and windowed": {
-        **{name: timm_model(name) for name in (
-            "hiera_tiny_224", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256",
-            "pvt_v2_b0", "mvitv2_tiny", "twins_svt_small", "twins_pcpvt_small", "davit_tiny",
-            "maxvit_rmlp_pico_rw_256", "nest_tiny", "gcvit_xxtiny", "volo_d1_224", "levit_128s",
-            "crossvit_tiny_240",
-        )},
-        "torchvision swin_t": torchvision_model("swin_t", 160, 224),
-        "torchvision swin_v2_t": torchvision_model("swin_v2_t", 160, 224),
-        "Swin": hf("SwinConfig:SwinModel", (2, 3, 96, 64), embed_dim=32, depths=[2, 2],
-                   num_heads=[2, 2], window_size=7, image_size=64),
-    },
-    "CNN hybrids": {
-        **{name: timm_model(name) for name in (
-            "coatnet_pico_rw_224", "vit_small_r26_s32_224", "mobilevit_xxs", "mobilevitv2_050",
-            "botnet26t_256", "halonet26t", "efficientformer_l1", "efficientformerv2_s0",
-            "fastvit_sa12", "tiny_vit_5m_224", "convit_tiny", "visformer_tiny",
-            "edgenext_xx_small", "mobilenetv4_hybrid_medium",
-        )},
-        "torchvision maxvit_t": torchvision_model("maxvit_t", 224, 224),
-    },
-    "detection": {
-        "DETR": hf("DetrConfig:DetrForObjectDetection", (1, 3, 192, 256), **DETECTOR,
-                   backbone_config=("ResNetConfig", {**RESNET, "out_features": ["stage4"]})),
-        "Conditional DETR": hf(
-            "ConditionalDetrConfig:ConditionalDetrForObjectDetection", (1, 3, 192, 256),
-            **DETECTOR,
-            backbone_config=("ResNetConfig", {**RESNET, "out_features": ["stage4"]})),
-        "Deformable DETR": hf(
-            "DeformableDetrConfig:DeformableDetrForObjectDetection", (1, 3, 128, 128), **DETECTOR,
-            backbone_config=("ResNetConfig",
-                             {**RESNET, "out_features": ["stage2", "stage3", "stage4"]})),
-        "RT-DETR": hf(
-            "RTDetrConfig:RTDetrForObjectDetection", (1, 3, 256, 320),
-            **{k: v for k, v in DETECTOR.items() if k != "encoder_layers"}, num_denoising=0,
-            backbone_config=("RTDetrResNetConfig",
-                             {**RESNET, "out_features": ["stage2", "stage3", "stage4"]}),
-            encoder_hidden_dim=64, encoder_in_channels=[32, 64, 64],
-            decoder_in_channels=[64] * 3),
-        "YOLOS": hf("YolosConfig:YolosForObjectDetection", (1, 3, 64, 96), **TINY,
-                    image_size=[64, 96], patch_size=8, num_detection_tokens=7),
-    },
-    "segmentation": {
-        "SegFormer": hf("SegformerConfig:SegformerForSemanticSegmentation", (1, 3, 128, 192),
-                        depths=[1] * 4, hidden_sizes=[32, 32, 64, 64], decoder_hidden_size=16),
-        "SAM": hf("SamVisionConfig:SamVisionModel", (1, 3, 112, 112), hidden_size=64,
-                  output_channels=16, num_hidden_layers=2, num_attention_heads=4, image_size=112,
-                  patch_size=8, window_size=4, global_attn_indexes=[1], mlp_dim=32),
-        "segment-anything": sam,
-        "DPT": hf("DPTConfig:DPTForSemanticSegmentation", (1, 3, 64, 64),
-                  **{**TINY, "num_hidden_layers": 4}, image_size=64, patch_size=8,
-                  backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[16] * 4,
-                  fusion_hidden_size=16),
-        "BEiT, segmentation": hf("BeitConfig:BeitForSemanticSegmentation", (1, 3, 64, 64),
-                                 **{**TINY, "num_hidden_layers": 4}, image_size=64, patch_size=8,
-                                 out_indices=[1, 2, 3, 4], use_auxiliary_head=False),
-    },
-    "vision-language": {
-        "LLaVA": llava(1),
-        "LLaVA, two images": llava(2),
-        "Qwen2-VL": qwen,
-        "CLIP": hf("CLIPConfig:CLIPModel", (1, 3, 64, 64), words(*range(1, 12)),
-                   text_config={**TINY, "vocab_size": 99},
-                   vision_config={**TINY, "image_size": 64, "patch_size": 8}),
-        "SigLIP": hf("SiglipConfig:SiglipModel", (1, 3, 128, 128), words(*range(64)),
-                     text_config={**TINY, "vocab_size": 99, "max_position_embeddings": 64},
-                     vision_config={**TINY, "image_size": 128}),
-        "ViLT": hf("ViltConfig:ViltModel", (1, 3, 64, 64), words(*range(1, 8)), **TINY,
-                   vocab_size=99, image_size=64, patch_size=8),
-        "BLIP": hf("BlipConfig:BlipForConditionalGeneration", (1, 3, 64, 64), words(*range(1, 8)),
-                   text_config={**TINY, "vocab_size": 99, "encoder_hidden_size": 64,
-                                "bos_token_id": 1, "sep_token_id": 2, "pad_token_id": 0,
-                                "eos_token_id": 2},
-                   vision_config={**TINY, "image_size": 64, "patch_size": 8}),
-    },
-    "masked autoencoders": {
-        "MAE": hf("ViTMAEConfig:ViTMAEForPreTraining", (1, 3, 128, 128), **TINY, image_size=128,
-                  patch_size=16, decoder_hidden_size=64, decoder_num_hidden_layers=1,
-                  decoder_num_attention_heads=4, decoder_intermediate_size=32),
-        "MAE, two images": hf("ViTMAEConfig:ViTMAEForPreTraining", (2, 3, 128, 128), **TINY,
-                              image_size=128, patch_size=16, decoder_hidden_size=64,
-                              decoder_num_hidden_layers=1, decoder_num_attention_heads=4,
-                              decoder_intermediate_size=32),
-        "Hiera, masked": hf("HieraConfig:HieraForPreTraining", (1, 3, 128, 128), embed_dim=32,
-                            image_size=[128, 128], depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8],
-                            decoder_hidden_size=64, decoder_depth=1, decoder_num_heads=4),
-    },
-    "diffusion": {
-        "Stable Diffusion U-Net": unet(16, 8),
-        "Stable Diffusion U-Net, two images": unet(16, 8, 2),
-        "U-Net of pixels": pixel_unet,
-        "DiT": dit,
-    },
-    "video and volumes": {
-        "VideoMAE": hf("VideoMAEConfig:VideoMAEForVideoClassification", (1, 8, 3, 64, 64), **TINY,
-                       image_size=64, num_frames=8),
-        "TimeSformer": hf("TimesformerConfig:TimesformerForVideoClassification",
-                          (1, 5, 3, 64, 64), **TINY, image_size=64, num_frames=5),
-        "ViViT": hf("VivitConfig:VivitForVideoClassification", (1, 8, 3, 64, 64), **TINY,
-                    image_size=64, num_frames=8),
-        "torchvision swin3d_t": torchvision_model("swin3d_t", 8, 64, 96),
-        "torchvision mvit_v2_s": torchvision_model("mvit_v2_s", 16, 224, 224),
-        "MONAI ViT": monai_model(
-            "ViT", 32, 32, 32, img_size=(32, 32, 32), patch_size=(8, 8, 8), hidden_size=48,
-            mlp_dim=64, num_layers=2, num_heads=4, classification=True, num_classes=2),
-        "MONAI UNETR": monai_model(
-            "UNETR", 64, 64, 64, out_channels=2, img_size=(64, 64, 64), hidden_size=48,
-            mlp_dim=64, num_heads=4, feature_size=8),
-    },
-}  # fmt: skip
-
-
-def judge(family: str, name: str, build: Build) -> Result | str:
-    """Locate, then change single patches."""
+def judge(family: str, name: str, build: Build) -> Result:
+    """Locate, then change single cells."""
     torch.manual_seed(0)
-    try:
-        model, images, inputs = build()
-        model.eval()
-        with torch.no_grad():
-            run(model, inputs, images)
-    except Exception as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
+    model, images, inputs = build()
+    model.eval()
     started = time.perf_counter()
     torch.manual_seed(0)  # masked autoencoders draw: the passes below start from the same state
     layout = locate(model, images, inputs=inputs)
     result = Result(family, name, passes=layout.passes, seconds=time.perf_counter() - started)
+    reasons, roles = set(), set()
     for places in (side for one in layout.values() for side in (one.queries, one.keys)):
         result.sides += 1
         result.refused += not places.known
         result.nowhere += places.known and not any(c >= 0 for c in places.cell)
         result.places += any(c >= 0 for c in places.cell)
+        roles.update(places.role)
         if places.error == places.error:
             result.error = max(result.error, places.error)
-        if places.reason:
-            result.reasons.add(places.reason)
+        if not places.known:
+            reasons.add(places.reason)
+    result.reasons, result.roles = sorted(reasons), sorted(roles)
     compare(model, images, inputs, layout, result)
     return result
 
@@ -376,16 +113,14 @@ def run(model: nn.Module, inputs: Any, images: Any) -> Any:
 
 
 def compare(model: nn.Module, images: Tensor, inputs: Any, layout: Layout, result: Result) -> None:
-    """Each place against what changes when one patch does."""
-    editable: list[str] = []
+    """Each place against what changes when one cell does."""
     with torch.no_grad(), watch(model, reduce=lambda record: None, empty=True) as seen:
-        torch.manual_seed(1)
+        torch.manual_seed(0)
         run(model, inputs, images)
-    editable = [name for name, record in seen.attention.items() if record.shape]
+    edit = dict.fromkeys([n for n, record in seen.attention.items() if record.shape], "zero")
 
     def tokens(changed: Tensor) -> dict[tuple[str, int], Tensor]:
         torch.manual_seed(0)  # as `locate` was called
-        edit = dict.fromkeys(editable, "zero")
         with torch.no_grad(), watch(model, edit=edit, operands=True, reduce=lambda r: None) as seen:
             run(model, inputs, changed)
         return {
@@ -399,51 +134,44 @@ def compare(model: nn.Module, images: Tensor, inputs: Any, layout: Layout, resul
     grids: dict[Any, None] = {}
     for one in layout.values():
         for places in (one.queries, one.keys):
-            for image, grid in enumerate(places.grids or (places.grid,)):
+            for image, grid in enumerate(places.grids or (places.grid,) * len(images)):
                 if grid is not None:
                     grids[image, grid] = None
     for image, grid in grids:
-        for cell, draws in patches(images, image, grid):
+        changes: dict[tuple[str, int], list[tuple[Cell, Tensor]]] = {}
+        for cell, draws in cells(images, image, grid):
             energies: dict[tuple[str, int], Tensor] = {}
             for changed in draws:
                 for key, x in tokens(changed).items():
                     if base[key].shape == x.shape:
                         energy = (x - base[key]).square().sum((1, 3))
                         energies[key] = energies[key] + energy if key in energies else energy
-            for (name, side), energy in energies.items():
-                places = (layout[name].queries, layout[name].keys)[side]
-                own = places.grids[image] if places.grids else places.grid
-                if own == grid:
-                    check(name, places, energy, image, grid, cell, result, len(images))
+            for key, energy in energies.items():
+                changes.setdefault(key, []).append((cell, energy.flatten()))
+        for (name, side), found in changes.items():
+            places = (layout[name].queries, layout[name].keys)[side]
+            if places.known and (places.grids[image] if places.grids else places.grid) == grid:
+                check(f"{name}, {('queries', 'keys')[side]}", places, found, image, grid, result)
 
 
-def patches(
-    images: Tensor, image: int, grid: tuple[int, ...]
-) -> Iterator[tuple[tuple[int, ...], list[Tensor]]]:
-    """A few cells of a grid, and the images with one of them changed, drawn several times."""
+def cells(images: Tensor, image: int, grid: Cell) -> Iterator[tuple[Cell, list[Tensor]]]:
+    """Cells of a grid, and the images with one of them changed, drawn several times."""
     channels = 1 if images.dim() == 4 or images.shape[1] <= 4 else 2
     sides = [n for axis, n in enumerate(images.shape[1:], 1) if axis != channels]
     draw = torch.Generator().manual_seed(11)
-    cells = 1
-    for n in grid:
-        cells *= n
-    found = 0
-    for index in torch.randperm(cells, generator=draw).tolist():
-        cell: list[int] = []
-        rest = index
-        for n in reversed(grid):
-            cell.append(rest % n)
-            rest //= n
-        cell = cell[::-1]
-        margins = [BORDER if n >= 3 * BORDER else 0 for n in grid]
-        if any(not m <= i < n - m for i, n, m in zip(cell, grid, margins, strict=True)):
+    left = {True: OUTSIDE, False: INSIDE}
+    count = int(torch.tensor(grid).prod())
+    order = [0, *torch.randperm(count, generator=draw).tolist()]  # the corner, then any
+    for index in dict.fromkeys(order):
+        cell = unravelled(torch.tensor(index), grid)
+        at = tuple(int(i) for i in cell)
+        border = any(n >= 3 and i in (0, n - 1) for i, n in zip(at, grid, strict=True))
+        if not left[border]:
             continue
-        found += 1
-        if found > PATCHES:
-            return
+        left[border] -= 1
         spans = [slice(None)] + [
             slice(round(i * side / n), max(round((i + 1) * side / n), round(i * side / n) + 1))
-            for i, n, side in zip(cell, grid, sides, strict=True)
+            for i, n, side in zip(at, grid, sides, strict=True)
         ]
         if channels == 2:
             spans[0], spans[1] = spans[1], slice(None)
@@ -453,112 +181,244 @@ def patches(
             part = changed[image][tuple(spans)]
             changed[image][tuple(spans)] = part + 0.3 * torch.randn(part.shape, generator=draw)
             draws.append(changed)
-        yield tuple(cell), draws
+        yield at, draws
+
+
+def unravelled(numbers: Tensor, grid: Cell) -> Tensor:
+    """From cells counted row by row to rows and columns, `(…, axes)`."""
+    columns = []
+    for side in reversed(grid):
+        columns.append(numbers % side)
+        numbers = numbers // side
+    return torch.stack(columns[::-1], -1)
 
 
 def check(
-    name: str, places: Places, energy: Tensor, image: int, grid: tuple[int, ...],
-    cell: tuple[int, ...], result: Result, images: int,
+    name: str, places: Places, found: Sequence[tuple[Cell, Tensor]], image: int, grid: Cell,
+    result: Result,
 ) -> None:  # fmt: skip
-    """One side of one record, one patch."""
-    flat = energy.flatten()
-    largest = float(flat.max())
-    if largest == 0 or not places.known:
-        return  # behind attention without a residual connection, or a patch that is masked
-    repeat = len(flat) // len(places.cell) if places.image is None else 1
-    cells = torch.tensor(places.cell * repeat)
+    """One side of one record, all cells that were changed."""
+    count = len(found[0][1])
+    repeat = count // len(places.cell) if places.image is None else 1
+    cell = torch.tensor(places.cell * repeat)
     of = (
         torch.arange(repeat).repeat_interleave(len(places.cell))
         if places.image is None
         else torch.tensor(places.image)
     )
-    here = (cells >= 0) & (of == image)
+    here = (cell >= 0) & (of == image)
     still = torch.tensor([r not in ("place", "global") for r in places.role] * repeat)
-    number = 0
-    for i, n in zip(cell, grid, strict=True):
-        number = number * n + i
-    own = here & (cells == number)
-    if not bool(own.any()):
-        return  # this patch is not among the visible ones
-    result.compared += 1
-    rest, at = cells, []
-    for n in reversed(grid):
-        at.append(rest % n)
-        rest = rest // n
-    position = torch.stack(at[::-1], -1).double()[here]
-    weight = flat[here] / flat[here].sum()
-    off = float(((weight[:, None] * position).sum(0) - torch.tensor(cell)).abs().max())
-    result.off = max(result.off, off)
-    if bool((flat[still] > 1e-8 * largest).any()):
-        result.faults.append(f"{name}: a token that is said to be no place moves")
-    elif float(flat[own].max()) < LEAST * largest:
-        result.faults.append(
-            f"{name}: cell {cell} of {grid} moves by {float(flat[own].max()) / largest:.2f}"
-        )
-    elif off > FAR and max(grid) > 4:
-        result.faults.append(f"{name}: cell {cell} of {grid}, changes lie {off:.2f} cells away")
-    else:
-        return
+    position = unravelled(cell[here], grid)
+    judged = []
+    for changed, energy in found:
+        largest = float(energy.max())
+        own = here & (cell == int(sum(raveled(changed, grid))))
+        if largest == 0 or not bool(own.any()):
+            continue  # behind attention without a residual connection, or a patch that is masked
+        result.compared += 1
+        if bool((energy[still] > 1e-8 * largest).any()):
+            fault(result, f"{name}: a token that is said to be no place moves")
+        elif float(energy[own].max()) < LEAST * largest:
+            share = float(energy[own].max()) / largest
+            fault(result, f"{name}: cell {changed} of {grid} moves by {share:.2f}")
+        else:
+            judged.append((changed, energy[here]))
+    offs = []
+    for i, (changed, energy) in enumerate(judged):
+        others = [one for j, one in enumerate(judged) if j != i] or judged
+        away = centre(energy, position) - expected(changed, others, position, grid)
+        offs.append(away)
+        off = float(away.abs().max())
+        result.off = max(result.off, off)
+        if off > FAR:
+            fault(result, f"{name}: changes of cell {changed} of {grid} lie {off:.2f} cells away")
+    if offs:
+        mean = float(torch.stack(offs).mean(0).abs().max())
+        result.mean_off = max(result.mean_off, mean)
+        if mean > MEAN:
+            fault(result, f"{name}: changes on {grid} lie {mean:.2f} cells away on average")
+
+
+def raveled(cell: Cell, grid: Cell) -> list[int]:
+    steps = [int(torch.tensor(grid[i + 1 :]).prod()) for i in range(len(grid))]
+    return [i * step for i, step in zip(cell, steps, strict=True)]
+
+
+def fault(result: Result, words: str) -> None:
     result.wrong += 1
+    result.faults.append(words)
 
 
-def table(results: list[Result]) -> str:
-    """One line per model, and one per family."""
+def centre(energy: Tensor, position: Tensor) -> Tensor:
+    """Where changes lie on average, in cells."""
+    return (energy[:, None] * position).sum(0) / energy.sum()
+
+
+def expected(
+    changed: Cell, others: Sequence[tuple[Cell, Tensor]], position: Tensor, grid: Cell
+) -> Tensor:
+    """Where the centre of changes around a cell is expected, from those around other cells."""
+    weight = torch.ones(len(position), dtype=torch.float64)
+    for axis, side in enumerate(grid):
+        weight *= profile(others, position[:, axis], axis, side)[
+            (position[:, axis] - changed[axis]).abs()
+        ]
+    return centre(weight, position)
+
+
+def profile(found: Sequence[tuple[Cell, Tensor]], row: Tensor, axis: int, side: int) -> Tensor:
+    """The change of a token by its distance from the changed cell along one axis, both ways alike.
+
+    `Σ change at distance d / Σ change at distance 0`, over the cells that have such tokens.
+    """
+    above, below = torch.zeros(side).double(), torch.zeros(side).double()
+    tokens = row.bincount(minlength=side)
+    for changed, energy in found:
+        rows = torch.zeros(side).double().index_add_(0, row, energy) / tokens.clamp_min(1)
+        rows /= rows.sum()
+        at = changed[axis]
+        for other in range(side):
+            if tokens[other]:
+                above[abs(other - at)] += rows[other]
+                below[abs(other - at)] += rows[at]
+    known = below > 0
+    values = torch.where(known, above / below.clamp_min(1e-300), 0.0)
+    last = float(values[known][-1]) if bool(known.any()) else 0.0
+    return torch.where(known, values, last)
+
+
+def in_child(family: str, name: str, build: Build, seconds: int) -> Result:
+    """Judge one model in a process of its own, with limits."""
+    receive, send = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(
+        target=_child, args=(send, family, name, build, seconds)
+    )
+    child.start()
+    send.close()
+    try:
+        return receive.recv()
+    except EOFError:
+        child.join()
+        return Result(family, name, failed=f"ended with {child.exitcode}")
+    finally:
+        child.join()
+
+
+def _child(send: Connection, family: str, name: str, build: Build, seconds: int) -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    signal.signal(signal.SIGPROF, _late)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    torch.set_num_threads(1)
+    try:
+        result = judge(family, name, build)
+    except (Exception, MemoryError) as error:
+        traceback.print_exc(limit=-3)
+        words = str(error).splitlines() or [""]
+        result = Result(family, name, failed=f"{type(error).__name__}: {words[0][:200]}")
+    send.send(result)
+
+
+def _late(*_: Any) -> None:
+    raise TimeoutError("took longer than its time")
+
+
+def table(results: Sequence[Result]) -> str:
+    """A line per family, and one per model."""
+    done = [r for r in results if not r.failed]
     lines = [
-        f"Measured by `benchmarks/places.py` on {len(results)} models with random weights "
-        f"(torch {torch.__version__.split('+')[0]}): "
-        f"{sum(r.compared for r in results)} comparisons with single changed patches, "
-        f"**{sum(r.wrong for r in results)} wrong**; of {sum(r.sides for r in results)} sides "
-        f"(queries or keys of a record) {sum(r.places for r in results)} are on a grid, "
-        f"{sum(r.nowhere for r in results)} hold no place, {sum(r.refused for r in results)} "
-        f"({sum(r.refused for r in results) / max(1, sum(r.sides for r in results)):.1%}) are "
-        f"refused; largest error {max(r.error for r in results):.2f} cells, "
-        f"at most {max(r.passes for r in results)} forward passes.",
+        f"Measured by `benchmarks/places.py` on {len(done)} models with random weights (torch "
+        f"{torch.__version__.split('+')[0]}, {platform.machine()}, one thread): "
+        f"{sum(r.compared for r in done)} comparisons of a side (queries or keys of a record) with "
+        f"what one changed cell moves, **{sum(r.wrong for r in done)} wrong**; largest error of a "
+        f"place {max(r.error for r in done):.2f} cells, at most {max(r.passes for r in done)} "
+        "forward passes.",
         "",
-        "| family | model | sides | on a grid | no place | refused | wrong of compared | "
-        "error, cells | passes | seconds |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| family | models | sides | on a grid | no place | refused | wrong of compared | "
+        "error, cells | passes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for r in results:
-        lines.append(
-            f"| {r.family} | {r.name} | {r.sides} | {r.places} | {r.nowhere} | {r.refused} | "
-            f"{r.wrong} of {r.compared} | {r.error:.2f} | {r.passes} | {r.seconds:.1f} |"
-        )
-    reasons = sorted({reason for r in results for reason in r.reasons})
+    families = {r.family: [x for x in done if x.family == r.family] for r in done}
+    for family, own in [*families.items(), ("all", done)]:
+        lines.append(f"| {family} | {len(own)} | {_cells(own)} |")
+    lines += [
+        "",
+        "| model | family | sides | on a grid | no place | refused | wrong of compared | "
+        "error, cells | passes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [f"| {r.name} | {r.family} | {_cells([r])} |" for r in done]
+    reasons = sorted({reason for r in done for reason in r.reasons})
     lines += ["", "Refused because:", "", *(f"- {reason}" for reason in reasons)]
     return "\n".join(lines)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="models whose name or family contains this")
-    parser.add_argument("--out", default="docs/places.md", help="page to write the table into")
-    args = parser.parse_args()
-    warnings.simplefilter("ignore")
-    results: list[Result] = []
+def _cells(results: Sequence[Result]) -> str:
+    """The columns of a table, of some models together."""
+    sides, refused = sum(r.sides for r in results), sum(r.refused for r in results)
+    return " | ".join([
+        f"{sides}", f"{sum(r.places for r in results)}", f"{sum(r.nowhere for r in results)}",
+        f"{refused} ({refused / max(1, sides):.1%})",
+        f"{sum(r.wrong for r in results)} of {sum(r.compared for r in results)}",
+        f"{max(r.error for r in results):.2f}", f"{max(r.passes for r in results)}",
+    ])  # fmt: skip
+
+
+def told(r: Result) -> str:
+    """A line, and what is wrong or refused, of one model."""
+    if r.failed:
+        return f"{r.name}: failed ({r.failed})"
+    lines = [
+        f"{r.name}: {r.places} on a grid, {r.nowhere} no place, {r.refused} refused, {r.wrong} "
+        f"wrong of {r.compared}, error {r.error:.2f}, off {r.off:.2f}, on average "
+        f"{r.mean_off:.2f}, {r.passes} passes, {r.seconds:.1f} s; {', '.join(r.roles)}"
+    ]
+    return "\n    ".join([*lines, *r.faults[:4], *r.reasons[:4]])
+
+
+def stored(path: Path) -> dict[str, Result]:
+    """The results that a file holds, by model."""
+    values = json.loads(path.read_text()) if path.exists() else {}
+    return {name: Result(**value) for name, value in values.items()}
+
+
+def _judge_all(args: argparse.Namespace) -> None:
+    """Judge what is asked for, and store each result."""
+    started = time.monotonic()
+    some = args.only.split("|") if args.only is not None else []
     for family, models in FAMILIES.items():
         for name, build in models.items():
-            if args.only not in f"{family} {name}":
+            chosen = any(x in f"{family} {name}" for x in some) if some else True
+            if not chosen or (not args.again and name in stored(args.results)):
                 continue
-            found = judge(family, name, build)
-            if isinstance(found, str):
-                print(f"{name}: not built ({found})", flush=True)
-                continue
-            results.append(found)
-            print(
-                f"{name}: {found.places} on a grid, {found.nowhere} no place, {found.refused} "
-                f"refused, {found.wrong} wrong of {found.compared}, error {found.error:.2f}, off "
-                f"{found.off:.2f}, {found.passes} passes, {found.seconds:.1f} s",
-                *found.faults[:3], *sorted(found.reasons)[:3], sep="\n    ", flush=True,
-            )  # fmt: skip
+            if time.monotonic() - started > args.minutes * 60:
+                return
+            result = in_child(family, name, build, args.seconds)
+            known = {**stored(args.results), name: result}
+            args.results.write_text(json.dumps({n: asdict(r) for n, r in known.items()}, indent=1))
+            print(told(result), flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=Path("places.json"), help="of all models")
+    parser.add_argument("--only", default=None, help="models that contain one of these, by |")
+    parser.add_argument("--again", action="store_true", help="judge also what is known")
+    parser.add_argument("--docs", type=Path, help="page to write the table into, running nothing")
+    parser.add_argument("--seconds", type=int, default=240, help="of the processor, for one model")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no model after these")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if args.docs is None:
+        _judge_all(args)
+    known = stored(args.results)
+    results = [known[n] for models in FAMILIES.values() for n in models if n in known]
     written = table(results)
-    print("\n" + written.splitlines()[0])
-    if args.out:
-        page = Path(args.out)
-        before, _, rest = page.read_text().partition(START)
+    print("\n" + written)
+    if args.docs is not None:
+        before, _, rest = args.docs.read_text().partition(START)
         after = rest.partition(END)[2]
-        page.write_text(f"{before}{START}\n\n{written}\n\n{END}{after}")
-    return int(any(r.wrong for r in results))
+        args.docs.write_text(f"{before}{START}\n\n{written}\n\n{END}{after}")
+    return int(any(r.wrong or r.failed for r in results))
 
 
 if __name__ == "__main__":

@@ -137,6 +137,17 @@ def test_the_commands_for_programs_print_json(
         json.loads(capsys.readouterr().out)
 
 
+def test_the_examples_from_a_prompt_to_a_heatmap_run() -> None:
+    page = (DOCS / "prompts.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(compile(code, "prompts.md", "exec"), names)
+    assert names["heat"].shape == (1, 4, 56, 56)
+    assert names["where"].shape == (1, 8, 12)
+    assert names["found"].points.shape == (1, 2, 2, 12, 2)
+    assert names["picture"].shape == (512, 768, 3)
+
+
 def test_twelve_lines_lead_from_a_model_to_a_ranking() -> None:
     page = (DOCS / "evaluate.md").read_text()
     blocks = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -68,7 +68,8 @@ class Record:
             ranges over: `"channel"`, `"spatial"`, `"branch"`, `"rows"`, `"columns"`, `"image"`,
             `"element"`.
         heads: How many heads the model has (`weights` may hold the chosen ones only).
-        query_grid: Height and width in places of the queries, None where unknown.
+        query_grid: Height and width in places of the queries, None where unknown. Tokens need not
+            lie row by row (see `places` and `row_grids`).
         key_grid: The same of the keys. Within windows both are the window's.
         prefix: Leading class and register tokens among queries and keys.
         how: `"fused"` (recomputed from q, k), `"qk"` (a softmax over q · k), `"direct"` (a
@@ -149,6 +150,20 @@ class Record:
     def row_sums(self) -> Tensor | None:
         """`(b, heads, q)`, what each row of the weights sums to; None without weights."""
         return None if self.weights is None else self.weights.sum(-1)
+
+    @property
+    def row_grids(self) -> tuple[Grid | None, Grid | None]:
+        """`query_grid` and `key_grid`, each None where its tokens do not lie row by row.
+
+        They lie so if tokens 0 to `prefix` are no places and the others are cells 0, 1, 2, …
+        """
+        grids = self.query_grid, self.key_grid
+        if self.places is None or self.windows is not None:
+            return grids
+        sides = self.places.queries, self.places.keys
+        lie = (one.row_by_row_from(self.prefix) for one in sides)
+        query, key = (grid if plain else None for grid, plain in zip(grids, lie, strict=True))
+        return query, key
 
     def _repr_html_(self) -> str:
         return html_of(self)

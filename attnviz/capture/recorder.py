@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
@@ -327,9 +328,9 @@ def _with_places(
     record = changed(record, places=RecordPlaces(*of))
     if record.windows is not None:  # once more, after the forward pass
         return record
-    grids = [_plain(one) for one in places]
-    prefix = next((lead for grid, lead in reversed(grids) if grid is not None), 0)
-    return changed(record, query_grid=grids[0][0], key_grid=grids[1][0], prefix=prefix)
+    query, key = (_grid(one) for one in places)
+    prefix = _lead(places[1]) or _lead(places[0])
+    return changed(record, query_grid=query, key_grid=key, prefix=prefix)
 
 
 def _runs(parts: Mapping[int, Part], records: Sequence[Record]) -> Iterator[list[int]]:
@@ -383,13 +384,20 @@ def _rows(sides: Sequence[Any], heads: int) -> Numbered | None:
     return Numbered(known[0].space, by_head[:, 0]) if (by_head == by_head[:, :1]).all() else None
 
 
-def _plain(places: Places | None) -> tuple[tuple[int, ...] | None, int]:
-    """The grid and the leading tokens of places that lie row by row; (None, 0) of others."""
+def _grid(places: Places | None) -> tuple[int, ...] | None:
+    """The grid of which each cell holds a token; None of other places."""
+    grid = None if places is None else places.grid
+    if places is None or grid is None:
+        return None
+    return grid if sum(c >= 0 for c in places.cell) % math.prod(grid) == 0 else None
+
+
+def _lead(places: Places | None) -> int:
+    """How many tokens precede places that lie row by row; 0 for others."""
     if places is None or places.grid is None:
-        return None, 0
+        return 0
     lead = next(i for i, cell in enumerate(places.cell) if cell >= 0)
-    own = places.cell[lead:]
-    return (places.grid, lead) if own == tuple(range(len(own))) else (None, 0)
+    return lead if places.row_by_row_from(lead) else 0
 
 
 def before_dropout(tag: Tag, operand: Tensor) -> Tensor:

@@ -155,12 +155,13 @@ def distance(record: Record) -> Tensor | None:
     `Σ_k a_k ‖p_q − p_k‖` over the keys that are places, their weights made to sum to one
     (Dosovitskiy et al. 2021, appendix D.7). None where queries or keys have no known grid.
     """
-    if record.weights is None or record.query_grid is None or record.key_grid is None:
+    queries, keys = record.row_grids
+    if record.weights is None or queries is None or keys is None:
         return None
     weights = record.weights[..., record.prefix :, record.prefix :]
-    if weights.shape[-2] != record.query_grid[0] * record.query_grid[1]:
+    if weights.shape[-2] != queries[0] * queries[1]:
         return None
-    apart = _distances(record.query_grid, record.key_grid).to(weights)
+    apart = _distances(queries, keys).to(weights)
     total = weights.sum(-1).clamp_min(torch.finfo(weights.dtype).tiny)
     return (weights * apart).sum(-1) / total
 

@@ -101,6 +101,12 @@ def check_model(function: str, model: object) -> None:
         parts = getattr(model, "components", None)
         if isinstance(parts, Mapping) and any(isinstance(p, nn.Module) for p in parts.values()):
             raise InputError(_pipeline(function, model, parts))
+        if isinstance(getattr(model, "model", None), nn.Module):
+            name = type(model).__name__
+            raise InputError(
+                f"{function}: expected a model (torch.nn.Module), got {name}, which holds one: "
+                f"watch its attribute .model, and call the {name} within the block"
+            )
         raise InputError(
             f"{function}: expected a model (torch.nn.Module), got {type(model).__name__}; "
             "wrap a function in a module whose forward calls it"

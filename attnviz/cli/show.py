@@ -63,8 +63,8 @@ def _write_page(args: argparse.Namespace) -> int:
 
     from attnviz.capture import watch
     from attnviz.cli.model_arguments import images_of, model_of
-    from attnviz.evaluation.measuring import placed
     from attnviz.notebook import show
+    from attnviz.places import placed
 
     plain: dict[str, Any] = {
         "setting": [],
@@ -79,7 +79,7 @@ def _write_page(args: argparse.Namespace) -> int:
     with torch.no_grad(), watch(model, features=True) as seen:
         model(images)
     title = f"Maps of {args.run} on {len(images)} images"
-    view = show(prepared.pixels(images), placed(model, images, seen)[0], title=title)
+    view = show(prepared.pixels(images), placed(model, images, seen), title=title)
     print(f"{view.save(args.page)}: {title}; open it in a browser")
     return 0
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ import torch
 from torch import Tensor
 
 from attnviz import maps
-from attnviz.capture import Capture, watch
+from attnviz.capture import Capture, Record, watch
 from attnviz.cli.argument_types import folder, word
 from attnviz.cli.json_output import as_json
 from attnviz.cli.model_arguments import FORMS, add_images, add_model, images_of, model_of
 from attnviz.errors import InputError
+from attnviz.places import placed
 from attnviz.text import printable
 
 _MOST_TILES = 400
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     images, prepared = images_of(args, model, args.model)
     with torch.no_grad(), watch(model, where=args.where, features=True) as seen:
         model(images)
-    drawn, left_out = draw(seen)
+    drawn, left_out = draw(placed(model, images, seen, proven=True))
     written = _write(args.out, drawn, prepared.pixels(images)) if args.out else []
     if args.json:
         print(as_json(_as_dict(args.model, seen, drawn, left_out, written)))
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def draw(seen: Capture) -> tuple[dict[str, Tensor], dict[str, str]]:
+def draw(seen: Mapping[str, Record]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The primary map of each record, by `record:construction`, and why others have none."""
     drawn: dict[str, Tensor] = {}
     left_out: dict[str, str] = {}

@@ -178,11 +178,12 @@ def share_inside(energy: Tensor, inside: Tensor) -> float | None:
     return float(shares.median()) if len(shares) else None
 
 
-def support(energy: Tensor) -> Tensor:
+def support(energy: Tensor, margin: int = 1) -> Tensor:
     """The support of a change: the fewest places that hold 99 % of it, and their neighbours.
 
     Args:
         energy: `(patches, h, w)`.
+        margin: How far neighbours may be.
 
     Returns:
         `(patches, h, w)` booleans.
@@ -191,7 +192,8 @@ def support(energy: Tensor) -> Tensor:
     before = ordered.cumsum(1) - ordered
     holds = before < _SUPPORT * ordered.sum(1, keepdim=True)
     inside = torch.zeros_like(ordered).scatter(1, order, holds.double()).view(energy.shape)
-    wider = torch.nn.functional.max_pool2d(inside[:, None], 3, stride=1, padding=1)
+    side = 2 * margin + 1
+    wider = torch.nn.functional.max_pool2d(inside[:, None], side, stride=1, padding=margin)
     return wider[:, 0] > 0
 
 
@@ -268,9 +270,10 @@ class IdentityAttention:
 
 def _own_keys(record: Record, queries: int, keys: int) -> Tensor | None:
     """For each query the key at its place; leading tokens keep their own."""
-    if record.query_grid is None or record.key_grid is None:
+    own, others = record.row_grids
+    if own is None or others is None:
         return None
-    (h, w), (y, x), p = record.query_grid, record.key_grid, record.prefix
+    (h, w), (y, x), p = own, others, record.prefix
     if queries not in (h * w, h * w + p) or keys not in (y * x, y * x + p):
         return None
     lead = queries - h * w

@@ -136,7 +136,7 @@ def _with_sinks(model: nn.Module, images: Tensor, threshold: float) -> list[str]
         model(images[:_SIZE])
     return [
         name for name, one in seen.attention.items()
-        if one.weights is not None and one.key_grid is not None and one.windows is None
+        if one.weights is not None and one.row_grids[1] is not None and one.windows is None
         and bool((sink_keys(one.weights, one.prefix)[0] > threshold).any())
     ]  # fmt: skip
 
@@ -152,7 +152,7 @@ def _measured(
             outputs.append(flat_output(model(images[start : start + _SIZE])))
         inside = None if masks is None else masks[start : start + _SIZE].flatten(1)
         for name, record in seen.attention.items():
-            if record.weights is None or record.key_grid is None or record.windows is not None:
+            if record.weights is None or record.row_grids[1] is None or record.windows is not None:
                 continue
             coarse = received(record).flatten(1)
             largest = coarse.amax(1) / coarse.sum(1)

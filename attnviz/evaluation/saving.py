@@ -327,10 +327,11 @@ def whole_attention(
             continue
         name = drawing.name if drawing.name in names else names[0]
         weights = record.weights.cpu().numpy()
+        queries, keys = record.row_grids
         about = {
             "layer": record.name,
-            "query_grid": _listed(record.query_grid, weights.shape[2]),
-            "key_grid": _listed(record.key_grid, weights.shape[3]),
+            "query_grid": _listed(queries, weights.shape[2]),
+            "key_grid": _listed(keys, weights.shape[3]),
             "prefix": record.prefix,
         }
         found[name] = Rows(weights, batch.indices, about)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attnviz.display import html_of
 from attnviz.errors import InputError, unknown_name
-from attnviz.maps.geometry import Grid, Interpolation
+from attnviz.maps.geometry import Grid, Interpolation, listed
 
 Subject: TypeAlias = Literal["attention", "layers", "spatial gate", "channel gate"]
 """What a construction reads: one attention record, those of all layers, or one gate."""
@@ -165,6 +165,7 @@ def primary(record: Any) -> Construction | None:
     Returns:
         The construction, or None where the record has no map (a gate over branches or images).
     """
+    (record,) = listed([record], "primary", tensors=False)
     subject = subject_of(record)
     for one in CONSTRUCTIONS.values():
         if one.subject == subject and one.primary is not None and one.primary(record):
@@ -259,7 +260,7 @@ def drawings(capture: Mapping[str, Any], names: Sequence[str] | None = None) -> 
         InputError: An unknown construction.
     """
     chosen = None if names is None else [named(key) for key in names]
-    records = list(capture.values())
+    records = listed(capture, "maps_of", tensors=False)
     found: list[Drawing] = []
     for record in reversed(records):
         for one in _for_record(record, chosen):

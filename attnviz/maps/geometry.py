@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnviz.errors import InputError
+from attnviz.maps.arguments import sides
 from attnviz.shapes import Weights
+from attnviz.token_places import Places, RecordPlaces
 
 Grid: TypeAlias = tuple[int, ...]
 """Height and width, in places; of volumes and video depth or time before them."""
@@ -62,7 +64,7 @@ def weights_of(source: Attention) -> Weights:
     """
     if isinstance(source, Tensor):
         weights: Tensor | None = source
-    elif not hasattr(source, "kind"):
+    elif not is_record(source):
         raise not_one_record(source)
     elif source.kind != "attention":
         raise InputError(
@@ -98,12 +100,59 @@ def last_attention(source: Attention | Mapping[str, Watched]) -> Attention:
     return attention[-1]
 
 
+def is_record(source: object) -> bool:
+    """Whether something looks like a record."""
+    return all(hasattr(source, name) for name in ("kind", "name", "weights"))
+
+
 def not_one_record(source: object) -> InputError:
     """An error for a capture, or anything else, where one record was expected."""
-    remedy = "; take one of it, such as seen[name]" if isinstance(source, Mapping) else ""
     return InputError(
-        f"maps: expected one record or its tensor, got {type(source).__name__}{remedy}"
+        f"maps: expected one record or its tensor, got {type(source).__name__}{_remedy(source)}"
     )
+
+
+def listed(source: Any, what: str, *, tensors: bool = True) -> list[Any]:
+    """A record, several or a capture as a list.
+
+    Args:
+        source: What the caller passed.
+        what: The function, for the error.
+        tensors: Whether bare weights will do in place of records.
+
+    Raises:
+        InputError: Anything else, or something else among them.
+    """
+    several = isinstance(source, Iterable) and not isinstance(source, (str, Tensor, nn.Module))
+    if isinstance(source, Mapping):
+        found = list(source.values())
+    else:
+        found = list(source) if several and not hasattr(source, "dtype") else [source]
+    wrong = [
+        one for one in found if not is_record(one) and not (tensors and isinstance(one, Tensor))
+    ]
+    if wrong:
+        more = " or their weights (b, heads, q, k)" if tensors else ""
+        raise InputError(
+            f"{what}: expected a capture of av.watch, or records{more}, got "
+            f"{type(wrong[0]).__name__}{_remedy(wrong[0])}"
+        )
+    return found
+
+
+def _remedy(source: object) -> str:
+    """What helps where something was passed that is no record."""
+    if isinstance(source, nn.Module):
+        return "; run it within `with av.watch(model) as seen`, and pass seen"
+    if isinstance(source, (RecordPlaces, Places)):
+        return "; a layout goes into layout="
+    if isinstance(source, Tensor):
+        return "; weights have no name and no places: pass the records that hold them"
+    if isinstance(source, str):
+        return "; pass the record of this name, seen[name]"
+    if hasattr(source, "__array__"):
+        return "; make a tensor of it by torch.from_numpy"
+    return "; take one of it, such as seen[name]" if isinstance(source, (Mapping, list)) else ""
 
 
 def reduced_of(source: Watched | Tensor) -> Mapping[str, Any]:
@@ -129,6 +178,9 @@ def resized(
     Raises:
         InputError: An unknown interpolation, or a size that is not two or three positive numbers.
     """
+    if not isinstance(maps, Tensor) or maps.dim() < 3:
+        got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+        raise InputError(f"resized: expected maps (b, h, w) as a tensor, got {got}")
     maps = maps.detach().float()
     if interpolation not in ("nearest", "bilinear", "bicubic"):
         raise InputError(
@@ -136,11 +188,12 @@ def resized(
         )
     if size is None:
         return maps.contiguous()
-    if len(size) == 3 and maps.dim() > 3 and min(size) >= 1:
-        return _volumes(maps, tuple(int(side) for side in size), interpolation)
-    if len(size) != 2 or min(size) < 1:
-        raise InputError(f"size: expected (h, w) of at least 1, got {tuple(size)}")
-    h, w = (int(side) for side in size)
+    size = sides(size, "size")
+    if len(size) == 3 and maps.dim() > 3:
+        return _volumes(maps, size, interpolation)
+    if len(size) != 2:
+        raise InputError(f"size: expected (h, w) for maps {tuple(maps.shape)}, got {size}")
+    h, w = size
     flat = maps.reshape(maps.shape[0], math.prod(maps.shape[1:-2]), *maps.shape[-2:])
     smaller = h < maps.shape[-2] or w < maps.shape[-1]
     if interpolation == "nearest":

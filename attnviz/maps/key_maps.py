@@ -6,7 +6,7 @@ of cross-attention all of them, of joint attention those beside the places.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
@@ -15,7 +15,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnviz.errors import InputError
-from attnviz.maps.geometry import Attention, Grid, Interpolation, name_of, reduced_of, resized
+from attnviz.maps.arguments import whole_numbers
+from attnviz.maps.geometry import (
+    Attention,
+    Grid,
+    Interpolation,
+    listed,
+    name_of,
+    reduced_of,
+    resized,
+)
 from attnviz.maps.placement import Given, Known, laid, places_of, side
 from attnviz.maps.single_record import Heads, fused_heads, no_query_places
 from attnviz.maps.word_tokens import spelled
@@ -104,7 +113,7 @@ def _numbers(key: Key, prompt: Sequence[int] | None, tokenizer: Any) -> list[int
                 f"key_map: to find the word {key!r} pass prompt= (its ids) and tokenizer="
             )
         return spelled(key, torch.as_tensor(prompt).flatten().tolist(), tokenizer)
-    numbers = [key] if isinstance(key, int) else list(key)
+    numbers = whole_numbers(key, "key_map: numbers of words")
     if not numbers or min(numbers) < 0:
         raise InputError(f"key_map: expected numbers of words from 0, got {key!r}")
     return numbers
@@ -126,27 +135,31 @@ def _chosen(
         InputError: There is none, or one whose places are not known.
     """
     several = isinstance(records, (Mapping, Sequence))
-    listed: list[Any] = list(records.values()) if isinstance(records, Mapping) else (
-        list(records) if isinstance(records, Sequence) else [records]
-    )  # fmt: skip
+    given_ = listed(records, "key_map", tensors=not several)
     globs = [layers] if isinstance(layers, str) else layers
+    if globs is not None and not all(isinstance(glob, str) for glob in _iterated(globs)):
+        raise InputError(f"key_map: layers: expected globs on dotted names, got {layers!r}")
     named = [
-        record for record in listed
+        record for record in given_
         if globs is None or any(fnmatchcase(_module(record), glob) for glob in globs)
     ]  # fmt: skip
     found = [record for record in named if not several or _from_places_to_words(record, given)]
-    passes = [steps] if isinstance(steps, int) else steps
-    if passes is not None:
+    if steps is not None:
+        passes = whole_numbers(steps, "key_map: steps")
         found = [record for record, number in _numbered(found) if number in passes]
     if not found:
-        names = ", ".join(dict.fromkeys(_module(record) for record in listed)) or "nothing"
+        names = ", ".join(dict.fromkeys(_module(record) for record in given_)) or "nothing"
         raise InputError(
-            f"key_map: none of {len(listed)} records ({names[:200]}) goes from places of the image "
+            f"key_map: none of {len(given_)} records ({names[:200]}) goes from places of the image "
             "to words"
-            + (f" in layers={layers!r}, steps={steps!r}" if layers or passes else "")
+            + (f" in layers={layers!r}, steps={steps!r}" if layers or steps is not None else "")
             + "; pass layout= of av.locate, or one record"
         )
     return found
+
+
+def _iterated(globs: Any) -> Sequence[Any]:
+    return list(globs) if isinstance(globs, Iterable) else [globs]
 
 
 def _numbered(records: Sequence[Any]) -> Iterator[tuple[Any, int]]:
@@ -240,7 +253,8 @@ def _guided(maps: Tensor, guidance: str | None, record: Attention) -> Tensor:
     if len(maps) % 2:
         raise InputError(
             f"key_map: guidance runs unconditional and conditional rows in one batch, and "
-            f"{name_of(record)} has {len(maps)}"
+            f"{name_of(record)} has {len(maps)}; where each has forward passes of its own, choose "
+            "these by steps="
         )
     return maps.chunk(2)[guidance == "conditional"]
 

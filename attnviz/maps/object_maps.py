@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attnviz.capture import SamplingPoints
 from attnviz.errors import InputError
+from attnviz.maps.arguments import whole_numbers
 from attnviz.maps.geometry import Attention, Grid, Interpolation, name_of, resized, weights_of
 from attnviz.maps.placement import Given, Known, laid, side
 from attnviz.maps.single_record import Heads, fused_heads
@@ -93,7 +94,8 @@ def object_maps(
             f"object_maps: {name_of(record)} has {b} · {n} queries and the output "
             f"{boxes.shape[0]} · {boxes.shape[1]} boxes; pass the decoder's cross-attention"
         )
-    chosen = list(range(n)) if queries is None else [int(query) for query in queries]
+    numbered = range(n) if queries is None else queries
+    chosen = whole_numbers(numbered, "object_maps: queries")
     if not chosen or any(not 0 <= query < n for query in chosen):
         raise InputError(f"object_maps: expected queries from 0 to {n - 1}, got {queries!r}")
     sampled = _sampled(record, weights, points)
@@ -127,6 +129,11 @@ def _sampled(
     """
     found: SamplingPoints | None = points or getattr(record, "points", None)
     if found is not None:
+        if not isinstance(found, SamplingPoints):
+            raise InputError(
+                "object_maps: points: expected attnviz.capture.SamplingPoints, got "
+                f"{type(found).__name__}"
+            )
         if found.at.shape[:-1] != weights.shape or len(found.level) != weights.shape[-1]:
             raise InputError(
                 f"object_maps: {name_of(record)} has weights {tuple(weights.shape)}, and points "
@@ -184,7 +191,7 @@ def _extents(
                 "it; pass mask=, the pixel_mask (b, H, W) of the detector"
             )
         return None
-    inside = torch.as_tensor(mask) != 0
+    inside = torch.zeros(0) if not isinstance(mask, Tensor) else mask != 0
     if inside.dim() != 3 or len(inside) != len(weights):
         raise InputError(
             f"object_maps: expected mask= (b, H, W) for {len(weights)} images, got "

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnviz.errors import InputError
+from attnviz.maps.arguments import number_tensor, sides
 from attnviz.maps.geometry import Attention, name_of
 from attnviz.token_places import REMEDY, Places, RecordPlaces, Role
 
@@ -105,7 +106,7 @@ def places_of(source: Attention, which: str, tokens: int, given: Given) -> Place
     if given.places is not None:
         return _from_coordinates(source, tokens, given)
     if given.grid is not None:
-        return _row_by_row(source, which, tokens, tuple(given.grid), given.prefix)
+        return _of_grid(source, which, tokens, given, proven)
     if proven is not None:
         return proven
     windows = getattr(source, "windows", None)
@@ -130,7 +131,11 @@ def _from_layout(source: Attention, which: str, layout: Known) -> Places:
                 "layout: bare weights have no name to look up; pass layout=layout[name]"
             )
         layout = _entry(layout, source.name)
-    assert isinstance(layout, RecordPlaces)  # the last type of the union
+    if not isinstance(layout, RecordPlaces):
+        raise InputError(
+            "layout: expected what av.locate returns, or the places of one record, got "
+            f"{type(layout).__name__}"
+        )
     return layout.queries if which == "queries" else layout.keys
 
 
@@ -138,36 +143,59 @@ def _entry(layout: Mapping[str, RecordPlaces], name: str) -> RecordPlaces:
     """The entry of a record, also of one that ran in a later forward pass than the first."""
     module, _, number = name.partition("#")
     calls = [one for one in layout if one.partition("#")[0] == module]
-    if name in layout or not number or not calls:
+    if name not in layout and not calls:
+        known = ", ".join(layout) or "nothing"
+        raise InputError(f"layout: no places of {name!r} in this layout; it has {known[:200]}")
+    if name in layout or not number:
         return layout[name]
     return layout[calls[int(number) % len(calls)]]
 
 
 def _from_coordinates(source: Attention, tokens: int, given: Given) -> Places:
     """Places from rows and columns, the same for all images or image by image."""
-    places = torch.as_tensor(given.places)
+    places = number_tensor(given.places, f"places of {name_of(source)}")
     if given.grid is None or places.dim() not in (2, 3) or places.shape[-1] != len(given.grid):
         raise InputError(
             f"places of {name_of(source)}: expected (tokens, axes) rows and columns together with "
             f"grid=, got {tuple(places.shape)} and grid={given.grid}"
         )
-    sides = tuple(int(n) for n in given.grid)
+    grid = sides(given.grid, "grid")
     none = (places < 0).any(-1)
-    if places.shape[-2] != tokens or bool((places >= torch.tensor(sides)).any()):
+    if places.shape[-2] != tokens or bool((places >= torch.tensor(grid)).any()):
         raise InputError(
             f"places of {name_of(source)}: expected {tokens} of them inside the grid "
-            f"{_words(sides)}, got {tuple(places.shape)} up to {int(places.max())}"
+            f"{_words(grid)}, got {tuple(places.shape)} up to {int(places.max())}"
         )
     cell = torch.zeros(places.shape[:-1], dtype=torch.long)
-    for axis, n in enumerate(sides):
+    for axis, n in enumerate(grid):
         cell = cell * n + places[..., axis].long()
     cell = cell.masked_fill(none, -1)
     image = None
     if cell.dim() == 2:
         image = tuple(torch.arange(len(cell)).repeat_interleave(tokens).tolist())
     flat = tuple(cell.flatten().tolist())
-    return Places(sides, flat, tuple("place" if c >= 0 else "other" for c in flat), image,
+    return Places(grid, flat, tuple("place" if c >= 0 else "other" for c in flat), image,
                   status="proven")  # fmt: skip
+
+
+def _of_grid(
+    source: Attention, which: str, tokens: int, given: Given, proven: Places | None
+) -> Places:
+    """Tokens row by row on a grid that the caller gives, or in the order that the data prove."""
+    grid = sides(given.grid, "grid")
+    if (
+        proven is None
+        or proven.grid is None
+        or len(proven.cell) != tokens
+        or proven.row_by_row_from(given.prefix or 0)
+    ):
+        return _row_by_row(source, which, tokens, grid, given.prefix)
+    if proven.grid == grid and given.prefix is None:
+        return proven
+    raise InputError(
+        f"{name_of(source)}: its {which} lie on a grid of {_words(proven.grid)} in another order "
+        f"than row by row ({proven.reason}); leave grid= and prefix= out"
+    )
 
 
 def _row_by_row(

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attnviz.errors import InputError
+from attnviz.maps.arguments import number_tensor
 from attnviz.maps.constructions import construction
 from attnviz.maps.geometry import (
     Attention,
@@ -122,7 +123,9 @@ def query_row(
     if queries.grid is None:
         raise no_query_places(record, "query_row")
     sides = queries.grid
-    chosen = torch.as_tensor(place).cpu()
+    chosen = number_tensor(place, "query_row: place")
+    if not chosen.dim():
+        raise InputError(f"query_row: expected a place (y, x), got {place}")
     if chosen.shape[-1] != len(sides):
         raise InputError(f"query_row: expected a place with {len(sides)} coordinates, got {place}")
     chosen = chosen.expand(queries.images, len(sides))
@@ -171,6 +174,10 @@ def rows_inside(
     Raises:
         InputError: As `received`, and masks of another number of images.
     """
+    if not isinstance(masks, Tensor) or not masks.dim():
+        raise InputError(
+            f"rows_inside: expected masks (b, H, W) as a tensor, got {type(masks).__name__}"
+        )
     given = Given(layout, places, grid, prefix)
     queries = _queries(record, given)
     if len(masks) != queries.images:
@@ -382,7 +389,7 @@ def key_column(
     """
     weights = weights_of(record)
     b, _, _, k = weights.shape
-    chosen = torch.as_tensor(key).cpu().expand(b)
+    chosen = number_tensor(key, "key_column: key").expand(b)
     if bool(((chosen < 0) | (chosen >= k)).any()):
         raise InputError(f"key_column: expected a key from 0 to {k - 1}, got {chosen.tolist()[:4]}")
     queries = _queries(record, Given(layout, places, grid, prefix))
@@ -561,7 +568,8 @@ def fused_heads(columns: Tensor, heads: Heads, name: str) -> Tensor:
         return columns.mean(1)
     if heads == "each":
         return columns
-    if not isinstance(heads, int) or not -columns.shape[1] <= heads < columns.shape[1]:
+    whole = isinstance(heads, int) and not isinstance(heads, bool)
+    if not whole or not -columns.shape[1] <= heads < columns.shape[1]:
         raise InputError(
             f"heads: expected 'mean', 'each' or a number below {columns.shape[1]} "
             f"for {name}, got {heads!r}"

@@ -19,6 +19,7 @@ from torch import Tensor
 from attnviz.capture import Capture
 from attnviz.capture.steps import Steps
 from attnviz.errors import InputError
+from attnviz.maps.arguments import whole_numbers
 from attnviz.maps.geometry import Grid, Interpolation, resized
 from attnviz.maps.single_record import Heads, fused_heads
 from attnviz.maps.word_tokens import spelled
@@ -240,7 +241,7 @@ class _Wanted:
                 "generation): which was generated is not known; pass prompt=, counted from the "
                 "start of the prompt"
             )
-        numbers = [wanted] if isinstance(wanted, int) else list(wanted or ())
+        numbers = whole_numbers(wanted, "token_map: numbers of tokens")
         if not numbers or any(not -count <= number < count for number in numbers):
             what = "the prompt" if self.token is None else "generated tokens"
             raise InputError(
@@ -253,23 +254,47 @@ def _seeing(seen: Any, layout: Mapping[str, RecordPlaces] | None) -> list[tuple[
     """The attentions from words to places, with the places of their keys."""
     if not isinstance(seen, Capture):
         raise InputError(f"token_map: expected the capture of av.watch, got {type(seen).__name__}")
+    if layout is not None and not isinstance(layout, Mapping):
+        raise InputError(
+            f"token_map: layout: expected what av.locate returns, got {type(layout).__name__}"
+        )
     found, refused = [], {}
     for name, steps in seen.steps.items():
         own = steps.places if layout is None else layout.get(name)
         if own is None or not own.keys.known:
             refused[name] = "" if own is None else own.keys.reason
         elif any(cell >= 0 for cell in own.keys.cell) and (
-            "word" in own.queries.role or len(steps.steps) > 1
+            "word" in own.queries.role
+            or (len(steps.steps) > 1 and set(own.queries.role) != {"query"})
         ):
             found.append((steps, own.keys))
     if found:
         return found
+    if broken := _broken(seen, layout):
+        raise InputError(
+            f"token_map: the forward passes of {broken!r} do not continue each other: assisted and "
+            "speculative decoding take tokens back, and a second generation begins anew; generate "
+            "once in each watch, without assistant_model= and prompt_lookup_num_tokens="
+        )
     reason = next((reason for reason in refused.values() if reason), "")
     raise InputError(
         "token_map: in no layer that sees words is a key known to be a place of the image"
         f"{f' ({reason})' if reason else ''}; {REMEDY} of the same prompt. Where a resampler makes "
-        "tokens of the whole image (Q-Former, perceiver), these are no places"
+        "tokens of the whole image (Q-Former, perceiver), these are no places: object_maps draws "
+        "its cross-attention, one map for each of its queries"
     )
+
+
+def _broken(seen: Capture, layout: Mapping[str, RecordPlaces] | None) -> str:
+    """The first attention from words to places whose passes `seen.steps` could not join."""
+    joined = seen.steps
+    for record in seen.attention.values():
+        name = record.name.partition("#")[0]
+        own = record.places if layout is None else layout.get(name)
+        places = own is not None and any(cell >= 0 for cell in own.keys.cell)
+        if name not in joined and own is not None and places and "word" in own.queries.role:
+            return name
+    return ""
 
 
 def _layers(found: list[tuple[Steps, Places]], layers: Layers) -> list[tuple[Steps, Places]]:

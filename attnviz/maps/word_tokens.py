@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +39,8 @@ def spelled(word: str, ids: Sequence[int], tokenizer: Any) -> list[int]:
     if len(found) == 1:
         return _covering(found[0], len(sought), ends)
     if not found:
-        raise InputError(f"the word {word!r} is not in the text {_cut(text)!r}")
+        near = _near(sought, text)
+        raise InputError(f"the word {word!r} is not in the text {_cut(text)!r}{near}")
     tokens = ", ".join(str(_covering(at, len(sought), ends)) for at in found)
     raise InputError(
         f"the word {word!r} is in the text {len(found)} times, as tokens {tokens}: pass the "
@@ -64,6 +67,13 @@ def _covering(start: int, length: int, ends: Sequence[int]) -> list[int]:
         for i, (begin, end) in enumerate(zip(begins, ends, strict=True))
         if begin < start + length and end > start
     ]
+
+
+def _near(word: str, text: str) -> str:
+    """The words of a text that a word may be meant to be."""
+    known = {one.lower(): one for one in re.findall(r"\w[\w'’-]*", text)}
+    found = difflib.get_close_matches(word.lower(), list(known), n=3, cutoff=0.6)
+    return f": did you mean {', '.join(repr(known[one]) for one in found)}?" if found else ""
 
 
 def _cut(text: str, most: int = 80) -> str:

@@ -2,6 +2,16 @@
 
 from attnviz.places.layout import Layout, UnknownRecordError
 from attnviz.places.measurement import locate
+from attnviz.places.records import placed, unplaced
 from attnviz.token_places import Places, RecordPlaces, Role
 
-__all__ = ["Layout", "Places", "RecordPlaces", "Role", "UnknownRecordError", "locate"]
+__all__ = [
+    "Layout",
+    "Places",
+    "RecordPlaces",
+    "Role",
+    "UnknownRecordError",
+    "locate",
+    "placed",
+    "unplaced",
+]

@@ -60,9 +60,10 @@ def kept_of(record: Any) -> Kept | None:
         return None
     weights = as_array(record.weights)
     windows = 1 if record.windows is None else record.windows.count
+    queries, keys = record.row_grids
     about |= {
-        "query_grid": _grid(record.query_grid, weights.shape[2]),
-        "key_grid": _grid(record.key_grid, weights.shape[3]),
+        "query_grid": _grid(queries, weights.shape[2]),
+        "key_grid": _grid(keys, weights.shape[3]),
         "prefix": record.prefix,
     }
     if record.windows is not None:

@@ -133,7 +133,7 @@ def test_convolutions_over_something_else_are_no_grid() -> None:
     [
         (nn.Conv2d(3, WIDTH, 3, 2, 1), True),
         (nn.Sequential(nn.Conv2d(3, WIDTH, 3, 2, 1), nn.MaxPool2d(3, 2, 1)), True),
-        (nn.Sequential(nn.Conv2d(3, WIDTH, 5), nn.Conv2d(WIDTH, WIDTH, 5)), False),
+        (nn.Sequential(nn.Conv2d(3, WIDTH, 5), nn.Conv2d(WIDTH, WIDTH, 5)), True),  # the middle
         (nn.Sequential(nn.Conv2d(3, WIDTH, 4, 4), nn.AdaptiveAvgPool2d(2)), True),
         (nn.Sequential(nn.ZeroPad2d((0, 16, 0, 16)), nn.Conv2d(3, WIDTH, 4, 4)), False),
     ],
@@ -198,6 +198,23 @@ def test_an_image_within_lists_and_mappings_is_found() -> None:
     (record,) = seen_in(Nested(), [{"image": torch.randn(3, 16, 24)}] * 2).values()
     assert record.key_grid == (4, 6)
     assert maps.received(record).shape == (2, 4, 6)
+
+
+@pytest.mark.parametrize(("h", "w", "grid"), [
+    (16, 24, (4, 6)), (17, 25, (4, 6)), (19, 27, (5, 7)), (19, 24, (5, 6)), (39, 63, (10, 16)),
+])  # fmt: skip
+def test_patches_that_do_not_divide_the_image_are_drawn_where_they_are(
+    h: int, w: int, grid: tuple[int, int]
+) -> None:
+    record = only(lambda x: attend(rows(x)), 1, 3, h, w)
+    assert record.places is not None
+    keys = record.places.keys
+    assert (keys.grid, keys.status) == (grid, "proven")
+    for i, cell in enumerate(keys.cell):
+        middle = 4 * (i // (w // 4)) + 2, 4 * (i % (w // 4)) + 2
+        drawn = (cell // grid[1] + 0.5) * h / grid[0], (cell % grid[1] + 0.5) * w / grid[1]
+        assert abs(middle[0] - drawn[0]) < 0.5 * h / grid[0]
+        assert abs(middle[1] - drawn[1]) < 0.5 * w / grid[1]
 
 
 GRID = list(range(24))

@@ -110,7 +110,7 @@ def test_halves_of_a_guided_batch_are_told_apart() -> None:
         torch.testing.assert_close(maps, both[2 * half : 2 * half + 2])
     plain = av.key_map(watched(model, sample, text), 3, layout=layout)
     torch.testing.assert_close(maps, plain)
-    with pytest.raises(InputError, match="guidance runs unconditional and conditional rows"):
+    with pytest.raises(InputError, match=r"guidance runs .* choose these by steps="):
         av.key_map(watched(model, sample[:1], text[:1]), 3, layout=layout, guidance="conditional")
 
 
@@ -159,6 +159,12 @@ def test_a_pipeline_says_which_of_its_modules_to_watch() -> None:
     message = r"got the pipeline Pipeline: watch pipeline\.unet, its denoiser, .* it has unet, vae"
     with pytest.raises(InputError, match=message):
         check_model("watch", Pipeline())
+
+    class Captioner:
+        model = UNet()
+
+    with pytest.raises(InputError, match=r"got Captioner, which holds one: watch its attribute"):
+        check_model("watch", Captioner())
 
 
 def test_records_that_do_not_fit_together_are_refused() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hub
 from torch import Tensor
 
 import attnviz as av
@@ -191,6 +192,8 @@ def test_words_are_found_in_the_text(model: Any, pixels: Tensor, layout: Any) ->
             torch.testing.assert_close(found, av.token_map(seen, i, layout=layout))
     with pytest.raises(InputError, match=r"'giraffe' is not in the text"):
         av.token_map(seen, "giraffe", layout=layout, output=out, tokenizer=text)
+    with pytest.raises(InputError, match=r"'w0008' is not in the text .*: did you mean .*'w008'"):
+        av.token_map(seen, prompt="w0008", layout=layout, output=out, tokenizer=text)
     with pytest.raises(InputError, match=r"pass output= \(what generate returned\)"):
         av.token_map(seen, "giraffe", layout=layout)
     with pytest.raises(InputError, match=r"expected tokenizer= with a method decode"):
@@ -220,6 +223,57 @@ def test_requests_that_have_no_map_say_why(
     known = {"layout": layout, **options}
     with pytest.raises(InputError, match=re.escape(message)):
         av.token_map(seen, **known)
+
+
+def test_passes_that_do_not_continue_each_other_are_named(
+    model: Any, pixels: Tensor, layout: Any
+) -> None:
+    """Assisted decoding takes tokens back; a second generation begins anew."""
+    given = inputs_of(prompt(5, 6))(pixels[:1])
+    seen, _ = generated(model, given, assistant_model=model)
+    with pytest.raises(InputError, match="assisted generation"):
+        av.token_map(seen, 0, layout=layout)
+    with torch.no_grad(), av.watch(model, reduce="steps") as seen:
+        for _ in range(2):
+            model.generate(**given, max_new_tokens=2, do_sample=False)
+    with pytest.raises(InputError, match="generate once in each watch"):
+        av.token_map(seen, 0, layout=layout)
+
+
+def test_the_answer_of_a_queries_resampler_is_refused_with_what_can_be_drawn() -> None:
+    """A Q-Former's tokens are no places, though its own queries have maps."""
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    words = {"intermediate_size": 32, "vocab_size": 120}
+    config = hub.Blip2Config(
+        vision_config={**small, "intermediate_size": 32, "image_size": 56, "patch_size": 14},
+        qformer_config={**small, **words, "encoder_hidden_size": 32,
+                        "cross_attention_frequency": 1},
+        text_config={**small, "vocab_size": 120, "model_type": "opt", "ffn_dim": 32,
+                     "word_embed_proj_dim": 32},
+        num_query_tokens=5, image_token_index=IMAGE,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    net = hub.Blip2ForConditionalGeneration(config).eval()
+    net.generation_config.eos_token_id = None
+    ids = torch.tensor([[IMAGE] * 5 + [1, 5, 6]])
+    inputs = lambda x: {  # noqa: E731
+        "input_ids": ids, "pixel_values": x, "attention_mask": torch.ones_like(ids)
+    }  # fmt: skip
+    image = torch.randn(1, 3, 56, 56)
+    with torch.no_grad(), av.watch(net, reduce="steps") as seen:
+        net.generate(**inputs(image), max_new_tokens=2, do_sample=False)
+    layout = av.locate(net, image, inputs=inputs)
+    with pytest.raises(
+        InputError, match=r"Q-Former, perceiver\), these are no places: object_maps"
+    ):
+        av.token_map(seen, 0, layout=layout)
+    with torch.no_grad(), av.watch(net.qformer, where="*crossattention*") as seen:
+        net.get_image_features(image)
+    (record,) = seen.values()
+    places = layout["qformer." + record.name]
+    found = av.object_maps(record, layout=places)
+    assert record.weights is not None
+    torch.testing.assert_close(found.maps, record.weights.mean(1)[..., 1:].view(1, 5, 4, 4))
 
 
 def test_a_layout_of_another_prompt_is_refused(model: Any, pixels: Tensor) -> None:

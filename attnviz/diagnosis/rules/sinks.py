@@ -37,6 +37,7 @@ _FEWEST = 8  # keys below which one of them cannot be a sink
         "contribution": "share · value over the sum of weight · value, 0 to 1",
         "change": "relative change of the output with its weight moved to a register of value 0",
     },
+    threshold=f"share above {SINK:g}",
     remedy="leave the place out of the map, with an edit that gives its weight to a register: "
     "av.watch(model, edit={name: attnviz.diagnosis.without_sinks()}), compare with "
     "attnviz.diagnosis.try_registers(model, images, masks), or train with register tokens",
@@ -73,6 +74,7 @@ def attention_sink(case: Examination) -> Iterator[Observation]:
         "limit": "norm over the median from which a token counts",
         "largest": "largest norm over the median",
     },
+    threshold=f"norm above {OUTLIER:g} times the median",
     remedy="train with register tokens (Darcet et al. 2024), or leave these places out of maps "
     "with attnviz.diagnosis.without_sinks()",
     appearance="Bright places without an object, the same in all heads.",

@@ -115,6 +115,7 @@ def batch_attention(case: Examination) -> Iterator[Observation]:
     "change is where the features changed: tokens mix places and channels, and their weights "
     "have no position in the image",
     evidence={"share": "share of a key's change where the features changed, 0 to 1"},
+    threshold=f"share below {KEPT:g}",
     remedy="transpose, do not reshape: tokens = x.flatten(2).transpose(1, 2); heads = "
     "t.view(b, n, heads, d).transpose(1, 2)",
     appearance="Stripes and blocks with a period that is unrelated to the image; the map moves "
@@ -145,6 +146,7 @@ def scrambled_tokens(case: Examination) -> Iterator[Observation]:
     "elsewhere, only {share:.0%} of it is where the features changed: tokens are put back in "
     "another order than they were taken",
     evidence={"share": "share of the output's change where the features changed, 0 to 1"},
+    threshold=f"share below {KEPT:g}",
     remedy="invert the steps: out.transpose(1, 2).reshape(b, c, h, w), and for heads first "
     "out.transpose(1, 2).flatten(2)",
     appearance="The attention map is right; maps of later layers (Grad-CAM, later attention) are "
@@ -217,7 +219,7 @@ def _grid(perturbed: Perturbed, number: int) -> Grid | None:
     shows whether they are.
     """
     record = perturbed.records[number]
-    known = record.key_grid if record.windows is None else record.windows.grid
+    known = record.row_grids[1] if record.windows is None else record.windows.grid
     last = last_grid(perturbed.before(number))
     if known is not None or last is None or last.grid is None or not record.shape:
         return known
@@ -239,7 +241,7 @@ def _tokens_kept(record: Record, region: Tensor, grid: Grid | None) -> float | N
     if record.key is None or grid is None:
         return None
     more = record.key.shape[-2] - grid[0] * grid[1]
-    starts = [more] if record.key_grid else range(max(0, more) + 1)
+    starts = [more] if record.row_grids[1] else range(max(0, more) + 1)
     shares = [_lowest(_keys(record.key, grid, start), region) for start in starts]
     return max((share for share in shares if share is not None), default=None)
 
@@ -288,8 +290,8 @@ def _branch(on: Perturbed, off: Perturbed, number: int) -> Iterator[Tensor]:
     feature map on the queries' grid are taken.
     """
     record = on.records[number]
-    grid = record.query_grid
-    if grid is None or grid != record.key_grid or record.windows is not None:
+    grid, keys = record.row_grids
+    if grid is None or grid != keys or record.windows is not None:
         return  # fewer keys than queries: each stands for several places
     taken: set[bool] = set()
     for activation, other in zip(on.after(number), off.after(number), strict=False):
