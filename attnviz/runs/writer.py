@@ -210,7 +210,8 @@ class RunWriter:
             name: The layer's name.
             array: The weights.
             images: Which test images these are; by default the first k.
-            about: Notes for the reader, such as `query_grid`, `key_grid` and `prefix`.
+            about: Notes for the reader, such as `query_grid`, `key_grid` and `prefix`; where one
+                side is words, `key_words` or `query_words` with the text of each.
         """
         count = len(array)
         chosen = np.fromiter(range(count) if images is None else images, dtype=np.int64)

@@ -42,6 +42,7 @@ from dashboard.selection import (
     verdict,
 )
 from dashboard.slices import at_slice, slice_chooser
+from dashboard.word_rows import KEYS, QUERIES, words_of
 
 PAGE = {"title": "Sample", "icon": ":material/image_search:", "order": 2}
 
@@ -344,6 +345,11 @@ def _picker(shown: list[tuple[str, Any]], image: int, held: Cut, box: Any) -> No
             f"Show image {images[0]}", on_click=lambda: st.query_params.update(image=str(images[0]))
         )
         return
+    about = run.about(f"rows/{layer}")
+    if about.get(KEYS) or about.get(QUERIES):
+        rows = notices.readable(lambda: run.rows(layer, [images.index(image)])[0], run)
+        if rows is None or words_of(rows, about, held, image):
+            return
     block = notices.readable(lambda: _rows(run, layer, images.index(image), held, box), run)
     if block is None:
         return

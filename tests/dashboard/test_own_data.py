@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import pytest
 from torch import Tensor, nn
 
 import attnviz as av
+import dashboard.table
 from attnviz.data.samples import Sample
 from attnviz.report import write_report
-from attnviz.runs import open_dataset, save_dataset, save_run
-from tests.dashboard.test_pages import PAGES, opened, words
+from attnviz.runs import amend_run, open_dataset, save_dataset, save_run
+from tests.dashboard.test_pages import PAGES, opened, tables, words
 from tests.evaluation.made import Attending, Listed, Patches, SeveralSizes, convolutions
 
 DEPTH = 6
@@ -99,6 +101,36 @@ def test_every_page_shows_every_kind_without_a_gap(page, own_root, monkeypatch):
         assert not at.exception, (run, at.exception)
         assert not at.error, (run, at.error)
         assert not re.search(r"\b(nan|None)\b(?! of these)", words(at)), (run, words(at))
+
+
+class TestWords:
+    def rows(self, root: Path, tmp_path: Path, about: dict[str, Any], shape: Any) -> Path:
+        """A copy of the run of a single image, with rows of which one side is words."""
+        copy = Path(shutil.copytree(root / "single", tmp_path / "single"))
+        shutil.copytree(root / "datasets", tmp_path / "datasets")
+        with amend_run(copy) as writer:
+            values = np.zeros(shape, np.float32)
+            values[..., 1] = 1.0
+            writer.rows("cross", values, images=[0], about=about)
+        return tmp_path
+
+    def test_keys_that_are_words_are_listed_by_their_text(self, own_root, tmp_path, monkeypatch):
+        about = {"query_grid": [8, 8], "key_words": ["a", "cat<b>", "sat"]}
+        root = self.rows(own_root, tmp_path, about, (1, 2, 64, 3))
+        given = tables(monkeypatch)
+        monkeypatch.setattr("dashboard.word_rows.table", dashboard.table.table)
+        at = opened(monkeypatch, "sample", root, image=0, rows="single/cross")
+        assert "Attention that each word takes" in words(at)
+        rows = list(given[-1]["rows"].values())
+        assert [row.cells[0].text for row in rows] == ["cat<b>", "a", "sat"]
+        assert [cell.text for cell in rows[0].cells[1:]] == ["1.000", "1.000"]
+
+    def test_queries_that_are_words_have_a_map_each(self, own_root, tmp_path, monkeypatch):
+        about = {"key_grid": [8, 8], "query_words": ["a", "cat"]}
+        root = self.rows(own_root, tmp_path, about, (1, 2, 2, 64))
+        at = opened(monkeypatch, "sample", root, image=0, rows="single/cross")
+        assert "Where each word attends to" in words(at)
+        assert not at.error
 
 
 class TestVolumes:
