@@ -523,8 +523,8 @@ def _checked_arrays(batch: Batch) -> dict[str, Array]:
     n = len(images)
     if images.ndim not in (4, 5) or images.shape[-1] != 3 or images.dtype != np.uint8:
         raise InputError(
-            f"images: expected uint8 (n, h, w, 3), of volumes (n, d, h, w, 3), got {images.dtype} "
-            f"of shape {images.shape}"
+            f"images: expected uint8 (n, h, w, 3), got {images.dtype} of shape {images.shape}; "
+            "volumes are (n, d, h, w, 3)"
         )
     if masks.shape != images.shape[:-1] or masks.dtype != np.bool_:
         raise InputError(
