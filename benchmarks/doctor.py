@@ -151,7 +151,8 @@ def correct_table(kept: Path | None = None, minutes: float | None = None) -> boo
     print("Correct models: no error is right\n")
     print("| model | images | attention | gates | errors | warnings | notes | s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    models = {one.name: one for one in (*correct_models(), *trained_models())}
+    every = sorted((*correct_models(), *trained_models()), key=lambda one: one.side)
+    models = {one.name: one for one in every}  # the quick ones first
     todo = [(name, partial(examine, one)) for name, one in models.items()]
     results = {}
     for name, found in isolated(todo, kept, minutes):

@@ -621,17 +621,21 @@ def train(model: nn.Module, side: int, steps: int = STEPS) -> None:
 def examine(one: Injection, trained: bool) -> dict[str, Any]:
     """The codes found, by severity."""
     torch.manual_seed(0)
-    model, side = one.make(), HOSTS[one.host].side if one.host in HOSTS else SIDE
+    model, side = one.make(), _side(one.host)
     if trained:
         train(model, side)
     found = diagnose(model.eval(), patched(8, 100, side)[0], trained=trained)
     return {severity: list(found.of(severity).codes) for severity in SEVERITIES}
 
 
+def _side(host: str) -> int:
+    return HOSTS[host].side if host in HOSTS else SIDE
+
+
 def measurements(host: str | None) -> Iterator[tuple[str, Injection, bool]]:
     """Every injection and twin by name, untrained and trained."""
     names: Counter[str] = Counter()
-    for one in injections():
+    for one in sorted(injections(), key=lambda one: _side(one.host)):  # the quick ones first
         if host not in (None, one.host):
             continue
         names[start := f"{one.host}: {one.fault or 'twin'}"] += 1

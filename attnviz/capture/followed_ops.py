@@ -520,7 +520,8 @@ def _join(
     if not any(x.along(dim) or x.numbers.size == 1 for x in known):  # channels, heads or images
         if all(np.array_equal(x.numbers, label.numbers) for x in known):
             best = min(known, key=lambda x: sum(line.off() for line in x.space.lines))
-            return best if dim or len(known) == len(own) else None
+            whole = len(known) == len(own) and (label.space.raw or _in_order(parts))
+            return best if dim or whole else None  # images may change their order
         if len(known) < len(own):
             return None
     sizes = [max(x.numbers.shape[i] for x in known) for i in range(len(label.numbers.shape))]
@@ -532,6 +533,12 @@ def _join(
         numbers = _apart(label.space, len(sizes), part.shape[dim], dim) if x is None else x.numbers
         pieces.append(np.broadcast_to(numbers, shape))
     return Label(label.space, np.concatenate(pieces, dim))
+
+
+def _in_order(parts: Sequence[Tensor]) -> bool:
+    """Whether parts of equal tensors stand in the order in which they lie in these."""
+    offsets = [int(x.storage_offset()) for x in parts]
+    return offsets == sorted(set(offsets))
 
 
 def _near(one: Label, other: Label) -> bool:
@@ -655,6 +662,8 @@ def _rolled(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
 
 def _flipped(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
     dims = tuple(d % made.dim() for d in args[1])
+    if 0 in dims and made.shape[0] > 1:
+        return ()  # images change their order
     return tuple(
         Label(one.space, np.ascontiguousarray(np.flip(one.numbers, dims)))
         for one in lineage.labels(args[0]) or ()

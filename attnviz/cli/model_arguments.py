@@ -396,12 +396,29 @@ def _load(model: nn.Module, file: Path) -> None:
             state: Any = load_file(file)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
-        model.load_state_dict(state.get("state_dict", state))
+        model.load_state_dict(_weights(state))
     except Exception as error:
         raise RunError(
             f"--weights: {file} cannot be loaded: {first_line(error, 90)}; expected a state dict, "
             ".safetensors or saved by torch.save"
         ) from error
+
+
+_NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
+"""Keys under which checkpoints of trainings hold the weights."""
+
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+"""Prefixes of names that DataParallel, torch.compile and Lightning add."""
+
+
+def _weights(state: Any) -> dict[str, Any]:
+    """The state dict of a checkpoint, which may be nested or have a wrapper's prefix."""
+    nested = (state[key] for key in _NESTED if isinstance(state.get(key), dict))
+    found: dict[str, Any] = next(nested, state)
+    for prefix in _WRAPPERS:
+        if found and all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): value for name, value in found.items()}
+    return found
 
 
 def _pictures(folder: Path, count: int) -> list[Image.Image]:

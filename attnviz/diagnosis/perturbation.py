@@ -99,13 +99,16 @@ class Perturbed:
         return reversed(self.activations[: self.moments.get(number, 0)])
 
     def after(self, number: int) -> Iterator[Activation]:
-        """Activations after a record and before the next one."""
+        """Activations after a record and before the next attention."""
         start = self.moments.get(number, len(self.activations))
-        later = [moment for moment in self.moments.values() if moment > start]
+        later = [
+            moment for i, moment in self.moments.items()
+            if moment > start and self.records[i].kind == "attention"
+        ]  # fmt: skip
         return iter(self.activations[start : min(later, default=len(self.activations))])
 
     def behind(self, number: int) -> Perturbed:
-        """The same with the activations after one record alone, which frees the others."""
+        """The same with the activations `after` one record alone, which frees the others."""
         return replace(self, activations=list(self.after(number)), moments={number: 0})
 
     @property

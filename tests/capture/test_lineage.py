@@ -387,3 +387,23 @@ def seen_in_place(model: nn.Module, image: Tensor) -> Capture:
     with torch.no_grad(), watch(model) as seen:
         model(image)
     return seen
+
+
+@pytest.mark.parametrize(
+    ("reorder", "proven"),
+    [
+        (lambda x: x.flip(0), False),
+        (lambda x: torch.cat([x[1:], x[:1]]), False),
+        (lambda x: torch.cat([x[:1] * 2, x[1:] * 2]), False),
+        (lambda x: x[torch.tensor([1, 0])], False),
+        (lambda x: torch.cat([x[:1], x[1:]]), True),
+        (lambda x: x.flip(-1), True),
+    ],
+)
+def test_images_whose_order_is_not_certain_are_not_proven(
+    reorder: Callable[[Tensor], Tensor], proven: bool
+) -> None:
+    """Row 0 of the weights would be drawn on image 0, whichever it is."""
+    seen = seen_in(Made(lambda x: attend(rows(reorder(x)))), torch.randn(2, 3, 16, 24))
+    (record,) = seen.values()
+    assert (record.places is not None) is proven

@@ -341,7 +341,7 @@ GATES: dict[str, Twin] = {
         "not-followed", "note", OnEveryOther, SpatialGate, "placed"
     ),
     "windows of the gate reordered": layer_twin(
-        "gate-scrambled", "error", WindowsReordered, SpatialGate, "placed", images=large_noise
+        "gate-scrambled", "note", WindowsReordered, SpatialGate, "placed", images=large_noise
     ),
     "channel gate on rows": layer_twin(
         "gate-swapped-axes", "warning", OverRows, ChannelGate, images=large_noise
