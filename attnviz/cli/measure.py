@@ -12,9 +12,10 @@ import numpy as np
 from torch import Tensor
 
 from attnviz.attribution import methods
-from attnviz.cli.argument_types import target, whole, word
+from attnviz.cli.argument_types import whole, word
 from attnviz.cli.json_output import as_json
 from attnviz.cli.scoring import add_runs, complete_runs, crew, score_table, stored
+from attnviz.cli.shared_options import add_target
 from attnviz.comparison.from_runs import grouping_of
 from attnviz.comparison.text import records
 from attnviz.errors import InputError, unknown_name
@@ -57,11 +58,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--mprt", action="store_true",
         help="whether maps of Captum's methods change when the weights are random",
     )  # fmt: skip
-    parser.add_argument(
-        "--target", type=target, metavar="WHICH",
-        help="output of several that is explained: label, predicted or an index (default: label, "
-        "or predicted where there are no labels)",
-    )  # fmt: skip
+    add_target(parser)
     parser.add_argument("--knockout", action="store_true", help="what each head and gate is worth")
     parser.add_argument(
         "--images", type=whole(1), metavar="K",
