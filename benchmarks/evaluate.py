@@ -6,11 +6,12 @@
 
 cost    timm's ViT-tiny (random weights) on 1,000 JPEG files of 224² with masks: class row, rollout,
         received and all localisation metrics, thresholds from 32 other images, chance and the mask
-        redrawn included, over the plain forward over the same loader. The doctor is left out.
+        redrawn included, over the plain forward over the same loader. The doctor is left out, and
+        so is the import of packages.
 peers   the same maps and metrics by timm's `AttentionExtract` with Quantus, scikit-learn and
-        scikit-image for what it lacks, and one map, Grad-CAM of pytorch-grad-cam, with the same
-        metrics: time an image over that of evaluate with its three maps on `--peer-evaluated`
-        images.
+        scikit-image for what it lacks, and three maps of pytorch-grad-cam (Grad-CAM, Grad-CAM++,
+        LayerCAM) with the same metrics, on `--peer-images` images: time an image over that of
+        evaluate on `--peer-evaluated` images, its calibration and reference levels included.
 memory  the largest memory of a process that evaluates 20,000 small images and saves the run, over
         that of one with 2,000.
 kills   evaluations that are saved, killed (SIGKILL) at random moments and started again, until all
@@ -44,6 +45,7 @@ from torch import Tensor, nn
 import attnviz as av
 from attnviz.data import mask_folder
 from attnviz.data.samples import Sample, Samples, batches
+from attnviz.evaluation import evaluate
 from attnviz.layers import MultiHeadAttention
 
 LIMITS = {"cost": 1.6, "peers": 10.0, "memory": 1.1}
@@ -94,7 +96,7 @@ def forward(model: nn.Module, samples: Samples) -> None:
 
 
 def evaluated(model: nn.Module, samples: Samples, calibration: Samples) -> av.Evaluation:
-    return av.evaluate(
+    return evaluate(
         model, samples, calibration=calibration, maps=MAPS, target="predicted", findings=False,
         batch=BATCH, progress=False,
     )  # fmt: skip
@@ -124,10 +126,13 @@ def peers(args: argparse.Namespace) -> Iterator[tuple[str, float]]:
         samples = pictures(Path(folder, "test"), count)
         held = pictures(Path(folder, "held"), 32)
         model = vit()
+        forward(model, held)
         mine = seconds(lambda: evaluated(model, samples, held)) / count
         batch = next(batches(samples, range(args.peer_images), args.peer_images))
     print(f"  evaluate: {1e3 * mine:.1f} ms an image, {len(MAPS)} maps, {count} images")
     for name, maps in (("timm and Quantus", by_timm), ("grad-cam and Quantus", by_grad_cam)):
+        maps(vit(), batch.images[:1])  # imports
+        scored_by_peers(np.ones((1, SIDE, SIDE)), batch.masks[:1])
         start = time.process_time()
         drawn = maps(vit(), batch.images)
         for one in drawn:
@@ -160,13 +165,16 @@ def by_timm(model: nn.Module, images: Tensor) -> list[np.ndarray]:
 
 
 def by_grad_cam(model: nn.Module, images: Tensor) -> list[np.ndarray]:
-    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, LayerCAM
 
     def places(tokens: Tensor) -> Tensor:
         return tokens[:, 1:].reshape(len(tokens), 14, 14, -1).permute(0, 3, 1, 2)
 
-    with GradCAM(model, [model.blocks[-1].norm1], reshape_transform=places) as cam:
-        return [np.stack([cam(image[None], None)[0] for image in images])]
+    maps = []
+    for kind in (GradCAM, GradCAMPlusPlus, LayerCAM):
+        with kind(model, [model.blocks[-1].norm1], reshape_transform=places) as cam:
+            maps.append(np.concatenate([cam(part, None) for part in images.split(BATCH)]))
+    return maps
 
 
 def upsampled(maps: Tensor) -> np.ndarray:
@@ -277,7 +285,7 @@ def child(args: argparse.Namespace) -> None:
 
 
 def small(count: int, path: Path | None) -> av.Evaluation:
-    return av.evaluate(
+    return evaluate(
         Attending(), Small(count), calibration=Small(64), findings=False, batch=64, save=path,
         progress=False,
     )  # fmt: skip
@@ -329,7 +337,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, "child"], default=list(PARTS))
     parser.add_argument("--images", type=int, default=1000, help="of cost")
-    parser.add_argument("--peer-images", type=int, default=2, help="of the other packages")
+    parser.add_argument("--peer-images", type=int, default=32, help="of the other packages")
     parser.add_argument("--peer-evaluated", type=int, default=200, help="of evaluate in peers")
     parser.add_argument("--small", type=int, default=20_000, help="images of memory")
     parser.add_argument("--kills", type=int, default=50)

@@ -55,7 +55,7 @@ av.save_run(sys.argv[1] + "/first", variant="mha", settings={}, seed=0,
 """
 
 PAINTED_WITHIN = 10.0
-PICTURES = "[data-testid=stBidiComponentIsolated]"
+PICTURES = "[data-testid=stBidiComponentIsolated] >> visible=true"
 IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
 
 FRAMEWORKS = ("torch", "numpy", "streamlit", "captum")

@@ -3,6 +3,7 @@
     python benchmarks/injected_faults.py             print the tables
     python benchmarks/injected_faults.py --write     and write docs/doctor/injected.json, which
                                                      docs/write_doctor.py shows
+    python benchmarks/injected_faults.py --kept FILE --minutes 10      in several runs
 
 Hosts are small models of timm, torchvision and transformers and one of this file, with random
 weights and trained for some steps to see a patch in noise. A fault replaces one step of the host:
@@ -21,7 +22,7 @@ import time
 import types
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -35,12 +36,15 @@ from torch import Tensor, nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from attnviz.diagnosis import Findings, diagnose  # noqa: E402
+from attnviz.diagnosis import SEVERITIES, diagnose  # noqa: E402
 from attnviz.diagnosis.outputs import flat_output  # noqa: E402
 from attnviz.patches import inject_patch  # noqa: E402
+from benchmarks.isolated import isolated  # noqa: E402
+from benchmarks.other_spellings import CORRECT, FAULTS, SIDE  # noqa: E402
 
 STEPS = 15
 LEAST = 0.9
+SPELLED = "networks in other spellings"
 
 Attend = Callable[..., Tensor]
 
@@ -213,13 +217,14 @@ class Gate(nn.Module):
         return self.function(logits)
 
 
+_DEAD = {"gate-closed"}  # what training makes of some: every factor is 0
 GATES: dict[str, tuple[Callable[[Tensor], Tensor], set[str]]] = {
     "sigmoid twice": (lambda x: x.sigmoid().sigmoid(), {"double-sigmoid"}),
     "gate inverted": (lambda x: 1 - x.sigmoid(), {"gate-inverted"}),
-    "no sigmoid": (lambda x: x, {"missing-sigmoid"}),
+    "no sigmoid": (lambda x: x, {"missing-sigmoid", *_DEAD}),
     "gate detached": (lambda x: x.sigmoid().detach(), {"detached"}),
     "gate under no_grad": (torch.no_grad()(lambda x: x.sigmoid()), {"detached"}),
-    "gate by threshold": (lambda x: (x.sigmoid() > 0.5).to(x), {"detached"}),
+    "gate by threshold": (lambda x: (x.sigmoid() > 0.5).to(x), {"detached", *_DEAD}),
     "softmax over the batch as gate": (lambda x: x.softmax(0), {"gate-over-batch"}),
     "gate computed and dropped": (
         lambda x: (x.sigmoid(), torch.ones_like(x))[1], {"not-applied"}
@@ -560,6 +565,10 @@ def injections() -> Iterator[Injection]:
         for fault in host.models:
             change, codes = MODELS[fault]
             yield Injection(name, fault, frozenset(codes), partial(_changed, host, change))
+    for fault, (make, codes) in FAULTS.items():
+        yield Injection(SPELLED, fault, frozenset(codes), make)
+    for make in CORRECT.values():
+        yield Injection(SPELLED, "", frozenset(), make)
 
 
 def _attending(host: Host, function: Attend) -> nn.Module:
@@ -609,65 +618,96 @@ def train(model: nn.Module, side: int, steps: int = STEPS) -> None:
     model.eval()
 
 
-def examine(one: Injection, trained: bool) -> Findings:
+def examine(one: Injection, trained: bool) -> dict[str, Any]:
+    """The codes found, by severity."""
     torch.manual_seed(0)
-    model, side = one.make(), HOSTS[one.host].side
+    model, side = one.make(), _side(one.host)
     if trained:
         train(model, side)
-    return diagnose(model.eval(), patched(8, 100, side)[0], trained=trained)
+    found = diagnose(model.eval(), patched(8, 100, side)[0], trained=trained)
+    return {severity: list(found.of(severity).codes) for severity in SEVERITIES}
+
+
+def _side(host: str) -> int:
+    return HOSTS[host].side if host in HOSTS else SIDE
+
+
+def measurements(host: str | None) -> Iterator[tuple[str, Injection, bool]]:
+    """Every injection and twin by name, untrained and trained."""
+    names: Counter[str] = Counter()
+    for one in sorted(injections(), key=lambda one: _side(one.host)):  # the quick ones first
+        if host not in (None, one.host):
+            continue
+        names[start := f"{one.host}: {one.fault or 'twin'}"] += 1
+        number = "" if names[start] == 1 else f" {names[start]}"
+        for trained in (True,) if one.trained else (False, True):
+            yield f"{start}{number}, {'trained' if trained else 'untrained'}", one, trained
+
+
+def summary(results: Iterable[tuple[Injection, dict[str, Any]]]) -> dict[str, Any]:
+    """Faults injected and found, and the findings on twins, as docs/doctor/injected.json."""
+    faults: dict[str, list[int]] = {}
+    hosts, twins = dict[str, None](), 0
+    accused = {severity: Counter[str]() for severity in SEVERITIES}
+    for one, found in results:
+        codes = {code for severity in SEVERITIES for code in found.get(severity, ())}
+        hosts[one.host] = None
+        if one.fault:
+            counts = faults.setdefault(one.fault, [0, 0])
+            counts[0] += 1
+            counts[1] += bool(one.codes & codes)
+            continue
+        twins += 1
+        for severity in SEVERITIES:
+            accused[severity].update(found.get(severity, ()))
+    return {"hosts": list(hosts), "twins": twins, "faults": faults, "accused": accused}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--host", help="one host only")
+    parser.add_argument("--kept", type=Path, help="file of results, to continue from")
+    parser.add_argument("--minutes", type=float, help="after which to stop, with exit code 3")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # foreign libraries' deprecations
-    found: Counter[str] = Counter()
-    injected: Counter[str] = Counter()
-    accused: Counter[str] = Counter()
-    errors, twins, hosts, start = 0, 0, Counter(), time.perf_counter()
-    for one in injections():
-        if args.host not in (None, one.host):
-            continue
-        for trained in (False, True):
-            if one.trained and not trained:
-                continue
-            result = examine(one, trained)
-            state = "trained" if trained else "untrained"
-            if one.fault:
-                injected[one.fault] += 1
-                hosts[one.host] += 1
-                hit = bool(one.codes & set(result.codes))
-                found[one.fault] += hit
-                if not hit:
-                    where = f"{one.fault} in {one.host}, {state}"
-                    print(f"missed: {where}: {result.codes}", flush=True)
-                continue
-            twins += 1
-            accused.update(code for code in result.codes if code != "untrained")
-            errors += len(result.errors)
-            wrong = (*result.errors.codes, *result.warnings.codes)
-            if wrong:
-                print(f"twin: {one.host}, {state}: {wrong}", flush=True)
-    total, hits = sum(injected.values()), sum(found.values())
+    wanted = {name: (one, trained) for name, one, trained in measurements(args.host)}
+    todo = [(name, partial(examine, one, trained)) for name, (one, trained) in wanted.items()]
+    results, start = [], time.perf_counter()
+    for name, found in isolated(todo, args.kept, args.minutes):
+        one, _ = wanted[name]
+        results.append((one, found))
+        _complain(name, one, found)
+    if len(results) < len(wanted):
+        print(f"{len(results)} of {len(wanted)}; run again with the same --kept to continue")
+        return 3
+    made = summary(results)
+    total, hits = (sum(pair[i] for pair in made["faults"].values()) for i in (0, 1))
     print("\n| fault | injected | found |\n| --- | --- | --- |")
-    for fault, count in injected.items():
-        print(f"| {fault} | {count} | {found[fault]} |")
-    share, seconds = hits / max(total, 1), time.perf_counter() - start
+    for fault, (count, found) in made["faults"].items():
+        print(f"| {fault} | {count} | {found} |")
+    errors, seconds = made["accused"]["error"].total(), time.perf_counter() - start
     print(
-        f"\n{hits} of {total} found ({share:.1%}), {len(injected)} kinds of faults in {len(hosts)}"
+        f"\n{hits} of {total} found ({hits / max(total, 1):.1%}), {len(made['faults'])} kinds of "
+        f"faults in {len(made['hosts'])}\nhosts; {made['twins']} mended twins, {errors} errors on "
+        f"them, {seconds:.0f} s\n"
     )
-    print(f"hosts; {twins} mended twins, {errors} errors on them, {seconds:.0f} s\n")
     if args.write:
-        summary = {
-            "hosts": list(hosts), "twins": twins, "errors_on_twins": errors,
-            "faults": {fault: [count, found[fault]] for fault, count in injected.items()},
-            "accused": dict(accused),
-        }  # fmt: skip
         path = ROOT / "docs" / "doctor" / "injected.json"
-        path.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+        path.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
     return 0 if total and hits >= LEAST * total and not errors else 1
+
+
+def _complain(name: str, one: Injection, found: dict[str, Any]) -> None:
+    """Print what was missed, what was accused, and what could not be examined."""
+    wrong = [*found.get("error", ()), *found.get("warning", ())]
+    codes = {*wrong, *found.get("note", ())}
+    if "failure" in found:
+        print(f"failed: {name}: {found['failure']}", flush=True)
+    elif one.fault and not one.codes & codes:
+        print(f"missed: {name}: {sorted(codes)}", flush=True)
+    elif not one.fault and wrong:
+        print(f"twin: {name}: {wrong}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Monitor's share of a training's time, for a ViT-Tiny and a small CNN, at its defaults.
 
-    uv run python benchmarks/monitor.py [--seconds 120] [--epoch 8]
+    uv run python benchmarks/monitor.py [vit] [cnn] [--seconds 24 120] [--epoch 8]
 
-Each model trains for so many seconds on random images, in epochs of so many. The three lines that
-the monitor takes are marked. Printed are the share that the monitor's own clock measured, from its
-construction to the end, the largest number of images that an epoch was measured on, and how many
-epochs were measured.
+Each model trains for so many seconds on random images, in epochs of so many; a short and a long
+training by default. The three lines that the monitor takes are marked. Printed are the share that
+the monitor's own clock measured, from its construction to the end of the run, how many epochs were
+measured, the first of them, and on how many images. Below are what the first measurement took in
+forward passes of one image, beside what the monitor expected, and what was not measured.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -20,6 +22,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import attnviz as av
+from attnviz.training import preparation
+from attnviz.training.monitor import EXPECTED
 
 
 def scenes(side: int, count: int = 64) -> list[dict]:
@@ -60,7 +64,7 @@ def epoch_of(model: nn.Module, optimizer: torch.optim.Optimizer, side: int, leng
         optimizer.step()
 
 
-def measured(model: nn.Module, side: int, seconds: float, length: float, folder: Path) -> str:
+def trained(model: nn.Module, side: int, seconds: float, length: float, folder: Path) -> av.Monitor:
     calibration = scenes(side)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     with av.start_run(folder) as run:  # the first line
@@ -68,30 +72,66 @@ def measured(model: nn.Module, side: int, seconds: float, length: float, folder:
         for epoch in range(1, max(2, round(seconds / length)) + 1):
             epoch_of(model, optimizer, side, length)
             monitor(model, epoch)  # the third
+    return monitor
+
+
+def told(monitor: av.Monitor) -> str:
+    """A row of the table."""
     rows = [row for row in monitor.rows if "monitor_images" in row]
+    counts = [row["monitor_images"] for row in rows]
     share = monitor.budget.spent / monitor.budget.trained
-    most = max(row["monitor_images"] for row in rows)
+    found = [row["epoch"] for row in monitor.rows if "findings" in row]
     return (
-        f"{100 * share:5.2f} % | {monitor.budget.trained:.0f} s | {len(rows)} of "
-        f"{len(monitor.rows)} | {most}"
+        f"{monitor.budget.trained:.0f} s | {100 * share:.2f} % | {len(rows)} of "
+        f"{len(monitor.rows)} | {rows[0]['epoch'] if rows else '–'} | "
+        f"{f'{min(counts)} to {max(counts)}' if rows else '–'} | {found[0] if found else '–'}"
+    )
+
+
+def costs(model: nn.Module, side: int) -> str:
+    """What the steps of the first measurement take, in forward passes of one image."""
+    monitor = av.Monitor(scenes(side), budget=None, pinned=0)
+    epoch_of(model, torch.optim.SGD(model.parameters(), lr=0.0), side, 0.0)
+    begun = time.perf_counter()
+    monitor(model, 1)
+    first = time.perf_counter() - begun
+    forward, each, doctor = monitor._ready.forward, monitor._ready.each, monitor._examining
+    found = first - doctor - each * len(monitor.data)
+    return (
+        f"forward pass of one image {1000 * forward:.0f} ms; finding the map {found / forward:.0f} "
+        f"of it ({preparation.FIRST} s + {preparation.WATCHED} expected), an image "
+        f"{each / forward:.1f}, the findings {doctor / forward:.0f} ({EXPECTED} expected)"
     )
 
 
 def main() -> None:
     how = argparse.RawTextHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=how)
-    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("models", nargs="*", choices=[*MODELS, []], default=[*MODELS])
+    parser.add_argument("--seconds", type=float, nargs="+", default=[24.0, 120.0])
     parser.add_argument("--epoch", type=float, default=8.0)
     args = parser.parse_args()
     torch.manual_seed(0)
-    print("| model | share | trained | epochs measured | images at most |")
-    print("| --- | --- | --- | --- | --- |", flush=True)
+    print(
+        "| model | trained | share | epochs measured | first | images | findings from |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        flush=True,
+    )
+    notes = []
+    with tempfile.TemporaryDirectory() as root, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that a short training was not measured
+        for key in args.models:
+            name, make, side = MODELS[key]
+            for seconds in args.seconds:
+                monitor = trained(make(), side, seconds, args.epoch, Path(root, f"{key}{seconds}"))
+                print(f"| {name} | {told(monitor)} |", flush=True)
+                notes += [f"{name}, {seconds:.0f} s: no {k}: {v}"
+                          for k, v in monitor.not_measured.items()]  # fmt: skip
+            notes.append(f"{name}: {costs(make(), side)}")
+    print("\n" + "\n".join(notes))
 
-    with tempfile.TemporaryDirectory() as root:
-        for name, make, side in (("ViT-Tiny, 224 px", vit, 224), ("CNN, 64 px", cnn, 64)):
-            told = measured(make(), side, args.seconds, args.epoch, Path(root, name.split(",")[0]))
-            print(f"| {name} | {told} |", flush=True)
 
+MODELS = {"vit": ("ViT-Tiny, 224 px", vit, 224), "cnn": ("CNN, 64 px", cnn, 64)}
 
 if __name__ == "__main__":
     main()

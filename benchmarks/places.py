@@ -6,11 +6,15 @@ border. Four things have to hold, for each side (queries or keys) of each record
 
 1. Tokens that are said to be no place stay as they are.
 2. The token that is said to be this cell is among those that change most.
-3. The centre of the changes lies where it is expected, to within `FAR` cells. A token sees more
-   than its own cell where convolutions mix pixels. At the border what it changes lies on one side
-   only, so the expected centre is that of the changes around the other cells, made symmetric and
-   cut off where the image ends. (The centre of changes inside the image is the cell itself.)
-4. Over all cells together the centres are off by less than half a cell.
+3. The centre of the changes lies where it is expected, to within 0.75 cells, or half a cell and two
+   standard errors where that is more: the changes of a model that mixes pixels are spread over
+   several cells, and uneven. At the border they lie on one side only, so the expected centre is
+   that of the changes around the other cells, made symmetric and cut off where the image ends.
+   (The centre of changes inside the image is the cell itself.)
+4. Over all cells together the centres are off by less than half a cell: strided convolutions see up
+   to half a cell above and to the left.
+
+All tokens one row farther, judged in the same way, have to be found wrong; it is told how often.
 
     python benchmarks/places.py --results places.json               # resumes what was begun
     python benchmarks/places.py --results places.json --only swin --again
@@ -72,6 +76,8 @@ class Result:
     error: float = 0.0
     off: float = 0.0
     mean_off: float = 0.0
+    shifted: int = 0
+    noticed: int = 0
     passes: int = 0
     seconds: float = 0.0
     roles: list[str] = field(default_factory=list)
@@ -197,7 +203,7 @@ def check(
     name: str, places: Places, found: Sequence[tuple[Cell, Tensor]], image: int, grid: Cell,
     result: Result,
 ) -> None:  # fmt: skip
-    """One side of one record, all cells that were changed."""
+    """One side of one record, all cells that were changed; then the same, one row off."""
     count = len(found[0][1])
     repeat = count // len(places.cell) if places.image is None else 1
     cell = torch.tensor(places.cell * repeat)
@@ -206,37 +212,70 @@ def check(
         if places.image is None
         else torch.tensor(places.image)
     )
-    here = (cell >= 0) & (of == image)
+    cell = cell.where(of == image, -1)
     still = torch.tensor([r not in ("place", "global") for r in places.role] * repeat)
-    position = unravelled(cell[here], grid)
-    judged = []
-    for changed, energy in found:
-        largest = float(energy.max())
-        own = here & (cell == int(sum(raveled(changed, grid))))
-        if largest == 0 or not bool(own.any()):
-            continue  # behind attention without a residual connection, or a patch that is masked
-        result.compared += 1
-        if bool((energy[still] > 1e-8 * largest).any()):
+    moved = [
+        (changed, energy) for changed, energy in found if _compared(changed, energy, cell, grid)
+    ]
+    result.compared += len(moved)
+    for _, energy in moved:
+        if bool((energy[still] > 1e-8 * float(energy.max())).any()):
             fault(result, f"{name}: a token that is said to be no place moves")
-        elif float(energy[own].max()) < LEAST * largest:
-            share = float(energy[own].max()) / largest
-            fault(result, f"{name}: cell {changed} of {grid} moves by {share:.2f}")
-        else:
-            judged.append((changed, energy[here]))
-    offs = []
-    for i, (changed, energy) in enumerate(judged):
-        others = [one for j, one in enumerate(judged) if j != i] or judged
-        away = centre(energy, position) - expected(changed, others, position, grid)
-        offs.append(away)
-        off = float(away.abs().max())
-        result.off = max(result.off, off)
-        if off > FAR:
-            fault(result, f"{name}: changes of cell {changed} of {grid} lie {off:.2f} cells away")
-    if offs:
-        mean = float(torch.stack(offs).mean(0).abs().max())
-        result.mean_off = max(result.mean_off, mean)
-        if mean > MEAN:
-            fault(result, f"{name}: changes on {grid} lie {mean:.2f} cells away on average")
+    judged = judgement(moved, cell, grid)
+    result.off, result.mean_off = max(result.off, judged.off), max(result.mean_off, judged.mean)
+    for words in judged.faults:
+        fault(result, f"{name}: {words}")
+    if moved and len(moved) == len(found) and max(grid) > 2:
+        result.shifted += 1
+        result.noticed += bool(judgement(moved, one_row_off(cell, grid), grid).faults)
+
+
+def _compared(changed: Cell, energy: Tensor, cell: Tensor, grid: Cell) -> bool:
+    """Whether a token has the changed cell, and any token moves; not so of a masked patch."""
+    return float(energy.max()) > 0 and bool((cell == sum(raveled(changed, grid))).any())
+
+
+@dataclass
+class Judgement:
+    """What speaks against some cells of tokens, and how far the centres of changes are off."""
+
+    faults: list[str] = field(default_factory=list)
+    off: float = 0.0
+    mean: float = 0.0
+
+
+def judgement(found: Sequence[tuple[Cell, Tensor]], cell: Tensor, grid: Cell) -> Judgement:
+    """What changes around single cells, against the cells that tokens are said to be."""
+    out, here = Judgement(), cell >= 0
+    position = unravelled(cell[here], grid)
+    for changed, energy in found:
+        share = float(energy[cell == sum(raveled(changed, grid))].max() / energy.max())
+        if share < LEAST:
+            out.faults.append(f"cell {changed} of {grid} moves by {share:.2f}")
+    around = [(changed, energy[here]) for changed, energy in found]
+    away = []
+    for i, (changed, energy) in enumerate(around):
+        others = around[:i] + around[i + 1 :] or around
+        away.append(centre(energy, position) - expected(changed, others, position, grid))
+        allowed = (MEAN + 2 * standard_error(energy, position)).clamp_min(FAR)
+        out.off = max(out.off, float(away[-1].abs().max()))
+        if bool((away[-1].abs() > allowed).any()):
+            far = float(away[-1].abs().max())
+            out.faults.append(f"changes of cell {changed} of {grid} lie {far:.2f} cells away")
+    if away:
+        out.mean = float(torch.stack(away).mean(0).abs().max())
+        if out.mean > MEAN:
+            out.faults.append(f"changes on {grid} lie {out.mean:.2f} cells away on average")
+    return out
+
+
+def one_row_off(cell: Tensor, grid: Cell) -> Tensor:
+    """Wrong cells: all one row farther along the longest axis, the last row first."""
+    axis = grid.index(max(grid))
+    at = unravelled(cell.clamp_min(0), grid)
+    at[:, axis] = (at[:, axis] + 1) % grid[axis]
+    steps = torch.tensor(raveled((1,) * len(grid), grid))
+    return (at * steps).sum(1).where(cell >= 0, -1)
 
 
 def raveled(cell: Cell, grid: Cell) -> list[int]:
@@ -252,6 +291,13 @@ def fault(result: Result, words: str) -> None:
 def centre(energy: Tensor, position: Tensor) -> Tensor:
     """Where changes lie on average, in cells."""
     return (energy[:, None] * position).sum(0) / energy.sum()
+
+
+def standard_error(energy: Tensor, position: Tensor) -> Tensor:
+    """Of the centre of changes, by axis: `σ / √n`, with `n = (Σ e)² / Σ e²` tokens that change."""
+    apart = (position - centre(energy, position)).square()
+    spread = (energy[:, None] * apart).sum(0) / energy.sum()
+    return (spread * energy.square().sum()).sqrt() / energy.sum()
 
 
 def expected(
@@ -331,7 +377,8 @@ def table(results: Sequence[Result]) -> str:
         f"{sum(r.compared for r in done)} comparisons of a side (queries or keys of a record) with "
         f"what one changed cell moves, **{sum(r.wrong for r in done)} wrong**; largest error of a "
         f"place {max(r.error for r in done):.2f} cells, at most {max(r.passes for r in done)} "
-        "forward passes.",
+        f"forward passes. Judged one row off, {sum(r.noticed for r in done)} of "
+        f"{sum(r.shifted for r in done)} sides were found wrong.",
         "",
         "| family | models | sides | on a grid | no place | refused | wrong of compared | "
         "error, cells | passes |",

@@ -1,6 +1,7 @@
 """The charts, as Altair objects. No Streamlit here: a theme comes in as an `Ink`.
 
-Each chart has a companion that describes it as text with its numbers, for screen readers.
+Altair is imported by what draws: it takes a second, and the first page shows no chart before it is
+scrolled. Each chart has a companion that describes it as text with its numbers, for screen readers.
 Orders are always passed on explicitly: a layered chart sorted by `"-x"` comes out wrong.
 """
 
@@ -10,7 +11,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import altair as alt
 import numpy as np
 import pandas as pd
 
@@ -125,6 +125,8 @@ def lines(
         zero: Whether the y axis begins at zero.
         whole: Whether `x` counts in whole numbers.
     """
+    import altair as alt
+
     n = len(order)
     wide = 60 + 7 * max(map(len, order), default=0)  # pixels that one name takes in the legend
     colour = alt.Color(
@@ -187,6 +189,8 @@ def lines_in_words(data: pd.DataFrame, *, x: str, y: str, y_title: str, name: st
 
 def scatter(data: pd.DataFrame, *, ink: Ink, x: str, y: str, x_title: str, y_title: str) -> Any:
     """One labelled dot per variant."""
+    import altair as alt
+
     data = data.assign(label_at=_apart(data[y].to_numpy(), 0.075))
     across = alt.X(
         f"{x}:Q",
@@ -243,6 +247,8 @@ def intervals(
         tint: A boolean column; rows where it is False are drawn hollow.
         decimals: Of the numbers.
     """
+    import altair as alt
+
     data = data.assign(
         label=[f"{value:+.{decimals}f}".replace("-", "−") for value in data["mean"]],
         at=data[["mean", "high"]].max(axis=1),
@@ -278,6 +284,8 @@ def gate_plot(data: pd.DataFrame, *, ink: Ink) -> Any:
         data: Columns `channel`, `gate`, `median`, `low`, `high`.
         ink: The theme's colours.
     """
+    import altair as alt
+
     base = alt.Chart(data).encode(
         x=alt.X("channel:O", title="channel", axis=alt.Axis(labelAngle=0))
     )

@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from attnviz.diagnosis import RULES, Rule  # noqa: E402
+from attnviz.diagnosis import RULES, SEVERITIES, Rule  # noqa: E402
 from tests.diagnosis.twins import TWINS, Twin  # noqa: E402
 
 _HEAD = """# The doctor
@@ -53,13 +53,13 @@ def index() -> str:
 
 
 def measured() -> str:
-    """What the benchmarks measured: faults found, findings on correct models."""
+    """What the benchmarks measured: faults found, findings on correct models, thresholds."""
     folder = ROOT / "docs" / "doctor"
-    read = [folder / "correct.json", folder / "injected.json"]
-    if not all(path.exists() for path in read):
+    names = ("injected", "correct", "null")
+    if not all((folder / f"{name}.json").exists() for name in names):
         return ""
-    correct, injected = (json.loads(path.read_text()) for path in read)
-    return _injected(injected) + _correct(correct, injected)
+    injected, correct, null = (json.loads((folder / f"{name}.json").read_text()) for name in names)
+    return _injected(injected) + _correct(correct, injected) + _thresholds(correct, injected, null)
 
 
 def _injected(read: dict[str, Any]) -> str:
@@ -69,40 +69,74 @@ def _injected(read: dict[str, Any]) -> str:
         f"| {name} | {count} | {hits / count:.0%} |"
         for name, (count, hits) in read["faults"].items()
     ]
+    errors = sum(read["accused"]["error"].values())
     return (
         f"\n## Faults injected into models of others\n\n`python benchmarks/injected_faults.py`: "
         f"{len(read['faults'])} faults in {', '.join(read['hosts'])}, untrained and trained for some "
-        f"steps: {found} of {total} found ({found / total:.1%}). On {read['twins']} mended twins there "
-        f"were {read['errors_on_twins']} errors.\n\n"
+        f"steps: {found} of {total} found ({found / total:.1%}). On {read['twins']} examinations of "
+        f"mended twins there were {errors} errors.\n\n"
         "| fault | injected | found |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"
     )
 
 
-def _correct(correct: dict[str, Any], injected: dict[str, Any]) -> str:
-    columns = [
-        (correct["untrained"]["models"], correct["untrained"]["findings"]),
-        (correct["trained"]["models"], correct["trained"]["findings"]),
+def _columns(correct: dict[str, Any], injected: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    """Numbers of correct models with random weights, trained ones and twins, with their findings."""
+    return [
+        (correct["untrained"]["models"], correct["untrained"]),
+        (correct["trained"]["models"], correct["trained"]),
         (injected["twins"], injected["accused"]),
     ]
-    rows = []
-    for code, one in RULES.items():
-        counts = [found.get(code, 0) for _, found in columns]
-        if any(counts):
-            cells = " | ".join(f"{n / of:.1%}" for n, (of, _) in zip(counts, columns, strict=True))
-            rows.append(f"| [{code}]({code}.md) | {one.severity} | {cells} |")
+
+
+def _correct(correct: dict[str, Any], injected: dict[str, Any]) -> str:
+    columns, rows = _columns(correct, injected), []
+    for code in RULES:
+        for severity in SEVERITIES:
+            counts = [found[severity].get(code, 0) for _, found in columns]
+            if any(counts):
+                shares = (f"{n / of:.1%}" for n, (of, _) in zip(counts, columns, strict=True))
+                rows.append(f"| [{code}]({code}.md) | {severity} | {' | '.join(shares)} |")
     numbers = [of for of, _ in columns]
     return (
-        f"\n## Findings on correct models\n\nShare of correct models with each finding: its "
-        f"false-alarm rate, where the model has nothing to find. {numbers[0]} models of torchvision, "
+        "\n## Findings on correct models\n\nShare of correct models with each finding: its "
+        f"false-alarm rate, where there is nothing to find. {numbers[0]} models of torchvision, "
         f"timm, transformers and attnviz with random weights and {numbers[1]} trained reference "
-        f"models (`python benchmarks/doctor.py --only correct`), and the {numbers[2]} mended twins "
-        "above, trained for some steps or not. Findings that are not listed occurred on none: with "
-        f"95 % confidence their rate is below {3 / sum(numbers):.2%}. Warnings and notes on "
-        "weights and gates that barely learned are often true of them: a training of some steps "
-        "leaves attention near uniform.\n\n"
+        f"models (`python benchmarks/doctor.py --only correct`), and {numbers[2]} examinations of "
+        "the mended twins above, untrained and trained for some steps. Warnings and notes on weights "
+        "and gates that barely learned are often true of them: a training of some steps leaves "
+        "attention near uniform.\n\n"
         "| finding | severity | random weights | trained | twins |\n"
         "| --- | --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
     )
+
+
+def _thresholds(correct: dict[str, Any], injected: dict[str, Any], null: dict[str, Any]) -> str:
+    columns, rows = _columns(correct, injected), []
+    total, simulated = sum(of for of, _ in columns), null["rules"]
+    for code, one in RULES.items():
+        if not one.threshold:
+            continue
+        if code in simulated:
+            rate, of = simulated[code]["rate"], simulated[code]["of"]
+            measured = f"{rate:.2%} of {null['draws']} draws | {of}"
+        elif one.subject in ("model", "images"):
+            counts = [
+                sum(found[level].get(code, 0) for level in SEVERITIES) for _, found in columns
+            ]
+            measured = (
+                f"{sum(counts) / total:.1%} of {total} | {counts[0]}, {counts[1]}, {counts[2]}"
+            )
+        else:
+            measured = "not measured |"
+        rows.append(f"| [{code}]({code}.md) | {one.threshold} | {measured} |")
+    return (
+        "\n## Thresholds\n\nThe number that decides, and how often it says so of a correct subject: "
+        f"of the {total} examinations of correct models above, by columns, or of simulations without "
+        "the fault (`python benchmarks/doctor.py --only null`). With 0 alarms the rate is below "
+        f"{3 / total:.1%} with 95 % confidence.\n\n"
+        "| finding | threshold | alarms | on |\n| --- | --- | --- | --- |\n"
+        + "\n".join(rows) + "\n"
+    )  # fmt: skip
 
 
 def page(rule: Rule) -> str:
@@ -120,6 +154,9 @@ def page(rule: Rule) -> str:
     parts += ["## The fix", rule.remedy[0].upper() + rule.remedy[1:] + "."]
     parts += _code(next(twin for twin in TWINS.values() if twin.code == rule.code))
     parts += ["## How it is found", rule.method]
+    if rule.threshold:
+        measured = "[its false-alarm rate](README.md#thresholds)"
+        parts.append(f"Threshold: {rule.threshold}; {measured}.")
     return "\n\n".join(parts) + "\n"
 
 

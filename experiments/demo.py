@@ -4,6 +4,8 @@ Four variants, three seeds each, on images of 48 × 48 pixels: small enough to t
 and enough seeds and photographs to be ranked. Of the whole attention the first seed of a variant
 keeps a few images; nothing else is taken away from what a training writes, and headers name no
 machine. The folder in the repository is replaced only as a whole.
+
+`--examine` trains nothing: the doctor of today examines the runs that are there, by their weights.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ import numpy as np
 
 from attnviz.errors import RunError
 from attnviz.executors import Workers
-from attnviz.runs import Run, amend_run, open_run
+from attnviz.models import rebuild_model
+from attnviz.runs import Run, amend_run, list_runs, open_run
 from attnviz.runs.documents import SIZE_LIMIT, document, sealed
 from attnviz.runs.layout import DATASETS, HEADER
 from attnviz.runs.storage import LocalStore
 from experiments.axes import grid
+from experiments.evaluation import examined, findings_summary
 from experiments.settings import Settings
 from experiments.sweep import run_all
 
@@ -79,6 +83,25 @@ def make(folder: Path, *, settings: Settings = SMALL, workers: Workers | None = 
     return [open_run(folder / f"{one.variant}-s{one.seed}") for one in plan]
 
 
+def examine(folder: Path) -> list[Run]:
+    """Replace the findings of the runs in a folder by those of today's doctor.
+
+    Args:
+        folder: Runs with their weights, as `make` leaves them.
+
+    Returns:
+        The runs.
+    """
+    runs = [open_run(one.location) for one in list_runs(folder).complete]
+    for run in runs:
+        model = rebuild_model(run.variant, run.settings, run.weights())
+        findings = examined(model.eval(), Settings.from_dict(run.settings))
+        with amend_run(run.path) as writer:
+            writer.finish(findings_summary(findings))
+        _without_machine(run.path)
+    return [open_run(run.path) for run in runs]
+
+
 def _trim(run: Run, *, keep: int) -> None:
     """Keep the whole attention of the first few images that have a patch."""
     with amend_run(run.path) as writer:
@@ -101,8 +124,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make them; where they lie and how large they are."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER)
-    folder: Path = parser.parse_args(arguments).folder
-    runs = make(folder)
+    parser.add_argument(
+        "--examine", action="store_true", help="only examine the runs that are there again"
+    )
+    args = parser.parse_args(arguments)
+    folder: Path = args.folder
+    runs = examine(folder) if args.examine else make(folder)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {len(runs)} runs, {size / 1e6:.1f} MB")
     return 0

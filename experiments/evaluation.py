@@ -96,12 +96,11 @@ def measure_run(
     result = replace(
         result, samples=pd.concat([result.samples, pd.DataFrame(_agreements(result))], axis=1)
     )
-    findings = _findings(trained.model, test) + split_findings(settings)
+    findings = examined(trained.model, settings)
     summary = result.write(writer, trained.model) | {
         "loss": float(result.samples["loss"].mean()),
         "threshold": {name: result.thresholds.get(name, {}).get("max_iou") for name in result.maps},
-        "findings": findings.as_dicts(),
-        "diagnosis": findings.headline,
+        **findings_summary(findings),
         "peak_bytes": peak,
         **_cost(trained),
     }
@@ -208,14 +207,23 @@ def environment(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _findings(model: nn.Module, test: Split) -> Findings:
-    """The doctor's findings on the first test images, on crops where attention is large."""
+def examined(model: nn.Module, settings: Settings) -> Findings:
+    """The doctor's findings on the split and on the first test images.
+
+    Where attention is large, on crops of them.
+    """
+    test = Split(settings, "test")
     asked = test.asked(test.numbers[:DIAGNOSED])
     device = next(model.parameters()).device
     with torch.no_grad(), watch(model, empty=True, reduce=("received",)) as seen:
         model(asked.images[:1].to(device))
     images, masks = _cropped(asked, attention_bytes(seen))
-    return diagnose(model, images.to(device), masks.to(device))
+    return diagnose(model, images.to(device), masks.to(device)) + split_findings(settings)
+
+
+def findings_summary(findings: Findings) -> dict[str, Any]:
+    """What a run's summary keeps of them."""
+    return {"findings": findings.as_dicts(), "diagnosis": findings.headline}
 
 
 def _cropped(asked: Asked, whole: int) -> tuple[Tensor, Tensor]:

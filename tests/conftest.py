@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import shutil
@@ -27,6 +28,17 @@ _patient = hypothesis.settings(
 hypothesis.settings.register_profile("same", _patient, derandomize=True)
 hypothesis.settings.register_profile("explore", _patient)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+
+def pytest_collection_finish() -> None:
+    """Take what is imported out of the garbage collector's rounds: a tenth of the tests' time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Give it back: extension modules look for leaks at exit."""
+    gc.unfreeze()
 
 
 def pytest_report_header() -> str:

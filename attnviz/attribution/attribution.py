@@ -103,10 +103,12 @@ def attribute(
             or the last of those that all lie in one plain `nn.Sequential`. Of a layer that runs
             several times the last call is explained.
         layout: How the layer's output lies: `"first"` for `(b, c, h, w)`, `"last"` for
-            `(b, h, w, c)`, the places of its tokens `(b, n, c)` (an object with `.grid` `(h, w)`
-            and `.cell` `(n,)`, -1 for tokens that are no place), or a function that rearranges the
-            output into `(b, c, h, w)`. None measures it once: the output of one image is compared
-            with that of the image at twice its height and twice its width.
+            `(b, h, w, c)`, the places of its tokens `(b, n, c)` (what `attnviz.locate` returns, or
+            an object with `.grid` `(h, w)` and `.cell` `(n,)`, -1 for tokens that are no place), or
+            a function that rearranges the output into `(b, c, h, w)`. None measures it once: the
+            output of one image is compared with that of the image at twice its height and twice
+            its width; tokens lie where `attnviz.locate` finds them, which is checked by changing
+            the pixels of some places.
         target: Which output, for all images or one index per image; needed for `n > 1`.
         sign: `positive` cuts negative values, `abs` folds them, `signed` keeps them.
         channels: Before the sign, how channels become one: `sum`, `mean`, `max_abs` (the largest

@@ -6,7 +6,9 @@ blocks and ConvNeXt's norms put out `(b, h, w, c)`, attention weights are `(b, h
 image at twice its height and at twice its width: a feature map grows along one axis each time,
 and these axes are its height and width. Where a model takes no other size, small changes of the
 image decide: the response must move along one axis as the change moves down the image, and along
-another as it moves across. What neither proves is refused.
+another as it moves across. Tokens `(b, n, c)` lie where `attnviz.locate` finds those of the model's
+attention, if a change of a place's pixels changes most the token that should be there. What is not
+proved so is refused.
 
 Every layout is one index: for each channel and place, which number of a layer's output it is.
 """
@@ -14,7 +16,7 @@ Every layout is one index: for each channel and place, which number of a layer's
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
@@ -26,7 +28,9 @@ from torch import Tensor, nn
 
 from attnviz.errors import InputError
 from attnviz.model_state import seeded
+from attnviz.places import locate
 from attnviz.shapes import Images
+from attnviz.token_places import Places, RecordPlaces
 
 
 @runtime_checkable
@@ -34,7 +38,7 @@ class TokenPlaces(Protocol):
     """Which token is which place, as `attnviz.places` measures it."""
 
     @property
-    def grid(self) -> tuple[int, ...]:
+    def grid(self) -> tuple[int, ...] | None:
         """Height and width of the grid of places."""
 
     @property
@@ -42,15 +46,18 @@ class TokenPlaces(Protocol):
         """`(tokens,)`, each token's place in reading order, -1 for none."""
 
 
-Layout: TypeAlias = Literal["first", "last"] | TokenPlaces | Callable[[Tensor], Tensor]
-"""`"first"` for `(b, c, h, w)`, `"last"` for `(b, h, w, c)`, the places of tokens `(b, n, c)`, or a
-function that rearranges the output into `(b, c, h, w)`."""
+Layout: TypeAlias = (
+    Literal["first", "last"] | TokenPlaces | Mapping[str, RecordPlaces] | Callable[[Tensor], Tensor]
+)
+"""`"first"` for `(b, c, h, w)`, `"last"` for `(b, h, w, c)`, the places of tokens `(b, n, c)` or
+all that `attnviz.locate` found, or a function that rearranges the output into `(b, c, h, w)`."""
 
 _Forward: TypeAlias = Callable[[Tensor], Any]
 _NOISES, _STRENGTH = (
     3,
     1e-2,
 )  # noise fields of the response test, in the image's standard deviations
+_CELLS = 16  # places that are changed, one in each image, to find the tokens that respond
 _MOVES, _STAYS = 0.3, 0.1  # of the image: what a moving response covers, and what a still one may
 
 
@@ -167,7 +174,10 @@ def arrangement_of(
         shape = _checked_shape(output, title)
         if layout is not None:
             return _given(layout, shape, title)
-        memory[key] = _measured(probe, image, shape, title)
+        if len(shape) == 2:
+            memory[key] = _measured_tokens(forward, probe, image, shape, title)
+        else:
+            memory[key] = _measured(probe, image, shape, title)
     return memory[key]
 
 
@@ -236,20 +246,23 @@ def _given(layout: Layout, shape: tuple[int, ...], title: str) -> Arrangement:
                 f"(b, {', '.join(map(str, shape))})"
             )
         index = positions[0] if layout == "first" else positions[0].permute(2, 0, 1)
+    elif isinstance(layout, Mapping):
+        index = _token_index(_agreed(layout, shape[0], title), positions[0], title)
     elif isinstance(layout, TokenPlaces):
         index = _token_index(layout, positions[0], title)
     elif callable(layout):
         index = _function_index(layout, positions, title)
     else:
         raise InputError(
-            "layout: expected 'first', 'last', token places with .grid and .cell, or a function, "
+            "layout: expected 'first', 'last', what av.locate returns, token places with .grid and "
+            ".cell, or a function, "
             f"got {type(layout).__name__}"
         )
     return Arrangement(index.contiguous(), shape)
 
 
 def _token_index(places: TokenPlaces, positions: Tensor, title: str) -> Tensor:
-    grid, cell = tuple(int(side) for side in places.grid), torch.as_tensor(places.cell).cpu()
+    grid, cell = tuple(int(side) for side in places.grid or ()), torch.as_tensor(places.cell).cpu()
     if len(grid) != 2 or cell.ndim != 1:
         raise InputError(
             f"{title}: expected places on a grid (h, w), the same for all images, got a grid "
@@ -291,13 +304,69 @@ def _function_index(function: Callable[[Tensor], Tensor], positions: Tensor, tit
     return whole
 
 
-def _measured(probe: _Probe, image: Tensor, shape: tuple[int, ...], title: str) -> Arrangement:
-    if len(shape) == 2:
+def _measured_tokens(
+    forward: _Forward, probe: _Probe, image: Tensor, shape: tuple[int, ...], title: str
+) -> Arrangement:
+    """The places of tokens, those of the model's attention, checked in the layer itself."""
+    found = locate(forward, image) if isinstance(forward, nn.Module) else {}
+    places = _agreed(found, shape[0], title)
+    arrangement = _given(places, shape, title)
+    if not _respond(probe, image, places):
         raise InputError(
-            f"{title}: expected feature maps, got tokens (b, {shape[0]}, {shape[1]}), and which "
-            "token is which place is not known; pass layout= the places of its tokens, or a "
-            "function such as lambda t: t[:, 1:].transpose(1, 2).unflatten(2, (h, w))"
+            f"{title}: its tokens (b, {shape[0]}, {shape[1]}) do not respond most to the pixels of "
+            f"the places that the model's attention has for them; {_TOKENS}"
         )
+    return arrangement
+
+
+_TOKENS = (
+    "pass layout= the places of its tokens, or a function such as "
+    "lambda t: t[:, 1:].transpose(1, 2).unflatten(2, (h, w))"
+)
+
+
+def _agreed(layout: Mapping[str, RecordPlaces], count: int, title: str) -> Places:
+    """The places of so many tokens, which must be the same in all attention that has as many."""
+    sides = [side for one in layout.values() for side in (one.queries, one.keys)]
+    fitting = {
+        (side.grid, side.cell): side
+        for side in sides
+        if side.grid is not None and side.image is None and len(side.cell) == count
+    }
+    if len(fitting) != 1:
+        why = "in several orders" if fitting else "nowhere"
+        raise InputError(
+            f"{title}: expected feature maps, got {count} tokens, and which token is which place "
+            f"is known {why} in the model's attention; {_TOKENS}"
+        )
+    return next(iter(fitting.values()))
+
+
+def _respond(probe: _Probe, image: Tensor, places: Places) -> bool:
+    """Whether the token of each of some places responds most to a change of its pixels."""
+    assert places.grid is not None  # `_token_index` has refused the others
+    (h, w), (height, width) = places.grid, image.shape[-2:]
+    draw = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(h * w, generator=draw)[:_CELLS].tolist()
+    noise = torch.randn(image.shape, generator=draw).to(image) * image.std().clamp(min=_STRENGTH)
+    changed = image.repeat(len(chosen), *[1] * (image.ndim - 1))
+    for row, cell in enumerate(chosen):
+        y, x = divmod(cell, w)
+        part = (
+            ...,
+            slice(y * height // h, -(-(y + 1) * height // h)),
+            slice(x * width // w, -(-(x + 1) * width // w)),
+        )
+        changed[row][part] += _STRENGTH * noise[0][part]
+    before, after = probe(image), probe(changed)
+    if not isinstance(after, Tensor) or after.shape[1:] != before.shape[1:]:
+        return False
+    cells = torch.tensor(places.cell, device=image.device)
+    moved = (after - before).norm(dim=-1).masked_fill(cells < 0, -1.0)
+    return cells[moved.argmax(1)].tolist() == chosen
+
+
+def _measured(probe: _Probe, image: Tensor, shape: tuple[int, ...], title: str) -> Arrangement:
     if len(shape) != 3:
         got = ", ".join(["b", *map(str, shape)])
         raise InputError(

@@ -14,9 +14,8 @@ from attnviz.capture.attention_layout import Layout, head_count, layout
 from attnviz.capture.call_stack import Place
 from attnviz.capture.fused_weights import Fused
 from attnviz.capture.grids import Geometry, token_counts
-from attnviz.capture.lineage import Numbers
 from attnviz.capture.op_mode import apart
-from attnviz.capture.proven_places import numbered
+from attnviz.capture.proven_places import Even, numbered
 from attnviz.capture.provenance import Scores, Squash, Tag
 from attnviz.capture.record import Record, changed
 from attnviz.capture.recorder import Recorder, before_dropout
@@ -122,9 +121,7 @@ class AttentionRecords:
     ) -> Record:  # fmt: skip
         """The record with the places of its tokens, read off the axes of its weights."""
         lineage, lead = self._recorder.lineage, list(read.order[:-2])
-        queries, keys = (
-            numbered(lineage, operand, [axis], lead, read.rows) for axis in (query, key)
-        )
+        queries, keys = (numbered(lineage, operand, [axis], lead, read) for axis in (query, key))
         return self._recorder.lies(record, queries, keys, images)
 
     def _in_kernel(
@@ -133,7 +130,7 @@ class AttentionRecords:
         """The record with the places of a kernel's queries and keys `(b, heads, tokens, d)`."""
         sides = [
             numbered(self._recorder.lineage, x, [x.dim() - 2], list(range(x.dim() - 2)),
-                     partial(_by_first, x.shape[0]))
+                     Even(images=x.shape[0]))
             for x in (queries, keys)
         ]  # fmt: skip
         return self._recorder.lies(record, sides[0], sides[1], images)
@@ -329,11 +326,6 @@ class AttentionRecords:
                 return weights
         with self._collector.graph():
             return fusion.weights(fused)
-
-
-def _by_first(size: int, flat: Numbers) -> Numbers:
-    """Values along leading axes as `(b, heads)`, the first of these axes being the batch."""
-    return flat.reshape(size, -1)
 
 
 def _composed(

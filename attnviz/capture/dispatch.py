@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attnviz.capture import rules  # noqa: F401  # fills the table of rules
 from attnviz.capture.compiler import hide
+from attnviz.capture.followed_ops import Followed, follow, followed
 from attnviz.capture.op_mode import OpMode, apart, modes
 from attnviz.capture.provenance import PARAMETER
 from attnviz.capture.registry import FOUND, RULES, Rule
@@ -35,6 +36,7 @@ class Known(NamedTuple):
         writes: Whether the op writes into its first argument.
         composite: Whether it is written in terms of other ops, and has no rule of its own.
         fixed: Whether its rule reads what is made of parameters alone.
+        followed: How places are followed through it.
     """
 
     plain: bool
@@ -43,6 +45,7 @@ class Known(NamedTuple):
     writes: bool
     composite: bool
     fixed: bool
+    followed: Followed
 
 
 class Watcher(OpMode):
@@ -105,7 +108,7 @@ class Watcher(OpMode):
         if rule is None and known.composite:
             return self._decomposed(func, args, kwargs)
         out = func(*args, **kwargs) if rule is None else rule(session, func, args, kwargs)
-        session.lineage.follow(func, args, kwargs, out)
+        follow(session.lineage, known.followed, args, kwargs, out)
         return out
 
     def _decomposed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -169,6 +172,7 @@ def _learn(func: Any) -> Known:
         writes,
         composite,
         entry is not None and entry.fixed,
+        followed(func),
     )
     FOUND[func] = found
     return found

@@ -8,7 +8,7 @@ from torch import Tensor
 from attnviz.capture.gate_layout import Pooling, arrange, pooling
 from attnviz.capture.grids import Geometry
 from attnviz.capture.op_mode import apart
-from attnviz.capture.proven_places import numbered
+from attnviz.capture.proven_places import Even, Numbered, numbered
 from attnviz.capture.provenance import Squash, Tag
 from attnviz.capture.record import Record, changed
 from attnviz.capture.recorder import Recorder, Restore, before_dropout
@@ -104,10 +104,10 @@ class GateRecords:
         rest = [a - lead for a in pool.rest if a >= lead and pool.shape[a] > 1]
         side = numbered(
             self._recorder.lineage, gate, keys, rest,
-            lambda flat: flat.reshape(gate.shape[rest[0]] if rest else 1, -1),
+            Even(images=gate.shape[rest[0]] if rest else 1),
         )  # fmt: skip
         if side is not None and images and len(side.numbers) == 1:
-            side.numbers = np.repeat(side.numbers, images, 0)
+            side = Numbered(side.space, np.repeat(side.numbers, images, 0))
         return self._recorder.lies(record, None, side, images, number)
 
     def _at_points(
@@ -117,9 +117,7 @@ class GateRecords:
         """The record of deformable attention: its keys are sampling points, on no grid."""
         queries = None
         if gate.dim() > 2 and rows.order is None:
-            queries = numbered(
-                self._recorder.lineage, gate, [2], [0], lambda flat: flat.reshape(-1, rows.heads)
-            )
+            queries = numbered(self._recorder.lineage, gate, [2], [0], Even(heads=rows.heads))
         return self._recorder.at_points(record, queries, rows, images, number)
 
     def scales_coordinates(self, squash: Squash) -> None:

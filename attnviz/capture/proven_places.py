@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -15,28 +16,54 @@ from attnviz.token_places import Places, Role
 FARTHEST = 0.5
 """The largest distance of a token from the centre of its cell, in cells."""
 
+
 TOLD = "the positions that its model computes for its tokens"
 """The reason of places that were read off position ids."""
 
-Present = Callable[[Numbers], Numbers]
-"""From values along a tensor's leading axes, flat, to `(b, heads)`."""
+
+@runtime_checkable
+class Split(Hashable, Protocol):
+    """How images and heads lie along a tensor's leading axes."""
+
+    def rows(self, flat: Numbers) -> Numbers:
+        """Values along the leading axes, flat, as `(b, heads)`."""
+        ...
 
 
-@dataclass(slots=True)
+class Even(NamedTuple):
+    """So many images, or so many heads, whose number divides the leading axes.
+
+    Attributes:
+        images: How many images; −1 for as many as there are heads to.
+        heads: How many heads; the same.
+    """
+
+    images: int = -1
+    heads: int = -1
+
+    def rows(self, flat: Numbers) -> Numbers:
+        """Values along the leading axes, flat, as `(b, heads)`."""
+        return flat.reshape(self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Numbered:
     """The numbers of the tokens of one side of a record.
 
     Attributes:
         space: The grid that they are numbers on.
         numbers: `(b, tokens)`, cells, and numbers below zero for tokens that are no places.
+        found: The places that were read off them, by the number of images and of tokens that a
+            layer has read alone.
     """
 
     space: Space
     numbers: Numbers
+    found: dict[Any, Places | None] = field(default_factory=dict, repr=False)
 
 
 def numbered(
-    lineage: Lineage, tensor: Tensor, tokens: Sequence[int], lead: Sequence[int], present: Present
+    lineage: Lineage, tensor: Tensor, tokens: Sequence[int], lead: Sequence[int], split: Split
 ) -> Numbered | None:
     """The numbers of tokens along some axes of weights, queries or keys; None where not known.
 
@@ -45,31 +72,36 @@ def numbered(
         tensor: The tensor.
         tokens: Its axes of tokens, slowest first.
         lead: Its leading axes.
-        present: How images and heads lie along the leading axes.
+        split: How images and heads lie along the leading axes.
     """
-    count = math.prod(tensor.shape[i] for i in tokens)
+    shape, tokens, lead = tuple(tensor.shape), tuple(tokens), tuple(lead)
+    count = math.prod(shape[i] for i in tokens)
     for label in lineage.labels(tensor) or ():
-        along = {i for i in range(tensor.dim()) if label.along(i)}
+        along = {i for i in range(len(shape)) if label.along(i)}
         if (
             not label.space.raw
             and along <= {*tokens, *lead}
             and (along & set(tokens) or count == 1)
         ):
-            numbers = _presented(label, tensor, tokens, lead, present)
-            return None if numbers is None else Numbered(label.space, numbers)
+            key = shape, tokens, lead, split
+            if key not in label.sides:
+                numbers = _presented(label, shape, tokens, lead, split)
+                label.sides[key] = None if numbers is None else Numbered(label.space, numbers)
+            side: Numbered | None = label.sides[key]
+            return side
     return None
 
 
 def _presented(
-    label: Label, tensor: Tensor, tokens: Sequence[int], lead: Sequence[int], present: Present
+    label: Label, shape: Sequence[int], tokens: Sequence[int], lead: Sequence[int], split: Split
 ) -> Numbers | None:
     """`(b, tokens)`; None where heads lie at different places."""
-    order = (*lead, *tokens, *(i for i in range(tensor.dim()) if i not in {*lead, *tokens}))
+    order = (*lead, *tokens, *(i for i in range(len(shape)) if i not in {*lead, *tokens}))
     numbers = label.numbers.transpose(order)
     numbers = numbers.reshape(numbers.shape[: len(lead) + len(tokens)])
-    inner = [tensor.shape[i] for i in tokens]
-    outer = [tensor.shape[i] for i in lead]
-    rows = present(np.arange(math.prod(outer), dtype=np.int64))
+    inner = [shape[i] for i in tokens]
+    outer = [shape[i] for i in lead]
+    rows = split.rows(np.arange(math.prod(outer), dtype=np.int64))
     if all(n == 1 for n in numbers.shape[: len(lead)]):
         own = np.broadcast_to(numbers.reshape(numbers.shape[len(lead) :]), inner).reshape(1, -1)
         return np.broadcast_to(own, (len(rows), own.shape[1]))
@@ -94,6 +126,13 @@ def proven(side: Numbered | None, images: int | None) -> Places | None:
     """
     if side is None or not side.numbers.size:
         return None
+    key = images, len(side.space.read)
+    if key not in side.found:
+        side.found[key] = _proven(side, images)
+    return side.found[key]
+
+
+def _proven(side: Numbered, images: int | None) -> Places | None:
     numbers = side.numbers
     count = _images(numbers)
     if count is None or (images and count != images and not side.space.told):
@@ -140,7 +179,7 @@ def _grid(placed: Numbers, lines: Sequence[Line]) -> tuple[tuple[int, ...], Numb
     """The grid that cells fill, their numbers on it, and the largest distance in cells.
 
     Evenly spaced rows and columns are a grid of their own if they cover the image; other cells are
-    a part of the whole grid.
+    a part of the whole grid, or of one with more rows where those end before the image does.
     """
     index: list[Numbers] = []
     rest = placed
@@ -156,8 +195,14 @@ def _grid(placed: Numbers, lines: Sequence[Line]) -> tuple[tuple[int, ...], Numb
             for one, own in zip(index, rows, strict=True):
                 cells = cells * len(own) + np.searchsorted(own, one)
             return tuple(map(len, rows)), cells, error
-    error = max(line.off() for line in lines)
-    return (tuple(line.size for line in lines), placed, error) if error < FARTHEST else None
+    laid = [line.on_image() for line in lines]
+    error = max(off for _, _, off in laid)
+    if error >= FARTHEST:
+        return None
+    cells = np.zeros(len(placed), np.int64)
+    for one, (count, first, _) in zip(index, laid, strict=True):
+        cells = cells * count + one + first
+    return tuple(count for count, _, _ in laid), cells, error
 
 
 def _even(rows: Numbers) -> bool:

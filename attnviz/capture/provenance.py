@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from math import isnan
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from attnviz.capture.call_stack import Place
+
+T = TypeVar("T")
 
 _functorch: Any = torch._C._functorch
 _UNMADE = (UninitializedParameter, UninitializedBuffer)
@@ -167,28 +169,27 @@ def storage_key(tensor: Tensor) -> int:
 PARAMETER = Tag("parameter")
 
 
-class Tags:
-    """A weak table from storages to tags."""
+class ByStorage(Generic[T]):
+    """A weak table from storages to what is known of them."""
 
     def __init__(self) -> None:
-        self._tags: dict[int, Tag] = {}
+        self._known: dict[int, T] = {}
         self._alive: dict[int, int] = {}
-        self._fixed: dict[int, tuple[torch.UntypedStorage, bool]] = {}
         self._limit = _SWEEP
 
     def __len__(self) -> int:
-        return len(self._tags)
+        return len(self._known)
 
-    def get(self, tensor: Tensor) -> Tag | None:
-        """The tag of a tensor's storage, if it has one."""
+    def get(self, tensor: Tensor) -> T | None:
+        """What is known of a tensor's storage."""
         try:
-            tag: Tag | None = self._tags.get(tensor.untyped_storage()._cdata)
+            found: T | None = self._known.get(tensor.untyped_storage()._cdata)
         except (NotImplementedError, RuntimeError):  # sparse tensors have none
             return None
-        return tag
+        return found
 
-    def put(self, tensor: Tensor, tag: Tag) -> None:
-        """Tag a tensor's storage for as long as it lives."""
+    def put(self, tensor: Tensor, known: T) -> None:
+        """Keep what is known of a tensor's storage for as long as it lives."""
         try:
             storage = tensor.untyped_storage()
         except (NotImplementedError, RuntimeError):
@@ -196,10 +197,38 @@ class Tags:
         key: int = cast(Any, storage)._cdata
         if key not in self._alive:
             self._alive[key] = cast(Any, storage)._weak_ref()
-        self._tags[key] = tag
-        if len(self._tags) > self._limit:
+        self._known[key] = known
+        if len(self._known) > self._limit:
             self.sweep()
-            self._limit = max(_SWEEP, 2 * len(self._tags))
+            self._limit = max(_SWEEP, 2 * len(self._known))
+
+    def drop(self, tensor: Tensor) -> None:
+        """Forget a storage."""
+        self._known.pop(tensor.untyped_storage()._cdata, None)
+
+    def sweep(self) -> None:
+        """Forget the storages that are gone."""
+        expired = torch.UntypedStorage._expired
+        for key in [key for key, ref in self._alive.items() if expired(ref)]:
+            self._release(key)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for key in list(self._alive):
+            self._release(key)
+        self._known.clear()
+
+    def _release(self, key: int) -> None:
+        torch.UntypedStorage._free_weak_ref(self._alive.pop(key))
+        self._known.pop(key, None)
+
+
+class Tags(ByStorage[Tag]):
+    """A weak table from storages to tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fixed: dict[int, tuple[torch.UntypedStorage, bool]] = {}
 
     def fix(self, tensors: Iterable[Tensor]) -> None:
         """Tag parameters and buffers, which live as long as the table."""
@@ -211,7 +240,7 @@ class Tags:
                 storage = tensor.untyped_storage()
                 key: int = cast(Any, storage)._cdata
                 self._fixed[key] = storage, trained
-                self._tags[key] = PARAMETER
+                self._known[key] = PARAMETER
 
     def written(self, tensor: Tensor) -> None:
         """Data was written into what held a parameter: it is data now, unless that was training."""
@@ -233,23 +262,7 @@ class Tags:
             axis = moved if moved >= 0 and out.shape[moved] == source.shape[axis] else None
         self.put(out, tag.on(out, axis, **changes))
 
-    def drop(self, tensor: Tensor) -> None:
-        """Drop the tag of a storage."""
-        self._tags.pop(tensor.untyped_storage()._cdata, None)
-
-    def sweep(self) -> None:
-        """Drop the storages that are gone."""
-        expired = torch.UntypedStorage._expired
-        for key in [key for key, ref in self._alive.items() if expired(ref)]:
-            self._release(key)
-
     def clear(self) -> None:
         """Drop all tags."""
-        for key in list(self._alive):
-            self._release(key)
-        self._tags.clear()
+        super().clear()
         self._fixed.clear()
-
-    def _release(self, key: int) -> None:
-        torch.UntypedStorage._free_weak_ref(self._alive.pop(key))
-        self._tags.pop(key, None)

@@ -123,6 +123,7 @@ class Session:
         """Finish the records of one forward pass."""
         self.gates.finish()
         self.recorder.finish(self.gates.no_gates())
+        self.lineage.finish()
 
     def close(self) -> None:
         """Drop all tags."""

@@ -35,13 +35,15 @@ def stream(
     dtype: torch.dtype | None = None,
     edit: Mapping[str, Any] | None = None,
     features: bool = False,
+    keep_graph: bool = False,
     device: torch.device | str | None = None,
     progress: bool | None = None,
 ) -> Iterator[tuple[Tensor, Capture]]:
     """Run a model over a data set and yield each batch with what was seen of it.
 
-    The model runs under `torch.no_grad()`, in the mode it is in. Its outputs are in `seen.output`,
-    and the loader's own item, labels and all, in `seen.batch`.
+    The model runs under `torch.no_grad()`, in the mode it is in; with `keep_graph=True` with
+    gradients, for maps that are weighted by them. Its outputs are in `seen.output`, and the
+    loader's own item, labels and all, in `seen.batch`.
 
     Args:
         model: Any module.
@@ -54,6 +56,7 @@ def stream(
         dtype: In which type.
         edit: What to replace while the model runs.
         features: Keep what gates multiply.
+        keep_graph: Keep the graph of each batch, from weights to outputs, until the next batch.
         device: Where to move images before the model runs; the model's own device if not given.
         progress: Whether to print progress on stderr; if not given, where stderr is a terminal.
 
@@ -65,7 +68,7 @@ def stream(
         InputError: A model that is no module, or a batch without a tensor.
     """
     check_model("stream", model)
-    options = read_options(where, heads, to, dtype, reduce, edit, False, features, False)
+    options = read_options(where, heads, to, dtype, reduce, edit, keep_graph, features, False)
     shown = sys.stderr.isatty() if progress is None else progress
     target = torch.device(device) if device is not None else _device(model)
     session = Session(model, options, Capture())
@@ -74,7 +77,8 @@ def stream(
     try:
         for batch in tracked(loader, label="watch", unit="batches", shown=shown):
             images = _images(batch).to(target)
-            seen = _watched(watcher, session, images)
+            with torch.set_grad_enabled(keep_graph):
+                seen = _watched(watcher, session, images)
             seen.batch = batch
             session.collector.seen = Capture()
             yield images, seen
@@ -98,7 +102,6 @@ def _watched(watcher: Watcher, session: Session, images: Tensor) -> Capture:
     return seen
 
 
-@torch.no_grad()
 def _run(watcher: Watcher, session: Session, images: Tensor) -> Any:
     with watcher:
         out = session.model(images)

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from attnviz.attribution import attribute, methods
-from attnviz.cli.argument_types import target, whole, word
+from attnviz.cli.argument_types import whole, word
 from attnviz.cli.json_output import as_json
 from attnviz.cli.pairs import pairs, value
 from attnviz.cli.scoring import add_runs, complete_runs, crew, score_table, stored
+from attnviz.cli.shared_options import add_target
 from attnviz.comparison.from_runs import grouping_of
 from attnviz.errors import InputError
 from attnviz.evaluation.pieces import largest_grid, on_grid, parts_of
@@ -40,13 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
     )  # fmt: skip
     parser.add_argument("--layer", type=word, metavar="NAME", help="dotted name, for layer methods")
-    parser.add_argument(
-        "--target",
-        type=target,
-        metavar="WHICH",
-        help="output of several that is explained: label, predicted or an index (default: label, "
-        "or predicted where there are no labels)",
-    )
+    add_target(parser)
     parser.add_argument("--sign", default="positive", help="positive, abs or signed")
     parser.add_argument("--channels", help="sum, mean, max_abs or norm; the method's own")
     parser.add_argument("--baseline", help="black, white, zero, mean, blur or a number")

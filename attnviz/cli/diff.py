@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from attnviz.cli.json_output import as_json
+from attnviz.cli.shared_options import add_json
 from attnviz.errors import InputError
 from attnviz.runs import Run, differing, open_run
 from attnviz.text import table
@@ -18,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("run", nargs="+", help="the folders of two or more runs")
     parser.add_argument("--environment", action="store_true", help="versions and devices too")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,13 +13,13 @@ from attnviz.cli.argument_types import word
 from attnviz.cli.json_output import as_json
 from attnviz.cli.model_arguments import (
     FORMS,
-    add_images,
     add_model,
     images_of,
     is_factory,
     model_of,
 )
 from attnviz.cli.scoring import stored
+from attnviz.cli.shared_options import add_images
 from attnviz.diagnosis import Findings, as_sarif, diagnose, diagnose_run
 from attnviz.errors import AttnvizError, InputError, unknown_name
 from attnviz.runs import Run, list_runs, open_run

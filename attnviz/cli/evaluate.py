@@ -7,10 +7,11 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from attnviz.cli.argument_types import seed, target, whole, word
+from attnviz.cli.argument_types import seed, whole, word
 from attnviz.cli.json_output import as_json
 from attnviz.cli.model_arguments import FORMS, Preparation, add_model, model_of, preparation
 from attnviz.cli.pairs import pairs
+from attnviz.cli.shared_options import add_json, add_target
 from attnviz.cli.worker_arguments import add_workers, chosen_workers
 from attnviz.comparison.text import records
 from attnviz.data import coco, mask_folder
@@ -34,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="the model's name in tables (default: the factory's)",
     )  # fmt: skip
     parser.add_argument("--seed", type=seed, help="of the model's training, where it is known")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     add_workers(parser, default="none, all is computed in this process")
 
 
@@ -87,11 +88,7 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--attributions", nargs="+", default=[], metavar="METHOD", help="of Captum")
     group.add_argument("--metrics", nargs="+", metavar="KEY", help="localisation (default: all)")
-    group.add_argument(
-        "--target", type=target, metavar="WHICH",
-        help="output that is explained: label, predicted or an index (default: label, or "
-        "predicted where there are no labels)",
-    )  # fmt: skip
+    add_target(group)
     for flag, what in (
         ("faithfulness", "images that faithfulness is computed on"),
         ("knockout", "images that heads and gates are knocked out on"),

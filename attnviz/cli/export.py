@@ -39,7 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         metavar=("TOOL", "DIR"),
         help="curves, maps over their images, scores and the comparison, as files of a tracker in "
-        "DIR: tensorboard, wandb (offline) or mlflow (a local store)",
+        "DIR: tensorboard, wandb (offline), trackio (local) or mlflow (a local store)",
     )
 
 

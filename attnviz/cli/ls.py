@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 from attnviz.cli.json_output import as_json
+from attnviz.cli.shared_options import add_json
 from attnviz.runs import STATES, Run, list_runs
 from attnviz.text import printable, table
 
@@ -15,7 +16,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("runs", help="a folder of runs, or an address such as s3://bucket/runs")
     parser.add_argument("--state", choices=STATES, action="append", help="only runs in this state")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,9 +12,10 @@ import numpy as np
 from torch import Tensor
 
 from attnviz.attribution import methods
-from attnviz.cli.argument_types import target, whole, word
+from attnviz.cli.argument_types import whole, word
 from attnviz.cli.json_output import as_json
 from attnviz.cli.scoring import add_runs, complete_runs, crew, score_table, stored
+from attnviz.cli.shared_options import add_target
 from attnviz.comparison.from_runs import grouping_of
 from attnviz.comparison.text import records
 from attnviz.errors import InputError, unknown_name
@@ -57,11 +58,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--mprt", action="store_true",
         help="whether maps of Captum's methods change when the weights are random",
     )  # fmt: skip
-    parser.add_argument(
-        "--target", type=target, metavar="WHICH",
-        help="output of several that is explained: label, predicted or an index (default: label, "
-        "or predicted where there are no labels)",
-    )  # fmt: skip
+    add_target(parser)
     parser.add_argument("--knockout", action="store_true", help="what each head and gate is worth")
     parser.add_argument(
         "--images", type=whole(1), metavar="K",
@@ -98,7 +95,8 @@ def _measured(found: Run, args: argparse.Namespace, executor: Executor | None) -
     if args.agree_with:
         _chosen(found, [args.agree_with], bench.dataset.count)
     tasks = [(name, part) for name in names for part in parts_of(bench.dataset.count, PIECE)]
-    for name in names if args.metrics != [] else ():
+    reads_maps = args.metrics != [] or args.agree_with or args.faithfulness is not None
+    for name in [*names, *([args.agree_with] if args.agree_with else [])] if reads_maps else ():
         _refuse_resized(found, name)
     results = spread(
         partial(_scores_of, bench, args), tasks, executor,
@@ -133,8 +131,8 @@ def _refuse_resized(found: Run, name: str) -> None:
         told = ", ".join(" × ".join(map(str, grid)) for grid in grids[:4])
         raise InputError(
             f"{found.id}: the maps {name!r} of images of several sizes had the grids {told} and "
-            "are kept on one; score them with attnviz evaluate, or give --metrics alone for none "
-            "of localisation"
+            "are kept on one: they are not what was scored; attnviz evaluate scores them, with "
+            "--faithfulness as well"
         )
 
 
@@ -209,6 +207,7 @@ def _mprt(bench: StoredRun, name: str, part: Sequence[int], seed: int) -> dict[s
     """The randomisation check of a map that a method of Captum drew; none for other maps."""
     about = dict(bench.run.about(f"maps/{name}"))
     method = about.pop("method", name)
+    about.pop("grids", None)
     if method not in methods():
         return {}
     seed, target = about.pop("seed", seed), about.pop("target", None)

@@ -24,9 +24,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from attnviz.cli.argument_types import size, whole, word
+from attnviz.cli.argument_types import size
 from attnviz.cli.devices import add_device
 from attnviz.cli.pairs import pairs
+from attnviz.cli.shared_options import add_weights
 from attnviz.errors import AttnvizError, InputError, RunError, unknown_name
 from attnviz.image_files import SUFFIXES, fitted, photograph
 from attnviz.models import build_model
@@ -49,9 +50,7 @@ _PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The arguments of a command that builds a model and prepares images for it."""
-    parser.add_argument(
-        "--weights", type=word, metavar="FILE", help="a state dict, .safetensors or .pt"
-    )
+    add_weights(parser)
     add_setting(parser)
     parser.add_argument(
         "--size", type=size, metavar="PIXELS",
@@ -80,14 +79,6 @@ def add_scale(parser: argparse.ArgumentParser) -> None:
             flag, nargs="+", type=float, metavar="X",
             help=f"number {what} the channels, of pixels from 0 to 1: one, or one per channel",
         )  # fmt: skip
-
-
-def add_images(parser: argparse.ArgumentParser) -> None:
-    """The arguments of a command that shows a model a few images."""
-    parser.add_argument(
-        "--images", type=word, metavar="FOLDER", help="of pictures; some photographs if not"
-    )
-    parser.add_argument("--count", type=whole(1), default=8, help="how many (default: %(default)s)")
 
 
 @dataclass(frozen=True)
@@ -396,12 +387,29 @@ def _load(model: nn.Module, file: Path) -> None:
             state: Any = load_file(file)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
-        model.load_state_dict(state.get("state_dict", state))
+        model.load_state_dict(_weights(state))
     except Exception as error:
         raise RunError(
             f"--weights: {file} cannot be loaded: {first_line(error, 90)}; expected a state dict, "
             ".safetensors or saved by torch.save"
         ) from error
+
+
+_NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
+"""Keys under which checkpoints of trainings hold the weights."""
+
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+"""Prefixes of names that DataParallel, torch.compile and Lightning add."""
+
+
+def _weights(state: Any) -> dict[str, Any]:
+    """The state dict of a checkpoint, which may be nested or have a wrapper's prefix."""
+    nested = (state[key] for key in _NESTED if isinstance(state.get(key), dict))
+    found: dict[str, Any] = next(nested, state)
+    for prefix in _WRAPPERS:
+        if found and all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): value for name, value in found.items()}
+    return found
 
 
 def _pictures(folder: Path, count: int) -> list[Image.Image]:

@@ -19,6 +19,7 @@ from attnviz.cli.argument_types import seed, word
 from attnviz.cli.devices import add_device
 from attnviz.cli.model_arguments import FORMS, add_scale, add_setting, build, scale_of
 from attnviz.cli.pairs import pairs
+from attnviz.cli.shared_options import add_json
 from attnviz.cli.worker_arguments import add_workers, chosen_workers
 from attnviz.comparison.from_runs import none_complete
 from attnviz.definitions import SHOWN_LEVELS
@@ -34,7 +35,7 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
     add_stored_model(parser)
     add_device(parser)
     parser.add_argument("--seed", type=seed, default=0, help="of everything random (default: 0)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     add_workers(parser, default="none, all is done right here")
 
 

@@ -12,9 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from attnviz.cli.argument_types import file, whole, word
+from attnviz.cli.argument_types import file
 from attnviz.cli.json_output import as_json
 from attnviz.cli.ls import as_dict
+from attnviz.cli.shared_options import add_images, add_json, add_weights
 from attnviz.definitions import SHOWN_LEVELS
 from attnviz.runs import Run, flat, open_run
 from attnviz.text import printable, table
@@ -34,15 +35,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--page", type=file(".html"), default="view.html", metavar="FILE",
         help="of a model: the page to write (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--images", type=word, metavar="FOLDER",
-        help="of a model: pictures, or a folder of them; some photographs if not",
-    )  # fmt: skip
-    parser.add_argument(
-        "--count", type=whole(1, 64), default=8, help="of a model: how many (default: %(default)s)"
-    )
-    parser.add_argument("--weights", type=word, metavar="FILE", help="of a model: its state dict")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    of_model = parser.add_argument_group("of a model")
+    add_images(of_model, most=64)
+    add_weights(of_model)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from attnviz.cli.json_output import as_json
+from attnviz.cli.shared_options import add_json
 from attnviz.runs import list_runs, verify
 from attnviz.text import table
 
@@ -12,7 +13,7 @@ from attnviz.text import table
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("runs", help="a folder of runs, or of one run")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -22,7 +22,8 @@ from attnviz import maps
 from attnviz.capture import Capture, Record, watch
 from attnviz.cli.argument_types import folder, word
 from attnviz.cli.json_output import as_json
-from attnviz.cli.model_arguments import FORMS, add_images, add_model, images_of, model_of
+from attnviz.cli.model_arguments import FORMS, add_model, images_of, model_of
+from attnviz.cli.shared_options import add_images, add_json
 from attnviz.errors import InputError
 from attnviz.places import placed
 from attnviz.text import printable
@@ -47,7 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=folder, metavar="FOLDER", help="write maps and a contact sheet there"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

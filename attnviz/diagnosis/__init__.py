@@ -9,7 +9,7 @@ from attnviz.diagnosis import rules as rules
 from attnviz.diagnosis.examination import Examination
 from attnviz.diagnosis.findings import SEVERITIES, Finding, Findings, Severity
 from attnviz.diagnosis.model_diagnosis import diagnose
-from attnviz.diagnosis.registers import Trial, try_registers, without_sinks
+from attnviz.diagnosis.registers import Sink, Trial, attention_sinks, try_registers, without_sinks
 from attnviz.diagnosis.registry import RULES, Observation, Rule, observed, rule, unregister
 from attnviz.diagnosis.run_diagnosis import diagnose_run, diagnose_split
 from attnviz.diagnosis.sarif import as_sarif
@@ -23,8 +23,10 @@ __all__ = [
     "Observation",
     "Rule",
     "Severity",
+    "Sink",
     "Trial",
     "as_sarif",
+    "attention_sinks",
     "diagnose",
     "diagnose_run",
     "diagnose_split",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from attnviz.diagnosis.calls import recorded_calls
+from attnviz.diagnosis.calls import CallMode, recorded_calls
 from attnviz.diagnosis.outputs import flat_output
 from attnviz.model_state import frozen
 
@@ -28,12 +28,15 @@ class Backward:
             output has a gradient by its result.
         tokens: Outputs of modules `(b, n, c)` in order, each by the module's name with the norm of
             its gradient per token, `(b, n)`; those without a gradient are left out.
+        crossed: Names of the modules in which a sigmoid's result multiplies other features than it
+            was computed from.
     """
 
     parameters: Mapping[str, Tensor | None]
     called: frozenset[str]
     connected: Sequence[bool]
     tokens: Sequence[tuple[str, Tensor]]
+    crossed: Sequence[str]
 
 
 def differentiated(
@@ -64,6 +67,7 @@ def differentiated(
         weights = torch.randn(output.shape[1], generator=torch.Generator().manual_seed(0))
         total = (output * weights.to(output)).sum()
         results = [call.result for call in mode.calls]
+        crossed = _crossed(mode, output)
         leaves = [i for i, one in enumerate(results) if one.requires_grad]
         wanted = [*values.values(), *(results[i] for i in leaves), *(one for _, one in tokens)]
         gradients = torch.autograd.grad(total, wanted, allow_unused=True)
@@ -77,7 +81,44 @@ def differentiated(
     ]
     called = frozenset(name for name, _ in outputs)
     connected = [i in reached for i in range(len(results))]
-    return Backward(dict(zip(values, own, strict=True)), called, connected, energy)
+    return Backward(dict(zip(values, own, strict=True)), called, connected, energy, crossed)
+
+
+def _crossed(mode: CallMode, output: Tensor) -> list[str]:
+    """Modules whose gate was computed from other features than it multiplies.
+
+    The gate does not depend on what it multiplies, or it does by way of features that reach the
+    output by themselves.
+    """
+    found = []
+    sigmoids = {
+        call.result.grad_fn: call.result.numel() for call in mode.calls if call.op == "sigmoid"
+    }
+    for product in mode.products:
+        gates = [
+            node for node in product.nodes
+            if any(sigmoids.get(one) == product.factor.numel() for one in _above(node))
+        ]  # fmt: skip
+        if len(product.nodes) != 2 or len(gates) != 1:
+            continue
+        (gate,) = gates
+        (features,) = (node for node in product.nodes if node is not gate)
+        above, reached = _above(gate), _above(output.grad_fn, gate)
+        between = {node for node in above & reached if features in _above(node)}
+        if features not in above or between - {features}:
+            found.append(product.module)
+    return list(dict.fromkeys(found))
+
+
+def _above(node: Any, without: Any = None) -> set[Any]:
+    """A node of the autograd graph and all that it was computed from, but not through one node."""
+    found, left = set(), [node]
+    while left:
+        one = left.pop()
+        if one is not None and one is not without and one not in found:
+            found.add(one)
+            left += [before for before, _ in one.next_functions]
+    return found
 
 
 @contextmanager

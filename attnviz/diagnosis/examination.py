@@ -41,7 +41,11 @@ _SMALL = 0.1
 DIFFERENT = 1e-3
 """Relative difference between outputs that batch size and rounding do not explain."""
 
+LEAK = 1e-5
+"""Relative difference by other neighbours in a batch of the same size, which rounding explains."""
+
 _EACH, _MOST = 12, 16  # records edited one by one: of each source line, and in all
+_STRONGER = 3.0  # factor of neighbours that must not matter
 _BRIGHT = 1000.0  # factor of images that drive every squashing function to its ends
 _TOGETHER = 8  # edits that share a forward pass, if what is captured then stays below
 _MEMORY = 2**30  # bytes
@@ -308,6 +312,36 @@ class Examination:
             return 0.0
         scale = float(part.abs().max())
         return float((whole[: len(part)] - part).abs().max()) / scale if scale else 0.0
+
+    @cached_property
+    def neighbour_difference(self) -> float:
+        """The largest difference of the first image's output by its neighbour in the batch."""
+        others = self.some[1:].flip(0) * -_STRONGER
+        plain = self.fewer.output
+        other = self.attempt(torch.cat([self.some[:1], others])).output
+        if plain is None or other is None or plain.shape != other.shape or not len(others):
+            return 0.0
+        scale = float(plain.abs().max())
+        return float((other[0] - plain[0]).abs().max()) / scale if scale else 0.0
+
+    @cached_property
+    def training_run(self) -> Run:
+        """A run on `some` in training mode; buffers are copied, so that they stay."""
+        torch.manual_seed(0)
+        buffers = {name: one.clone() for name, one in self.model.named_buffers()}
+        modules = list(self.model.modules())
+        seen = Capture()
+        try:
+            for module in modules:
+                module.training = True
+            with watch(self.model, empty=True) as seen:
+                functional_call(self.model, {**self.substitutes, **buffers}, (self.some,))
+        except Exception as failure:
+            return Run(seen, None, failure)
+        finally:
+            for module in modules:
+                module.training = False
+        return Run(seen, None)
 
     @cached_property
     def tokens(self) -> dict[int, Tokens]:

@@ -99,13 +99,16 @@ class Perturbed:
         return reversed(self.activations[: self.moments.get(number, 0)])
 
     def after(self, number: int) -> Iterator[Activation]:
-        """Activations after a record and before the next one."""
+        """Activations after a record and before the next attention."""
         start = self.moments.get(number, len(self.activations))
-        later = [moment for moment in self.moments.values() if moment > start]
+        later = [
+            moment for i, moment in self.moments.items()
+            if moment > start and self.records[i].kind == "attention"
+        ]  # fmt: skip
         return iter(self.activations[start : min(later, default=len(self.activations))])
 
     def behind(self, number: int) -> Perturbed:
-        """The same with the activations after one record alone, which frees the others."""
+        """The same with the activations `after` one record alone, which frees the others."""
         return replace(self, activations=list(self.after(number)), moments={number: 0})
 
     @property
@@ -178,11 +181,12 @@ def share_inside(energy: Tensor, inside: Tensor) -> float | None:
     return float(shares.median()) if len(shares) else None
 
 
-def support(energy: Tensor) -> Tensor:
+def support(energy: Tensor, margin: int = 1) -> Tensor:
     """The support of a change: the fewest places that hold 99 % of it, and their neighbours.
 
     Args:
         energy: `(patches, h, w)`.
+        margin: How far neighbours may be.
 
     Returns:
         `(patches, h, w)` booleans.
@@ -191,7 +195,8 @@ def support(energy: Tensor) -> Tensor:
     before = ordered.cumsum(1) - ordered
     holds = before < _SUPPORT * ordered.sum(1, keepdim=True)
     inside = torch.zeros_like(ordered).scatter(1, order, holds.double()).view(energy.shape)
-    wider = torch.nn.functional.max_pool2d(inside[:, None], 3, stride=1, padding=1)
+    side = 2 * margin + 1
+    wider = torch.nn.functional.max_pool2d(inside[:, None], side, stride=1, padding=margin)
     return wider[:, 0] > 0
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import torch
 from torch import nn
 
 from attnviz.diagnosis.examination import Examination
 from attnviz.diagnosis.findings import Findings
 from attnviz.diagnosis.registry import findings_of
+from attnviz.diagnosis.token_axes import Probes, Tokens, tokens_of
 from attnviz.model_state import frozen
 from attnviz.shapes import Images
 
@@ -29,8 +29,9 @@ ONE_PASS = (
 class Recurring:
     """Examine one model repeatedly while it trains.
 
-    What its tokens are does not change with the weights: it is measured at the first examination
-    and kept, so that every later one takes a single forward pass.
+    An examination takes a pass for weights and gates and, where a rule needs them, one for the
+    products of features. The first takes one more: whether an attention runs over the images of the
+    batch does not change with the weights, and is remembered.
 
     Args:
         codes: The findings to look for.
@@ -38,26 +39,32 @@ class Recurring:
 
     def __init__(self, codes: tuple[str, ...] = ONE_PASS) -> None:
         self.codes = codes
-        self._tokens: dict[int, Any] | None = None
-
-    @property
-    def is_new(self) -> bool:
-        """Whether the tokens have still to be measured."""
-        return self._tokens is None
+        self._tokens: dict[int, Tokens] = {}
 
     def __call__(self, model: nn.Module, images: Images) -> Findings:
         """The findings of the model as it is now; its state is restored.
 
         Args:
             model: The same module each time.
-            images: `(b, c, h, w)`; the first eight are used.
+            images: `(b, c, h, w)`, all of which are used.
         """
+        images = images.detach()
         with frozen(model):
-            case = Examination(model, images.detach(), trained=True)
-            if self._tokens is not None and len(self._tokens) == len(case.attention()):
-                case.tokens = self._tokens
+            case = Examination(model, images, trained=True)
+            case.few = images if len(images) > 1 else torch.cat([images, images.flip(-1)])
+            known = {i for i, _ in case.attention()} <= set(self._tokens)
+            case.tokens = self._tokens if known else _axes(case)
             found = findings_of("model", case, codes=self.codes)
             if case.is_finite:
                 self._tokens = case.tokens
         counts = {"attention": len(case.attention()), "gates": len(case.gates())}
         return Findings(found, checked=counts)
+
+
+def _axes(case: Examination) -> dict[int, Tokens]:
+    """Which attention runs over the images of the batch, as a smaller batch shows."""
+    fewer, images = case.paired(case.fewer), (len(case.few), len(case.some))
+    return {
+        i: tokens_of(i, record, Probes(images, fewer[i], None, False, None))
+        for i, record in case.attention()
+    }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,12 @@ from attnviz.shapes import Images
 
 SINK = 0.3
 """Share of the attention of an image from which a single place is a sink; uniform is 1 / keys."""
+
+NULL = 0.25
+"""A sink that contributes less than this part of the attention's output is a null operation."""
+
+FEWEST = 8
+"""Places below which one of them cannot be a sink."""
 
 _SIZE = 8  # images in a run
 
@@ -38,7 +44,97 @@ def sink_keys(weights: Tensor, prefix: int = 0) -> tuple[Tensor, Tensor]:
     return share, key + prefix
 
 
-def without_sinks(threshold: float = SINK) -> Callable[[Tensor, Record], Tensor]:
+@dataclass(frozen=True)
+class Sink:
+    """A place that takes a large part of the attention of one head.
+
+    Attributes:
+        name: The record's name.
+        head: Number of the head, from 0.
+        share: Share of the attention, and of the head's map, that it takes, mean over images.
+        value: Norm of its value over the median norm, median over images.
+        token: The same of its key.
+        contribution: Share of the head's output that it makes, Σ over queries of weight · |value|.
+        kind: `"null operation"` where the contribution is small, else `"broadcast"`.
+        change: Relative change of the model's output without it; None where that was not measured.
+    """
+
+    name: str
+    head: int
+    share: float
+    value: float
+    token: float
+    contribution: float
+    kind: Literal["null operation", "broadcast"]
+    change: float | None = None
+
+
+def sinks_of(record: Record, threshold: float = SINK) -> list[Sink]:
+    """The sinks of one attention, by head; empty where weights or values are missing."""
+    weights, value, key = record.weights, record.value, record.key
+    if weights is None or value is None or value.shape[:2] != weights.shape[:2]:
+        return []
+    weights, value = weights.float(), value.float()
+    received, at = sink_keys(weights, record.prefix)
+    norms = value.norm(dim=-1)
+    of_sink = norms.gather(-1, at[..., None])[..., 0]
+    total = (weights.mean(2) * norms).sum(-1).clamp_min(1e-30)
+    contribution = (received * of_sink / total).mean(0)
+    ratio = _over_median(norms, at)
+    alike = key is not None and key.shape[:3] == value.shape[:3]
+    token = _over_median(key.float().norm(dim=-1), at) if alike and key is not None else None
+    share = received.mean(0)
+    return [
+        Sink(
+            record.name, head, float(share[head]), float(ratio[head]),
+            float("nan") if token is None else float(token[head]), float(contribution[head]),
+            "null operation" if contribution[head] < NULL else "broadcast",
+        )
+        for head in (share > threshold).nonzero().flatten().tolist()
+    ]  # fmt: skip
+
+
+def attention_sinks(model: nn.Module, images: Images, *, threshold: float = SINK) -> list[Sink]:
+    """The attention sinks of a model per layer and head, and what its output does without each.
+
+    A sink with a small value is a null operation: the head adds nothing. One with a large value
+    broadcasts it to all queries (Gu et al. 2025, Guo et al. 2024).
+
+    Args:
+        model: Any module from images to tensors.
+        images: `(b, c, h, w)`; the first eight are used.
+        threshold: Share of the attention from which a place is a sink.
+
+    Returns:
+        The sinks in the order of layers and heads; one forward pass, and one more for each.
+    """
+    check_images(images, operation="attention_sinks")
+    images = images[:_SIZE].detach()
+    found = []
+    with frozen(model):
+        with watch(model, operands=True, empty=True) as seen:
+            plain = flat_output(model(images))
+        for record in seen.attention.values():
+            few = record.shape and record.shape[-1] - record.prefix < FEWEST
+            if few or record.windows is not None:
+                continue
+            for sink in sinks_of(record, threshold):
+                edit = without_sinks(threshold, head=sink.head)
+                with watch(model, empty=True, edit={record.name: edit}):
+                    other = flat_output(model(images))
+                found.append(replace(sink, change=float((other - plain).norm() / plain.norm())))
+    return found
+
+
+def _over_median(norms: Tensor, at: Tensor) -> Tensor:
+    """`(heads,)`: one token's norm over the median of the tokens, median over images."""
+    own = norms.gather(-1, at[..., None])[..., 0]
+    return (own / norms.median(-1).values.clamp_min(1e-30)).median(0).values
+
+
+def without_sinks(
+    threshold: float = SINK, *, head: int | None = None
+) -> Callable[[Tensor, Record], Tensor]:
     """An edit for `attnviz.watch` that gives the weight of sinks to a register of value 0.
 
     The weight is taken off the sink and given to no other key, as a register token with a zero
@@ -46,6 +142,7 @@ def without_sinks(threshold: float = SINK) -> Callable[[Tensor, Record], Tensor]
 
     Args:
         threshold: Share of an image's attention from which a place is a sink.
+        head: The one head to edit, by default all.
 
     Examples:
         >>> import torch
@@ -61,7 +158,10 @@ def without_sinks(threshold: float = SINK) -> Callable[[Tensor, Record], Tensor]
             return weights
         share, key = sink_keys(weights, prefix)
         columns = torch.nn.functional.one_hot(key, weights.shape[-1]).to(weights)
-        taken = columns * (share > threshold)[..., None].to(weights)
+        chosen = share > threshold
+        if head is not None:
+            chosen &= torch.arange(chosen.shape[1], device=chosen.device) == head
+        taken = columns * chosen[..., None].to(weights)
         return weights * (1 - taken[:, :, None, :])
 
     return edit

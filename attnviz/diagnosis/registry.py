@@ -66,6 +66,7 @@ class Rule:
         appearance: How a heatmap of such a model looks.
         cause: Why it happens.
         method: How it is detected, with thresholds.
+        threshold: The number that decides, in one phrase; empty where none does.
         find: The detector.
         subject: What it examines.
         explained_by: Codes of findings at the same module (or at any module, if one of both is at
@@ -82,6 +83,7 @@ class Rule:
     appearance: str
     cause: str
     method: str
+    threshold: str
     find: Detector
     subject: Subject
     explained_by: tuple[str, ...]
@@ -128,6 +130,7 @@ def rule(
     appearance: str = "",
     cause: str = "",
     method: str = "",
+    threshold: str = "",
     subject: Subject = "model",
     explained_by: tuple[str, ...] = (),
 ) -> Callable[[Detector], Rule]:
@@ -171,7 +174,7 @@ def rule(
         built_in = find.__module__.startswith("attnviz.")
         made = Rule(
             code, severity, summary, meaning, MappingProxyType(dict(evidence or {})), remedy,
-            appearance, cause, method, find, subject, explained_by,
+            appearance, cause, method, threshold, find, subject, explained_by,
             f"{PAGES}/{code}.md" if built_in else "",
         )  # fmt: skip
         _RULES[code] = made

@@ -37,6 +37,7 @@ from attnviz.evaluation.measuring import (
     measured,
     reduced_where_drawn,
     reference_levels,
+    rolled_out,
     sample_columns,
     usable,
     watched,
@@ -182,7 +183,7 @@ def evaluate(
                 calibrated_on=0 if held is None else len(held), chosen=chosen.get("chosen", {}),
             )  # fmt: skip
             result = examined(
-                result, answers, samples,
+                result, answers, samples, plan,
                 faithfulness=faithfulness, knockout=knockout, findings=findings, rows=rows,
             )  # fmt: skip
             path = finished(place, result, model)
@@ -220,6 +221,7 @@ def planned(
     layers: bool = False,
     heads: bool = False,
     layout: Layout | None = None,
+    proven: bool = False,
 ) -> tuple[Answers, Plan, dict[str, Any]]:
     """What is to be computed, found out on the first image, and the layers of the maps.
 
@@ -247,12 +249,12 @@ def planned(
         outputs = model(first.images)
     task = "classes" if callable(target) else task_of(tensor_of(outputs), first)
     answers = Answers(model, target, task)
-    records = placed(model, first.images, seen, layout)
+    records = placed(model, first.images, seen, layout, proven=proven)
     chosen = {drawing.construction.key: drawing.construction
               for drawing in drawings(records, maps)}  # fmt: skip
     plan = Plan(
         task=task,
-        watch=watch_options(chosen.values()),
+        watch=rolled_out(watch_options(chosen.values()), records, batch),
         maps=None if maps is None else tuple(maps),
         attributions={name: {"method": name, **options} for name, options in named.items()},
         metrics=keys,
@@ -260,6 +262,7 @@ def planned(
         batch=batch,
         device=device,
         layout=layout,
+        proven=proven,
     )  # fmt: skip
     drawn = watched(answers, first, plan)[2] if chosen else DrawnMaps({}, {})
     names = tuple(drawn) if layers else _last_layers(drawn)
@@ -267,6 +270,8 @@ def planned(
     for name in names:
         drawing = drawn.drawings[name]
         reduced.setdefault(str(drawing.construction.reduce), set()).add(drawing.layer)
+        if drawing.construction.subject == "layers":
+            reduced.setdefault("head_mean", set()).update(one.name for one in drawing.records)
     plan = replace(
         plan, names=names, heads=tuple(usable(plan.heads, None)),
         watch=reduced_where_drawn(plan.watch, reduced),

@@ -15,8 +15,14 @@ from attnviz.comparison.from_runs import grouping_of
 from attnviz.data.samples import Batch, Samples, batches
 from attnviz.errors import NothingSeenError
 from attnviz.evaluation.answers import Answers
+from attnviz.evaluation.measuring import Plan, measured
 from attnviz.evaluation.result import Evaluation
-from attnviz.evaluation.saving import ROWS_BYTES, attention_bytes, whole_attention
+from attnviz.evaluation.saving import (
+    ROWS_BYTES,
+    attention_bytes,
+    several_grids,
+    whole_attention,
+)
 from attnviz.maps import resized
 from attnviz.statistics.summary import summarised
 
@@ -31,6 +37,7 @@ def examined(
     result: Evaluation,
     answers: Answers,
     samples: Samples,
+    plan: Plan,
     *,
     faithfulness: int | Sequence[int] | Mapping[str, Any],
     knockout: int | Sequence[int],
@@ -42,7 +49,7 @@ def examined(
     if faithfulness:
         options = dict(faithfulness) if isinstance(faithfulness, Mapping) else {}
         images = options.pop("images", FAITHFUL if options else faithfulness)
-        changes |= _faithful(result, answers, _chosen(samples, images), options)
+        changes |= _faithful(result, answers, plan, _chosen(samples, images), options)
     if knockout:
         changes["knockout"] = _knocked_out(answers, _chosen(samples, knockout))
     if findings:
@@ -69,20 +76,30 @@ def _chosen(samples: Samples, count: int | Sequence[int]) -> list[Batch]:
 
 
 def _faithful(
-    result: Evaluation, answers: Answers, parts: list[Batch], options: Mapping[str, Any]
+    result: Evaluation,
+    answers: Answers,
+    plan: Plan,
+    parts: list[Batch],
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Faithfulness columns of each map; NaN for images that were not computed."""
+    """Faithfulness columns of each map; NaN for images that were not computed.
+
+    Maps of several grids are drawn anew, since they are kept on one.
+    """
     from attnviz.faithfulness import METRICS, faithfulness_scores
 
     table = result.samples.copy()
     summary = {name: dict(scores) for name, scores in result.summary.items()}
     for name in result.maps:
         whole = torch.from_numpy(result.raw(name))
+        anew = bool(several_grids(result.pieces.joined(f"grid/{name}", result.parts)))
         for part in parts:
             images = part.images.to(_device(answers))
-            rows = torch.tensor(part.indices)
+            own = whole[list(part.indices)]
+            if anew:
+                own = measured(answers, part, replace(plan, metrics=(), heads=())).maps[name]
             h, w = images.shape[-2:]
-            maps = resized(whole[rows], (h, w), "bilinear").to(images.device)
+            maps = resized(own, (h, w), "bilinear").to(images.device)
             with torch.no_grad():
                 target = answers.chosen(answers(images), part)
             levels = part.samples[0].value_range or (-1.0, 1.0)  # of one preprocessing, so of all

@@ -20,6 +20,12 @@ from attnviz.metrics import baselines, localization
 from attnviz.metrics.reference_levels import LEVELS
 from attnviz.places import Layout, placed
 
+NOISE_MAPS = 128
+"""Maps of noise for chance, up to four for each mask: more masks need fewer for each."""
+
+KEPT_BYTES = 2**28
+"""The most that is kept of the layers of one forward pass for rollout."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -37,6 +43,7 @@ class Plan:
         batch: Images per forward.
         device: Where the model is.
         layout: Places that the caller gave, which stand instead of measured ones.
+        proven: Whether proven places will do: nothing is measured if all records have them.
     """
 
     task: Task
@@ -50,6 +57,7 @@ class Plan:
     batch: int = 32
     device: str = "cpu"
     layout: Layout | None = None
+    proven: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,19 +153,43 @@ class Only:
         return NAMED[self.name](record) if record.name in self.layers else None
 
 
+def rolled_out(
+    options: Mapping[str, Any], records: Mapping[str, Record], batch: int
+) -> dict[str, Any]:
+    """Options of `watch` for rollout: the mean of the heads of every layer, where memory allows.
+
+    The one row that is read is then multiplied from the last layer to the first. The product of
+    all layers, `reduce="rollout"`, takes more time and the memory of one layer.
+
+    Args:
+        options: As `watch_options` gives them.
+        records: Of one image.
+        batch: Images in a forward pass.
+    """
+    names = tuple(options.get("reduce", ()))
+    shapes = [record.shape for record in records.values() if record.kind == "attention"]
+    square = {shape[-1] for shape in shapes} == {shape[-2] for shape in shapes}
+    if "rollout" not in names or not square or len({shape[-1] for shape in shapes}) != 1:
+        return dict(options)
+    if 4 * batch * sum(b * n * n for b, _, _, n in shapes) > KEPT_BYTES:
+        return dict(options)
+    kept = dict.fromkeys("head_mean" if name == "rollout" else name for name in names)
+    return {**options, "reduce": tuple(kept)}
+
+
 def reduced_where_drawn(
     options: Mapping[str, Any], layers: Mapping[str, set[str]]
 ) -> dict[str, Any]:
-    """Options of `watch` that reduce only in layers with a map, where rollout needs them all.
+    """Options of `watch` that reduce only in layers with a map, where others need whole weights.
 
-    Without rollout the reductions are left alone: a fused kernel's weights are then not made whole.
+    Where none does the reductions are left alone: a fused kernel's weights are then not made whole.
 
     Args:
         options: As `watch_options` gives them.
         layers: Reduction → layers with a map that reads it.
     """
     names = options.get("reduce", ())
-    if "rollout" not in names:
+    if not {"rollout", "head_mean"} & set(names):
         return dict(options)
     ways = {
         name: Only(name, frozenset(layers.get(name, ()))) if name in NAMED else name
@@ -178,7 +210,7 @@ def watched(answers: Answers, batch: Batch, plan: Plan) -> tuple[Any, Tensor, Dr
     explained: dict[str, Any] = {}
     if needs_graph:
         explained = {"outputs": scores, "target": answers.chosen(scores, batch)}
-    records = placed(answers.model, batch.images, seen, plan.layout)
+    records = placed(answers.model, batch.images, seen, plan.layout, proven=plan.proven)
     return outputs, scores.detach(), maps_of(records, plan.maps, only=plan.names, **explained)
 
 
@@ -245,16 +277,18 @@ def reference_levels(
     """
     filled = [masks[masks.flatten(1).any(1)] for masks in by_size]
     filled = [masks for masks in filled if len(masks)]
+    count = sum(map(len, filled))
+    draws = min(4, max(1, NOISE_MAPS // max(1, count)))
     total: dict[str, dict[str, float]] = {}
     for masks in filled if metrics else ():
         found = baselines(
-            masks, grid, metrics, threshold=threshold, calibration=calibration, levels=levels
-        )
+            masks, grid, metrics, threshold=threshold, calibration=calibration, levels=levels,
+            draws=draws,
+        )  # fmt: skip
         for key, means in found.items():
             sums = total.setdefault(key, {})
             for level, value in means.items():
                 sums[level] = sums.get(level, 0.0) + value * len(masks)
-    count = sum(map(len, filled))
     return {k: {level: v / count for level, v in sums.items()} for k, sums in total.items()}
 
 

@@ -67,11 +67,13 @@ def rollout(
     """Attention followed through all layers, with half of each token staying where it is.
 
     `R = Ã_L … Ã_1` with `Ã = norm(½ (A + I))`, heads fused, rows normalised to one (Abnar and
-    Zuidema 2020, *Quantifying attention flow in transformers*, section 3.2).
+    Zuidema 2020, *Quantifying attention flow in transformers*, section 3.2). Only the row that is
+    read is multiplied, from the last layer to the first.
 
     Args:
         records: The layers' records, first to last; of a capture its attention is taken. A watch
-            with `reduce="rollout"` has done the product already.
+            with `reduce="head_mean"` has kept what is needed, and one with `reduce="rollout"` has
+            done the product already, which takes less memory.
         size: `(h, w)` of the map; None keeps the grid.
         interpolation: How it is resized: `bilinear` (pixel centres aligned), `nearest`, `bicubic`.
         fuse: How heads become one; the paper takes the mean.
@@ -89,20 +91,46 @@ def rollout(
     """
     if fuse not in _FUSIONS:
         raise unknown_name("fuse", fuse, _FUSIONS)
-    layers = _listed(records)
+    layers, given = _listed(records), Given(layout, None, grid, prefix)
     rolled = [layer for layer in layers if "rollout" in reduced_of(layer)]
     if rolled:
         made = _rolled_while_watching(rolled[-1], fuse)
-        return _read(made, rolled[-1], read, size, interpolation, Given(layout, None, grid, prefix))
-    flow: Tensor | None = None
-    for weights in map(weights_of, _square(layers)):
-        mixed = _FUSIONS[fuse](weights, 1) + _identity(weights)
-        mixed = mixed / mixed.sum(-1, keepdim=True)
-        flow = mixed if flow is None else mixed @ flow
-    assert flow is not None  # _square raises where there are no layers
-    given = Given(layout, None, grid, prefix)
+        return _read(made, rolled[-1], read, size, interpolation, given)
+    layers = _square(layers)
     _same_tokens(layers, given)
-    return _read(flow, layers[-1], read, size, interpolation, given)
+    row = _queries_read(layers[-1], read, given, _heads_fused(layers[-1], fuse))
+    for layer in reversed(layers):
+        fused = _heads_fused(layer, fuse)
+        row = row / (fused.sum(-1) + 1)
+        row = (row[:, None] @ fused)[:, 0] + row
+    keys = side(layers[-1], "keys", len(row), row.shape[-1], given)
+    return resized(laid(row[:, None], keys)[:, 0], size, interpolation)
+
+
+def _heads_fused(layer: Attention, fuse: str) -> Float[Tensor, "b q k"]:
+    """A layer's weights with their heads as one."""
+    kept = reduced_of(layer).get("head_mean")
+    if kept is None:
+        return _FUSIONS[fuse](weights_of(layer), 1)
+    if fuse != "mean":
+        raise InputError(
+            f"{name_of(layer)} was reduced to the mean of its heads; for fuse={fuse!r} "
+            "watch without reduce="
+        )
+    mean: Tensor = kept
+    return mean if mean.dtype == torch.float64 else mean.float()
+
+
+def _queries_read(
+    record: Attention, read: Read, given: Given, fused: Float[Tensor, "b q k"]
+) -> Float[Tensor, "b q"]:
+    """The share of each query in the map: all of the class token's, or the same of all."""
+    b, q, _ = fused.shape
+    if _reads_class(record, read, given):
+        index = class_index(record, given, b, q).to(fused.device)
+        return torch.nn.functional.one_hot(index, q).to(fused)
+    counted = ~padding(fused[:, None])
+    return counted.to(fused) / counted.sum(1, keepdim=True).clamp_min(1)
 
 
 def _rolled_while_watching(last: Attention, fuse: str) -> Tensor:
@@ -246,10 +274,10 @@ def _square(records: Records) -> list[Attention]:
     layers = _listed(records)
     if not layers:
         raise InputError("expected at least one attention record, got none")
-    tokens = weights_of(layers[0]).shape[-1]
+    tokens = _shape(layers[0])[-1]
     for layer in layers:
         _whole(layer)
-        q, k = weights_of(layer).shape[2:]
+        *_, q, k = _shape(layer)
         if q != k or k != tokens:
             raise InputError(
                 f"{name_of(layer)} attends from {q} queries to {k} keys, and a product of layers "
@@ -259,8 +287,10 @@ def _square(records: Records) -> list[Attention]:
     return layers
 
 
-def _identity(weights: Tensor) -> Tensor:
-    return torch.eye(weights.shape[-1], dtype=weights.dtype, device=weights.device)
+def _shape(layer: Attention) -> torch.Size:
+    """The shape of a layer's weights, or of their mean over heads where that alone was kept."""
+    kept = reduced_of(layer).get("head_mean")
+    return weights_of(layer).shape if kept is None else kept.shape
 
 
 def _gradients(
@@ -299,8 +329,8 @@ def _same_tokens(layers: Sequence[Attention], given: Given) -> None:
     """Raise an InputError where layers hold the same number of tokens in another order."""
     first: tuple[str, Tensor] | None = None
     for layer in layers:
-        weights = weights_of(layer)
-        cell = side(layer, "keys", weights.shape[0], weights.shape[-1], given).cell
+        b, *_, k = _shape(layer)
+        cell = side(layer, "keys", b, k, given).cell
         if first is not None and not torch.equal(first[1], cell):
             raise InputError(
                 f"{first[0]} and {name_of(layer)} hold their tokens in another order, and a "
@@ -314,13 +344,18 @@ def _counted(weights: Tensor) -> Tensor:
     return ~padding(weights)
 
 
+def _reads_class(record: Attention, read: Read, given: Given) -> bool:
+    """Whether the class token's row is read."""
+    if read not in ("auto", "class", "received"):
+        raise unknown_name("read", read, ("auto", "class", "received"))
+    return read == "class" or (read == "auto" and has_class_token(record, given))
+
+
 def _rows(
     values: Tensor, record: Attention, read: Read, given: Given, counted: Tensor | None
 ) -> Tensor:
     """`(b, …, q, k)` → `(b, …, k)`: the class token's row, or the mean of the columns."""
-    if read not in ("auto", "class", "received"):
-        raise unknown_name("read", read, ("auto", "class", "received"))
-    if read == "class" or (read == "auto" and has_class_token(record, given)):
+    if _reads_class(record, read, given):
         index = class_index(record, given, values.shape[0], values.shape[-2])
         return values[torch.arange(len(values)), ..., index, :]
     if counted is None or bool(counted.all()):

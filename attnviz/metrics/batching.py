@@ -113,6 +113,14 @@ class Batch:
         lowest, highest = self.lowest.double() * factor, self.highest.double() * factor
         return shifted(self.wide, lowest).div_((highest - lowest)[:, None])
 
+    def scaled_ascending(self) -> Tensor:
+        """`scaled` in ascending order, (b, D); from the curves where these hold the values."""
+        known = self.curves.ascending(slice(None))
+        if known is None or self._factor is not None:
+            return sort_rows(self.scaled)
+        lowest, highest = self.lowest.double(), self.highest.double()
+        return shifted(known.double(), lowest).div_((highest - lowest)[:, None])
+
     @cached_property
     def inside(self) -> Tensor:
         """Where the masks are true when flattened, int64."""

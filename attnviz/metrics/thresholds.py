@@ -23,7 +23,6 @@ from attnviz.metrics.options import Options
 from attnviz.metrics.overlap import FLAT
 from attnviz.metrics.reasons import Reason
 from attnviz.metrics.registry import METRICS, check_axes
-from attnviz.metrics.row_kernels import sort_rows
 
 _BY_VALUE = ("iou", "max_iou")
 _BINS = 1024  # a power of two: multiplying by it never rounds, so binning is exact
@@ -186,7 +185,7 @@ def _from_above(counts: Tensor) -> Tensor:
 def _events(batch: Batch, promising: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The values in promising bins, (n,), and by how much the map's IoU changes at each, (n,)."""
     # The scaled values have the order of the raw ones, whose labels the curves hold sorted.
-    values = sort_rows(batch.scaled).flip(1)
+    values = batch.scaled_ascending().flip(1)
     hits = (batch.curves.keys & 1).cumsum(1)
     seen = torch.arange(1, batch.pixels + 1, device=values.device)
     iou = hits.double() / (batch.area[:, None] + seen - hits)

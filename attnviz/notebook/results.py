@@ -17,6 +17,7 @@ from PIL import Image
 
 from attnviz.capture import Capture, Record
 from attnviz.comparison.comparison import Comparison
+from attnviz.diagnosis import RULES
 from attnviz.diagnosis.findings import Finding, Findings
 from attnviz.errors import AttnvizError
 from attnviz.evaluation.result import Evaluation
@@ -148,12 +149,31 @@ def _findings(findings: Iterable[Finding]) -> Html:
             tag("code", one.where),
             tag("div", one.meaning, tag("br"), "Remedy: ", one.remedy),
             ", ".join(f"{name} {_number(value)}" for name, value in one.evidence.items()),
-            tag("a", one.page.rpartition("/")[2], href=one.page) if one.page else "",
+            _page(one),
         )
         for one in findings
     ]
     head = ("severity", "finding", "where", "meaning and remedy", "evidence", "page")
     return table(head, rows, caption=f"{len(rows)} findings")
+
+
+def _page(finding: Finding) -> Html:
+    """The page of a finding: a link to one on the web, else what the package says, to unfold.
+
+    A path of the repository would lead nowhere from a notebook.
+    """
+    if finding.page.startswith(("https://", "http://")):
+        return tag("a", finding.page.rstrip("/").rpartition("/")[2], href=finding.page)
+    rule = RULES.get(finding.code)
+    if rule is None:
+        return raw("")
+    evidence = "; ".join(f"{name}: {words}" for name, words in rule.evidence.items())
+    parts = {
+        "Evidence": evidence, "As a heatmap": rule.appearance, "Why it happens": rule.cause,
+        "How it is found": rule.method,
+    }  # fmt: skip
+    told = [tag("p", tag("strong", f"{head}: "), words) for head, words in parts.items() if words]
+    return tag("details", tag("summary", finding.code), tag("p", rule.summary), told)
 
 
 @_content.register
@@ -177,6 +197,9 @@ def _of_run(run: Run) -> Html:
         "variant": run.variant,
         "seed": run.seed,
     }
+    missing = run.summary.get("not_measured")
+    if isinstance(missing, Mapping):
+        facts |= {f"{name} not measured": why for name, why in missing.items()}
     facts |= {"created": run.created, "maps": ", ".join(run.map_names[:12]) or "–"}
     metrics = run.summary.get("metrics")
     scores = [

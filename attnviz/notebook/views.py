@@ -28,8 +28,8 @@ MOST = 64
 _SIDE = 160  # the larger side of the images that are sent
 _CLOSE = 4  # images whose heads and attention are sent
 _CELL = 72  # the larger side of the images of a board
-_ROWS = 3_000_000  # bytes of attention that are sent at most
-_SHEET = 24  # images of the picture that stands in for the view
+_ROWS = 2_400_000  # bytes of attention that are sent at most
+_SHEET = 12  # images of the picture that stands in for the view
 
 
 class Page:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,6 +26,8 @@ MOST_PASSES = 15
 
 _CLEAR = 0.3  # cells: with a largest error below it one noise field is enough
 _CONTRADICTED = "the measured places are others than those followed from a feature map"
+_FARTHEST = 0.5  # cells
+_FAR = "the measured positions lie half a cell or more off the grid"
 _NO_RESIDUAL = "it lies behind several layers of attention without a residual connection"
 _REMEMBERED: WeakKeyDictionary[nn.Module, dict[str, Layout]] = WeakKeyDictionary()
 
@@ -119,7 +122,7 @@ def _measured(probe: Probe, images: Images) -> Layout:
                 )
                 for side in (0, 1)
             ]  # fmt: skip
-            layout[name] = RecordPlaces(*pair)
+            layout[name] = RecordPlaces(*map(_near, pair))
     return Layout(layout, probe.passes)
 
 
@@ -210,12 +213,22 @@ def _assigned(motions: Motions) -> dict[Side, Tokens]:
 
 
 def _settled(measured: Places, proven: Places | None) -> Places:
-    """Measured places, proven ones where they could not be measured; neither where they differ."""
+    """Measured places, proven ones where they could not be measured; neither where they differ.
+
+    The error of proven places is known exactly; that of others has to be below half a cell.
+    """
     if proven is None or not measured.known:
         return proven or measured
-    if measured.image is None and measured.grid is not None and measured.cell != proven.cell:
-        return Places(reason=_CONTRADICTED)
+    if measured.image is None and measured.grid is not None:
+        if measured.cell != proven.cell:
+            return Places(reason=_CONTRADICTED)
+        return replace(measured, error=proven.error)
     return measured
+
+
+def _near(places: Places) -> Places:
+    """Places that lie within half a cell of where they are said to be."""
+    return Places(reason=_FAR) if places.error >= _FARTHEST else places
 
 
 def _places(one: Tokens | None, named: Sequence[Role] | None, fixed: str, images: Images) -> Places:

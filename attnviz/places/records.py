@@ -39,6 +39,11 @@ def placed(
     return Layout({**locate(model, images[:1], inputs=inputs), **known}).onto(seen)
 
 
+def are_proven(seen: Mapping[str, Record]) -> bool:
+    """Whether the places of every attention's queries and keys were followed while watching."""
+    return not any(_unknown(one, True) for one in seen.values())
+
+
 def unplaced(records: Mapping[str, Record]) -> dict[str, str]:
     """For each record whose keys have no known places, the reason."""
     return {

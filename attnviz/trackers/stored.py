@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +95,48 @@ def _in_wandb(folder: Path, name: str, settings: dict[str, Any]) -> Iterator[Tra
 
 
 @contextmanager
+def _in_trackio(folder: Path, name: str, settings: dict[str, Any]) -> Iterator[Tracker]:
+    """Local, whatever the environment says of a Space or a server: `trackio show` reads it.
+
+    Raises:
+        InputError: Trackio, which chooses its folder when it is imported, has another one.
+    """
+    target = folder.resolve()
+    with _environment(TRACKIO_DIR=str(target), TRACKIO_SPACE_ID=None, TRACKIO_SERVER_URL=None):
+        library = imported("trackio", "trackio")
+        where = Path(import_module("trackio.utils").TRACKIO_DIR).resolve()
+        if where != target:
+            raise InputError(
+                f"export: trackio was imported before and writes to {where}, expected {target}; "
+                f"set TRACKIO_DIR={target} before it is imported, or export in another process"
+            )
+        with redirect_stdout(io.StringIO()):
+            run = library.init(
+                project="attnviz", name=name, config=settings,
+                embed=False, auto_log_gpu=False, auto_log_cpu=False,
+            )  # fmt: skip
+        try:
+            yield wandb(run)
+        finally:
+            with redirect_stdout(io.StringIO()):
+                library.finish()
+
+
+@contextmanager
+def _environment(**values: str | None) -> Iterator[None]:
+    """Variables of the environment within the block; None takes one away."""
+    before = {name: os.environ.pop(name, None) for name in values}
+    os.environ.update({name: value for name, value in values.items() if value is not None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
 def _in_mlflow(folder: Path, name: str, settings: dict[str, Any]) -> Iterator[Tracker]:
     """A file store, which MLflow 3 takes only where a variable of the environment asks for it."""
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -110,6 +154,7 @@ def _in_mlflow(folder: Path, name: str, settings: dict[str, Any]) -> Iterator[Tr
 KEEPERS: dict[str, Callable[[Path, str, dict[str, Any]], Any]] = {
     "tensorboard": _in_tensorboard,
     "wandb": _in_wandb,
+    "trackio": _in_trackio,
     "mlflow": _in_mlflow,
 }
 """The tools whose files can be written without a server."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from attnviz.errors import InputError
@@ -17,25 +18,24 @@ Clock = Callable[[], float]
 class Budget:
     """The account of a training's time: what it took, and what measuring took beside it.
 
-    Time between two measurements is training. The cost of a measurement is taken to be a fixed part
-    and a part for each image, both as they were last time.
+    Time between two measurements is training, and earns its share. A measurement whose expected
+    cost has not been earned waits.
 
     Attributes:
         share: What measuring may take of the training time; None sets no limit.
         clock: Where time is read.
         trained: Seconds of training so far.
         spent: Seconds of measuring so far.
-        fixed: Seconds of a measurement that do not depend on the number of images.
-        each: Seconds per image.
+        held: Seconds that are kept for the end.
     """
 
     share: float | None
     clock: Clock = time.perf_counter
     trained: float = 0.0
     spent: float = 0.0
-    fixed: float = 0.0
-    each: float = 0.0
+    held: float = 0.0
     _since: float = field(init=False)
+    _measuring: bool = field(init=False, default=True)
 
     def __post_init__(self) -> None:
         if self.share is not None and not 0 < self.share < 1:
@@ -49,27 +49,41 @@ class Budget:
         """End a stretch of training."""
         now = self.clock()
         self.trained += now - self._since
-        self._since = now
+        self._since, self._measuring = now, True
 
-    def end(self) -> float:
-        """End a stretch of measuring; the seconds that it took."""
+    def end(self) -> None:
+        """End a stretch of measuring."""
         now = self.clock()
-        took = now - self._since
-        self.spent += took
-        self._since = now
-        return took
+        self.spent += now - self._since
+        self._since, self._measuring = now, False
 
     @property
     def left(self) -> float:
         """Seconds that measuring may take now; below 0 where it took too many."""
         if self.share is None:
             return math.inf
-        return self.share * self.trained - self.spent
+        running = self.clock() - self._since if self._measuring else 0.0
+        return self.share * self.trained - self.spent - running - self.held
 
-    def images(self, most: int) -> int:
-        """How many images can be looked at now, at most `most`; 0 for none."""
-        if self.left == math.inf or (not self.each and self.left > self.fixed):
-            return most
-        if not self.each:
-            return 0
-        return max(0, min(most, int((self.left - self.fixed) / self.each)))
+    def allows(self, seconds: float) -> bool:
+        """Whether a measurement of this cost has been earned."""
+        return seconds <= self.left
+
+    def price(self, seconds: float) -> str:
+        """In words: how long a training has to be for a measurement of this cost."""
+        if self.share is None:
+            return f"about {seconds:.2g} s"
+        needed = self.trained + max(0.0, seconds - self.left) / self.share
+        return (
+            f"about {seconds:.2g} s, which {self.share:.2g} of {needed:.0f} s of training pays for "
+            f"({self.trained:.0f} s so far)"
+        )
+
+    @contextmanager
+    def unlimited(self) -> Iterator[None]:
+        """No limit within the block; what is spent is counted."""
+        share, self.share = self.share, None
+        try:
+            yield
+        finally:
+            self.share = share

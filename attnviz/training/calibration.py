@@ -31,12 +31,11 @@ class Calibration(Sequence[Sample]):
     """
 
     def __init__(self, data: Any) -> None:
-        with undisturbed():
-            samples = samples_of(data)
-            if not len(samples):
-                raise InputError("monitor: expected at least one image, got none")
-            chosen = np.linspace(0, len(samples) - 1, min(len(samples), MOST)).round().astype(int)
-            self._samples = [samples[int(index)] for index in np.unique(chosen)]
+        samples = samples_of(data)
+        if not len(samples):
+            raise InputError("monitor: expected at least one image, got none")
+        chosen = np.linspace(0, len(samples) - 1, min(len(samples), MOST)).round().astype(int)
+        self._samples = [samples[int(index)] for index in np.unique(chosen)]
         self.classes = class_names(samples)
         self.thing = getattr(samples, "thing", None)
         spread = sorted(range(len(self)), key=_spread)

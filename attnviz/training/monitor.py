@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -17,17 +18,18 @@ from attnviz.comparison.from_runs import grouping_of
 from attnviz.data.samples import batches, displayed
 from attnviz.diagnosis.recurring import Recurring
 from attnviz.errors import InputError, UnsupportedError, unknown_name
-from attnviz.evaluation.answers import Answers, Target
-from attnviz.evaluation.evaluation import device_of, evaluating, planned
-from attnviz.evaluation.measuring import Plan, measured, sample_columns, watched
+from attnviz.evaluation.answers import Target
+from attnviz.evaluation.evaluation import device_of, evaluating
+from attnviz.evaluation.measuring import measured, sample_columns
 from attnviz.evaluation.saving import kept
-from attnviz.maps import resized, watch_options
+from attnviz.maps import resized
 from attnviz.metrics import METRICS, baselines
 from attnviz.runs.writer import RunWriter
 from attnviz.statistics.summary import summarised
 from attnviz.trackers import Picture, Tracker, scores_table
 from attnviz.training.budget import Budget
 from attnviz.training.calibration import Calibration, undisturbed
+from attnviz.training.preparation import Preparation, settle
 from attnviz.training.recording import is_main
 
 SCORES = ("energy_pointing_game", "pointing_game")
@@ -39,7 +41,15 @@ LEAST = 4
 EXAMINED = 4
 """Images that the doctor examines."""
 
-_BATCH = 16
+EXPECTED = 20
+"""Forward passes of one image that the first examination is expected to cost."""
+
+MAPS, FINDINGS = "maps and scores", "findings"
+_NOTHING = (
+    "monitor: maps and scores were not measured in this training ({}); expected a longer training, "
+    "final=True for one measurement at the end, or budget=None for one at every epoch"
+)
+_TABLE = 0.03, 0.25  # seconds that the last table takes, and its share of the cost of its images
 
 
 @dataclass(frozen=True)
@@ -66,9 +76,15 @@ class Monitor:
     the last bit: it runs in evaluation mode, and modes, buffers, gradients and random generators
     are as before.
 
-    The first call always measures, on few images. After that the time that measuring took is held
-    below a share of the time between the calls: on fewer images or, where even four images would
-    take too long, at a later epoch. An epoch that is not measured keeps the caller's numbers.
+    The time between two calls is training and earns a share of itself; a measurement begins once
+    its expected cost has been earned. So the first epochs of a training have no scores: the map is
+    found and scored first, on four images, then the findings follow, and from then on an epoch is
+    measured on as many images as there is time for, or left out where it is fewer than four.
+    `not_measured` says what is missing still, and how long a training it takes. An epoch that is
+    not measured keeps the caller's numbers; one that is says on how many images it rests.
+
+    Reading the images, a row per epoch and the last table are no measurement: they are always
+    written, and what they take is paid back before the next measurement.
 
     In a distributed training the process of rank 0 measures the plain module, without any
     collective operation; in the others a call returns an empty row at once.
@@ -87,6 +103,8 @@ class Monitor:
         target: Which output maps with gradients explain; None takes the label, or the predicted
             class where images have no label.
         findings: Whether the doctor looks for faults.
+        final: Measure all images once more at the end, whatever it takes. The row of the last
+            epoch and the run's summary are then of all images, also after a short training.
         trackers: Where rows, pictures and the last table go besides; see `attnviz.trackers`.
         clock: A monotonic clock in seconds.
 
@@ -94,6 +112,7 @@ class Monitor:
         rows: The rows so far, one per epoch.
         findings: What appeared, as dicts with the epoch.
         budget: The account of time: `trained`, `spent`, `share`.
+        not_measured: What has not been measured yet, and what it takes, by name.
 
     Raises:
         InputError: Arguments that cannot be right.
@@ -122,6 +141,7 @@ class Monitor:
         budget: float | None = 0.03,
         target: Target | None = None,
         findings: bool = True,
+        final: bool = False,
         trackers: Sequence[Tracker] = (),
         clock: Callable[[], float] = perf_counter,
     ) -> None:
@@ -131,25 +151,36 @@ class Monitor:
         self.findings: list[dict[str, Any]] = []
         self.budget = Budget(budget, clock)
         self.every, self.maps = every, None if maps is None else tuple(maps)
-        self.metrics = _scores(metrics)
+        self.metrics, self.final = _scores(metrics), final
+        self.not_measured: dict[str, str] = {}
         self._active = is_main()
         if not self._active:
             return
         self.run, self.trackers = run, tuple(trackers)
-        self.data = Calibration(data)
-        self.pinned = _pinned(pinned, self.data)
-        self._target: Target = target or ("label" if self.data.labelled else "predicted")
+        with undisturbed():
+            self.data = Calibration(data)
+            self.pinned = _pinned(pinned, self.data)
+            answer: Target = target or ("label" if self.data.labelled else "predicted")
+            self._ready = Preparation(self.data, self.maps, self.metrics, answer, self.budget)
+            if run is not None:
+                self._describe(run)
         self._doctor = Recurring() if findings else None
-        self._job: tuple[Answers, Plan] | None = None
-        self._layers: dict[str, str] = {}
+        self._examining: float | None = None  # seconds that the doctor took last
         self._last: Look | None = None
         self._reached: float = math.inf
-        if run is not None:
-            self._describe(run)
         self.budget.end()
 
+    def __repr__(self) -> str:
+        counts = [row["monitor_images"] for row in self.rows if "monitor_images" in row]
+        told = f"{len(counts)} of {len(self.rows)} epochs measured"
+        if counts:
+            told += f" on {min(counts)} to {max(counts)} images"
+        missing = [f"not measured yet: {name}, {why}" for name, why in self.not_measured.items()]
+        share = f"{self.budget.spent:.1f} s beside {self.budget.trained:.0f} s of training"
+        return "\n".join([f"Monitor: {told}; {share}", *missing])
+
     def __call__(self, model: nn.Module, epoch: int, **values: Any) -> dict[str, Any]:
-        """Measure, if it is time to, and append a row to the curves.
+        """Measure what is due and has been earned, and append a row to the curves.
 
         Args:
             model: The model that trains; a wrapper of `DistributedDataParallel`, `DataParallel` or
@@ -160,18 +191,18 @@ class Monitor:
 
         Returns:
             The row: the caller's numbers, and where it was measured `val_<metric>`, `val_accuracy`
-            and `val_loss` of the calibration images where they have labels, `monitor_images`,
-            `monitor_seconds`, and `findings`, how many there are now.
+            and `val_loss` of the calibration images where they have labels, `monitor_images`, how
+            many these are, `monitor_seconds`, and `findings`, how many there are now.
         """
         if not self._active:
             return {}
-        epoch = _epoch(epoch)
+        epoch, model = _epoch(epoch), _plain_module(model)
+        settle(model)
         self.budget.begin()
-        row: dict[str, Any] = {"epoch": epoch}
         self._rewind(epoch)
-        count = self._affordable(epoch)
-        if count:
-            row |= self._measure(_plain_module(model), epoch, count)
+        row = {"epoch": epoch}
+        if self._last is None or epoch % self.every == 0:
+            row |= self._measure(model, epoch)
         row |= {name: _number(value) for name, value in values.items()}
         self._note(row)
         self.budget.end()
@@ -183,89 +214,120 @@ class Monitor:
         The end of an `attnviz.start_run` block does so by itself.
 
         Returns:
-            What joins the run's summary: the scores with interval and reference levels, the layers
-            and the findings.
+            What joins the run's summary: the scores with interval and reference levels, the layers,
+            the findings, at which epoch and on how many images they were measured, and what was
+            not measured.
         """
-        if not self._active or self._last is None:
+        if not self._active or not self.rows:
             return {}
         self.budget.begin()
-        summary = self._summary(self._last)
-        if self.run is not None:
-            self._write_last(self.run, self._last)
+        self.budget.held = 0.0
+        if self.final:
+            self._measure_all()
+        summary: dict[str, Any] = {"not_measured": self.not_measured}
+        if self._last is None:
+            warnings.warn(_NOTHING.format(self.not_measured.get(MAPS, "")), stacklevel=2)
+        else:
+            summary |= self._summary(self._last)
+            if self.run is not None:
+                self._write_last(self.run, self._last)
         for tracker in self.trackers:
-            tracker.table("scores", scores_table(summary["metrics"]), self.rows[-1]["epoch"])
+            if "metrics" in summary:
+                tracker.table("scores", scores_table(summary["metrics"]), self.rows[-1]["epoch"])
             tracker.finish()
         self.budget.end()
         return summary
 
-    def _affordable(self, epoch: int) -> int:
-        """How many images to look at now; 0 to leave the epoch out."""
-        due = self._job is None or epoch % self.every == 0
-        if self.budget.share is None:
-            return len(self.data) if due else 0
-        least = min(LEAST, len(self.data))
-        if self._job is None:
-            return least
-        count = self.budget.images(len(self.data)) if due else 0
-        return count if count >= least else 0
+    def _measure_all(self) -> None:
+        """Measure all images at the last epoch, whatever it takes, and complete its row."""
+        model = self._ready.model
+        if model is None:
+            return
+        row, found = self.rows[-1], {}
+        self._rewind(row["epoch"])
+        try:
+            with self.budget.unlimited():
+                found = self._measure(model, row["epoch"])
+        finally:
+            self._note(row | found)
 
-    def _measure(self, model: nn.Module, epoch: int, count: int) -> dict[str, Any]:
-        """Look at so many images; what is found out once is no part of what the next one costs."""
-        clock = self.budget.clock
-        begun = clock()
+    def _measure(self, model: nn.Module, epoch: int) -> dict[str, Any]:
+        """What has been earned of a measurement: numbers for the row."""
+        if self.budget.left <= 0:
+            self._say()
+            return {}
+        begun = self.budget.clock()
+        row: dict[str, Any] = {}
         with undisturbed(), evaluating(model, device_of(model)):
-            once = self._planned(model)
-            started = clock()
-            seen = self._look(self.data.order[:count])
-            self.budget.each = (clock() - started) / count
-            missing = [index for index in self.pinned if index not in seen.indices]
-            pinned = _chosen([seen, self._look(missing)] if missing else [seen], self.pinned)
-            row = self._scores(seen) | {"monitor_images": count}
-            if self._doctor is not None:
-                row["findings"], took = self._examined(self._doctor, model, epoch)
-                once += took
-        self._keep(epoch, pinned)
-        self._last = seen
-        row["monitor_seconds"] = clock() - begun
-        self.budget.fixed = max(0.0, row["monitor_seconds"] - once - self.budget.each * count)
+            if self._doctor is not None and self._ready.model is not model:
+                self._doctor = Recurring()
+            if self._ready.ready(model):
+                row |= self._scored(epoch)
+                row |= self._examined(model, epoch)
+        self._say()
+        if row:
+            row["monitor_seconds"] = self.budget.clock() - begun
         return row
 
-    def _planned(self, model: nn.Module) -> float:
-        """Find out which map to draw, and how, on one image; the seconds that it took."""
-        if self._job is not None and self._job[0].model is model:
-            return 0.0
+    def _scored(self, epoch: int) -> dict[str, Any]:
+        """Scores and pinned maps of as many images as there is time for."""
+        count = self._affordable()
+        if not count:
+            return {}
         begun = self.budget.clock()
-        device = str(device_of(model))
-        answers, plan, _ = planned(
-            model, self.data, self.maps, (), self.metrics, self._target, _BATCH, device
-        )
-        first = next(batches(self.data, self.data.order[:1], 1)).to(device)
-        drawn = watched(answers, first, plan)[2]
-        layers = {name: drawing.layer for name, drawing in drawn.drawings.items()}
-        layers |= {name: str(one.get("layer")) for name, one in plan.attributions.items()}
-        if self.maps is None and drawn.primary is not None:
-            chosen = drawn.drawings[drawn.primary]
-            key, module = chosen.construction.key, chosen.layer.partition("#")[0]
-            options = watch_options([chosen.construction])
-            options["where"] = lambda name, _: name == module
-            plan, layers = replace(plan, maps=(key,), watch=options), {key: chosen.layer}
-        self._layers, self._job = layers, (answers, plan)
-        measured(answers, first, plan)  # what is imported and built on first use
-        return self.budget.clock() - begun
+        seen = self._look(self.data.order[:count])
+        took = self.budget.clock() - begun
+        self._ready.each = took / count
+        self.budget.held = _TABLE[0] + _TABLE[1] * took
+        missing = [index for index in self.pinned if index not in seen.indices]
+        pinned = _chosen([seen, self._look(missing)] if missing else [seen], self.pinned)
+        self._keep(epoch, pinned)
+        self._last, self._measured_at = seen, epoch
+        return self._scores(seen) | {"monitor_images": count}
+
+    def _affordable(self) -> int:
+        """How many images to look at now; 0 to leave the epoch out."""
+        most, each = len(self.data), self._ready.each
+        if self.budget.share is None:
+            return most
+        if self._last is not None and self._doctor is not None and self._examining is None:
+            return 0  # the findings come before a second look
+        left = self.budget.left + self.budget.held - _TABLE[0]
+        left -= each * sum(index not in self.data.order[:LEAST] for index in self.pinned)
+        left -= self._examining or 0.0
+        count = int(min(most, left / max(each * (1 + _TABLE[1]), 1e-9)))
+        return count if count >= min(LEAST, most) else 0
 
     def _look(self, indices: Sequence[int]) -> Look:
-        assert self._job is not None
-        answers, plan = self._job
+        assert self._ready.job is not None
+        answers, plan = self._ready.job
         parts = []
         for batch in batches(self.data, indices, plan.batch):
             found = measured(answers, batch, plan)
             parts.append(Look(batch.indices, found.columns, found.maps))
         return _joined(parts)
 
+    def _say(self) -> None:
+        """Note what has not been measured yet; the run's summary has it too."""
+        missing = {}
+        if self._last is None:
+            missing[MAPS] = self._ready.missing or self.budget.price(LEAST * self._ready.each)
+        if self._doctor is not None and self._examining is None:
+            missing[FINDINGS] = self.budget.price(self._expected())
+        if missing.keys() != self.not_measured.keys() and self.run is not None:
+            self.run.describe(summary={"not_measured": missing})
+        self.not_measured = missing
+
+    def _expected(self) -> float:
+        """Seconds that an examination is expected to take."""
+        if self._examining is not None:
+            return self._examining
+        return EXPECTED * (self._ready.forward or 0.0)
+
     def _scores(self, seen: Look) -> dict[str, Any]:
         """Means over the images, named as the curves of a training."""
         row = {}
-        first = next(iter(self._layers), "")
+        first = next(iter(self._ready.layers), "")
         for name, column in seen.columns.items():
             known = np.isfinite(column)
             if "/" in name and known.any():
@@ -276,22 +338,21 @@ class Monitor:
                 row[name] = float(column.mean())
         return row
 
-    def _examined(self, doctor: Recurring, model: nn.Module, epoch: int) -> tuple[int, float]:
-        """Note the findings that are new.
-
-        Returns:
-            How many findings there are now, and the seconds that are not spent again.
-        """
-        begun, first = self.budget.clock(), doctor.is_new
+    def _examined(self, model: nn.Module, epoch: int) -> dict[str, Any]:
+        """Note the findings that are new, where looking for them has been earned."""
+        if self._doctor is None or not self.budget.allows(self._expected()):
+            return {}
+        begun = self.budget.clock()
         some = next(batches(self.data, self.data.order[:EXAMINED], EXAMINED))
-        now = doctor(model, some.images.to(device_of(model)))
+        now = self._doctor(model, some.images.to(device_of(model)))
         known = {(one["code"], one["where"]) for one in self.findings}
         new = [one.as_dict() for one in now if (one.code, one.where) not in known]
         if new:
             self.findings += [{**one, "epoch": epoch} for one in new]
             if self.run is not None:
                 self.run.describe(summary={"findings": self.findings})
-        return len(now), self.budget.clock() - begun if first else 0.0
+        self._examining = self.budget.clock() - begun
+        return {"findings": len(now)}
 
     def _keep(self, epoch: int, pinned: Look) -> None:
         """Write the pinned images' maps, and hand them to the trackers as pictures."""
@@ -300,7 +361,7 @@ class Monitor:
         for name, maps in pinned.maps.items():
             if self.run is not None:
                 about = {"epoch": epoch, "images": list(pinned.indices)}
-                about["layer"] = self._layers.get(name, "")
+                about["layer"] = self._ready.layers.get(name, "")
                 self.run.maps(f"{name}@{epoch:04d}", maps.numpy(), about=about)
             if self.trackers:
                 pictures = self._pictures(name, pinned)
@@ -339,10 +400,11 @@ class Monitor:
             }
         correct = seen.columns.get("correct", np.array([np.nan]))
         return {
-            "map": next(iter(self._layers), ""),
-            "layers": dict(self._layers),
+            "map": next(iter(self._ready.layers), ""),
+            "layers": dict(self._ready.layers),
             "metrics": scores,
             "accuracy": float(correct.mean()) if np.isfinite(correct).all() else None,
+            "measured_at": {"epoch": self._measured_at, "images": len(seen.indices)},
             **({} if self._doctor is None else {"findings": self.findings}),
         }
 
@@ -352,7 +414,9 @@ class Monitor:
         if len(seen.indices) == len(self.data):
             rows = np.argsort(seen.indices)
             for name, maps in seen.maps.items():
-                run.maps(name, maps.numpy()[rows], about={"layer": self._layers.get(name, "")})
+                run.maps(
+                    name, maps.numpy()[rows], about={"layer": self._ready.layers.get(name, "")}
+                )
 
     def _describe(self, run: RunWriter) -> None:
         """What the run says about the images; and what it holds of an interrupted training."""
@@ -366,10 +430,12 @@ class Monitor:
         if epoch > self._reached:
             return
         self.rows = [row for row in self.rows if row["epoch"] < epoch]
-        self.findings = [one for one in self.findings if one["epoch"] < epoch]
+        earlier = [one for one in self.findings if one["epoch"] < epoch]
         if self.run is not None:
             self.run.rewind(epoch)
-            self.run.describe(summary={"findings": self.findings})
+            if len(earlier) < len(self.findings):
+                self.run.describe(summary={"findings": earlier})
+        self.findings = earlier
 
     def _note(self, row: dict[str, Any]) -> None:
         self.rows.append(row)

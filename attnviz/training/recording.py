@@ -70,10 +70,16 @@ def start_run(
 
 
 def is_main() -> bool:
-    """Whether this process is the one of rank 0, or the only one."""
+    """Whether this process is the one of rank 0, or the only one.
+
+    Before the processes have met, the variables of torchrun, Lightning and Slurm tell.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank() == 0
-    return os.environ.get("RANK", "0") == "0"
+    for names in (("RANK",), ("LOCAL_RANK", "NODE_RANK"), ("SLURM_PROCID",)):  # of their launchers
+        if names[0] in os.environ:
+            return all(os.environ.get(name, "0") == "0" for name in names)
+    return True
 
 
 def _resumed(path: Path, settings: Mapping[str, Any], seed: int | None) -> RunWriter:

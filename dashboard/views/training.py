@@ -155,8 +155,24 @@ def _panels(tables: dict[str, list[pd.DataFrame]], runs: list[Any]) -> None:
         )  # fmt: skip
         st.caption(plain(_last(data, words[column])))
         if name == "Localisation":
+            _resting_on(tables)
             accuracy = seed_bands(tables, "val_accuracy")
             _found(data, accuracy, order, _chance(runs), thing_of(runs), _guess(runs))
+
+
+def _resting_on(tables: dict[str, list[pd.DataFrame]]) -> None:
+    """On how many images the points of monitored trainings rest."""
+    counts = [
+        table["monitor_images"].dropna()
+        for group in tables.values()
+        for table in group
+        if "monitor_images" in table
+    ]
+    known = pd.concat(counts) if counts else pd.Series(dtype=float)
+    if len(known):
+        low, high = int(known.min()), int(known.max())
+        images = f"{low} to {high}" if low < high else f"{low}"
+        st.caption(f"A point of a monitored training rests on {images} calibration images.")
 
 
 def _chance(runs: list[Any]) -> float | None:

@@ -12,6 +12,7 @@ from attnviz.attribution import attribute
 from attnviz.attribution.layer_layout import Arrangement, arrangement_of
 from attnviz.errors import InputError
 from attnviz.model_state import frozen
+from attnviz.places import Layout, locate
 
 
 def images(b: int = 2, side: tuple[int, int] = (16, 24)) -> Tensor:
@@ -104,8 +105,46 @@ def test_tokens_are_read_with_the_places_that_they_have():
     inverse = order.argsort()
     function = lambda t: t[:, 2:][:, inverse].transpose(1, 2).unflatten(2, (8, 12))  # noqa: E731
     assert_close(attribute(model, x, layout=function, **options), right_map(model, x, 0))
-    with pytest.raises(InputError, match=r"got tokens \(b, 98, 8\), and which token is which"):
+    with pytest.raises(InputError, match="got 98 tokens, and which token is which place"):
         attribute(model, x, **options)
+
+
+class Tokens(nn.Module):
+    """A transformer's block behind a class token, and a layer of tokens in any order after it."""
+
+    def __init__(self, order: Tensor) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.place = nn.Conv2d(3, 8, 4, stride=4), nn.Identity()
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = self.stem(x).flatten(2).transpose(1, 2)
+        t = torch.cat([self.token.expand(len(t), 1, 8), t], 1)
+        t = t + self.attention(t, t, t)[0]
+        return self.head(torch.relu(self.place(t[:, self.order])).mean(1))
+
+
+def test_tokens_of_a_transformer_lie_where_its_attention_has_them():
+    model, x = Tokens(torch.arange(25)).eval(), images()
+    options = {"layer": "place", "target": 1, "sign": "signed", "size": "own"}
+    drawn = attribute(model, x, **options)
+    function = lambda t: t[:, 1:].transpose(1, 2).unflatten(2, (4, 6))  # noqa: E731
+    assert_close(drawn, attribute(model, x, layout=function, **options))
+    assert_close(drawn, attribute(model, x, layout=locate(model, x), **options))
+    wrapped = nn.Sequential(model, nn.Softmax(1))
+    assert attribute(wrapped, x, **options | {"layer": model.place}).shape == (2, 4, 6)
+
+
+def test_tokens_in_another_order_than_the_attention_s_are_refused():
+    order = torch.cat([torch.zeros(1).long(), 24 - torch.arange(24)])
+    model, x = Tokens(order).eval(), images()
+    with pytest.raises(InputError, match="do not respond most to the pixels of the places"):
+        attribute(model, x, layer="place", target=1)
+    with pytest.raises(InputError, match="got 25 tokens, and which token is which place is known"):
+        attribute(model, x, layer="place", target=1, layout=Layout({}))
 
 
 class Attending(nn.Module):

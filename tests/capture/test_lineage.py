@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attnviz import maps
-from attnviz.capture import Capture, Record, watch
+from attnviz.capture import Capture, Record, followed_ops, lineage, stream, watch
 from attnviz.errors import InputError
 
 WIDTH = 8
@@ -133,7 +133,7 @@ def test_convolutions_over_something_else_are_no_grid() -> None:
     [
         (nn.Conv2d(3, WIDTH, 3, 2, 1), True),
         (nn.Sequential(nn.Conv2d(3, WIDTH, 3, 2, 1), nn.MaxPool2d(3, 2, 1)), True),
-        (nn.Sequential(nn.Conv2d(3, WIDTH, 5), nn.Conv2d(WIDTH, WIDTH, 5)), False),
+        (nn.Sequential(nn.Conv2d(3, WIDTH, 5), nn.Conv2d(WIDTH, WIDTH, 5)), True),  # the middle
         (nn.Sequential(nn.Conv2d(3, WIDTH, 4, 4), nn.AdaptiveAvgPool2d(2)), True),
         (nn.Sequential(nn.ZeroPad2d((0, 16, 0, 16)), nn.Conv2d(3, WIDTH, 4, 4)), False),
     ],
@@ -198,6 +198,23 @@ def test_an_image_within_lists_and_mappings_is_found() -> None:
     (record,) = seen_in(Nested(), [{"image": torch.randn(3, 16, 24)}] * 2).values()
     assert record.key_grid == (4, 6)
     assert maps.received(record).shape == (2, 4, 6)
+
+
+@pytest.mark.parametrize(("h", "w", "grid"), [
+    (16, 24, (4, 6)), (17, 25, (4, 6)), (19, 27, (5, 7)), (19, 24, (5, 6)), (39, 63, (10, 16)),
+])  # fmt: skip
+def test_patches_that_do_not_divide_the_image_are_drawn_where_they_are(
+    h: int, w: int, grid: tuple[int, int]
+) -> None:
+    record = only(lambda x: attend(rows(x)), 1, 3, h, w)
+    assert record.places is not None
+    keys = record.places.keys
+    assert (keys.grid, keys.status) == (grid, "proven")
+    for i, cell in enumerate(keys.cell):
+        middle = 4 * (i // (w // 4)) + 2, 4 * (i % (w // 4)) + 2
+        drawn = (cell // grid[1] + 0.5) * h / grid[0], (cell % grid[1] + 0.5) * w / grid[1]
+        assert abs(middle[0] - drawn[0]) < 0.5 * h / grid[0]
+        assert abs(middle[1] - drawn[1]) < 0.5 * w / grid[1]
 
 
 GRID = list(range(24))
@@ -345,6 +362,63 @@ def test_attention_in_slices_is_one_record(size: int) -> None:
     assert (record.key_grid, truth.key_grid) == ((4, 6), (4, 6))
 
 
+class Blocks(nn.Module):
+    """A stem, a class token, and equal blocks of attention; a linear layer reads the token."""
+
+    def __init__(self, depth: int = 4) -> None:
+        super().__init__()
+        self.stem, self.token = nn.Conv2d(3, WIDTH, 4, 4), nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.blocks = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(depth))
+        self.head = nn.Linear(WIDTH, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = rows(self.stem(x))
+        y = torch.cat([self.token.expand(len(y), -1, -1), y], 1)
+        for block in self.blocks:
+            y = y + block(attend(F.layer_norm(y, (WIDTH,)))).relu()
+        logits: Tensor = self.head(y[:, 0])
+        return logits
+
+
+def test_equal_blocks_and_later_batches_compute_no_origin_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[object] = []
+    find = followed_ops._found
+    monkeypatch.setattr(followed_ops, "_found", lambda *given: found.append(0) or find(*given))
+    counts = []
+    for depth in (2, 5):
+        batches = [torch.randn(2, 3, 16, 24) for _ in range(3)]
+        for _, seen in stream(Blocks(depth), batches, reduce="received"):
+            counts.append(len(found))
+            grids = {record.key_grid for record in seen.values()}
+            roles = {record.places.keys.role[0] for record in seen.values() if record.places}
+            assert (grids, roles, len(seen)) == ({(4, 6)}, {"class"}, depth)
+        found.clear()
+    assert counts == [counts[0]] * 6
+    assert counts[0]
+
+
+def test_places_are_right_where_no_origin_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lineage, "_ORIGINS", 0)
+    for record in seen_in(Blocks(), torch.randn(2, 3, 16, 24)).values():
+        assert (record.key_grid, cells(record)) == ((4, 6), [-1, *range(24)])
+
+
+def test_tokens_that_join_in_the_same_way_keep_their_own_roles() -> None:
+    def twice(x: Tensor) -> Tensor:
+        tokens, (read, unread) = rows(x), model.token[:, :2].expand(len(x), -1, -1).split(1, 1)
+        first = attend(torch.cat([read, tokens], 1))
+        second = attend(torch.cat([unread, tokens], 1))
+        return F.linear(first[:, 0], model.token[0]) + second[:, 1:].mean((1, 2))[:, None]
+
+    model = Made(twice)
+    with torch.no_grad(), watch(model.eval()) as seen:
+        model(torch.randn(2, 3, 16, 24))
+    roles = [one.places.keys.role[0] for one in seen.values() if one.places is not None]
+    assert roles == ["class", "other"]
+
+
 def test_exported_and_traced_models_keep_places_and_names() -> None:
     class Block(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -370,3 +444,23 @@ def seen_in_place(model: nn.Module, image: Tensor) -> Capture:
     with torch.no_grad(), watch(model) as seen:
         model(image)
     return seen
+
+
+@pytest.mark.parametrize(
+    ("reorder", "proven"),
+    [
+        (lambda x: x.flip(0), False),
+        (lambda x: torch.cat([x[1:], x[:1]]), False),
+        (lambda x: torch.cat([x[:1] * 2, x[1:] * 2]), False),
+        (lambda x: x[torch.tensor([1, 0])], False),
+        (lambda x: torch.cat([x[:1], x[1:]]), True),
+        (lambda x: x.flip(-1), True),
+    ],
+)
+def test_images_whose_order_is_not_certain_are_not_proven(
+    reorder: Callable[[Tensor], Tensor], proven: bool
+) -> None:
+    """Row 0 of the weights would be drawn on image 0, whichever it is."""
+    seen = seen_in(Made(lambda x: attend(rows(reorder(x)))), torch.randn(2, 3, 16, 24))
+    (record,) = seen.values()
+    assert (record.places is not None) is proven

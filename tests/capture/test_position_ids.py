@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import attnviz as av
-from attnviz.capture.lineage import positions
+from attnviz.capture.followed_ops import positions
 from attnviz.capture.proven_places import TOLD
 from attnviz.token_places import Places
 

@@ -100,6 +100,18 @@ def test_rollout_starts_anew_in_every_batch() -> None:
     assert torch.equal(found[0], found[2])
 
 
+def test_gradients_of_every_batch_are_those_of_a_watch() -> None:
+    model = nets.around(nets.Attention(nets.fused))
+    batches = nets.images(4).split(2)
+    found = []
+    for _, seen in stream(model, batches, reduce=None, keep_graph=True):
+        found.append(seen["attn"].gradient(seen.output[:, 1]))
+    with watch(model, keep_graph=True) as whole:
+        out = model(torch.cat(batches))
+    torch.testing.assert_close(torch.cat(found), whole["attn"].gradient(out[:, 1]))
+    assert not any(seen.output.requires_grad for _, seen in stream(model, batches, reduce=None))
+
+
 def test_loaders_with_labels_and_mappings() -> None:
     model = nets.around(nets.Attention())
     data = TensorDataset(nets.images(5), torch.arange(5))

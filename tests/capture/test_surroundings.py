@@ -655,8 +655,8 @@ def test_memory_does_not_grow_with_the_number_of_watches() -> None:
 
     tracemalloc.start()
     try:
-        first = many(100)
-        grown = many(150) - first
+        first = many(40)
+        grown = many(60) - first
     finally:
         tracemalloc.stop()
     assert grown < 100_000  # one session that stays is more than five thousand bytes

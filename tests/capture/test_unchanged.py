@@ -419,12 +419,12 @@ def test_what_a_parameter_of_its_own_class_computes_is_no_attention() -> None:
 
 
 def test_an_interrupt_at_any_line_leaves_no_watch_on() -> None:
-    """Ctrl-C may come between any two lines; here it comes at every seventh of ours."""
+    """Ctrl-C may come between any two lines; here it comes at every seventeenth of ours."""
     model, x = MODELS["plain"]()
     before = state()
     stopped, number = True, 0
     while stopped:
-        number += 7
+        number += 17
         stopped = False
         try:
             with torch.no_grad(), watch(model):

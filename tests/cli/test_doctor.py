@@ -95,7 +95,8 @@ def test_images_and_weights_may_be_given(tmp_path: Path, capsys) -> None:
     model = build("attnviz:cbam", width=8)
     with torch.no_grad():
         model.get_submodule("features.attention.spatial.conv").weight.zero_()
-    torch.save(model.state_dict(), tmp_path / "cbam.pt")
+    state = {f"module.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"epoch": 3, "model": state}, tmp_path / "cbam.pt")  # a training's checkpoint
     words = ["doctor", "attnviz:cbam", *QUICK, "--images", str(tmp_path / "pictures"),
              "--weights", str(tmp_path / "cbam.pt"), "--trained", "yes"]  # fmt: skip
     assert run(words) == 0

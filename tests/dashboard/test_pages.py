@@ -714,7 +714,7 @@ class TestMany:
         assert "Image **9999**" in words(at)
 
 
-def test_browsing_loads_no_torch(good_root: Path):
+def test_browsing_loads_no_torch_and_the_first_page_no_charts(good_root: Path):
     """In a process of its own: every page but Try it."""
     import subprocess
     import sys
@@ -728,7 +728,8 @@ for page in {[p for p in PAGES if p != "try_it"]}:
         at.switch_page(f"views/{{page}}.py")
     at.run()
     assert not at.exception, (page, at.exception)
-    heavy = [m for m in ("torch", "captum", "skimage", "matplotlib.pyplot") if m in sys.modules]
+    heavy = ["torch", "captum", "skimage", "matplotlib.pyplot", *["altair"][: page == "compare"]]
+    heavy = [m for m in heavy if m in sys.modules]
     assert not heavy, (page, heavy)
 """
     environment = os.environ | {"ATTNVIZ_RUNS": str(good_root), "OMP_NUM_THREADS": "1"}

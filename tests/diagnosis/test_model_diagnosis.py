@@ -13,7 +13,8 @@ from attnviz.diagnosis.outputs import flat_output
 from attnviz.diagnosis.statistics import interval
 from attnviz.errors import InputError
 from attnviz.patches import inject_patch
-from tests.diagnosis.twins import TWINS, C
+from tests.diagnosis.twins import TWINS, C, Net
+from tests.diagnosis.twins.gates import SpatialGate
 
 
 def noise(n: int = 8, side: int = 48) -> Tensor:
@@ -286,3 +287,15 @@ def test_wrong_arguments_are_named(given: dict, message: str) -> None:
     whole = {"model": nn.Identity(), "images": torch.zeros(2, 3, 8, 8)} | given
     with pytest.raises(InputError, match=message):
         diagnose(**whole)
+
+
+def test_a_gate_of_fewer_places_that_is_resized_is_recorded_and_not_reported() -> None:
+    class Resized(SpatialGate):
+        def forward(self, x: Tensor) -> Tensor:
+            gate = self.conv(nn.functional.avg_pool2d(x, 4)).sigmoid()
+            return x * nn.functional.interpolate(gate, x.shape[-2:], mode="bilinear")
+
+    torch.manual_seed(0)
+    found = diagnose(Net(Resized()).eval(), noise())
+    assert found.checked["gates"] == 1
+    assert found.codes == ("untrained",)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import attnviz as av
-from attnviz.diagnosis import diagnose, try_registers, without_sinks
+from attnviz.diagnosis import attention_sinks, diagnose, try_registers, without_sinks
 from attnviz.errors import InputError
 from tests.diagnosis.twins import TWINS
 
@@ -27,6 +27,27 @@ def test_a_planted_sink_is_typed_by_its_value(name: str, word: str) -> None:
     null = "null" in name
     assert (sink.evidence["value"] < 0.05) == null
     assert (sink.evidence["contribution"] < 0.2) == null
+
+
+@pytest.mark.parametrize("kind", ["broadcast", "null operation"])
+def test_sinks_are_listed_by_head_with_what_the_output_does_without_each(kind: str) -> None:
+    twin = TWINS[f"attention sink, {kind}"]
+    model, images = twin.make(mended=False), twin.images()
+    found = attention_sinks(model, images)
+    assert [(one.name, one.head, one.kind) for one in found] == [
+        ("layer", head, kind) for head in range(4)
+    ]
+    with torch.no_grad():
+        plain = model(images)
+        edit = without_sinks(head=2)
+        with av.watch(model, edit={"layer": edit}) as seen:
+            edited = model(images)
+    assert seen["layer"].weights[:, [0, 1, 3]].sum(-1).min() > 0.99
+    assert seen["layer"].weights[:, 2].sum(-1).max() < 0.5
+    change = float((edited - plain).norm() / plain.norm())
+    assert found[2].change == pytest.approx(change, rel=1e-4)
+    assert (found[2].value < 0.05) == (kind == "null operation")
+    assert attention_sinks(twin.make(mended=True), images) == []
 
 
 def test_registers_are_no_sinks_and_raise_no_alarm() -> None:

@@ -545,10 +545,16 @@ def test_images_of_several_sizes_are_scored_kept_and_measured_again_at_their_own
     assert command(["measure", *words]) == 2
     assert "had the grids 5 × 9, 7 × 7, 9 × 7 and are kept on one" in capsys.readouterr().err
     few = ["--faithfulness", "deletion_auc", "--images", "4"]
-    assert command(["measure", *words, *few, "--maps", "saliency", "--metrics"]) == 0
-    samples = av.open_run(path).samples()
-    assert samples["saliency/pixel_auroc"].notna().all()
-    assert samples["saliency/deletion_auc"].notna().sum() == 4
+    assert command(["measure", *words, *few, "--maps", "saliency", "--metrics"]) == 2
+    assert "attnviz evaluate scores them, with --faithfulness" in capsys.readouterr().err
+    assert command(["measure", *words, "--maps", "saliency", "--metrics", "--mprt"]) == 0
+    assert av.open_run(path).samples()["saliency/pixel_auroc"].notna().all()
+    faithful = {"findings": False, "faithfulness": [1, 5]}
+    several = evaluate(convolutions(), data, **faithful).samples
+    for index in (1, 5):
+        one = evaluate(convolutions(), Listed([data[index]]), findings=False, faithfulness=[0])
+        for key in ("layer_gradcam/deletion_auc", "layer_gradcam/road_combined"):
+            assert several[key][index] == pytest.approx(one.samples[key][0], abs=1e-5)
     write_report([path], tmp_path / "page.html")
     assert 'width="' in (tmp_path / "page.html").read_text()
 

@@ -30,6 +30,7 @@ TINY = (  # noqa: SIM905 - reads as it would be typed
 ).split()
 
 
+@pytest.mark.usefixtures("same_process")
 def test_a_quickstart_trains_all_variants_and_a_second_one_reuses_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

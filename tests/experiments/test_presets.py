@@ -52,6 +52,7 @@ def test_a_question_is_put_to_the_six_variants_if_to_no_others() -> None:
     assert {one.variant for one in planned(["placement"], {}, {})} == set(ATTENDING)
 
 
+@pytest.mark.usefixtures("same_process")
 def test_a_sweep_of_presets_runs_each_question(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

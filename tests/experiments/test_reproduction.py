@@ -30,6 +30,7 @@ def test_the_protocol_is_the_published_one_unless_something_is_said() -> None:
     assert (smaller.epochs, smaller.patience, smaller.places) == (3, 3, "image")
 
 
+@pytest.mark.usefixtures("same_process")
 def test_published_losses_stand_beside_ours_and_the_leak_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,6 +55,7 @@ def started(root: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.usefixtures("same_process")
 def test_a_sweep_survives_a_failing_run_and_keeps_the_order(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,6 +74,7 @@ def test_a_sweep_survives_a_failing_run_and_keeps_the_order(
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.usefixtures("same_process")
 def test_a_sweep_that_goes_on_leaves_what_a_run_links_to_alone(tmp_path: Path) -> None:
     settings = dataclasses.replace(TINY, variant="cnn", epochs=1)
     home, thesis = tmp_path / "runs", tmp_path / "thesis"
@@ -89,6 +91,7 @@ def test_a_sweep_that_goes_on_leaves_what_a_run_links_to_alone(tmp_path: Path) -
     assert [(f.file, f.kind) for f in open_run(begun.path).verify()] == [("gates", "link")]
 
 
+@pytest.mark.usefixtures("same_process")
 def test_a_complete_sweep_needs_no_workers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,12 +82,17 @@ def test_a_reduced_watch_gives_the_same_map(name):
         assert_close(drawn, draw(whole["blocks.0"], heads=heads))
 
 
-def test_a_rollout_made_while_watching_is_the_same_as_afterwards():
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("rollout", "a rollout of mean heads"), ("head_mean", "the mean of its heads")],
+)
+@pytest.mark.parametrize("read", ["class", "received"])
+def test_a_rollout_made_while_watching_is_the_same_as_afterwards(name, said, read):
     with torch.no_grad():
         whole, _ = seen_by(Transformer())
-        reduced, _ = seen_by(Transformer(), reduce="rollout")
-    assert_close(maps.rollout(reduced), maps.rollout(whole))
-    with pytest.raises(InputError, match="a rollout of mean heads; for fuse='max'"):
+        reduced, _ = seen_by(Transformer(), reduce=name)
+    assert_close(maps.rollout(reduced, read=read), maps.rollout(whole, read=read))
+    with pytest.raises(InputError, match=f"{said}; for fuse='max'"):
         maps.rollout(reduced, fuse="max")
 
 

@@ -56,7 +56,7 @@ def test_random_maps_score_as_their_slow_twin_says(key: str, dtype: torch.dtype)
 
 
 @given(pair=made.pairs())
-@settings(max_examples=250)
+@settings(max_examples=100)
 def test_ties_signs_and_extremes_score_as_the_slow_twin_says(pair: tuple[Tensor, Tensor]) -> None:
     for key, scores in everything(*pair).items():
         expected = by_twin(*pair, key)
@@ -64,7 +64,7 @@ def test_ties_signs_and_extremes_score_as_the_slow_twin_says(pair: tuple[Tensor,
 
 
 @given(pair=made.pairs(broken=True))
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_a_score_is_nan_exactly_where_a_reason_says_so(pair: tuple[Tensor, Tensor]) -> None:
     table = everything(*pair)
     for key, scores in table.items():
@@ -73,7 +73,7 @@ def test_a_score_is_nan_exactly_where_a_reason_says_so(pair: tuple[Tensor, Tenso
 
 
 @given(pair=made.pairs(broken=True))
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_a_metric_says_the_same_alone_and_in_company(pair: tuple[Tensor, Tensor]) -> None:
     table = everything(*pair)
     for key, scores in table.items():
@@ -118,7 +118,7 @@ def test_scores_stay_in_their_range(pair: tuple[Tensor, Tensor]) -> None:
 
 
 @given(pair=made.pairs(broken=True), seed=st.integers(0, 99))
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_a_score_depends_on_nothing_else_in_the_batch(
     pair: tuple[Tensor, Tensor], seed: int
 ) -> None:
@@ -164,10 +164,9 @@ def test_ranking_metrics_see_the_order_alone(pair: tuple[Tensor, Tensor]) -> Non
     maps, masks = pair
     _, places = maps.unique(return_inverse=True)
     by_order = (places.float() + 1).log()
+    ours, theirs = everything(by_order, masks), everything(maps, masks)
     for key in RANKED:
-        torch.testing.assert_close(
-            everything(by_order, masks)[key], everything(maps, masks)[key], equal_nan=True
-        )
+        torch.testing.assert_close(ours[key], theirs[key], equal_nan=True)
 
 
 @pytest.mark.parametrize("key", ["energy_pointing_game", "mass_lift", *MASKLESS])

@@ -12,7 +12,7 @@ import torch
 
 import attnviz as av
 from attnviz.cli import run as command
-from attnviz.diagnosis import Finding, Findings
+from attnviz.diagnosis import RULES, Finding, Findings
 from attnviz.metrics import ScoreTable
 from tests.training.made import Attending, Gated, scenes
 
@@ -75,12 +75,21 @@ def test_scores_stand_beside_chance():
     assert "the mask is empty" in shown(nothing)
 
 
-def test_findings_have_words_evidence_and_a_link_and_are_escaped():
-    finding = Finding("code", "error", HOSTILE, {"share": 0.25}, HOSTILE, "do", "docs/doctor/x.md")
+def test_findings_have_words_evidence_and_a_page_and_are_escaped():
+    """A page that lies in the repository is unfolded, for a notebook cannot follow its path."""
+    address = "https://example.org/rules/mine"
+    finding = Finding("code", "error", HOSTILE, {"share": 0.25}, HOSTILE, "do", address)
     html = shown(Findings([finding], name=HOSTILE))
     assert "&lt;script&gt;" in html
     assert "share 0.25" in html
-    assert 'href="docs/doctor/x.md"' in html
+    assert f'<a href="{address}">mine</a>' in html
+    rule = RULES["gate-closed"]
+    own = shown(Findings([rule.finding("gate", highest=0.01)]))
+    assert "<details><summary>gate-closed</summary>" in own
+    assert rule.cause in own
+    assert "href" not in own
+    shady = Finding("code", "error", "x", {}, "m", "do", "javascript:alert(1)")
+    assert "javascript" not in shown(shady)
     assert "nothing wrong was found" in shown(Findings())
 
 

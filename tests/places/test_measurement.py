@@ -33,26 +33,28 @@ def calls(model: nn.Module) -> list[int]:
     return count
 
 
-def slow_cells(model: nn.Module, x: Tensor, name: str, grid: tuple[int, int]) -> list[set[int]]:
-    """For each key the patches that move it, one patch at a time, with attention at zero."""
+def slow_cells(
+    model: nn.Module, x: Tensor, names: tuple[str, ...], grid: tuple[int, int]
+) -> list[list[set[int]]]:
+    """For each key of each layer the patches that move it, one at a time, attention at zero."""
 
-    def keys(image: Tensor) -> Tensor:
+    def keys(image: Tensor) -> list[Tensor]:
         zero = {"*": "zero"}
         with torch.no_grad(), watch(model, edit=zero, operands=True) as seen:
             model(image)
-        found = seen[name].key
-        assert found is not None
-        return found.transpose(1, 2).flatten(2).flatten(0, 1)
+        found = [seen[name].key for name in names]
+        return [key.transpose(1, 2).flatten(2).flatten(0, 1) for key in found if key is not None]
 
     base = keys(x)
     ph, pw = x.shape[2] // grid[0], x.shape[3] // grid[1]
-    moved: list[set[int]] = [set() for _ in base]
+    moved: list[list[set[int]]] = [[set() for _ in tokens] for tokens in base]
     for cell in range(grid[0] * grid[1]):
         y, z = divmod(cell, grid[1])
         other = x.clone()
         other[..., y * ph : (y + 1) * ph, z * pw : (z + 1) * pw] += 1
-        for token in (keys(other) - base).abs().sum(1).nonzero()[:, 0].tolist():
-            moved[token].add(cell)
+        for cells, here, there in zip(moved, base, keys(other), strict=True):
+            for token in (there - here).abs().sum(1).nonzero()[:, 0].tolist():
+                cells[token].add(cell)
     return moved
 
 
@@ -64,12 +66,11 @@ def test_a_token_lies_where_the_one_patch_lies_that_moves_it(
     before: int, after: int, read: int | None
 ) -> None:
     model, x = nets.Plain(before, after, read).eval(), images()
-    layout = locate(model, x)
-    for name in ("blocks.0", "blocks.1"):
+    layout, names = locate(model, x), ("blocks.0", "blocks.1")
+    for name, slow in zip(names, slow_cells(model, x, names, (4, 6)), strict=True):
         for places in (layout[name].queries, layout[name].keys):
             assert places.status == "measured"
             assert places.grid == (4, 6)
-            slow = slow_cells(model, x, name, (4, 6))
             assert [set() if c < 0 else {c} for c in places.cell] == slow
             assert places.error < 0.5
 

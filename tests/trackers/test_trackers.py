@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import warnings
 from pathlib import Path
@@ -144,9 +145,10 @@ def records(path: Path):
 
 
 def test_weights_and_biases_reads_history_pictures_masks_and_tables(runs, tmp_path):
-    pytest.importorskip("wandb")
+    library = pytest.importorskip("wandb")
     one = str(runs / "net-s0")
     assert command(["export", one, "--to", "wandb", str(tmp_path / "wb")]) == 0
+    library.teardown()  # its service, another process, has then written everything
     (file,) = (tmp_path / "wb").glob("wandb/offline-run-*/*.wandb")
     history = [
         {"/".join(item.nested_key) or item.key: json.loads(item.value_json)
@@ -167,29 +169,52 @@ def test_weights_and_biases_reads_history_pictures_masks_and_tables(runs, tmp_pa
     assert content["columns"][:3] == ["map", "metric", "mean"]
 
 
-def test_trackio_reads_the_metrics_of_its_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+@pytest.fixture(scope="module")
+def tracks(tmp_path_factory):
+    """The folder that Trackio takes when it is imported, and its own reader."""
+    folder = tmp_path_factory.mktemp("tracks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRACKIO_DIR", str(folder))
+        pytest.importorskip("trackio")
+        storage = pytest.importorskip("trackio.sqlite_storage").SQLiteStorage
+    return folder, storage
+
+
+def logs(tracks, project, name):
+    storage = tracks[1]
+    (one,) = [one for one in storage.get_run_records(project) if one["name"] == name]
+    return storage.get_logs(project, name, run_id=one["id"])
+
+
+def test_trackio_reads_history_pictures_and_tables(runs, tracks, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "someone/space")  # which would send the run away
+    assert command(["export", str(runs), "--to", "trackio", str(tracks[0])]) == 0
+    assert os.environ["TRACKIO_SPACE_ID"] == "someone/space"
+    history = logs(tracks, "attnviz", "net-s0")
+    scores = {row["epoch"]: row[METRIC] for row in history if METRIC in row}
+    assert scores == dict(zip((1, 2), pytest.approx(curve(runs)).expected, strict=True))
+    pictures = [row for row in history if "maps/received/0" in row]
+    assert [row["epoch"] for row in pictures] == [1, 2]
+    (file,) = (tracks[0] / "media").rglob(Path(pictures[0]["maps/received/0"]["file_path"]).name)
+    assert Image.open(file).size == (256, 256)
+    (table,) = [row["scores"] for row in history if "scores" in row]
+    assert table["_value"][0]["map"] == "received"
+    (compared,) = [row["comparison"] for row in logs(tracks, "attnviz", "comparison")]
+    assert any(row["variant"] == "net" for row in compared["_value"])
+    assert command(["export", str(runs), "--to", "trackio", str(tmp_path)]) == 2
+    assert "trackio was imported before and writes to" in capsys.readouterr().err
+
+
+def test_a_run_of_trackio_takes_what_a_monitor_gives(tracks):
     library = pytest.importorskip("trackio")
-
-    class Recorded:
-        """A run of trackio whose `log` keeps what it is given."""
-
-        __module__ = "trackio.run"
-
-        def __init__(self):
-            self.rows = []
-
-        def log(self, values, step=None):
-            self.rows.append(values)
-
-    run = Recorded()
+    run = library.init(project="live", name="one", embed=False, auto_log_gpu=False,
+                       auto_log_cpu=False)  # fmt: skip
     monitor = av.Monitor(scenes(), budget=None, pinned=1, trackers=[wandb(run)])
     row = monitor(Attending(), 1)
     monitor.finish()
-    logged = {key: value for one in run.rows for key, value in one.items()}
-    assert logged[METRIC] == row[METRIC]
-    assert isinstance(logged["maps/received/0"], library.Image)
-    assert isinstance(logged["scores"], library.Table)
+    library.finish()
+    (scores,) = [one for one in logs(tracks, "live", "one") if METRIC in one]
+    assert scores[METRIC] == pytest.approx(row[METRIC])
 
 
 def test_nothing_is_exported_of_a_folder_without_runs(tmp_path, capsys):

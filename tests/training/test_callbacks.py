@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -15,7 +17,9 @@ from torch.nn import functional as F
 
 import attnviz as av
 from attnviz.training.callbacks import lightning_callback, trainer_callback
+from attnviz.training.recording import is_main
 from tests.training.made import SIDE, Attending, Gated, scenes
+from tests.training.test_monitor import is_one_curve, session
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the trainers' own, about loggers and workers
 
@@ -123,8 +127,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 PROCESS = """
-import sys
+import os, signal, sys
 import torch
+from tests.training.test_monitor import session
 
 rank, folder, page = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 meeting = f'"gloo", init_method="file://{folder}/meeting", rank={rank}, world_size=2'
@@ -133,6 +138,27 @@ exec(page.replace('"gloo"', meeting), names)
 model, row = names["main"](folder)
 assert bool(row) == (rank == 0), row
 torch.save(model.module.state_dict(), f"{folder}/{rank}.pt")
+
+if len(sys.argv) > 4:  # Accelerate's example, in two processes
+    meeting = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[5]}
+    os.environ |= meeting
+    os.chdir(folder)
+    exec(sys.argv[4], names)
+    assert len(names["monitor"].rows) == (3 if rank == 0 else 0)
+    torch.distributed.destroy_process_group()
+    for name in meeting:
+        del os.environ[name]
+
+class Killer:
+    def scalars(self, values, step):
+        if rank == 0 and step == 4: os.kill(os.getpid(), signal.SIGKILL)
+    def pictures(self, name, pictures, step):
+        if rank == 1 and step == 3: os.kill(os.getpid(), signal.SIGKILL)
+    def table(self, name, table, step): pass
+    def finish(self): pass
+
+session(f"{folder}/killed-{rank}", 1, 5, trackers=[Killer()])
 """
 
 
@@ -149,16 +175,27 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     assert all(run.state == "complete" for run in av.list_runs("runs"))
 
 
-def test_of_two_processes_rank_0_alone_measures_and_neither_waits(tmp_path):
-    """The page's own program, over gloo."""
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """Two processes over gloo run the page's own program; then a training of each is killed."""
+    folder = tmp_path_factory.mktemp("processes")
     page = "import torch\nimport attnviz as av\n" + BLOCKS[0] + next(
         code for code in BLOCKS if code.startswith("# train.py")
     )  # fmt: skip
     assert 'init_process_group("gloo")' in page
+    more = []
+    if find_spec("accelerate") is not None:
+        more = [next(code for code in BLOCKS if code.startswith("# needs accelerate")), free_port()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(rank), str(tmp_path), page],
+            [sys.executable, "-c", PROCESS, str(rank), str(folder), page, *more],
             env=environment, stderr=subprocess.PIPE, text=True, cwd=PAGE.parents[1],
         )
         for rank in (0, 1)
@@ -166,15 +203,100 @@ def test_of_two_processes_rank_0_alone_measures_and_neither_waits(tmp_path):
     try:
         for process in running:
             said = process.communicate(timeout=240)[1]
-            assert process.returncode == 0, said[-3000:]
+            assert process.returncode == -signal.SIGKILL, said[-3000:]
     finally:
         for process in running:
             process.kill()
-    found = av.open_run(tmp_path / "ddp")
+    return folder
+
+
+def test_of_two_processes_rank_0_alone_measures_and_neither_waits(processes):
+    found = av.open_run(processes / "ddp")
     assert found.state == "complete"
     assert found.curves()["epoch"].tolist() == [1, 2, 3]
-    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert found.curves()["val_energy_pointing_game"].notna().all()
+    one, other = (torch.load(processes / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_accelerate_in_two_processes_measures_in_one(processes):
+    pytest.importorskip("accelerate")
+    found = av.open_run(processes / "runs" / "accelerated")
+    assert found.state == "complete"
+    assert found.curves()["val_energy_pointing_game"].notna().tolist() == [True] * 3
+
+
+LIGHTNING = """
+import sys, torch
+import attnviz as av
+from attnviz.training.callbacks import lightning_callback
+from lightning.pytorch import LightningModule, Trainer
+from tests.training.made import Attending, scenes
+
+class Module(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = Attending()
+    def training_step(self, batch, number):
+        return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+items = [(scene["image"], scene["label"]) for scene in scenes(8)]
+with av.start_run(sys.argv[1]) as run:
+    monitor = av.Monitor(scenes(4), run=run, budget=None)
+    Trainer(
+        max_epochs=2, callbacks=[lightning_callback(monitor, lambda module: module.net)],
+        accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    ).fit(Module(), torch.utils.data.DataLoader(items, batch_size=2))
+"""
+
+
+def test_lightning_in_two_processes_measures_in_one(tmp_path):
+    """Its launcher starts the script again, and says only the local rank."""
+    pytest.importorskip("accelerate")  # of the group of integrations, as this test is
+    (tmp_path / "train.py").write_text(LIGHTNING)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "train.py"), str(tmp_path / "run")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PAGE.parents[1])},
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = av.open_run(tmp_path / "run")
+    assert found.state == "complete"
+    assert found.curves()["epoch"].tolist() == [1, 2]
+    assert found.curves()["val_energy_pointing_game"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("variables", "main"),
+    [
+        ({}, True),
+        ({"RANK": "1", "LOCAL_RANK": "0"}, False),
+        ({"LOCAL_RANK": "1"}, False),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "0"}, True),
+        ({"SLURM_PROCID": "2"}, False),
+    ],
+)
+def test_the_launchers_variables_tell_the_main_process(monkeypatch, variables, main):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert is_main() is main
+
+
+@pytest.mark.parametrize(("rank", "rows"), [(0, 4), (1, 2)])
+def test_a_training_that_was_killed_goes_on_to_one_curve(processes, rank, rows):
+    """After the row of an epoch, and in the middle of an epoch's measurement."""
+    path = processes / f"killed-{rank}"
+    left = av.open_run(path)
+    assert left.state != "complete"
+    assert len(left.curves()) == rows
+    session(path, 3, 5)  # from the checkpoint of epoch 2
+    is_one_curve(path, [1, 1, 3, 3, 3])
 
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch):

@@ -26,6 +26,7 @@ _LEAST = 2  # values per image from which a squashed tensor can be a gate
     meaning="weights are computed and not used: the output has no gradient by them, and replacing "
     "them changes it by {change:.1g} of itself",
     evidence={"change": "relative change of the output under replaced weights"},
+    threshold=f"no gradient, and a change below {NOTHING:g}",
     remedy="use what was computed: out = weights @ v, x = x * gate, and return it",
     appearance="A plausible heatmap of something that the model does not use.",
     cause="`weights` was returned for drawing while the output was computed without them, a name "
@@ -47,6 +48,7 @@ def not_applied(case: Examination) -> Iterator[Observation]:
     meaning="replaced weights change the output by {change:.2g} of itself, but it has no gradient "
     "by them: what computes them is never trained",
     evidence={"change": "relative change of the output under replaced weights"},
+    threshold=f"no gradient, and a change of {NOTHING:g} or more",
     remedy="remove .detach(), torch.no_grad() or the comparison between the weights and their use; "
     "for hard decisions pass the gradient straight through: hard + soft - soft.detach()",
     appearance="A map of random weights, however long the training.",
@@ -55,6 +57,7 @@ def not_applied(case: Examination) -> Iterator[Observation]:
     method="One backward pass gives no gradient by the result of the sigmoid, softmax or attention "
     "kernel, or by the parameters of queries and keys, and replaced results change the output. A "
     "warning in trained models, whose inference it does not affect.",
+    explained_by=("class-token-blind",),
 )
 def detached(case: Examination) -> Iterator[Observation]:
     severity: Severity = "warning" if case.trained else "error"
@@ -203,11 +206,11 @@ def _unrecorded_gates(case: Examination) -> Iterator[str]:
         size = call.result.numel() / len(case.some)
         if size < _LEAST or bool(torch.isin(call.result[0].float(), output[0]).all()):
             continue
-        recorded = any(
-            _within(call.module, _inside(case, record)) and _size(case, record) == size
-            for record in case.records
+        inside = [one for one in case.records if _within(call.module, _inside(case, one))]
+        resized = sum(one.op == call.op for one in inside) >= sum(
+            one.op == call.op and one.module == call.module for one in case.calls.calls
         )
-        if not recorded:
+        if not resized and all(_size(case, record) != size for record in inside):
             yield call.module or type(case.model).__name__
 
 

@@ -28,6 +28,7 @@ LITTLE = 1e-3
     meaning="replacing the weights by entirely different ones changes the model's output by "
     "{change:.1g} of itself: what is computed here does not reach it",
     evidence={"change": "relative change of the output"},
+    threshold=f"change below {NOTHING:g}",
     remedy="follow its result to the output: a missing assignment, a branch multiplied by zero, or "
     "values that are the same at all places",
     appearance="A heatmap of something that does not matter.",
@@ -58,6 +59,7 @@ def no_effect(case: Examination) -> Iterator[Observation]:
     meaning="uniform attention changes the output by {change:.2g} of the change between two "
     "images: the model does not use where it attends, whatever the map shows",
     evidence={"change": "change of the output over that between two images"},
+    threshold=f"change below {LITTLE:g} of that between images",
     remedy="do not read the map as a reason; compare with a model without this layer, and use an "
     "attribution",
     appearance="Any: the map may even be on the object.",

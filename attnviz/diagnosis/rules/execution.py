@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import torch
 
 from attnviz.capture import Record
-from attnviz.diagnosis.examination import DIFFERENT, Examination
+from attnviz.diagnosis.examination import DIFFERENT, LEAK, Examination, Run
 from attnviz.diagnosis.registry import Observation, observed, rule
 
 _FLOAT16 = 65504.0
@@ -63,6 +64,7 @@ def not_finite(case: Examination) -> Iterator[Observation]:
     meaning="two runs on the same images in evaluation mode differ by {difference:.2g} of the "
     "largest output: dropout or noise is left on",
     evidence={"difference": "largest difference over the largest output"},
+    threshold="difference above 1e-05",
     remedy="use nn.Dropout, or F.dropout(x, p, training=self.training): its default is "
     "training=True",
     appearance="Changes from run to run.",
@@ -111,6 +113,7 @@ def _finite(record: Record) -> bool:
     summary="Logits exceed the range of float16.",
     meaning="logits reach {largest:.3g}, and float16 ends at 65,504",
     evidence={"largest": "largest |q · k| before any scale that follows the product"},
+    threshold=f"|q · k| above {_FLOAT16:,.0f}",
     remedy="scale q before the product, or use bfloat16",
     appearance="Empty under float16.",
     cause="q · k is too large before it is scaled.",
@@ -141,18 +144,59 @@ def _largest_logit(record: Record) -> float:
     meaning="an image's output changes by {difference:.2g} of the largest output with the size of "
     "its batch, in evaluation mode",
     evidence={"difference": "largest difference over the largest output"},
+    threshold=f"difference above {DIFFERENT:g}, by neighbours above {LEAK:g}",
     remedy="look for a softmax or a norm over axis 0, batch statistics without running ones, or a "
     "permute that mixes b with places",
     appearance="Changes with the batch.",
     cause="Batch norm without running statistics, a norm or softmax over axis 0, a permute that "
     "mixes images and places.",
     method=f"The same images in a smaller batch give outputs that differ by more than {DIFFERENT} "
-    "of the largest.",
+    f"of the largest, or other neighbours in a batch of the same size by more than {LEAK:g}.",
     explained_by=("batch-attention", "gate-over-batch", "wrong-axis"),
 )
 def batch_leak(case: Examination) -> Iterator[Observation]:
-    if not case.is_random and case.batch_difference > DIFFERENT:
+    if case.is_random:
+        return
+    if case.batch_difference > DIFFERENT:
         yield observed("model", difference=case.batch_difference)
+    elif case.neighbour_difference > LEAK:
+        yield observed("model", difference=case.neighbour_difference)
+
+
+@rule(
+    code="skipped-in-eval",
+    severity="warning",
+    summary="Attention or a gate runs in training mode only.",
+    meaning="in training mode {records} more {word} run in this module than in evaluation mode: "
+    "what is evaluated is another model than what was trained",
+    evidence={"records": "number of attentions and gates that evaluation mode leaves out"},
+    remedy="remove the condition, if self.training, around it, unless it belongs to an auxiliary "
+    "head",
+    appearance="None in evaluation mode.",
+    cause="`if self.training:` around a branch, or an early return in evaluation mode. Auxiliary "
+    "heads mean it.",
+    method="One watched run in training mode, on copies of the buffers: modules with more records "
+    "than in evaluation mode.",
+)
+def skipped_in_eval(case: Examination) -> Iterator[Observation]:
+    trained, plain = (_by_module(case, run) for run in (case.training_run, case.fewer))
+    for where, count in trained.items():
+        more = {kind: n - plain[where][kind] for kind, n in count.items()}
+        kinds = [kind for kind, n in more.items() if n > 0]
+        if kinds and sum(plain[where].values()) < sum(count.values()):
+            named = {"attention": "attentions", "gate": "gates"}
+            yield observed(
+                where or type(case.model).__name__, records=sum(more[kind] for kind in kinds),
+                word=" and ".join(named[kind] for kind in kinds),
+            )  # fmt: skip
+
+
+def _by_module(case: Examination, run: Run) -> dict[str, Counter[str]]:
+    """How many attentions and gates each module has, with those that are not used."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in (*run.records, *run.seen.unused):
+        found[record.origin or record.name.partition("#")[0]][record.kind] += 1
+    return found
 
 
 @rule(

@@ -29,6 +29,7 @@ _BOUND = 1e-3  # how far from 0 and 1 a value may be by rounding
     meaning="the gate is normalised over the images of the batch, its values sum to {total:.3g} "
     "over {images} of them: an image's gate depends on the other images",
     evidence={"total": "sum over the images", "images": "images in the batch"},
+    threshold="sums within 0.001 of 1",
     remedy="normalise within an image: nn.Softmax(dim=1), or a sigmoid",
     appearance="Brighter or darker with the batch's other images.",
     cause="`nn.Softmax(dim=0)`, or `nn.Softmax()` on a tensor of one axis per image.",
@@ -47,6 +48,7 @@ def over_batch(case: Examination) -> Iterator[Observation]:
     meaning="the gate is a softmax over {channels} channels: its values sum to 1, so that the "
     "features shrink about {channels} times and channels compete",
     evidence={"channels": "number of channels"},
+    threshold="sums within 0.001 of 1",
     remedy="use a sigmoid for a gate: x * gate.sigmoid()",
     appearance="For channels: one or two bright bars, the rest dark.",
     cause="A softmax was taken in place of a sigmoid. A softmax over branches (SK-Net, ResNeSt) "
@@ -68,6 +70,7 @@ def softmax_gate(case: Examination) -> Iterator[Observation]:
     summary="The gate leaves 0 to 1.",
     meaning="the gate leaves 0 to 1: it reaches {lowest:.3g} to {highest:.3g}",
     evidence={"lowest": "smallest value", "highest": "largest value"},
+    threshold=f"a value more than {_BOUND:g} outside 0 to 1",
     remedy="read its map as a factor, not as a share",
     appearance="Usable, but the scale is no share.",
     cause="`1 + tanh`, ReLU or a product without a squashing function.",
@@ -87,17 +90,25 @@ def unbounded(case: Examination) -> Iterator[Observation]:
     summary="The gate is closed: next to nothing passes.",
     meaning="the gate is closed: it is {highest:.3g} at most, and next to nothing passes",
     evidence={"highest": "largest value over images, channels and places, 0 to 1"},
+    threshold=f"largest value below {CLOSED:g}",
     remedy="check its bias and its input; add the residual around it: x + x * gate",
     appearance="Black.",
     cause="A bias far below zero, or a sigmoid driven into saturation.",
-    method=f"The largest value is below {CLOSED}. Trained models; a note where that is not known.",
+    method=f"The largest value is below {CLOSED}, or features are multiplied by a broadcast factor "
+    "that is 0 throughout. Trained models; a note where that is not known.",
     explained_by=("gate-over-batch",),
 )
 def closed(case: Examination) -> Iterator[Observation]:
+    found = dict[str, float]()
     for record, scale in _trained_scales(case):
         low, high = float(scale.min()), float(scale.max())
         if high < CLOSED and low >= 0:
-            yield observed(record.name, case.trained_severity, highest=high)
+            found[record.name] = high
+    if case.trained is not False:
+        dead = (one.module for one in case.calls.products if not one.factor.any())
+        found |= {module or type(case.model).__name__: 0.0 for module in dead}
+    for where, high in found.items():
+        yield observed(where, case.trained_severity, highest=high)
 
 
 @rule(
@@ -106,6 +117,7 @@ def closed(case: Examination) -> Iterator[Observation]:
     summary="The gate is open everywhere.",
     meaning="the gate is open everywhere: it is {lowest:.3g} at least and selects nothing",
     evidence={"lowest": "smallest value over images, channels and places, 0 to 1"},
+    threshold=f"smallest value above {OPEN:g}",
     remedy="check its bias, and that its input is normalised; a saturated sigmoid has no gradient",
     appearance="White.",
     cause="A bias far above zero; inputs that were not normalised saturate the sigmoid, and it "
@@ -130,6 +142,7 @@ def open_everywhere(case: Examination) -> Iterator[Observation]:
         "mean": "mean over images, channels and places",
         "spread": "standard deviation over the same",
     },
+    threshold=f"standard deviation below {FLAT:g}",
     remedy="check that its last layer is not zero and is trained; 0.5 is the sigmoid of zero",
     appearance="One grey; scaled to its maximum it shows rounding noise.",
     cause="Its last layer is zero (½ is the sigmoid of zero), is not in the optimiser, or was "
@@ -152,6 +165,7 @@ def constant(case: Examination) -> Iterator[Observation]:
     meaning="the gate is the same for every image, it varies by {spread:.1g} between them: it is a "
     "learned constant",
     evidence={"spread": "standard deviation between images, mean over channels and places"},
+    threshold=f"standard deviation between images below {BLIND:g}",
     remedy="check its input: features that are pooled away, or a branch that is disconnected",
     appearance="The same picture under every image.",
     cause="Its input is a constant, or features that were pooled until nothing was left; with few "

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from attnviz.capture import Record
 from attnviz.diagnosis.examination import Examination
+from attnviz.diagnosis.findings import Severity
 from attnviz.diagnosis.perturbation import Perturbed
 from attnviz.diagnosis.registry import Observation, observed, rule
 from attnviz.diagnosis.rules.tokens import scrambled_tokens, silenced_runs
 
 CONSTANT = 1e-6
 """Spread of the output over images, relative to its size, below which it is constant."""
+
+PREFIX = 8
+"""More tokens than this without the image are no class and register tokens, but padding."""
 
 _FEWEST = 4  # tokens below which a mask or a single token says nothing
 _NOTHING = 1e-9  # part of the largest gradient or change that counts as none
@@ -36,7 +41,7 @@ _NOTHING = 1e-9  # part of the largest gradient or change that counts as none
     cause="A causal or next-token mask of a language model was left in; the class token comes "
     "first and sees itself only.",
     method="The class token's weight on every place is zero, in every head, image and layer, and "
-    "the output has a gradient by it.",
+    "the output has a gradient by it and by no place.",
 )
 def class_token_blind(case: Examination) -> Iterator[Observation]:
     with_token = [
@@ -53,16 +58,16 @@ def class_token_blind(case: Examination) -> Iterator[Observation]:
 @rule(
     code="causal-mask",
     severity="warning",
-    summary="Places attend to earlier places only.",
-    meaning="every query gives all {keys} keys behind it a weight of 0: a causal mask, in an order "
-    "that places of an image do not have",
+    summary="Places attend to earlier places only, or to later ones only.",
+    meaning="every query gives all of {keys} keys {word} it a weight of 0: a causal mask, in an "
+    "order that places of an image do not have",
     evidence={"keys": "number of keys"},
     remedy="remove is_causal=True or the triangular attn_mask, unless the model generates the "
     "image token by token",
     appearance="Bright at the top left, and every row of the image brighter than the next.",
     cause="A block of a language model, or a next-token mask that was left in.",
-    method="All weights above the diagonal are zero, in every head and image, and below it are "
-    "not.",
+    method="All weights on one side of the diagonal are zero, in every head and image, and on the "
+    "other side they are not.",
     explained_by=("class-token-blind",),
 )
 def causal_mask(case: Examination) -> Iterator[Observation]:
@@ -73,8 +78,9 @@ def causal_mask(case: Examination) -> Iterator[Observation]:
         keys = weights.shape[-1]
         if keys < _FEWEST or case.tokens[i].axis in ("channels", "swapped", "images"):
             continue
-        if not bool(weights.triu(1).any()) and bool(weights.tril(-1).any()):
-            yield observed(record.name, keys=keys)
+        later, earlier = bool(weights.triu(1).any()), bool(weights.tril(-1).any())
+        if later != earlier:
+            yield observed(record.name, keys=keys, word="before" if later else "behind")
 
 
 @rule(
@@ -83,6 +89,7 @@ def causal_mask(case: Examination) -> Iterator[Observation]:
     summary="The head reads one token that is not the class token.",
     meaning="the output depends on token {token} of {tokens} alone, which is {word}",
     evidence={"token": "number of the token, from 0", "tokens": "number of tokens"},
+    threshold=f"gradients of other tokens below {_NOTHING:g} of the largest",
     remedy="read the class token, x[:, 0], or the mean over places, x[:, prefix:].mean(1)",
     appearance="The class token's row shows what the head does not read; the row of one place is "
     "what counts.",
@@ -94,7 +101,7 @@ def causal_mask(case: Examination) -> Iterator[Observation]:
     "tokens mix places (scrambled-tokens).",
 )
 def head_token(case: Examination) -> Iterator[Observation]:
-    first = next((one for _, one in case.attention() if one.key is not None), None)
+    first = next((one for _, one in case.attention()), None)
     if case.backward is None or first is None or first.key is None or first.windows is not None:
         return
     if any(scrambled_tokens.find(case)):  # then the class token's key has parts of places
@@ -110,12 +117,49 @@ def head_token(case: Examination) -> Iterator[Observation]:
     read = (energy > _NOTHING * energy.max()).any(0).nonzero().flatten().tolist()
     if len(read) != 1:
         return
-    constant = _constant_tokens(first.key)
+    constant = constant_tokens(first, len(case.few))
     (token,) = read
     if token not in constant:
         yield observed(name, token=token, tokens=n, word="a place of the image")
     elif token != constant[0]:
         yield observed(name, "warning", token=token, tokens=n, word="a register token")
+
+
+@rule(
+    code="pooled-padding",
+    severity="warning",
+    summary="The head averages over tokens that hold nothing of the image.",
+    meaning="of the {tokens} tokens that the output depends on, {padding} are the same for every "
+    "image before the first attention: padding that the mean over tokens counts in",
+    evidence={
+        "tokens": "number of tokens that the output depends on",
+        "padding": "number of those that are padding",
+    },
+    threshold=f"more than {PREFIX} such tokens",
+    remedy="leave padding out of the mean: (x * keep[..., None]).sum(1) / keep.sum(1)",
+    appearance="Bright or dark places that are no part of the image.",
+    cause="Tokens were padded to a multiple of a window or to the longest sequence, and are "
+    "averaged with the others.",
+    method=f"More than {PREFIX} tokens have keys that do not differ between images, in the first "
+    "attention, and the output has a gradient by them and by others in the last layer. A warning "
+    "if they are also equal to one another, as padding is; a note if not, as of learned prompts.",
+)
+def pooled_padding(case: Examination) -> Iterator[Observation]:
+    found = case.cached(padding_tokens)
+    if found is None or case.backward is None:
+        return
+    energies = (
+        (name, energy) for name, energy in reversed(case.backward.tokens)
+        if energy.shape[1] == found.tokens
+    )  # fmt: skip
+    name, last = next(energies, ("", None))
+    if last is None:
+        return
+    read = set((last > _NOTHING * last.max()).any(0).nonzero().flatten().tolist())
+    padding = read & set(found.padding)
+    if len(padding) > PREFIX and len(read) > len(padding):
+        severity: Severity | None = None if found.alike else "note"
+        yield observed(name, severity, tokens=len(read), padding=len(padding))
 
 
 @rule(
@@ -125,6 +169,7 @@ def head_token(case: Examination) -> Iterator[Observation]:
     meaning="with zero attention nothing of the image passes this layer: {share:.0%} of a "
     "perturbation is left behind it",
     evidence={"share": "change behind the layer with zero attention over that before it, 0 to 1"},
+    threshold=f"share below {_NOTHING:g}",
     remedy="add the input: x = x + attention(norm(x))",
     appearance="That of a layer which must copy what it would keep: diagonal, or uniform in deep "
     "layers.",
@@ -159,6 +204,7 @@ def no_residual(case: Examination) -> Iterator[Observation]:
         "spread": "largest difference between images over the largest output",
         "images": "number of images",
     },
+    threshold=f"spread below {CONSTANT:g}",
     remedy="follow the features to the head: weights that are zero, a token that sees no place, a "
     "branch that is not connected, an activation that is zero everywhere",
     appearance="Any: a map says nothing about a constant.",
@@ -180,19 +226,59 @@ def output_constant(case: Examination) -> Iterator[Observation]:
         yield observed("model", spread=spread, images=len(output))
 
 
+@dataclass(frozen=True)
+class Padding:
+    """Tokens that hold nothing of the image.
+
+    Attributes:
+        tokens: Number of all tokens.
+        padding: Numbers of those without the image.
+        alike: Whether these are equal to one another, as zeros are.
+    """
+
+    tokens: int
+    padding: tuple[int, ...]
+    alike: bool
+
+
+def padding_tokens(case: Examination) -> Padding | None:
+    """More tokens without the image than class and register tokens are; None without."""
+    first = next((one for _, one in case.attention()), None)
+    if first is None or first.key is None or first.windows is not None:
+        return None
+    if next(iter(case.tokens.values())).axis in ("channels", "swapped", "images"):
+        return None
+    constant = constant_tokens(first, len(case.few))
+    if not PREFIX < len(constant) < first.key.shape[-2]:
+        return None
+    keys = first.key[:, :, constant[PREFIX:]].float()
+    alike = float((keys - keys[:, :, -1:]).abs().max()) < 1e-5 * float(keys.abs().max())
+    if not alike:
+        return Padding(first.key.shape[-2], tuple(constant), alike)
+    same = (first.key.float() - keys[:, :, -1:]).abs().amax((0, 1, 3)) < 1e-5 * keys.abs().max()
+    return Padding(first.key.shape[-2], tuple(same.nonzero().flatten().tolist()), alike)
+
+
 def _reads_first(case: Examination, prefix: int) -> bool:
-    """Whether the output depends on the first token behind the last layer; True if unknown."""
+    """Whether the output depends on leading tokens behind the last layer alone."""
     if case.backward is None:
         return True
     last = next((one for _, one in reversed(case.backward.tokens) if one.shape[1] > prefix), None)
-    return last is None or bool((last[:, 0] > _NOTHING * last.max()).any())
+    if last is None:
+        return True
+    read = (last > _NOTHING * last.max()).any(0)
+    return bool(read[0]) and not bool(read[prefix:].any())
 
 
-def _constant_tokens(key: Tensor) -> list[int]:
-    """Tokens whose keys do not differ between images: class and register tokens."""
-    spread = (key.float() - key[:1].float()).abs().amax((0, 1, 3))
-    size = key.float().abs().amax((0, 1, 3)).clamp_min(1e-30)
-    return (spread < 1e-5 * size).nonzero().flatten().tolist()
+def constant_tokens(record: Record, images: int) -> list[int]:
+    """Tokens whose keys do not differ between images: class, register and padding tokens."""
+    if record.key is None or len(record.key) % images:
+        return []
+    key = record.key.float().unflatten(0, (images, -1))  # heads may be among the images
+    spread = (key - key[:1]).abs().amax((0, 1, 2, 4))
+    size = key.abs().amax((0, 1, 2, 4)).clamp_min(1e-30)
+    numbers: list[int] = (spread < 1e-5 * size).nonzero().flatten().tolist()
+    return numbers
 
 
 def _behind(silent: Perturbed, number: int, record: Record) -> float | None:

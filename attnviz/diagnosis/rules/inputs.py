@@ -44,6 +44,7 @@ def not_finite(images: Tensor) -> Iterator[Observation]:
     meaning="pixels lie between {lowest:.3g} and {highest:.3g}: these are bytes, and models are "
     "trained on values around 0 to 1",
     evidence={"lowest": "smallest finite pixel", "highest": "largest finite pixel"},
+    threshold=f"a pixel above {BYTES:g}",
     remedy="images = images.float() / 127.5 - 1, or the model's own normalisation",
     appearance="Saturated features and arbitrary maps.",
     cause="`images.float()` without a division.",
@@ -105,6 +106,7 @@ def repeated(images: Tensor) -> Iterator[Observation]:
         "shift": "median over channels of |mean − running mean| / running standard deviation",
         "ratio": "median over channels of the standard deviation over the running one",
     },
+    threshold=f"shift above {SHIFT:g}, or ratio outside 1/{RATIO:g} to {RATIO:g}",
     remedy="normalise as in training: the same mean, standard deviation, channel order and range",
     appearance="Faint, or the same everywhere.",
     cause="Another mean, standard deviation, range or channel order than in training.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from attnviz.capture import Record, watch
 from attnviz.diagnosis.examination import FEW, Examination
 from attnviz.diagnosis.registry import Observation, observed, rule
+from attnviz.diagnosis.rules.information import padding_tokens
 from attnviz.diagnosis.statistics import interval
 from attnviz.maps import class_row, gate_map, received
 from attnviz.places import placed
@@ -44,6 +45,7 @@ _INTERVAL = {
     summary="Real places attend to padding.",
     meaning="{share:.1%} of the attention of real places goes to padding",
     evidence={"share": "share of the attention of real places on padding, 0 to 1"},
+    threshold=f"share above {ATTENDED:g}",
     remedy="mask padded keys: nn.MultiheadAttention(…)(…, key_padding_mask=padding), or "
     "attn_mask=~padding[:, None, None, :] (True is allowed there)",
     appearance="A bright border.",
@@ -51,9 +53,10 @@ _INTERVAL = {
     "attends to it to some degree.",
     method=f"More than {ATTENDED:.0%} of the attention of real places goes to places that are "
     "padding altogether. A warning where `padding=` was given, a note where borders of one colour "
-    "were taken for it.",
+    "were taken for it. Tokens that are no places count as in [pooled-padding](pooled-padding.md).",
 )
 def padding_attention(case: Examination) -> Iterator[Observation]:
+    yield from _to_padding_tokens(case)
     given = case.padding is not None
     padding = plain_borders(case.few) if case.padding is None else case.padding[: len(case.few)]
     if len(padding) < len(case.few):  # a single image is examined beside its mirror image
@@ -75,6 +78,7 @@ def padding_attention(case: Examination) -> Iterator[Observation]:
     meaning="attention avoids the masks, they get {lift:.2f} times what chance would put there "
     "(95 % interval {low:.2f} to {high:.2f}, {images} images, the best of {maps} maps)",
     evidence=_INTERVAL,
+    threshold=f"interval below 1, {ENOUGH} images or more",
     remedy="check that masks and images were flipped and resized together; else the values, not "
     "the weights, carry the object: draw an attribution",
     appearance="A dark hole where the object is.",
@@ -97,6 +101,7 @@ def outside_mask(case: Examination) -> Iterator[Observation]:
     "(95 % interval {low:.2f} to {high:.2f}, {images} images, the best of {maps} maps): the map "
     "does not find the object",
     evidence=_INTERVAL,
+    threshold=f"interval from below {ABOVE:g} to below {MEANT:g}, {ENOUGH} images or more",
     remedy="try another construction (av.class_row, av.rollout, av.gradient_weighted) and an "
     "attribution before you conclude that the model does not attend to it",
     appearance="On something else, or everywhere.",
@@ -124,6 +129,7 @@ def not_above_chance(case: Examination) -> Iterator[Observation]:
     "is {lift:.2f} times as dense inside the masks as chance (95 % interval {low:.2f} to "
     "{high:.2f}, the best of {maps} maps)",
     evidence=_INTERVAL,
+    threshold=f"fewer than {ENOUGH} images, or interval up to {MEANT:g} or more",
     remedy=f"give {ENOUGH} images with masks or more, of different photographs",
     appearance="Any.",
     cause="Few images, few photographs (`groups=`), or maps that differ much between images.",
@@ -139,8 +145,17 @@ def too_few_images(case: Examination) -> Iterator[Observation]:
 
 
 @dataclass(frozen=True)
-class _Lift:
-    """How many times chance a layer's map is inside the masks."""
+class Lift:
+    """How many times chance a layer's map is inside the masks.
+
+    Attributes:
+        where: The layer.
+        lift: Mean over independent images.
+        low: Lower end of its interval.
+        high: Upper end of the same.
+        images: Number of independent images.
+        maps: Number of maps of which it is the best.
+    """
 
     where: str
     lift: float
@@ -150,24 +165,34 @@ class _Lift:
     maps: int
 
     def observed(self) -> Observation:
+        """The numbers as evidence of a finding."""
         return observed(
             self.where, lift=self.lift, low=self.low, high=self.high, images=self.images,
             maps=self.maps,
         )  # fmt: skip
 
 
-def _best_lift(case: Examination) -> _Lift | None:
+def _best_lift(case: Examination) -> Lift | None:
     """The lift of the best layer, None without masks or where it cannot be judged."""
     if case.masks is None or not case.trained:
         return None
-    lifts = {
+    return best_of(_lifts(case, case.masks))
+
+
+def best_of(lifts: Mapping[str, Tensor]) -> Lift | None:
+    """The map with the largest mean lift, with an interval that allows for the choice.
+
+    Args:
+        lifts: For each map one lift per independent image; those that are not finite do not count.
+    """
+    counted = {
         name: per_group
-        for name, lift in _lifts(case, case.masks).items()
+        for name, lift in lifts.items()
         if len(per_group := lift[lift.isfinite()]) > 1
     }
     judged = [
-        _Lift(name, *interval(lift, maps=len(lifts)), len(lift), len(lifts))
-        for name, lift in lifts.items()
+        Lift(name, *interval(lift, maps=len(counted)), len(lift), len(counted))
+        for name, lift in counted.items()
     ]
     return max(judged, key=lambda one: one.lift, default=None)
 
@@ -194,6 +219,19 @@ def _thick(edges: Tensor, least: int) -> Tensor:
     """Edges that are thick enough, both together."""
     wide = edges.sum(2, keepdim=True) >= max(1, least)
     return (edges & wide).any(0)
+
+
+def _to_padding_tokens(case: Examination) -> Iterator[Observation]:
+    """Attention of the other tokens to those that hold nothing of the image."""
+    found = case.cached(padding_tokens)
+    for _, record in case.attention() if found is not None else ():
+        weights = record.weights
+        if found is None or weights is None or tuple(weights.shape[-2:]) != (found.tokens,) * 2:
+            continue
+        real = [i for i in range(found.tokens) if i not in found.padding]
+        share = float(weights[:, :, real][..., list(found.padding)].sum(-1).mean())
+        if share > ATTENDED:
+            yield observed(record.name, None if found.alike else "note", share=share)
 
 
 def _to_padding(record: Record, padding: Tensor) -> float | None:

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from statistics import fmean, median
 
-import torch
-from torch import Tensor
-
-from attnviz.capture import Record
 from attnviz.diagnosis.examination import Examination
-from attnviz.diagnosis.registers import SINK, sink_keys, without_sinks
+from attnviz.diagnosis.registers import FEWEST, NULL, SINK, sinks_of, without_sinks
 from attnviz.diagnosis.registry import Observation, observed, rule
-
-NULL = 0.25
-"""A sink that contributes less than this part of the attention's output is a null operation."""
 
 OUTLIER = 4.0
 """A token is an outlier if its norm is this many times the median's."""
-
-_FEWEST = 8  # keys below which one of them cannot be a sink
 
 
 @rule(
@@ -37,9 +29,11 @@ _FEWEST = 8  # keys below which one of them cannot be a sink
         "contribution": "share · value over the sum of weight · value, 0 to 1",
         "change": "relative change of the output with its weight moved to a register of value 0",
     },
+    threshold=f"share above {SINK:g}",
     remedy="leave the place out of the map, with an edit that gives its weight to a register: "
     "av.watch(model, edit={name: attnviz.diagnosis.without_sinks()}), compare with "
-    "attnviz.diagnosis.try_registers(model, images, masks), or train with register tokens",
+    "attnviz.diagnosis.try_registers(model, images, masks), list heads with "
+    "attnviz.diagnosis.attention_sinks(model, images), or train with register tokens",
     appearance="One bright place, often in the background or a corner; the rest is faint.",
     cause="A softmax must put its weight somewhere. A head with nothing to add attends to a key "
     "with a small value (a null operation); a head that adds the same vector to all tokens attends "
@@ -73,6 +67,7 @@ def attention_sink(case: Examination) -> Iterator[Observation]:
         "limit": "norm over the median from which a token counts",
         "largest": "largest norm over the median",
     },
+    threshold=f"norm above {OUTLIER:g} times the median",
     remedy="train with register tokens (Darcet et al. 2024), or leave these places out of maps "
     "with attnviz.diagnosis.without_sinks()",
     appearance="Bright places without an object, the same in all heads.",
@@ -87,7 +82,7 @@ def high_norm_tokens(case: Examination) -> Iterator[Observation]:
     if case.trained is False or last is None or last.key is None or last.windows is not None:
         return
     places = last.key[:, :, last.prefix :].float().norm(dim=-1).square().sum(1).sqrt()
-    if places.shape[1] < _FEWEST:
+    if places.shape[1] < FEWEST:
         return
     ratio = places / places.median(1, keepdim=True).values.clamp_min(1e-30)
     share = float((ratio > OUTLIER).float().mean())
@@ -114,25 +109,16 @@ def _sinks(case: Examination) -> Iterator[_Sink]:
             continue
         if record.windows is not None or case.tokens[i].axis in ("channels", "swapped", "images"):
             continue
-        if weights.shape[-1] - record.prefix < _FEWEST or not bool(weights.isfinite().all()):
+        if weights.shape[-1] - record.prefix < FEWEST or not bool(weights.isfinite().all()):
             continue
-        found = _measured(i, record, weights.float(), value.float())
-        if found is not None:
-            yield found
+        found = sinks_of(record)
+        if found:
+            yield _Sink(
+                i, len(found), weights.shape[1], _mean(one.share for one in found),
+                float(median(one.value for one in found)),
+                _mean(one.contribution for one in found),
+            )  # fmt: skip
 
 
-def _measured(number: int, record: Record, weights: Tensor, value: Tensor) -> _Sink | None:
-    received, key = sink_keys(weights, record.prefix)
-    share = received.mean(0)
-    heads = share > SINK
-    if not bool(heads.any()):
-        return None
-    norms = value.norm(dim=-1)
-    of_sink = norms.gather(-1, key[..., None])[..., 0]
-    ratio = of_sink / norms.median(-1).values.clamp_min(1e-30)
-    total = (weights.mean(2) * norms).sum(-1).clamp_min(1e-30)
-    contribution = received * of_sink / total
-    return _Sink(
-        number, int(heads.sum()), len(heads), float(share[heads].mean()),
-        float(torch.median(ratio[:, heads])), float(contribution[:, heads].mean()),
-    )  # fmt: skip
+def _mean(values: Iterable[float]) -> float:
+    return float(fmean(values))

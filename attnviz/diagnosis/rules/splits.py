@@ -26,6 +26,7 @@ _BLOCKS = 6
     summary="Test images show what training images show.",
     meaning="{images} test images show what training images show: the test measures memory",
     evidence={"images": "number of such test images"},
+    threshold="half of the blocks equal",
     remedy="split by photograph before you cut or patch, not after",
     appearance="Right for the wrong reason.",
     cause="Split after cropping or augmenting.",
@@ -54,6 +55,7 @@ def shared_photographs(split: Split) -> Iterator[Observation]:
         "share": "share of test patches at the place of a training patch, 0 to 1",
         "expected": "the same for places drawn at random, 0 to 1",
     },
+    threshold="five points and two standard errors above chance",
     remedy="draw places from (seed, index), with another seed for each split: "
     "av.inject_patch(images, seed=…, indices=…)",
     appearance="Right on the test, lost elsewhere.",
@@ -89,6 +91,7 @@ def shared_places(split: Split) -> Iterator[Observation]:
         "places": "number of different places",
         "expected": "expected number of different places",
     },
+    threshold=f"fewer than {FEWER:g} of the expected",
     remedy="pass indices: av.inject_patch(images, seed=…, indices=numbers_in_the_data_set)",
     appearance="The same few spots.",
     cause="A generator that is seeded anew for each batch.",
@@ -109,10 +112,19 @@ def unlikely_places(training: Training) -> Iterator[Observation]:
         return
     if len(boxes) < 2:
         return
-    expected = _distinct(len(boxes), _possible(boxes, (height, width)))
-    places = len(np.unique(boxes, axis=0))
+    places, expected = different_places(boxes, (height, width))
     if places < FEWER * expected:
         yield observed("data", patches=len(boxes), places=places, expected=expected)
+
+
+def different_places(boxes: NDArray[Any], size: tuple[int, int]) -> tuple[int, float]:
+    """The number of different places of patches, and the number that chance gives.
+
+    Args:
+        boxes: `(n, 4)`.
+        size: Height and width of the images.
+    """
+    return len(np.unique(boxes, axis=0)), _distinct(len(boxes), _possible(boxes, size))
 
 
 def shared_images(train: NDArray[Any], test: NDArray[Any], *, blocks: int = _BLOCKS) -> int:

@@ -115,6 +115,7 @@ def batch_attention(case: Examination) -> Iterator[Observation]:
     "change is where the features changed: tokens mix places and channels, and their weights "
     "have no position in the image",
     evidence={"share": "share of a key's change where the features changed, 0 to 1"},
+    threshold=f"share below {KEPT:g}",
     remedy="transpose, do not reshape: tokens = x.flatten(2).transpose(1, 2); heads = "
     "t.view(b, n, heads, d).transpose(1, 2)",
     appearance="Stripes and blocks with a period that is unrelated to the image; the map moves "
@@ -145,6 +146,7 @@ def scrambled_tokens(case: Examination) -> Iterator[Observation]:
     "elsewhere, only {share:.0%} of it is where the features changed: tokens are put back in "
     "another order than they were taken",
     evidence={"share": "share of the output's change where the features changed, 0 to 1"},
+    threshold=f"share below {KEPT:g}",
     remedy="invert the steps: out.transpose(1, 2).reshape(b, c, h, w), and for heads first "
     "out.transpose(1, 2).flatten(2)",
     appearance="The attention map is right; maps of later layers (Grad-CAM, later attention) are "

@@ -51,6 +51,7 @@ def diverged(training: Training) -> Iterator[Observation]:
         "first": "training loss of the first epoch",
         "last": "training loss of the last epoch",
     },
+    threshold=f"loss never below {LEARNED:g} of the first",
     remedy="check the learning rate, that labels and images belong together, and that parameters "
     "are in the optimiser",
     appearance="As random as at the start.",
@@ -78,6 +79,7 @@ def no_learning(training: Training) -> Iterator[Observation]:
         "epoch": "epoch of the smallest validation loss",
         "train": "training loss of the last epoch",
     },
+    threshold=f"last loss above {ROSE:g} times the best and {BY:g} above it",
     remedy="stop at the best epoch, draw new patch places in every epoch, or take more images",
     appearance="Often on single pixels of training images.",
     cause="Too few images, or patch places that repeat from epoch to epoch.",
@@ -109,6 +111,7 @@ def overfitting(training: Training) -> Iterator[Observation]:
         "accuracy": "test accuracy, 0 to 1",
         "majority": "share of the commonest label, 0 to 1",
     },
+    threshold=f"within {_Z:g} standard errors",
     remedy="train longer, or make the task easier first (a larger patch); a map of such a model "
     "says nothing",
     appearance="Meaningless.",

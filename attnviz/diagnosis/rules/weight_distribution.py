@@ -28,6 +28,9 @@ COLLAPSED = 0.9
 SAME = 0.02
 """Heads are equal if their distance is below this part of their distance to uniform."""
 
+EQUAL = 1e-5
+"""Rows are equal if they differ by less than this part of the largest weight."""
+
 _NEAREST = 1e-4  # total variation below which heads are equal in any case
 _FEWEST = 4  # keys below which these numbers mean little
 _JUDGED = "Judged with trained weights; a note where that is not known."
@@ -40,6 +43,7 @@ _JUDGED = "Judged with trained weights; a note where that is not known."
     meaning="rows are nearly uniform, their entropy is {entropy:.4f} of log {keys}: every place "
     "gets the same attention, and the map is noise",
     evidence={"entropy": "mean entropy over log N, 0 to 1", "keys": "N, number of keys"},
+    threshold=f"entropy above {UNIFORM:g} of log keys",
     remedy="check the temperature, and that queries and keys are trained (a learning rate, a "
     "warm-up, a positional encoding); a plain mean would do the same",
     appearance="Grey, or (scaled to its own maximum) noise that looks like structure.",
@@ -68,6 +72,7 @@ def near_uniform(case: Examination) -> Iterator[Observation]:
         "of": "number of heads",
         "share": "share of such rows in these heads, 0 to 1",
     },
+    threshold=f"more than {ROWS:.0%} of rows above {SHARP:g}",
     remedy="scale the logits by d_k**-0.5, normalise queries and keys, or lower the learning rate",
     appearance="Single bright dots that jump between images.",
     cause="Logits too large. The softmax's gradient vanishes there, and queries and keys stop "
@@ -97,6 +102,7 @@ def saturated(case: Examination) -> Iterator[Observation]:
         "of": "number of heads",
         "share": "share of the attention that the key gets, 0 to 1",
     },
+    threshold=f"share above {COLLAPSED:g}",
     remedy="inspect that key: padding, a register token or a corner that serves as a sink; leave "
     "it out of the map, or give the model register tokens",
     appearance="The same dot in every image, often a corner.",
@@ -128,6 +134,7 @@ def collapsed(case: Examination) -> Iterator[Observation]:
         "pairs": "number of pairs",
         "distance": "largest total variation of such a pair, 0 to 1",
     },
+    threshold=f"distance below {SAME:g} of that to uniform",
     remedy="initialise heads differently, or use fewer",
     appearance="Two tiles of the head grid are the same picture.",
     cause="Initialised alike (a parameter expanded, not copied), or collapsed onto each other in "
@@ -155,6 +162,7 @@ def duplicates(case: Examination) -> Iterator[Observation]:
         "share": "share of the attention of places on the leading tokens, 0 to 1",
         "prefix": "number of leading tokens",
     },
+    threshold=f"share above {COLLAPSED:g}",
     remedy="draw the class token's own row (av.class_row); if places should exchange information, "
     "train longer or pool over places instead of a class token",
     appearance="The class token's row may be right; the map of attention received is empty but for "
@@ -172,6 +180,40 @@ def class_token_only(case: Examination) -> Iterator[Observation]:
         share = float(weights[:, :, p:, :p].sum(-1).mean())
         if share > COLLAPSED:
             yield observed(record.name, case.trained_severity, share=share, prefix=p)
+
+
+@rule(
+    code="equal-rows",
+    severity="warning",
+    summary="All queries have the same weights.",
+    meaning="all {queries} queries have the same weights, {distance:.1g} apart: every token gets "
+    "the same sum of values, whatever its place",
+    evidence={
+        "queries": "number of queries",
+        "distance": "largest difference of a weight between two queries",
+    },
+    threshold=f"difference below {EQUAL:g} of the largest",
+    remedy="make a query of each token, or, if one is meant, pool with it: one query, and one row "
+    "of weights",
+    appearance="The map of any query is that of all.",
+    cause="One query was expanded over all tokens, or queries are the same for all tokens: a "
+    "learned vector, or tokens that are alike.",
+    method=f"The rows of every head and image differ by less than {EQUAL:g} of the largest weight, "
+    "and they are not uniform. Attention that is pooled by one query is not judged.",
+    explained_by=("near-uniform", "collapsed-heads"),
+)
+def equal_rows(case: Examination) -> Iterator[Observation]:
+    for i, record in case.attention():
+        weights = record.weights
+        if weights is None or min(weights.shape[-2:]) < _FEWEST or record.how == "pooled":
+            continue
+        if case.tokens[i].axis == "images" or not bool(weights.isfinite().all()):
+            continue
+        largest = float(weights.abs().max())
+        distance = float((weights - weights[:, :, :1]).abs().max())
+        row = weights[:, :, 0]
+        if distance < EQUAL * largest < float(row.amax() - row.amin()):
+            yield observed(record.name, queries=weights.shape[-2], distance=distance)
 
 
 def _trained_weights(case: Examination) -> Iterator[tuple[Record, Tensor]]:

@@ -75,6 +75,7 @@ def no_softmax(case: Examination) -> Iterator[Observation]:
     meaning="the softmax runs over another axis than the one that meets the values: along the keys "
     "the weights sum to {lowest:.3g} to {highest:.3g} instead of 1",
     evidence={"lowest": "smallest sum over keys", "highest": "largest sum over keys"},
+    threshold=f"a sum more than {SUM:g} from 1",
     remedy="softmax over the keys, the axis that the values are summed over: "
     "scores.softmax(dim=-1)",
     appearance="Columns instead of rows are normalised: every key gives away the same amount, so "
@@ -131,6 +132,7 @@ def double_softmax(case: Examination) -> Iterator[Observation]:
         "highest": "largest sum of a row",
         "smallest": "smallest weight",
     },
+    threshold=f"a sum more than {SUM:g} from 1",
     remedy="softmax last, over the keys: only dropout between it and the values",
     appearance="Rows of different brightness; a query near the border may have nearly none.",
     cause="A mask, a threshold or a distance kernel multiplied onto the weights after the softmax, "
@@ -180,6 +182,7 @@ def empty_rows(case: Examination) -> Iterator[Observation]:
     meaning="the weights are multiplied by {factor:.3g} after the softmax: that shrinks the output "
     "and leaves the weights as flat or sharp as they were",
     evidence={"factor": "the number that multiplies the weights"},
+    threshold="factor more than 0.001 from 1",
     remedy="scale the logits instead: (q @ k.transpose(-2, -1) * d_k**-0.5).softmax(dim=-1)",
     appearance="As sharp or flat as without any scale; the numbers beside it are too small.",
     cause="`softmax(q @ k.T) / d**0.5` instead of `softmax(q @ k.T / d**0.5)`.",
@@ -203,6 +206,7 @@ def scaled_after_softmax(case: Examination) -> Iterator[Observation]:
         "ratio": "scale times √d_k, 1 for scaled dot-product attention",
         "d_k": "width of one head",
     },
+    threshold=f"ratio more than {TEMPERATURE:g} from 1",
     remedy="scale by the width of one head: q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5",
     appearance="Too large a scale gives a few bright spots, too small a one a grey map; both fade "
     "as training adapts.",

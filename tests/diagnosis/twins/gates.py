@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tests.diagnosis.twins.twin import C, Twin, layer_twin
+from tests.diagnosis.twins.twin import C, Twin, large_noise, layer_twin
 
 
 class ChannelGate(nn.Module):
@@ -205,6 +205,114 @@ class OnEveryOther(SpatialGate):
         return out
 
 
+class WindowsReordered(SpatialGate):
+    """Strips of rows are put together in another order than they were cut."""
+
+    def placed(self, gate: Tensor) -> Tensor:
+        strips = gate.unflatten(2, (4, -1))
+        return strips.transpose(2, 3).flatten(2, 3)
+
+
+class OverRows(ChannelGate):
+    """One value per channel multiplies the rows: there are as many."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.gate(self.excite(self.squeeze(self.pool(x)).relu()))
+        return x * scale[:, None, :, None]
+
+
+class RowsAndColumns(nn.Module):
+    """A gate over rows times a gate over columns, each pooled over the other axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.columns = nn.Conv1d(C, C, 1), nn.Conv1d(C, C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.rows(x.mean(3)).sigmoid()
+        columns = self.columns(x.mean(2)).sigmoid()
+        return x * rows[:, :, :, None] * columns[:, :, None, :]
+
+
+class ColumnsAndRows(RowsAndColumns):
+    """The gate over rows multiplies columns, and reversed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.rows(x.mean(3)).sigmoid()
+        columns = self.columns(x.mean(2)).sigmoid()
+        return x * rows[:, :, None, :] * columns[:, :, :, None]
+
+
+class SoftmaxOfOne(SpatialGate):
+    """A softmax over the single channel of the gate."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.placed(self.conv(x).softmax(1))
+
+
+class GatedBranch(nn.Module):
+    """A residual branch with a channel gate of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch, self.gate = nn.Conv2d(C, C, 3, padding=1), nn.Linear(C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.branch(x)
+        return x + y * self.scale(y)
+
+    def scale(self, y: Tensor) -> Tensor:
+        return self.gate(y.mean((2, 3))).sigmoid()[:, :, None, None]
+
+
+class GatedShortcut(GatedBranch):
+    """The gate of the branch multiplies the shortcut."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.branch(x)
+        return x * self.scale(y) + y
+
+
+class AddedProduct(ChannelGate):
+    """The same product, written as a sum: x − x (1 − gate)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.gate(self.excite(self.squeeze(self.pool(x)).relu()))
+        return torch.addcmul(x, x, 1 - scale[:, :, None, None], value=-1)
+
+
+class InvertedSum(ChannelGate):
+    """x − x · gate."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.gate(self.excite(self.squeeze(self.pool(x)).relu()))
+        return torch.addcmul(x, x, scale[:, :, None, None], value=-1)
+
+
+class OfOtherImages(ChannelGate):
+    """The gate of the next image of the batch."""
+
+    def gate(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid().roll(1, 0)
+
+
+class InTraining(ChannelGate):
+    """The gate is left out in evaluation mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return super().forward(x)
+
+
+class EinsumWithoutSigmoid(ChannelGate):
+    """The logits as factors, by einsum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.excite(self.squeeze(self.pool(x)).relu())
+        return torch.einsum("bchw,bc->bchw", x, scale)
+
+
 GATES: dict[str, Twin] = {
     "softmax over the batch as gate": layer_twin(
         "gate-over-batch", "error", OverBatch, ChannelGate, "gate"
@@ -231,6 +339,25 @@ GATES: dict[str, Twin] = {
     "gate rolled": layer_twin("gate-misplaced", "error", RolledGate, BranchGate, "branch"),
     "gate written into a tensor": layer_twin(
         "not-followed", "note", OnEveryOther, SpatialGate, "placed"
+    ),
+    "windows of the gate reordered": layer_twin(
+        "gate-scrambled", "note", WindowsReordered, SpatialGate, "placed", images=large_noise
+    ),
+    "channel gate on rows": layer_twin(
+        "gate-swapped-axes", "warning", OverRows, ChannelGate, images=large_noise
+    ),
+    "gates of rows and columns swapped": layer_twin(
+        "gate-swapped-axes", "warning", ColumnsAndRows, RowsAndColumns, images=large_noise
+    ),
+    "softmax over one channel": layer_twin("softmax-of-one", "error", SoftmaxOfOne, SpatialGate),
+    "gate of the branch on the shortcut": layer_twin(
+        "gate-of-other-features", "note", GatedShortcut, GatedBranch
+    ),
+    "gate inverted by a sum": layer_twin("gate-inverted", "warning", InvertedSum, AddedProduct),
+    "gate of another image": layer_twin("batch-leak", "error", OfOtherImages, ChannelGate, "gate"),
+    "gate in training only": layer_twin("skipped-in-eval", "warning", InTraining, ChannelGate),
+    "no sigmoid, by einsum": layer_twin(
+        "missing-sigmoid", "warning", EinsumWithoutSigmoid, ChannelGate
     ),
     "spatial half off": layer_twin("nothing-spatial", "warning", HalfCBAM, CBAM, "__init__"),
 }

@@ -58,6 +58,28 @@ class DetachedBlock(Block):
         return scores.softmax(-1).detach()
 
 
+class ReversedBlock(Block):
+    """A next-token mask the wrong way round: a query gives nothing to what came before."""
+
+    def masked(self, scores: Tensor) -> Tensor:
+        earlier = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(-1)
+        return scores.masked_fill(earlier, -torch.inf)
+
+
+class OneQueryBlock(Block):
+    """The first query for all tokens."""
+
+    def weights(self, scores: Tensor) -> Tensor:
+        return scores[:, :, :1].softmax(-1).expand(-1, -1, scores.shape[2], -1)
+
+
+class UnpaddedBlock(Block):
+    """Keys behind the class token and 64 places are masked."""
+
+    def masked(self, scores: Tensor) -> Tensor:
+        return scores.masked_fill(torch.arange(scores.shape[-1]) > 64, -torch.inf)
+
+
 class NoResidualBlock(Block):
     """The attention replaces its input."""
 
@@ -104,6 +126,45 @@ class CausalPooledViT(PooledViT):
     """A causal mask, and the mean over places."""
 
     block = CausalBlock
+
+
+class ReversedPooledViT(PooledViT):
+    """A reversed causal mask, and the mean over places."""
+
+    block = ReversedBlock
+
+
+class OneQueryViT(PooledViT):
+    """One query for all tokens."""
+
+    block = OneQueryBlock
+
+
+class PaddedViT(ViT):
+    """Tokens padded to 80, which is masked and left out of the mean."""
+
+    block = UnpaddedBlock
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patches(images).flatten(2).mT
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.position
+        return self.logits(self.norm(self.blocks(nn.functional.pad(x, (0, 0, 0, 15)))))
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.head(x[:, 1:65].mean(1))
+
+
+class PaddingPooledViT(PaddedViT):
+    """The mean over all tokens, padding too."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.head(x.mean(1))
+
+
+class PaddingAttendedViT(PaddedViT):
+    """Padding is not masked."""
+
+    block = Block
 
 
 class LastTokenViT(ViT):
@@ -166,6 +227,21 @@ TOKENS: dict[str, Twin] = {
     "no residual": _twin(
         "no-residual", "warning", NoResidualViT, PooledViT,
         (NoResidualBlock.residual, Block.residual),
+    ),
+    "reversed causal mask": _twin(
+        "causal-mask", "warning", ReversedPooledViT, PooledViT,
+        (ReversedBlock.masked, Block.masked),
+    ),
+    "one query for all": _twin(
+        "equal-rows", "warning", OneQueryViT, PooledViT, (OneQueryBlock.weights, Block.weights)
+    ),
+    "mean over padding": _twin(
+        "pooled-padding", "warning", PaddingPooledViT, PaddedViT,
+        (PaddingPooledViT.logits, PaddedViT.logits),
+    ),
+    "padding tokens not masked": _twin(
+        "padding-attention", "warning", PaddingAttendedViT, PaddedViT,
+        (Block.masked, UnpaddedBlock.masked),
     ),
     "features times zero": _twin(
         "output-constant", "error", ZeroHeadViT, ViT, (ZeroHeadViT.logits, ViT.logits)

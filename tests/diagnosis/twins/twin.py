@@ -43,6 +43,12 @@ def noise(n: int = 8) -> Tensor:
     return images.clamp(-1, 1)
 
 
+def large_noise() -> Tensor:
+    """`(2, 3, 96, 96)` images of noise: as many rows of features as channels."""
+    images = torch.randn(2, 3, 4 * C, 4 * C, generator=torch.Generator().manual_seed(1))
+    return images.clamp(-1, 1)
+
+
 @dataclass(frozen=True)
 class Twin:
     """A faulty program and its mended twin.
