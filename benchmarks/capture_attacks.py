@@ -2,6 +2,7 @@
 
     uv run python benchmarks/capture_attacks.py            # some minutes
     uv run python benchmarks/capture_attacks.py --quick    # a tenth of it
+    uv run python benchmarks/capture_attacks.py --only memory images  # these
 
 Prints a table: the attack, how often it was tried, and how often it was survived: the model put out
 what it does without a watch, and afterwards no mode was on, the compiler's stance and flags,
@@ -309,11 +310,17 @@ def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="a tenth of the tries")
-    few = 10 if parser.parse_args().quick else 1
+    names = (
+        "watch", "stream", "signals", "raising", "overlapping", "threads", "first", "memory",
+        "images",
+    )  # fmt: skip
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="these attacks")
+    args = parser.parse_args()
+    few = 10 if args.quick else 1
     random.seed(0)
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    attacks: list[Callable[[], Row]] = [
+    attacks: tuple[Callable[[], Row], ...] = (
         lambda: lines("watch", _watched, few),
         lambda: lines("stream", _streamed, 3 * few),
         lambda: signals(5000 // few),
@@ -323,9 +330,11 @@ def main() -> int:
         lambda: first_watches(20 // few),
         lambda: memory(2000 // few),
         lambda: images(4000 // few),
-    ]
+    )
     rows = []
-    for attack in attacks:
+    for name, attack in zip(names, attacks, strict=True):
+        if name not in args.only:
+            continue
         rows.append(attack())
         print("  ".join(rows[-1]), file=sys.stderr, flush=True)
     print(table(("attack", "tried", "survived"), rows))

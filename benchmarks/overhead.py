@@ -16,6 +16,7 @@ weights), timm's `AttentionExtract` on the unfused model (the fused one it canno
 `LayerActivation`, and nnsight where it is installed.
 
     python benchmarks/overhead.py                       # some minutes, on a machine without others
+    python benchmarks/overhead.py --only written        # one group of models
     python benchmarks/overhead.py --repeats 3 --batch 2 # a smoke run
 
 Exit code 1 if a demand is not met.
@@ -258,12 +259,14 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--threads", type=int, default=1)
+    groups = {"gates": _gates, "written": _written, "fused": _fused}
+    parser.add_argument("--only", choices=groups, help="one group of models")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     with torch.no_grad():
-        good = [_gates(args), _written(args), _fused(args)]
+        good = [run(args) for name, run in groups.items() if args.only in (None, name)]
     return 0 if all(good) else 1
 
 

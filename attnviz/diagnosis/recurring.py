@@ -1,4 +1,4 @@
-"""The doctor during a training: faults that one forward pass shows, examined repeatedly."""
+"""The doctor during a training: faults that a pass or two show, examined repeatedly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ONE_PASS = (
     "duplicate-heads",
     "class-token-only",
 )
-"""Findings that training can bring about, and that weights and gates of one pass show."""
+"""Findings that training can bring about, and that need no perturbation."""
 
 
 class Recurring:

@@ -41,7 +41,7 @@ LEAST = 4
 EXAMINED = 4
 """Images that the doctor examines."""
 
-EXPECTED = 20
+EXPECTED = 30
 """Forward passes of one image that the first examination is expected to cost."""
 
 MAPS, FINDINGS = "maps and scores", "findings"
@@ -71,7 +71,7 @@ class Monitor:
     """Measure a model's maps during its training, called once per epoch from any loop.
 
     Each measurement looks at a few images of known places: the scores of the model's primary map,
-    the maps of the pinned images, and the findings that one forward pass shows. They join the
+    the maps of the pinned images, and the findings that weights and gates show. They join the
     run's curves together with the numbers that the caller gives. The model trains as without it, to
     the last bit: it runs in evaluation mode, and modes, buffers, gradients and random generators
     are as before.

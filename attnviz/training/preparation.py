@@ -28,7 +28,7 @@ PROBE = 0.05
 FIRST = 0.4
 """Seconds for what is imported and built on first use."""
 
-WATCHED = 10
+WATCHED = 15
 """Forward passes of one image that finding the map is expected to cost, with a reserve."""
 
 LOCATED = 60

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attnviz import maps
-from attnviz.capture import Capture, Record, watch
+from attnviz.capture import Capture, Record, followed_ops, lineage, stream, watch
 from attnviz.errors import InputError
 
 WIDTH = 8
@@ -360,6 +360,63 @@ def test_attention_in_slices_is_one_record(size: int) -> None:
     assert truth.weights is not None
     torch.testing.assert_close(record.weights, truth.weights)
     assert (record.key_grid, truth.key_grid) == ((4, 6), (4, 6))
+
+
+class Blocks(nn.Module):
+    """A stem, a class token, and equal blocks of attention; a linear layer reads the token."""
+
+    def __init__(self, depth: int = 4) -> None:
+        super().__init__()
+        self.stem, self.token = nn.Conv2d(3, WIDTH, 4, 4), nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.blocks = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(depth))
+        self.head = nn.Linear(WIDTH, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = rows(self.stem(x))
+        y = torch.cat([self.token.expand(len(y), -1, -1), y], 1)
+        for block in self.blocks:
+            y = y + block(attend(F.layer_norm(y, (WIDTH,)))).relu()
+        logits: Tensor = self.head(y[:, 0])
+        return logits
+
+
+def test_equal_blocks_and_later_batches_compute_no_origin_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[object] = []
+    find = followed_ops._found
+    monkeypatch.setattr(followed_ops, "_found", lambda *given: found.append(0) or find(*given))
+    counts = []
+    for depth in (2, 5):
+        batches = [torch.randn(2, 3, 16, 24) for _ in range(3)]
+        for _, seen in stream(Blocks(depth), batches, reduce="received"):
+            counts.append(len(found))
+            grids = {record.key_grid for record in seen.values()}
+            roles = {record.places.keys.role[0] for record in seen.values() if record.places}
+            assert (grids, roles, len(seen)) == ({(4, 6)}, {"class"}, depth)
+        found.clear()
+    assert counts == [counts[0]] * 6
+    assert counts[0]
+
+
+def test_places_are_right_where_no_origin_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lineage, "_ORIGINS", 0)
+    for record in seen_in(Blocks(), torch.randn(2, 3, 16, 24)).values():
+        assert (record.key_grid, cells(record)) == ((4, 6), [-1, *range(24)])
+
+
+def test_tokens_that_join_in_the_same_way_keep_their_own_roles() -> None:
+    def twice(x: Tensor) -> Tensor:
+        tokens, (read, unread) = rows(x), model.token[:, :2].expand(len(x), -1, -1).split(1, 1)
+        first = attend(torch.cat([read, tokens], 1))
+        second = attend(torch.cat([unread, tokens], 1))
+        return F.linear(first[:, 0], model.token[0]) + second[:, 1:].mean((1, 2))[:, None]
+
+    model = Made(twice)
+    with torch.no_grad(), watch(model.eval()) as seen:
+        model(torch.randn(2, 3, 16, 24))
+    roles = [one.places.keys.role[0] for one in seen.values() if one.places is not None]
+    assert roles == ["class", "other"]
 
 
 def test_exported_and_traced_models_keep_places_and_names() -> None:
