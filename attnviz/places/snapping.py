@@ -24,6 +24,7 @@ FARTHEST = 0.45
 
 _SHIFT = 0.55  # cells: strided convolutions see up to half a cell above and to the left
 _DRIFT = 0.25  # cells that rows may move from the first to the last
+_NARROW = 0.6  # cells: the deviation of what a token sees that tells rows apart from others
 _CLOSEST = 0.3  # cells between two rows: those at the border draw near to each other
 _MANY = 16  # tokens whose distances can be compared with the noise
 _EXCESS = 0.1  # square cells
@@ -233,8 +234,8 @@ def _on_more_rows(
     if side < 3:
         return None
     count = round(1 / max(float(lines.diff().median()), 1e-3))
-    if not side < count <= 2 * side:
-        return None
+    if not side < count <= 2 * side or spread * count > _NARROW:
+        return None  # rows that see far draw near to each other
     row = (lines * count - 0.5).round().long().clamp(0, count - 1)
     off = ((lines - _lines(count, 0.0, spread)[row]) * count).abs()
     if float(off.max()) >= FARTHEST or bool((row.diff() != 1).any()):
