@@ -60,7 +60,7 @@ def snapped(points: Tensor, spread: Sequence[float]) -> Snapped:
     found = [one for grid in grids if (one := _full(points, grid, spread, known))]
     found.sort(key=lambda one: one[0])
     if not found:
-        return _part(points) or Snapped(None, reason="the measured positions form no grid")
+        return _part(points, spread) or Snapped(None, reason="the measured positions form no grid")
     (fit, best), *others = found
     if others and others[0][0] < 2 * fit:
         grids_ = " and ".join("×".join(map(str, one.grid or ())) for _, one in found[:2])
@@ -250,7 +250,7 @@ def _slope(values: Tensor) -> float:
     return float((at * values).sum() / at.square().sum())
 
 
-def _part(points: Tensor) -> Snapped | None:
+def _part(points: Tensor, spread: Sequence[float]) -> Snapped | None:
     """The points as some cells of a grid, the coarsest that holds them."""
     if len(points) < _FEWEST:
         return None
@@ -259,7 +259,7 @@ def _part(points: Tensor) -> Snapped | None:
     error = 0.0
     for axis in range(points.shape[1]):
         side = _side(points[:, axis])
-        if side is None:
+        if side is None or spread[axis] * side > _NARROW:
             return None
         grid.append(side)
         at = points[:, axis] * side - 0.5
