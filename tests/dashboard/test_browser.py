@@ -140,7 +140,8 @@ class TestAccessibility:
         assert "By other metrics mha is" in answer.text_content()
         answer.click(trial=True)  # fails where something lies over it, such as a card
         tab.locator(".axis span").first.wait_for()
-        labels = [one.bounding_box() for one in tab.locator(".axis span").all()]
+        spans = tab.locator(".axis span").all()
+        labels = [box for one in spans if (box := one.bounding_box())]  # every other one is hidden
         assert len(labels) > 2
         for left, right in pairwise(sorted(labels, key=lambda box: box["x"])):
             assert left["x"] + left["width"] <= right["x"]
