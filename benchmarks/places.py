@@ -376,7 +376,7 @@ def table(results: Sequence[Result]) -> str:
         f"{torch.__version__.split('+')[0]}, {platform.machine()}, one thread): "
         f"{sum(r.compared for r in done)} comparisons of a side (queries or keys of a record) with "
         f"what one changed cell moves, **{sum(r.wrong for r in done)} wrong**; largest error of a "
-        f"place {max(r.error for r in done):.2f} cells, at most {max(r.passes for r in done)} "
+        f"place {max(r.error for r in done):.4f} cells, at most {max(r.passes for r in done)} "
         f"forward passes. Judged one row off, {sum(r.noticed for r in done)} of "
         f"{sum(r.shifted for r in done)} sides were found wrong.",
         "",
@@ -394,6 +394,9 @@ def table(results: Sequence[Result]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [f"| {r.name} | {r.family} | {_cells([r])} |" for r in done]
+    missing = {name for models in FAMILIES.values() for name in models} - {r.name for r in done}
+    if missing:
+        lines += ["", f"Not judged: {', '.join(sorted(missing))}."]
     reasons = sorted({reason for r in done for reason in r.reasons})
     lines += ["", "Refused because:", "", *(f"- {reason}" for reason in reasons)]
     return "\n".join(lines)

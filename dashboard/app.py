@@ -19,9 +19,11 @@ if str(_HERE.parent) not in sys.path:  # the pages use `from dashboard.x import 
 
 from attnviz.errors import AttnvizError  # noqa: E402
 from attnviz.runs.storage import LocalStore  # noqa: E402
-from dashboard import run_cache  # noqa: E402
+from dashboard import heap, run_cache  # noqa: E402
 from dashboard.address import plain, quoted  # noqa: E402
-from dashboard.controls import carried, dress, root  # noqa: E402 - the path comes first
+from dashboard.controls import dress, root  # noqa: E402 - the path comes first
+from dashboard.lazy import entered  # noqa: E402
+from dashboard.navigation import navigation  # noqa: E402
 from dashboard.pages import listed  # noqa: E402
 from dashboard.theme import follow_theme  # noqa: E402
 
@@ -33,21 +35,21 @@ def main() -> None:
     """Set the page up, draw the links, and run the page that the address names."""
     st.set_page_config(page_title="attnviz", page_icon=str(_HERE / "icon.png"), layout="wide")
     dress()
-    pages = [
-        st.Page(
+    known = listed()
+    pages = {
+        page: st.Page(
             f"views/{page.name}.py", title=page.title, icon=page.icon, default=not number,
             url_path=page.name if number else "first",
         )
-        for number, page in enumerate(listed())
-    ]  # fmt: skip
-    named = st.Page(
-        f"views/{listed()[0].name}.py", title=listed()[0].title, url_path=listed()[0].name
-    )
-    page = st.navigation([*pages, named], position="hidden")  # the first has two addresses
+        for number, page in enumerate(known)
+    }  # fmt: skip
+    named = st.Page(f"views/{known[0].name}.py", title=known[0].title, url_path=known[0].name)
+    page = st.navigation([*pages.values(), named], position="hidden")  # the first has two addresses
+    current = next((one for one, target in pages.items() if target is page), known[0])
+    entered(current.name)
     with st.sidebar:
         st.markdown("**attnviz** · where does a model look?")
-        for target in pages:
-            st.page_link(target, query_params=carried())
+        navigation(pages, current)
         st.caption(f"Runs in {quoted(root())}")
         follow_theme()
         if note := _note():
@@ -56,6 +58,7 @@ def main() -> None:
         page.run()
         st.session_state[_WITH_PAGE] = True
         st.fragment(_watch, run_every=_EVERY)(run_cache.state_of(root()))
+    heap.settle()
 
 
 def _watch(shown: int) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -18,7 +21,9 @@ def board_of(board: pd.DataFrame, metric: str) -> tuple[list[Column], list[Row]]
         metric: The metric that ranks.
     """
     metrics = list(dict.fromkeys(board["metric"]))
-    by_metric = {name: part.set_index("variant") for name, part in board.groupby("metric")}
+    by_metric: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in metrics}
+    for row in board.to_dict("records"):
+        by_metric[row["metric"]][row["variant"]] = row
     columns = [Column("variant", "variant", sorts=False)]
     for name in metrics:
         known = DEFINITIONS.get(name)
@@ -28,18 +33,19 @@ def board_of(board: pd.DataFrame, metric: str) -> tuple[list[Column], list[Row]]
                 number=True, chosen=name == metric, down=not is_lower_better(name),
             )
         )  # fmt: skip
-    order = by_metric[metric]["rank"].sort_values(kind="stable", na_position="last").index
+    ranks = {name: row["rank"] for name, row in by_metric[metric].items()}
+    order = sorted(ranks, key=lambda name: ranks[name] if np.isfinite(ranks[name]) else np.inf)
     rows = [
         Row(
             str(variant),
-            (Cell(str(variant)), *(_cell(by_metric[name].loc[variant], name) for name in metrics)),
+            (Cell(str(variant)), *(_cell(by_metric[name][variant], name) for name in metrics)),
         )
         for variant in order
     ]
     return columns, rows
 
 
-def _cell(row: pd.Series, metric: str) -> Cell:
+def _cell(row: Mapping[str, Any], metric: str) -> Cell:
     if not np.isfinite(row["mean"]):
         return Cell("–", words=f"{metric_title(metric)}: not scored")
     rank = int(row["rank"])

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
+from attnviz.comparison.cohorts import Cohort, cohorts, differences, question_in_words, variants
 from attnviz.comparison.groups import thing_of
 from dashboard import notices, run_cache
 from dashboard.address import plain, quoted, several
-from dashboard.cohorts import Cohort, cohorts, differences, question_in_words, variants
 from dashboard.controls import carried, chooser, root, value_or_warning
 
 MOST = 15
@@ -188,7 +189,7 @@ def _in_words(cohort: Cohort) -> str:
 
 def ranked(choice: Chosen, metric: str) -> run_cache.Job | None:
     """The ranking under way; None, with what differs, where the runs may not be ranked together."""
-    job = run_cache.comparison_of(choice.groups, metric)
+    [job] = run_cache.comparisons(choice.groups, [metric])
     try:
         job.result(run_cache.INTERVALS)
         return job
@@ -202,8 +203,8 @@ def ranked(choice: Chosen, metric: str) -> run_cache.Job | None:
     return None
 
 
-def in_time(job: run_cache.Job) -> Any | None:
-    """What a job found; None while it runs, with its progress, after which the page runs again."""
+def in_time(job: run_cache.Job) -> run_cache.Ranking | None:
+    """The ranking; None while it runs, with its progress, after which the page runs again."""
     found = job.result(0)
     if found is None:
         st.fragment(lambda: _progress(job), run_every=0.5)()
@@ -211,7 +212,7 @@ def in_time(job: run_cache.Job) -> Any | None:
 
 
 def _progress(job: run_cache.Job) -> None:
-    assert job.future is not None, "started by comparison_of"
+    assert job.future is not None, "started by comparisons"
     if job.future.done():
         st.rerun()
     share = job.done / max(job.total, 1)
@@ -229,6 +230,22 @@ def limited(choice: Chosen) -> Chosen:
     st.caption(f"{MOST} of {len(groups)} variants; choose others on Runs.")
     kept = tuple(run for name in names for run in groups[name])
     return Chosen(choice.listing, kept, choice.cohort)
+
+
+def page_of_a_run(title: str) -> tuple[Chosen, Any] | None:
+    """A page's title, the runs that it compares, and the one that it shows; None without any."""
+    st.title(title)
+    choice = chosen()
+    run = None if choice is None else one_run(choice)
+    return None if choice is None or run is None else (choice, run)
+
+
+def tables_of(runs: Iterable[Any]) -> dict[str, pd.DataFrame]:
+    """The sample tables of all runs that can be read, by id; a fault in one leaves the others."""
+    found = {
+        run.id: notices.readable(lambda run=run: run_cache.samples(run), run) for run in runs
+    }  # fmt: skip
+    return {run_id: table for run_id, table in found.items() if table is not None}
 
 
 def one_run(choice: Chosen) -> Any | None:

@@ -48,12 +48,18 @@ class LayerHeads:
     count: int
 
 
-def layers_of(run: Any) -> list[LayerHeads]:
-    """The layers of a run whose heads were kept, in the order of the model's names."""
+def layers_of(run: Any, *, flat: bool = True) -> list[LayerHeads]:
+    """The layers of a run whose heads were kept, in the order of the model's names.
+
+    Args:
+        run: The run.
+        flat: Whether its test images are plain images; maps of volumes have an axis more.
+    """
+    axes = 4 if flat else 5
     found: dict[str, LayerHeads] = {}
     for name in run.map_names:
         shape = run.entry(f"maps/{name}").shape
-        if shape is None or len(shape) != 4 or shape[1] < 1 or "@" in name:
+        if shape is None or len(shape) != axes or shape[1] < 1 or "@" in name:
             continue
         base = name.removesuffix(SEPARATE)
         found[base] = LayerHeads(base, _layer(run, f"maps/{name}", base), name, None, shape[1])

@@ -20,7 +20,7 @@ from attnviz.definitions import metric_title
 from attnviz.runs import Notes
 from dashboard import notices, run_cache
 from dashboard.address import one_of, plain, span
-from dashboard.chosen_runs import Chosen
+from dashboard.chosen_runs import Chosen, page_of_a_run
 from dashboard.controls import chooser, value_or_warning
 from dashboard.selection import (
     CELLS,
@@ -85,7 +85,18 @@ def carried_filters() -> dict[str, str]:
     return found if "order" in found else {**found, "order": "worst"}
 
 
-def chosen_images(choice: Chosen, run: Any, table: pd.DataFrame) -> Images | None:
+def page_of_images(title: str) -> tuple[Chosen, Images] | None:
+    """A page's title, the runs that it compares, and the images of one that were chosen."""
+    found = page_of_a_run(title)
+    if found is None:
+        return None
+    choice, run = found
+    table = notices.readable(lambda: run_cache.samples(run), run)
+    images = None if table is None else _chosen_images(choice, run, table)
+    return None if images is None else (choice, images)
+
+
+def _chosen_images(choice: Chosen, run: Any, table: pd.DataFrame) -> Images | None:
     """The controls, and the images that they choose; None for a run without maps to show."""
     names = shown_maps(run, table)
     if not names:

@@ -10,6 +10,7 @@ import streamlit as st
 
 from attnviz.definitions import short_title
 from attnviz.figures.packing import PALETTES, MapLayer, Settings, Tile, pack, with_settings
+from attnviz.runs.datasets import Cut
 from dashboard import notices, run_cache
 from dashboard.address import one_of, plain, share, whole
 from dashboard.chosen_runs import Chosen
@@ -25,6 +26,7 @@ from dashboard.selection import (
     threshold_of,
     verdict,
 )
+from dashboard.slices import at_slice, slice_chooser
 
 
 def image_page(choice: Chosen, images: Images) -> None:
@@ -32,17 +34,25 @@ def image_page(choice: Chosen, images: Images) -> None:
     if not len(images.where):
         st.info("No image passes these filters.", icon=":material/filter_alt_off:")
         return
+    st.fragment(lambda: _page(choice, images))()
+
+
+def _page(choice: Chosen, images: Images) -> None:
+    """The page that the address names; another one runs this part alone."""
     shown, page = _turn(images)
     run = images.run
+    at = slice_chooser(choice.listing.root, str(run.dataset))
     held = notices.readable(
-        lambda: run_cache.pictures(choice.listing.root, str(run.dataset), shown), run
+        lambda: run_cache.pictures(choice.listing.root, str(run.dataset), shown, at), run
     )
-    values = notices.readable(lambda: run_cache.maps(run, images.map, shown), run)
-    if held is None or values is None:
+    if held is None:
+        return
+    values = notices.readable(lambda: run_cache.maps(run, images.map, shown, held), run)
+    if values is None:
         return
     _caption(images)
     rows = images.table.iloc[shown]
-    tiles = [_tile(row, i, held.box(i), run) for i, (_, row) in enumerate(rows.iterrows())]
+    tiles = [_tile(row, i, held, run) for i, (_, row) in enumerate(rows.iterrows())]
     block = pack(
         held.images,
         tiles,
@@ -106,14 +116,15 @@ def _layer(images: Images, shown: np.ndarray, values: np.ndarray) -> MapLayer:
     return MapLayer(name, name, values, threshold_of(images.run, name), words)
 
 
-def _tile(row: pd.Series, place: int, box: tuple[int, ...] | None, run: Any) -> Tile:
-    number = int(row.name)
+def _tile(row: pd.Series, place: int, held: Cut, run: Any) -> Tile:
+    number, box = int(row.name), held.box(place)
     described = verdict(row, run=run)
     where = f"{run.thing} at {box}" if box else f"no {run.thing}"
-    alt = f"Image {number}, {f'classified {described}, ' if described else ''}{where}"
+    judged = f"classified {described}, " if described else ""
+    alt = f"Image {number}{at_slice(held, place)}, {judged}{where}"
     named = str(row["name"]) if isinstance(row.get("name"), str) else ""
     lines = (described,) if described else ()
-    title = f"#{number} {named[-40:]}".rstrip()
+    title = f"#{number} {named[-40:]}".rstrip() + at_slice(held, place)
     return Tile(str(number), title, lines, alt, place, box)
 
 

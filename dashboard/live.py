@@ -21,11 +21,11 @@ from attnviz.capture import Record, edits, watch
 from attnviz.cli.model_arguments import build as named_model
 from attnviz.errors import AttnvizError, InputError
 from attnviz.evaluation.answers import tensor_of
-from attnviz.evaluation.measuring import placed
 from attnviz.maps import primary
 from attnviz.models.pixels import as_bytes
 from attnviz.models.pixels import as_input as scaled
 from attnviz.patches import inject_patch
+from attnviz.places import placed, unplaced
 from attnviz.text import first_line
 
 _ONE_AT_A_TIME = Lock()  # readers share the models
@@ -230,9 +230,9 @@ def _watched(
     edited = dict(edit) or None
     with torch.no_grad(), watch(model, features=True, edit=edited, empty=True) as seen:
         outputs = model(pixels)
-    found, missing = placed(model, pixels, seen)
+    found = placed(model, pixels, seen)
     logits = tensor_of(outputs).detach().float().flatten().tolist()
-    return tuple(logits), list(found.values()), missing
+    return tuple(logits), list(found.values()), unplaced(found)
 
 
 def _switches(records: Sequence[Record]) -> tuple[Switch, ...]:

@@ -14,8 +14,6 @@ from dashboard.address import plain, quoted
 
 T = TypeVar("T")
 
-QUICKSTART = "uv run python -m experiments quickstart"
-
 
 def command(text: str) -> None:
     """A command to copy."""
@@ -26,10 +24,12 @@ def nothing_here(root: str, reason: str | None = None) -> None:
     """Notice: no such folder, or no runs in it."""
     st.warning(
         f"No runs in {quoted(root)}. {plain(reason) + '. ' if reason else ''}"
-        "Train the variants and come back:",
+        "Finished runs to browse, or a run of your own model and images:",
         icon=":material/folder_off:",
     )
-    command(QUICKSTART)
+    command("attnviz demo")
+    out = quote(root if "://" not in root else "runs")
+    command(f"attnviz evaluate MODULE:FACTORY --images FOLDER --masks FOLDER --out {out}/NAME")
 
 
 def unreachable(root: str, reason: str, age: float | None) -> None:

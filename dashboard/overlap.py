@@ -6,6 +6,8 @@ half-pixel centres, scaled from its least to its greatest value, then cut at τ.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from attnviz.figures import resized
@@ -55,3 +57,18 @@ def energy(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     inside = (large * masks).sum(axis=(1, 2))
     good = (total > 0) & np.isfinite(total) & masks.any(axis=(1, 2))
     return np.divide(inside, total, out=np.full(len(maps), np.nan), where=good)
+
+
+def on_one_grid(maps: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """A blank map, for the image itself, then the maps: on their grid, or on the image's.
+
+    The browser enlarges them, so maps of one grid travel as they are; those of several grids are
+    brought to the image's size.
+
+    Args:
+        maps: Maps `(h, w)`.
+        size: The image's height and width.
+    """
+    grids = {one.shape for one in maps}
+    h, w = grids.pop() if len(grids) == 1 else size
+    return np.stack([np.zeros((h, w), np.float32), *(resized(one, (h, w)) for one in maps)])

@@ -21,13 +21,16 @@ import pandas as pd
 import streamlit as st
 
 from attnviz.comparison import Comparison, Group
-from attnviz.comparison.board import board, board_metrics
+from attnviz.comparison.board import answer, board, board_metrics
+from attnviz.comparison.cohorts import Cohort, cohorts
 from attnviz.comparison.from_runs import run_groups
 from attnviz.comparison.ranking import rank
 from attnviz.errors import AttnvizError, unknown_name
 from attnviz.runs import Notes, differing, list_runs, open_dataset, read_notes
+from attnviz.runs.datasets import Cut
 from attnviz.runs.notes import NOTES
-from dashboard.cohorts import Cohort, cohorts
+from dashboard import heap
+from dashboard.bounded import kept
 from dashboard.head_stats import LayerHeads, blocks, map_statistics, means, row_statistics
 from dashboard.summaries import cleaned
 
@@ -160,8 +163,11 @@ def _read(kept: _Kept, root: str) -> Listing:
         root, runs, None, 0.0, found.left_out, groups=groups, by_id=by_id, state=state
     )
     kept.raw = {run.id: run for run in found}
+    changed = kept.listing is None or kept.listing.state != state
     kept.listing, kept.at = listing, time.monotonic()
     kept.took = kept.at - began
+    if changed:
+        heap.settle(again=True)
     return listing
 
 
@@ -216,10 +222,7 @@ def stamp(run: Any, *names: str) -> tuple[Any, ...]:
     """
     seen: list[Any] = [run.location]
     for name in names or ("run.json",):
-        try:
-            listed = run.entry(name)
-        except AttnvizError:
-            listed = None
+        listed = run.listed(name)
         at = listed.at if listed else name
         try:
             found = os.stat(os.path.join(run.location, at))
@@ -236,37 +239,44 @@ def samples(run: Any) -> pd.DataFrame:
     return table.assign(**missing) if missing else table
 
 
-@st.cache_resource(max_entries=128, show_spinner=False)
-def _samples(key: tuple[Any, ...], _run: Any) -> pd.DataFrame:
-    return _run.samples()
+@kept(128)
+def _samples(key: tuple[Any, ...], run: Any) -> pd.DataFrame:
+    return run.samples()
 
 
-def maps(run: Any, name: str, indices: Sequence[int]) -> np.ndarray:
-    """One map of some images, `(n, h, w)`: the mean over heads where it has heads."""
-    found = head_maps(run, name, indices)
+def maps(run: Any, name: str, indices: Sequence[int], cut: Cut) -> np.ndarray:
+    """One map of some images, `(n, h, w)`: the mean over heads where it has heads.
+
+    Args:
+        run: The run.
+        name: The map.
+        indices: The images.
+        cut: The images as they are shown: of a volume's map the part over its slice.
+    """
+    found = head_maps(run, name, indices, cut)
     return found.mean(axis=1) if found.ndim == 4 else found
 
 
-def head_maps(run: Any, name: str, indices: Sequence[int]) -> np.ndarray:
-    """One map of some images as it was stored: `(n, h, w)` or `(n, heads, h, w)`."""
+def head_maps(run: Any, name: str, indices: Sequence[int], cut: Cut) -> np.ndarray:
+    """One map of some images as it was stored: `(n, h, w)` or `(n, heads, h, w)`; see `maps`."""
     where = tuple(int(i) for i in indices)
-    return _maps(stamp(run, f"maps/{name}"), run, name, where)
+    return cut.of(_maps((*stamp(run, f"maps/{name}"), where), run, name, where))
 
 
-@st.cache_resource(max_entries=96, show_spinner=False)
-def _maps(key: tuple[Any, ...], _run: Any, name: str, where: tuple[int, ...]) -> np.ndarray:
-    return _run.maps(name, list(where))
+@kept(96)
+def _maps(key: tuple[Any, ...], run: Any, name: str, where: tuple[int, ...]) -> np.ndarray:
+    return run.maps(name, list(where))
 
 
-def all_maps(run: Any, name: str) -> np.ndarray:
+def all_maps(run: Any, name: str, cut: Cut) -> np.ndarray:
     """One map of all images it was kept of, `(n, h, w)`; for the few pinned in training."""
-    found = _all_maps(stamp(run, f"maps/{name}"), run, name)
+    found = cut.of(_all_maps(stamp(run, f"maps/{name}"), run, name))
     return found.mean(axis=1) if found.ndim == 4 else found
 
 
-@st.cache_resource(max_entries=512, show_spinner=False)
-def _all_maps(key: tuple[Any, ...], _run: Any, name: str) -> np.ndarray:
-    return _run.maps(name)
+@kept(512)
+def _all_maps(key: tuple[Any, ...], run: Any, name: str) -> np.ndarray:
+    return run.maps(name)
 
 
 def head_statistics(run: Any, layer: LayerHeads) -> dict[str, np.ndarray]:
@@ -289,7 +299,8 @@ def _head_statistics(
         count = (_run.entry(f"maps/{_layer.stored}").shape or (0,))[0]
         held = open_dataset(_run.root, str(_run.dataset))
         for where in blocks(count):
-            found = map_statistics(_run.maps(_layer.stored, where), held.masks(where))
+            cut = held.cut(where)  # of a volume the slice with most of its object
+            found = map_statistics(cut.of(_run.maps(_layer.stored, where)), cut.masks)
             for statistic, part in found.items():
                 sums.setdefault(statistic, []).append(part)
     if _layer.rows:
@@ -306,41 +317,42 @@ def curves(run: Any) -> pd.DataFrame:
     return _curves(stamp(run, "curves.jsonl"), run)
 
 
-@st.cache_resource(max_entries=256, show_spinner=False)
-def _curves(key: tuple[Any, ...], _run: Any) -> pd.DataFrame:
-    return _run.curves()
+@kept(256)
+def _curves(key: tuple[Any, ...], run: Any) -> pd.DataFrame:
+    return run.curves()
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """Test images with the masks and boxes of their objects, all at one size.
+def pictures(root: str, digest: str, indices: Sequence[int], at: int | None = None) -> Cut:
+    """Some of the test images that a digest names, at one size; shared, so not to be written to.
 
-    Images of several sizes are stretched to one (`Dataset.together`); one alone has its own.
-
-    Attributes:
-        images: `(n, h, w, 3)` uint8.
-        masks: `(n, h, w)` bool.
-        boxes: `(n, 4)`, `x0 y0 x1 y1` with x1 and y1 outside.
+    Images of several sizes are stretched to one; one alone has its own. Of volumes and videos one
+    slice or frame of each is shown; see `Dataset.cut`.
     """
-
-    images: np.ndarray
-    masks: np.ndarray
-    boxes: np.ndarray
-
-    def box(self, place: int = 0) -> tuple[int, ...] | None:
-        """The box of one of these images; None where it has none."""
-        return tuple(int(v) for v in self.boxes[place]) if self.masks[place].any() else None
+    return _pictures((root, digest, tuple(int(i) for i in indices), at))
 
 
-def pictures(root: str, digest: str, indices: Sequence[int]) -> Pictures:
-    """Some of the test images that a digest names."""
-    return _pictures(root, digest, tuple(int(i) for i in indices))
+@kept(64)
+def _pictures(key: tuple[str, str, tuple[int, ...], int | None]) -> Cut:
+    root, digest, where, at = key
+    return open_dataset(root, digest).cut(where, at)
 
 
-@st.cache_resource(max_entries=64, show_spinner=False)
-def _pictures(root: str, digest: str, where: tuple[int, ...]) -> Pictures:
-    held = open_dataset(root, digest)
-    return Pictures(*held.together(where))
+def depth(root: str, digest: str) -> int | None:
+    """How many slices or frames the test images have; None of plain images."""
+    return _depth((root, digest))
+
+
+def depth_of(run: Any) -> int | None:
+    """The same of a run's test images; None also where they cannot be read."""
+    try:
+        return depth(str(run.root), str(run.dataset))
+    except (AttnvizError, OSError):
+        return None
+
+
+@kept(8)
+def _depth(key: tuple[str, str]) -> int | None:
+    return open_dataset(*key).depth
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -353,53 +365,62 @@ INTERVALS = 1.0
 """Seconds that a page waits for intervals before it shows means without them."""
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """Variants ranked by one metric.
+
+    Attributes:
+        comparison: Means with intervals, differences, caveats.
+        board: The variants by several metrics, as of `attnviz.comparison.board`.
+        answer: Both in words.
+    """
+
+    comparison: Comparison
+    board: pd.DataFrame
+    answer: str
+
+
 @dataclass
 class Job:
-    """Intervals that are computed in the background.
+    """A ranking that is computed in the background.
 
     Attributes:
         total: How many runs are read.
         done: How many have been.
-        future: The ranking, and the board of its variants by several metrics.
+        future: The ranking.
     """
 
     total: int
     done: int = 0
-    future: Future[tuple[Comparison, pd.DataFrame]] | None = None
+    future: Future[Ranking] | None = None
 
-    def result(self, patience: float) -> tuple[Comparison, pd.DataFrame] | None:
-        """The ranking and the board; None while they are being computed.
+    def result(self, patience: float) -> Ranking | None:
+        """The ranking; None while it is being computed.
 
         Raises:
             InputError: The runs were measured on different images or for different questions.
             RunError: A file of one of them cannot be read.
         """
-        assert self.future is not None, "started by comparison_of"
+        assert self.future is not None, "started by comparisons"
         try:
             return self.future.result(patience)
         except Late:
             return None
 
 
-def comparison_of(groups: Mapping[str, Sequence[Any]], metric: str) -> Job:
-    """The runs ranked by one metric, computed in the background, once for all readers."""
+def comparisons(groups: Mapping[str, Sequence[Any]], metrics: Sequence[str]) -> list[Job]:
+    """The runs ranked by each of some metrics, computed in the background, once for all readers."""
     key = tuple(
         (name, *(stamp(run, "run.json", "samples.parquet") for run in runs))
         for name, runs in groups.items()
     )
-    return _job(key, metric, {name: list(runs) for name, runs in groups.items()})
+    return [_job((key, metric), groups) for metric in metrics]
 
 
-def prepare(groups: Mapping[str, Sequence[Any]], metrics: Sequence[str]) -> None:
-    """Begin to rank the same runs by other metrics: a change of metric finds them ranked."""
-    for metric in metrics:
-        comparison_of(groups, metric)
-
-
-@st.cache_resource(max_entries=64, show_spinner=False)
-def _job(key: tuple[Any, ...], metric: str, _groups: dict[str, list[Any]]) -> Job:
-    job = Job(sum(map(len, _groups.values())))
-    job.future = _ranker().submit(_ranked, job, key, metric, _groups)
+@kept(64)
+def _job(key: tuple[Any, str], groups: Mapping[str, Sequence[Any]]) -> Job:
+    job = Job(sum(map(len, groups.values())))
+    job.future = _ranker().submit(_ranked, job, *key, {n: list(r) for n, r in groups.items()})
     return job
 
 
@@ -408,30 +429,22 @@ def _ranker() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=2, thread_name_prefix="attnviz-rank")
 
 
-_measured: dict[tuple[Any, ...], tuple[list[Group], list[str]]] = {}  # of the last few selections
-_FEW = 4
-
-
-def _ranked(
-    job: Job, key: tuple[Any, ...], metric: str, groups: dict[str, list[Any]]
-) -> tuple[Comparison, pd.DataFrame]:
+def _ranked(job: Job, key: Any, metric: str, groups: dict[str, list[Any]]) -> Ranking:
     """Rank variants by one metric; their scores by all metrics are kept for the next one."""
-    if key not in _measured:
-        counted = {
-            name: [_Counted(run, job) for run in runs] for name, runs in groups.items()
-        }  # fmt: skip
-        found = run_groups(counted)
-        while len(_measured) >= _FEW:
-            _measured.pop(next(iter(_measured)), None)
-        _measured[key] = found
+    found, notes = _measured(key, job, groups)
     job.done = job.total
-    found, notes = _measured[key]
     known = [name for name in found[0].values if all(name in one.values for one in found)]
     if metric not in known:
         raise unknown_name("metric", metric, known)
     mine = [replace(one, values={metric: one.values[metric]}) for one in found]
     ranking = rank(mine, primary=metric, resamples=10_000, confidence=0.95, seed=0, notes=notes)
-    return ranking, board(found, board_metrics(known, metric))
+    beside = board(found, board_metrics(known, metric))
+    return Ranking(ranking, beside, answer(ranking, beside))
+
+
+@kept(4)
+def _measured(key: Any, job: Job, groups: dict[str, list[Any]]) -> tuple[list[Group], list[str]]:
+    return run_groups({name: [_Counted(run, job) for run in runs] for name, runs in groups.items()})
 
 
 class _Counted:

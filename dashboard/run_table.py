@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from attnviz.comparison.cohorts import question, question_in_words
 from attnviz.definitions import short_title
 from attnviz.runs import Notes, flat
-from dashboard.cohorts import question, question_in_words
 from dashboard.notices import state_in_words
 from dashboard.summaries import level
 from dashboard.table import Cell, Column, Row

@@ -49,7 +49,8 @@ _LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)]*)?\))")
 def gathered(pages: Path) -> None:
     """Write every page, with its links led to the other pages."""
     sources = {path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md")}
-    sources |= {path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.png")}
+    pictures = (*DOCS.rglob("*.png"), *DOCS.rglob("*.webp"))
+    sources |= {path.relative_to(ROOT).as_posix() for path in pictures}
     results = (ROOT / "experiments" / "results").iterdir()
     sources |= {path.relative_to(ROOT).as_posix() for path in results}
     sources |= {"README.md", "CONTRIBUTING.md", "CHANGELOG.md"}

@@ -74,9 +74,18 @@ def _injected(read: dict[str, Any]) -> str:
         f"\n## Faults injected into models of others\n\n`python benchmarks/injected_faults.py`: "
         f"{len(read['faults'])} faults in {', '.join(read['hosts'])}, untrained and trained for some "
         f"steps: {found} of {total} found ({found / total:.1%}). On {read['twins']} examinations of "
-        f"mended twins there were {errors} errors.\n\n"
+        f"mended twins there were {errors} errors.{_left(read)}\n\n"
         "| fault | injected | found |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"
     )
+
+
+def _left(read: dict[str, Any]) -> str:
+    left = read["left"]
+    said = (
+        f" {left} more that the script plans were not examined, and some of these were examined before "
+        "the last changes of the rules."
+    )
+    return said if left else ""
 
 
 def _columns(correct: dict[str, Any], injected: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
@@ -104,7 +113,7 @@ def _correct(correct: dict[str, Any], injected: dict[str, Any]) -> str:
         f"models (`python benchmarks/doctor.py --only correct`), and {numbers[2]} examinations of "
         "the mended twins above, untrained and trained for some steps. Warnings and notes on weights "
         "and gates that barely learned are often true of them: a training of some steps leaves "
-        "attention near uniform.\n\n"
+        f"attention near uniform.{_left(correct)}\n\n"
         "| finding | severity | random weights | trained | twins |\n"
         "| --- | --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
     )

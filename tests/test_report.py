@@ -19,6 +19,7 @@ from PIL import Image
 
 from attnviz.errors import InputError, RunError
 from attnviz.report import write_report
+from attnviz.report.amounts import LIMIT
 from attnviz.report.markup import Html, joined, table, tag
 from attnviz.runs import start_run
 from tests.comparison.written import dataset, sample_table, write_run
@@ -243,6 +244,29 @@ class TestSafety:
         assert "error" in written(root).text
 
 
+class TestSize:
+    def test_of_many_variants_the_best_have_pictures_and_the_others_are_counted(
+        self, root: Path
+    ) -> None:
+        for number in range(16):
+            write_run(root, f"v{number:02}", energy=0.3 + number / 40)
+        page = written(root)
+        assert "the pictures of 1 more variants" in page.text
+        assert len(page.html) < LIMIT
+        assert not [a for a in page.all("img") if a["alt"].startswith("v00")]
+
+    def test_a_page_over_the_limit_shows_less_and_says_so(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        two(root)
+        whole = written(root)
+        monkeypatch.setattr("attnviz.report.LIMIT", len(whole.html) - 1)
+        less = written(root)
+        assert len(less.html) < len(whole.html)
+        assert len(less.all("img")) < len(whole.all("img"))
+        assert "Pictures are fewer and smaller than usual" in less.text
+
+
 class TestFaults:
     def test_no_complete_run_is_an_error(self, root: Path, tmp_path: Path) -> None:
         start_run(root, "cnn-0", variant="cnn", settings={}, seed=0).stop("enough")
@@ -250,11 +274,20 @@ class TestFaults:
             write_report(root, tmp_path / "report.html")
         assert not (tmp_path / "report.html").exists()
 
-    def test_other_images_are_shown_but_not_ranked(self, root: Path) -> None:
-        write_run(root, "mha")
-        write_run(root, "cnn", digest=dataset(root, 15))
+    def test_other_images_have_a_section_of_their_own(self, root: Path) -> None:
+        two(root)
+        write_run(root, "alone", digest=dataset(root, 15))
+        page = written(root)
+        keys = [attributes["id"] for attributes in page.all("section")]
+        assert {"question-1", "question-1-board", "question-2", "question-2-strip"} <= set(keys)
+        assert "Not ranked" not in page.text
+        assert "mha looks at the object most" in page.text
+        assert "alone: energy" in page.text
+
+    def test_other_images_under_given_names_are_shown_but_not_ranked(self, root: Path) -> None:
+        one, other = write_run(root, "mha"), write_run(root, "cnn", digest=dataset(root, 15))
         out = root.parent / "report.html"
-        study = write_report(root, out)
+        study = write_report({"mha": [one], "cnn": [other]}, out)
         page = Page(out.read_text())
         assert study.refusal.startswith("compare: cannot rank runs measured on different images")
         assert "Not ranked. compare: cannot rank runs measured on different images" in page.text

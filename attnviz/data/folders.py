@@ -93,31 +93,37 @@ class _MaskFolder:
             if missing:
                 raise InputError(
                     f"{masks}: {len(missing)} of {len(self.paths)} images have no mask, such as "
-                    f"{missing[0].name}; without='empty' if they hold nothing, or 'unknown'"
+                    f"{self._name(missing[0])}; without='empty' if they hold nothing, or "
+                    "'unknown'"
                 )
-        self._check_sizes()
+        self._check_sizes(masks)
         self.groups = _by_file(group, self.paths, images, "group")
         found = _by_file(labels, self.paths, images, "labels")
-        self.classes, self.labels = _numbered(found, classes)
+        self.classes, self.labels = _numbered(
+            found, classes, [self._name(path) for path in self.paths]
+        )
 
-    def _check_sizes(self) -> None:
+    def _check_sizes(self, masks: Path | None) -> None:
         for path, mask in zip(self.paths, self.masks, strict=True):
-            if mask is None:
+            if mask is None or masks is None:
                 continue
             sizes = [_size(path), _size(mask)]
             if sizes[0] != sizes[1]:
                 (w, h), (x, y) = sizes
                 raise InputError(
-                    f"{mask.name}: expected the size of its image {path.name}, {h} × {w}, got "
-                    f"{y} × {x}"
+                    f"{mask.relative_to(masks).as_posix()}: expected the size of its image "
+                    f"{path.name}, {h} × {w}, got {y} × {x}"
                 )
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
     def __getitem__(self, index: int) -> Sample:
         path, mask = self.paths[index], self.masks[index]
-        name = path.relative_to(self.folder).as_posix()
+        name = self._name(path)
         objects: list[np.ndarray] | None = [] if self.known else None
         void = None
         if mask is not None:
@@ -203,13 +209,13 @@ def _by_file(source: ByFile, paths: list[Path], folder: Path, what: str) -> list
 
 
 def _numbered(
-    labels: list[Any], classes: Sequence[str] | None
+    labels: list[Any], classes: Sequence[str] | None, files: Sequence[str]
 ) -> tuple[tuple[str, ...], list[Any]]:
     """Class names in their order, and labels as numbers."""
     if not any(isinstance(label, str) for label in labels):
         return tuple(classes or ()), labels
     names = list(classes) if classes is not None else sorted({str(label) for label in labels})
-    for label in labels:
+    for label, file in zip(labels, files, strict=True):
         if str(label) not in names:
-            raise unknown_name("class of an image", str(label), names)
+            raise unknown_name(f"class of {file}", str(label), names)
     return tuple(names), [names.index(str(label)) for label in labels]

@@ -24,6 +24,7 @@ FARTHEST = 0.45
 
 _SHIFT = 0.55  # cells: strided convolutions see up to half a cell above and to the left
 _DRIFT = 0.25  # cells that rows may move from the first to the last
+_NARROW = 0.6  # cells: the deviation of what a token sees that tells rows apart from others
 _CLOSEST = 0.3  # cells between two rows: those at the border draw near to each other
 _MANY = 16  # tokens whose distances can be compared with the noise
 _EXCESS = 0.1  # square cells
@@ -59,7 +60,7 @@ def snapped(points: Tensor, spread: Sequence[float]) -> Snapped:
     found = [one for grid in grids if (one := _full(points, grid, spread, known))]
     found.sort(key=lambda one: one[0])
     if not found:
-        return _part(points) or Snapped(None, reason="the measured positions form no grid")
+        return _part(points, spread) or Snapped(None, reason="the measured positions form no grid")
     (fit, best), *others = found
     if others and others[0][0] < 2 * fit:
         grids_ = " and ".join("×".join(map(str, one.grid or ())) for _, one in found[:2])
@@ -233,8 +234,8 @@ def _on_more_rows(
     if side < 3:
         return None
     count = round(1 / max(float(lines.diff().median()), 1e-3))
-    if not side < count <= 2 * side:
-        return None
+    if not side < count <= 2 * side or spread * count > _NARROW:
+        return None  # rows that see far draw near to each other
     row = (lines * count - 0.5).round().long().clamp(0, count - 1)
     off = ((lines - _lines(count, 0.0, spread)[row]) * count).abs()
     if float(off.max()) >= FARTHEST or bool((row.diff() != 1).any()):
@@ -249,7 +250,7 @@ def _slope(values: Tensor) -> float:
     return float((at * values).sum() / at.square().sum())
 
 
-def _part(points: Tensor) -> Snapped | None:
+def _part(points: Tensor, spread: Sequence[float]) -> Snapped | None:
     """The points as some cells of a grid, the coarsest that holds them."""
     if len(points) < _FEWEST:
         return None
@@ -258,7 +259,7 @@ def _part(points: Tensor) -> Snapped | None:
     error = 0.0
     for axis in range(points.shape[1]):
         side = _side(points[:, axis])
-        if side is None:
+        if side is None or spread[axis] * side > _NARROW:
             return None
         grid.append(side)
         at = points[:, axis] * side - 0.5

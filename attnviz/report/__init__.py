@@ -9,7 +9,8 @@ rest of the page is written. The same runs give the same bytes.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from attnviz.comparison.board import answer
@@ -17,8 +18,9 @@ from attnviz.comparison.inputs import Source
 from attnviz.comparison.text import begun
 from attnviz.errors import AttnvizError
 from attnviz.report import sections
+from attnviz.report.amounts import AMOUNTS, LIMIT
 from attnviz.report.markup import Html, joined, raw, tag
-from attnviz.report.study import Study, study_of
+from attnviz.report.study import Study, studies_of, study_of
 from attnviz.report.style import STYLE
 
 __all__ = ["Study", "page_of", "study_of", "write_report"]
@@ -47,7 +49,10 @@ def write_report(
     map_name: str | None = None,
     title: str | None = None,
 ) -> Study:
-    """Write one HTML report about some runs, atomically.
+    """Write one HTML report about some runs, atomically; of at most 5 MB.
+
+    Runs that answer several questions, or were measured on several sets of images, have a section
+    each.
 
     Args:
         runs: A folder of runs, a list of runs or paths, or either by variant.
@@ -57,7 +62,8 @@ def write_report(
         title: Of the page; by default its question.
 
     Returns:
-        The content of the page; `.refusal` is the reason if there is no ranking.
+        The content of the page, of several questions the largest, or the first that has no
+        ranking; `.refusal` is the reason for that.
 
     Raises:
         InputError: There is no complete run, or the path is inside a run's folder.
@@ -65,15 +71,18 @@ def write_report(
     """
     from attnviz.runs.outputs import write_output
 
-    study = study_of(runs, primary=primary, map_name=map_name)
-    write_output(Path(out), page_of(study, title=title or study.question).encode())
-    return study
+    studies = studies_of(runs, primary=primary, map_name=map_name)
+    for amount in AMOUNTS:
+        shown = [replace(study, amount=amount) for study in studies]
+        page = page_of(shown, title=title or studies[0].question).encode()
+        if len(page) <= LIMIT:
+            break
+    write_output(Path(out), page)
+    return next((study for study in studies if study.refusal), studies[0])
 
 
-def page_of(study: Study, *, title: str) -> str:
-    """The page's HTML."""
-    made = [(key, name, _guarded(make, study)) for key, name, make in _SECTIONS]
-    kept = [(key, name, body) for key, name, body in made if body]
+def page_of(studies: Sequence[Study], *, title: str) -> str:
+    """The page's HTML: a section per question where there are several."""
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -83,20 +92,39 @@ def page_of(study: Study, *, title: str) -> str:
         tag("title", title),
         tag("style", raw(STYLE)),
     )
-    links = tag("nav", (tag("a", name, href=f"#{key}") for key, name, _ in kept))
-    body = tag(
-        "main",
-        tag("h1", title),
-        tag("p", _answer(study), class_="answer"),
-        links,
-        (
-            tag("section", tag("h2", name, id=f"{key}-title"), content, id=key,
-                aria_labelledby=f"{key}-title")
-            for key, name, content in kept
-        ),
-        tag("p", _foot(study), class_="soft"),
-    )  # fmt: skip
+    if len(studies) == 1:
+        content = _study(studies[0], "", "h2")
+    else:
+        named = [(f"question-{n}", one) for n, one in enumerate(studies, 1)]
+        links = tag("nav", (tag("a", one.name, href=f"#{key}") for key, one in named))
+        content = joined([links, *(_question(key, one) for key, one in named)])
+    body = tag("main", tag("h1", title), content, tag("p", _foot(studies), class_="soft"))
     return f"<!doctype html>\n{tag('html', head, tag('body', body), lang='en')}\n"
+
+
+def _question(key: str, study: Study) -> Html:
+    """A question of several: its name, its answer and its sections."""
+    return tag(
+        "section", tag("h2", study.name, id=f"{key}-title"), _study(study, f"{key}-", "h3"),
+        id=key, aria_labelledby=f"{key}-title",
+    )  # fmt: skip
+
+
+def _study(study: Study, prefix: str, heading: str) -> Html:
+    """The answer, links, and the sections that have content."""
+    made = [(prefix + key, name, _guarded(make, study)) for key, name, make in _SECTIONS]
+    kept = [(key, name, body) for key, name, body in made if body]
+    return joined(
+        [
+            tag("p", _answer(study), class_="answer"),
+            tag("nav", (tag("a", name, href=f"#{key}") for key, name, _ in kept)),
+            *(
+                tag("section", tag(heading, name, id=f"{key}-title"), content, id=key,
+                    aria_labelledby=f"{key}-title")
+                for key, name, content in kept
+            ),
+        ]
+    )  # fmt: skip
 
 
 def _guarded(make: Callable[[Study], Html | None], study: Study) -> Html | None:
@@ -115,10 +143,15 @@ def _answer(study: Study) -> Html:
     return tag("span", answer(study.comparison, study.board))
 
 
-def _foot(study: Study) -> str:
+def _foot(studies: Sequence[Study]) -> str:
     from importlib.metadata import version
 
-    kept, total = len(study.complete), len(study.runs)
+    kept = sum(len(study.complete) for study in studies)
+    total = sum(len(study.runs) for study in studies)
     left = f", {total - kept} left out" if total > kept else ""
     made = f"Made by attnviz {version('attnviz')} from the run folders alone."
-    return f"{kept} complete runs{left}. {made}"
+    smaller = "" if studies[0].amount is AMOUNTS[0] else (
+        " Pictures are fewer and smaller than usual, so that this file stays below "
+        f"{LIMIT // 1_000_000} MB; a report of fewer runs has more."
+    )  # fmt: skip
+    return f"{kept} complete runs{left}. {made}{smaller}"

@@ -11,21 +11,24 @@ import numpy as np
 from PIL import Image
 
 from attnviz.figures import enlarged, outlined, overlay, png_bytes
+from attnviz.report.amounts import Amount
 from attnviz.report.markup import Html, tag
+from attnviz.runs.datasets import Cut
 
 _SIDE = 192  # pixels that a tile has at least, twice what it takes on the page
 _INCH = 100  # of a figure, in pixels of the page; its letters then are of the size of a caption's
 
 
-def tile(image: np.ndarray, map: np.ndarray | None, box: np.ndarray, alt: str, below: Any) -> Html:
+def tile(cut: Cut, map: np.ndarray | None, alt: str, below: Any, amount: Amount) -> Html:
     """One image, bare or with a map over it, the box drawn, and words below."""
+    image, box = cut.images[0], cut.boxes[0]
     scale = max(1, round(_SIDE / max(image.shape[:2])))
     if map is None:
         picture = outlined(enlarged(image, scale), box, scale=scale)
     else:
         picture = overlay(image, map, box, scale=scale)
     caption = tag("figcaption", below) if below else None
-    return tag("figure", _image(_webp(picture), "webp", alt), caption, class_="tile")
+    return tag("figure", _image(_webp(picture, amount), "webp", alt), caption, class_="tile")
 
 
 def plot(draw: Callable[[bool], Any], alt: str, below: Any) -> Html:
@@ -43,9 +46,12 @@ def _image(content: bytes, kind: str, alt: str, width: int | None = None) -> Htm
     return tag("img", src=_uri(content, kind), alt=alt, width=shown[0], height=shown[1])
 
 
-def _webp(picture: np.ndarray) -> bytes:
+def _webp(picture: np.ndarray, amount: Amount) -> bytes:
+    """A tile's picture, no larger than the page needs."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="webp", quality=88, method=4)
+    shown = Image.fromarray(picture)
+    shown.thumbnail((amount.side, amount.side))
+    shown.save(buffer, format="webp", quality=amount.quality, method=4)
     return buffer.getvalue()
 
 

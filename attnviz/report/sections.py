@@ -22,11 +22,9 @@ from attnviz.figures import curves
 from attnviz.figures.sheets import SCALING
 from attnviz.report.markup import Html, joined, line, table, tag
 from attnviz.report.pictures import plot, tile
-from attnviz.report.study import Sample, Study
+from attnviz.report.study import Study
 from attnviz.report.terms import TERMS
 from attnviz.runs import differing, flat, in_words
-
-_SHOWN = 4  # images in the strip, and best and worst of each variant
 
 
 def ranking(study: Study) -> Html | None:
@@ -173,32 +171,32 @@ def strip(study: Study) -> Html | None:
     """The same images in every variant, from the hardest to the easiest."""
     if study.comparison is None:
         return None
-    samples = {variant: study.first(variant) for variant in study.order}
+    samples = {variant: study.first(variant) for variant in study.drawn}
     stacked = np.stack([sample.scores for sample in samples.values()])
     scored = np.flatnonzero(np.isfinite(stacked).all(0))
     if not len(scored):
         return None
     by_mean = scored[np.argsort(stacked[:, scored].mean(0), kind="stable")]
-    places = np.linspace(0, len(by_mean) - 1, min(_SHOWN, len(by_mean))).round().astype(int)
+    few = min(study.amount.images, len(by_mean))
+    places = np.linspace(0, len(by_mean) - 1, few).round().astype(int)
     picked = [int(i) for i in by_mean[places]]
-    data = next(iter(samples.values())).dataset
-    images, boxes = [data.images([index])[0] for index in picked], data.boxes(picked)
-    maps = {variant: sample.maps(picked) for variant, sample in samples.items()}
+    cuts = next(iter(samples.values())).cuts(picked)
+    maps = {variant: sample.maps(picked, cuts) for variant, sample in samples.items()}
     rows = []
     for k, index in enumerate(picked):
         alt = f"test image {index}, {study.thing} outlined"
-        bare = tile(images[k], None, boxes[k], alt, f"#{index}")
+        bare = tile(cuts[k], None, alt, f"#{index}", study.amount)
         cells = [tag("td", bare)]
         for variant, sample in samples.items():
             score = number(sample.scores[index])
             alt = f"{variant} on test image {index}: {metric_title(study.primary)} {score}"
-            cells.append(tag("td", tile(images[k], maps[variant][k], boxes[k], alt, score)))
+            cells.append(tag("td", tile(cuts[k], maps[variant][k], alt, score, study.amount)))
         rows.append(tag("tr", cells))
     head = tag("tr", (tag("th", name, scope="col") for name in ["image", *samples]))
     description = (
         f"Below each tile its {metric_title(study.primary)}; first seed of each variant; images "
         "from the lowest to the highest mean over variants. "
-        f"Raw maps, {SCALING}; box: the {study.thing}."
+        f"Raw maps, {SCALING}; box: the {study.thing}.{_left_out(study)}"
     )
     grid = tag("table", tag("caption", description), tag("thead", head), tag("tbody", rows))
     label = "the same images in every variant"
@@ -208,39 +206,55 @@ def strip(study: Study) -> Html | None:
 def extremes(study: Study) -> Html | None:
     """The images that each variant is worst and best at."""
     parts: list[Html] = []
-    for variant in study.order:
+    for variant in study.drawn:
         try:
-            parts += _extremes_of(variant, study.first(variant), study.primary)
+            parts += _extremes_of(variant, study)
         except AttnvizError as error:
             parts += [tag("h3", variant), fault(error)]
+    if parts and (words := _left_out(study)):
+        parts.append(tag("p", words.strip(), class_="soft"))
     return joined(parts) if parts else None
 
 
-def _extremes_of(variant: str, sample: Sample, primary: str) -> Iterable[Html]:
+def _left_out(study: Study) -> str:
+    """How many variants have no pictures, in words; nothing where all have."""
+    others = len(study.order) - len(study.drawn)
+    if not others:
+        return ""
+    return f" Left out, to keep this page small: the pictures of {others} more variants."
+
+
+def _extremes_of(variant: str, study: Study) -> Iterable[Html]:
+    sample, primary = study.first(variant), study.primary
     scored = np.flatnonzero(np.isfinite(sample.scores))
     order = [int(i) for i in scored[np.argsort(sample.scores[scored], kind="stable")]]
     if is_lower_better(primary):
         order.reverse()
     if not order:
         return
-    few = min(_SHOWN, len(order))
+    few = min(study.amount.images, len(order))
     yield tag("h3", f"{variant}: ", tag("span", f"{sample.map}, {sample.run.id}", class_="soft"))
     ends = (("worst", order[:few]), ("best", order[::-1][:few]))
-    yield tag("div", (_few(variant, sample, primary, *end) for end in ends), class_="pair")
+    yield tag("div", (_few(variant, study, *end) for end in ends), class_="pair")
 
 
-def _few(variant: str, sample: Sample, primary: str, what: str, picked: list[int]) -> Html:
-    data = sample.dataset
-    images, boxes = [data.images([index])[0] for index in picked], data.boxes(picked)
-    maps, tiles = sample.maps(picked), []
+def _few(variant: str, study: Study, what: str, picked: list[int]) -> Html:
+    sample, primary = study.first(variant), study.primary
+    cuts = sample.cuts(picked)
+    maps, tiles = sample.maps(picked, cuts), []
     for k, index in enumerate(picked):
         score = number(sample.scores[index])
-        answer = "right" if sample.table.iloc[index]["correct"] else "wrong"
-        description = f"{metric_title(primary)} {score}, {answer}"
-        alt = f"{variant}, {what} {k + 1}: test image {index}, {description}"
-        below = f"{score}, #{index}, {answer}"
-        tiles.append(tag("li", tile(images[k], maps[k], boxes[k], alt, below)))
+        answer = _judged(sample.table.iloc[index])
+        alt = f"{variant}, {what} {k + 1}: test image {index}, {metric_title(primary)} {score}"
+        alt, below = alt + answer, f"{score}, #{index}{answer}"
+        tiles.append(tag("li", tile(cuts[k], maps[k], alt, below, study.amount)))
     return tag("div", tag("p", what.capitalize(), class_="soft"), tag("ul", tiles, class_="tiles"))
+
+
+def _judged(row: Any) -> str:
+    """Whether the image was answered rightly; nothing where that is not known."""
+    known = row.get("correct")
+    return "" if known is None or known != known else ", right" if known else ", wrong"
 
 
 def training(study: Study) -> Html | None:
@@ -337,7 +351,7 @@ def runs(study: Study) -> Html:
     """Every run and its state, the environment, the digest of the test images."""
     rows = [
         [run.id, run.variant or "–", str(run.seed), run.state, run.reason or "", _date(run)]
-        for run in study.runs
+        for run in study.runs[: study.amount.runs]
     ]
     header = ["run", "variant", "seed", "state", "reason", "started (UTC)"]
     seen = {run.id: run.environment for run in study.complete}
@@ -350,7 +364,9 @@ def runs(study: Study) -> Html:
         for key, values in odd.items()
     }
     shared["test images"] = ", ".join(dict.fromkeys(str(run.dataset) for run in study.complete))
-    listed = table(header, rows, caption=f"{len(rows)} runs")
+    others = len(study.runs) - len(rows)
+    caption = f"{len(rows)} runs" + (f"; {others} more are not listed" if others else "")
+    listed = table(header, rows, caption=caption)
     return joined([listed, _folded("Environment", shared)])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ import pandas as pd
 
 from attnviz.comparison import Comparison, compare
 from attnviz.comparison.board import board, board_metrics
+from attnviz.comparison.cohorts import cohorts, question_in_words
 from attnviz.comparison.from_runs import (
     by_seed,
     map_of,
@@ -23,6 +24,8 @@ from attnviz.comparison.from_runs import (
 from attnviz.comparison.groups import thing_of
 from attnviz.comparison.inputs import Source, by_variant, open_runs
 from attnviz.errors import AttnvizError, InputError
+from attnviz.report.amounts import AMOUNTS, Amount
+from attnviz.runs.datasets import Cut
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Study:
         primary: The metric that ranks.
         map_name: The map that is scored, None for each run's primary map.
         board: The variants by several metrics; None where they may not be ranked.
+        amount: How much is shown.
+        name: The question in words, where a page has several.
     """
 
     runs: tuple[Any, ...]
@@ -46,6 +51,13 @@ class Study:
     primary: str
     map_name: str | None
     board: pd.DataFrame | None = None
+    amount: Amount = AMOUNTS[0]
+    name: str = ""
+
+    @property
+    def drawn(self) -> list[str]:
+        """The variants of which pictures are shown: the best in rank."""
+        return self.order[: self.amount.variants]
 
     @property
     def order(self) -> list[str]:
@@ -111,10 +123,44 @@ class Sample:
         """The test images stored beside the run."""
         return self.run.test_set()
 
-    def maps(self, indices: Sequence[int]) -> np.ndarray:
-        """Raw maps (n, h, w) of some images; where there are heads, their mean."""
-        maps = np.asarray(self.run.maps(self.map, indices))
-        return np.asarray(maps.mean(1)) if maps.ndim == 4 else maps
+    def cuts(self, indices: Sequence[int]) -> list[Cut]:
+        """Some images, each at its own size; of a volume the slice with most of its object."""
+        return [self.dataset.cut([index]) for index in indices]
+
+    def maps(self, indices: Sequence[int], cuts: Sequence[Cut]) -> list[np.ndarray]:
+        """The raw map (h, w) of each of some images; where there are heads, their mean."""
+        found = np.asarray(self.run.maps(self.map, indices))
+        maps = [cut.of(found[k : k + 1])[0] for k, cut in enumerate(cuts)]
+        return [one.mean(0) if one.ndim == 3 else one for one in maps]
+
+
+def studies_of(source: Source, *, primary: str, map_name: str | None) -> list[Study]:
+    """The runs of a page: one study per question and test images, the largest first.
+
+    Runs given by variant are one study as they are. Runs of one variant that were trained in
+    several ways are variants of their own, named by what differs, as on the dashboard.
+
+    Raises:
+        InputError: There is no complete run among them.
+        RunError: There is no such folder.
+    """
+    if isinstance(source, Mapping):
+        return [study_of(source, primary=primary, map_name=map_name)]
+    runs = open_runs(source)
+    found = cohorts(runs)
+    plain = {*by_variant(run for run in runs if run.state == "complete")}
+    if not found or (len(found) == 1 and {*found[0].variants} == plain):
+        return [study_of(runs, primary=primary, map_name=map_name)]
+    studies = [study_of(one.variants, primary=primary, map_name=map_name) for one in found]
+    shown = {id(run) for study in studies for run in study.runs}
+    rest = tuple(run for run in runs if id(run) not in shown)
+    names = [f"{question_in_words(one.question) or one.dataset[:10]}" for one in found]
+    named = [
+        name if names.count(name) == 1 else f"{name} · {one.dataset[:10]}"
+        for name, one in zip(names, found, strict=True)
+    ]
+    studies = [replace(study, name=name) for study, name in zip(studies, named, strict=True)]
+    return [replace(studies[0], runs=(*studies[0].runs, *rest)), *studies[1:]]
 
 
 def study_of(source: Source, *, primary: str, map_name: str | None) -> Study:

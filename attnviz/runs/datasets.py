@@ -6,7 +6,8 @@ measured on the same pixels, whatever the data was called. Images are written ba
 any number of them can be kept.
 
 Images of one size are kept as `(n, h, w, 3)`. Those of several sizes lie one after the other, as
-`(pixels, 3)`, beside an array `sizes` of their heights and widths.
+`(pixels, 3)`, beside an array `sizes` of their heights and widths. Volumes and videos are kept as
+`(n, d, h, w, 3)`, of one size; `Dataset.cut` gives a slice or frame of each.
 """
 
 from __future__ import annotations
@@ -54,6 +55,48 @@ _CODES = {"<i8": "I64", "|u1": "U8", "|b1": "BOOL"}
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Images at one size, or a slice of each volume, with the object's place in them.
+
+    Attributes:
+        images: `(n, h, w, 3)` uint8.
+        masks: `(n, h, w)` bool.
+        boxes: `(n, 4)` boxes `[x0, y0, x1, y1)`; all zero without an object.
+        at: `(n,)`, which slice or frame of each; None of images.
+        depth: How many slices or frames there are; None of images.
+        axis: What they are, `"slice"` or `"frame"`.
+    """
+
+    images: NDArray[np.uint8]
+    masks: NDArray[np.bool_]
+    boxes: NDArray[np.int64]
+    at: NDArray[np.int64] | None = None
+    depth: int | None = None
+    axis: str = "slice"
+
+    def box(self, place: int = 0) -> tuple[int, ...] | None:
+        """The box of one of these images; None where it has none."""
+        return tuple(int(v) for v in self.boxes[place]) if self.masks[place].any() else None
+
+    def of(self, maps: NDArray[Any]) -> NDArray[Any]:
+        """The maps' parts that lie over these slices.
+
+        Args:
+            maps: Raw maps of the same images: `(n, h, w)` or `(n, heads, h, w)`; of volumes
+                `(n, d', h, w)` or `(n, heads, d', h, w)`, on any grid over the same volume.
+
+        Returns:
+            `(n, h, w)`, or `(n, heads, h, w)` where there are heads.
+        """
+        if self.at is None or self.depth is None:
+            return maps
+        layers = maps.shape[-3]
+        which = np.minimum(layers - 1, ((self.at + 0.5) * layers / self.depth).astype(int))
+        parts = [one[..., k, :, :] for one, k in zip(maps, which, strict=True)]
+        return np.stack(parts) if parts else maps[..., 0, :, :]
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Test images and the object's place in them.
 
@@ -82,7 +125,13 @@ class Dataset:
             height, width = self.sizes().max(0).tolist()
             return height, width
         shape = self._open().shape("images")
-        return shape[1], shape[2]
+        return shape[-3], shape[-2]
+
+    @property
+    def depth(self) -> int | None:
+        """How many slices or frames the volumes or videos have; None of images."""
+        shape = self._open().shape("images")
+        return shape[1] if len(shape) == 5 else None
 
     def sizes(self, indices: Indices | None = None) -> NDArray[np.int64]:
         """`(n, 2)`, the height and width of each image."""
@@ -92,7 +141,7 @@ class Dataset:
         return np.tile(np.array(self.size, dtype=np.int64), (count, 1))
 
     def images(self, indices: Indices | None = None) -> NDArray[np.uint8]:
-        """`(n, h, w, 3)` uint8, all or the given ones.
+        """`(n, h, w, 3)` uint8, all or the given ones; of volumes `(n, d, h, w, 3)`.
 
         Raises:
             InputError: They are of several sizes; see `together`.
@@ -100,7 +149,7 @@ class Dataset:
         return self._pictures("images", indices)
 
     def masks(self, indices: Indices | None = None) -> NDArray[np.bool_]:
-        """`(n, h, w)` bool: where the object is; all False in an image without one.
+        """`(n, h, w)` bool, of volumes `(n, d, h, w)`: where the object is, all False without one.
 
         Raises:
             InputError: They are of several sizes; see `together`.
@@ -131,6 +180,32 @@ class Dataset:
         boxes = np.concatenate([np.floor(edges[:, :2]), np.ceil(edges[:, 2:])], 1).astype(np.int64)
         return images, masks, boxes
 
+    def cut(self, indices: Indices, at: int | None = None) -> Cut:
+        """Images as of `together`; of volumes or videos one slice or frame of each.
+
+        Args:
+            indices: Which images.
+            at: Which slice or frame, from 0; by default of each the one that shows most of its
+                object, the middle one where there is none.
+
+        Raises:
+            InputError: There is no such slice.
+        """
+        chosen = [int(index) for index in indices]
+        depth = self.depth
+        if depth is None:
+            return Cut(*self.together(chosen))
+        if at is not None and not 0 <= at < depth:
+            raise InputError(f"slice {at}: expected one from 0 to {depth - 1}")
+        images, masks = self.images(chosen), self.masks(chosen)
+        area = masks.sum(axis=(2, 3))
+        most = np.where(area.any(axis=1), area.argmax(axis=1), depth // 2)
+        which = most if at is None else np.full(len(chosen), at)
+        rows = np.arange(len(chosen))
+        shown = masks[rows, which]
+        axis = "frame" if self.info.get("axis") == "frame" else "slice"
+        return Cut(images[rows, which], shown, boxes_of(shown), which.astype(np.int64), depth, axis)
+
     def boxes(self, indices: Indices | None = None) -> NDArray[np.int64]:
         """`(n, 4)` boxes `[x0, y0, x1, y1)` in pixels; all zero in an image without an object."""
         return self._rows("boxes", indices)
@@ -152,8 +227,8 @@ class Dataset:
             pixels = int(self._areas_checked().prod(1).sum())
             wanted |= {"images": (pixels, 3), "masks": (pixels,), "sizes": (n, 2)}
         else:
-            h, w = self.size
-            wanted |= {"images": (n, h, w, 3), "masks": (n, h, w)}
+            inner = self.size if self.depth is None else (self.depth, *self.size)
+            wanted |= {"images": (n, *inner, 3), "masks": (n, *inner)}
         for name, shape in wanted.items():
             if tensors.shape(name) != shape:
                 raise RunError(
@@ -235,11 +310,12 @@ def save_dataset(
         root: The folder of runs.
         batches: The arrays below by name, for a few images at a time, those of one batch being of
             one size; at no time more than one batch is in memory. Or all of them at once:
-        images: `(n, h, w, 3)` uint8, of one size.
-        masks: `(n, h, w)` bool.
+        images: `(n, h, w, 3)` uint8, of one size; volumes or videos `(n, d, h, w, 3)`.
+        masks: `(n, h, w)` bool, or `(n, d, h, w)`.
         boxes: `(n, 4)` whole numbers `[x0, y0, x1, y1)`; by default those of the masks.
         labels: `(n,)` whole numbers; by default −1, no label.
-        info: Anything JSON can hold.
+        info: Anything JSON can hold. `"axis"` says what the `d` images of a volume are: `"slice"`
+            (the default) or `"frame"`.
         mean: The mean of each channel by which this data is normalised, of pixels from 0 to 1;
             where a model has its own, that is noted in its run.
         std: The standard deviation of each channel, the same.
@@ -350,7 +426,7 @@ def _label(name: str, dtype: str, shape: Sequence[int]) -> bytes:
 def _parts_written(aside: Path, batches: Iterable[Batch]) -> dict[str, tuple[int, ...]]:
     """Write each array's batches to a file of its own; the whole arrays' shapes."""
     inner: dict[str, tuple[int, ...]] = {}
-    sizes: set[tuple[int, int]] = set()
+    sizes: set[tuple[int, ...]] = set()
     count = pixels = 0
     with ExitStack() as stack:
         files: dict[str, BinaryIO] = {
@@ -358,8 +434,9 @@ def _parts_written(aside: Path, batches: Iterable[Batch]) -> dict[str, tuple[int
         }
         for batch in batches:
             arrays = _checked_arrays(batch)
-            n, height, width = arrays["masks"].shape
-            sizes |= {(height, width)} if n else set()
+            n, *sides = arrays["masks"].shape
+            height, width = sides[-2:]
+            sizes |= {tuple(sides)} if n else set()
             arrays["sizes"] = np.tile(np.array([height, width], dtype="<i8"), (n, 1))
             for name, array in arrays.items():
                 inner[name] = array.shape[1:]
@@ -369,6 +446,10 @@ def _parts_written(aside: Path, batches: Iterable[Batch]) -> dict[str, tuple[int
     if not inner:
         raise InputError("save_dataset: expected at least one batch of images, got none")
     shapes = {name: (count, *shape) for name, shape in inner.items()}
+    if len(sizes) > 1 and any(len(sides) > 2 for sides in sizes):
+        raise InputError(
+            f"save_dataset: expected volumes of one size, got {sorted(sizes)[:4]}; resize them"
+        )
     if len(sizes) > 1:
         return shapes | {"images": (pixels, 3), "masks": (pixels,)}
     (aside / "sizes").unlink()
@@ -440,13 +521,14 @@ def _checked_arrays(batch: Batch) -> dict[str, Array]:
         )
     images, masks = np.asarray(batch["images"]), np.asarray(batch["masks"])
     n = len(images)
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+    if images.ndim not in (4, 5) or images.shape[-1] != 3 or images.dtype != np.uint8:
         raise InputError(
-            f"images: expected uint8 (n, h, w, 3), got {images.dtype} of shape {images.shape}"
+            f"images: expected uint8 (n, h, w, 3), got {images.dtype} of shape {images.shape}; "
+            "volumes are (n, d, h, w, 3)"
         )
-    if masks.shape != images.shape[:3] or masks.dtype != np.bool_:
+    if masks.shape != images.shape[:-1] or masks.dtype != np.bool_:
         raise InputError(
-            f"masks: expected bool {images.shape[:3]}, got {masks.dtype} of shape {masks.shape}"
+            f"masks: expected bool {images.shape[:-1]}, got {masks.dtype} of shape {masks.shape}"
         )
     boxes = _whole("boxes", batch.get("boxes", boxes_of(masks)), (n, 4))
     labels = _whole("labels", batch.get("labels", np.full(n, -1)), (n,))
@@ -454,9 +536,13 @@ def _checked_arrays(batch: Batch) -> dict[str, Array]:
 
 
 def boxes_of(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The smallest box `[x0, y0, x1, y1)` around each mask `(n, h, w)`; zero if empty."""
+    """The smallest box `[x0, y0, x1, y1)` around each mask `(n, h, w)`; zero if empty.
+
+    Of a volume's mask `(n, d, h, w)` it holds what is marked in any slice.
+    """
     boxes = np.zeros((len(masks), 4), dtype=np.int64)
-    for box, mask in zip(boxes, masks, strict=True):
+    flat = np.asarray(masks.any(axis=1)) if masks.ndim == 4 else masks
+    for box, mask in zip(boxes, flat, strict=True):
         rows, columns = np.nonzero(mask)
         if len(rows):
             box[:] = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1

@@ -99,7 +99,7 @@ def save_run(
         samples: One row per test image. Columns with a meaning: `label` (class number),
             `predicted`, `probabilities` (a list per image), `group` (photograph, patient),
             `x0 y0 x1 y1` (the box), `<map>/<metric>`.
-        maps: Raw maps by name, `(n, h, w)` or `(n, heads, h, w)`.
+        maps: Raw maps by name, `(n, h, w)` or `(n, heads, h, w)`; of volumes with `d` before `h`.
         gates: Gate values by name, `(n, c)` or `(n, h, w)`.
         rows: Full attention of chosen images by name, `(k, heads, q, keys)`.
         weights: Parameters and buffers by name.

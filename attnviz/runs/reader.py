@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -127,17 +128,17 @@ class Run:
         path = self.store.path
         return (path if path.name not in ("", "..") else Path(os.path.abspath(path))).parent
 
-    @property
+    @cached_property
     def map_names(self) -> tuple[str, ...]:
         """The names of its maps."""
         return self._names("maps")
 
-    @property
+    @cached_property
     def gate_names(self) -> tuple[str, ...]:
         """The names of its gates."""
         return self._names("gates")
 
-    @property
+    @cached_property
     def row_names(self) -> tuple[str, ...]:
         """The names under which full attention was kept for chosen images."""
         return self._names("rows")
@@ -184,6 +185,13 @@ class Run:
             InputError: the run has no such file.
         """
         return self._listed(self._file_of(name))
+
+    def listed(self, name: str) -> File | None:
+        """The entry of a file, named as for `entry`; None where the run has no such file."""
+        try:
+            return self.files.get(self._file_of(name))
+        except InputError:  # no name of an array
+            return None
 
     def samples(self, columns: Sequence[str] | None = None) -> DataFrame:
         """One row per test image: label, prediction, box, every metric of every map.

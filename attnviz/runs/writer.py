@@ -183,12 +183,15 @@ class RunWriter:
     def maps(self, name: str, array: Array, about: Mapping[str, Any] | None = None) -> None:
         """Keep raw maps `(n, h, w)` or `(n, heads, h, w)` as scaled fp16.
 
+        Maps of volumes are `(n, d, h, w)` or `(n, heads, d, h, w)`: those of a run whose test
+        images are volumes.
+
         Args:
             name: The map's name, as in the samples' columns `"<map>/<metric>"`.
             array: Raw values; compute metrics before they are rounded here.
             about: Notes for the reader, such as the layer or the method.
         """
-        self._scaled("maps", name, array, (3, 4), 2, about)
+        self._scaled("maps", name, array, (3, 4, 5), 2, about)
 
     def gates(self, name: str, array: Array, about: Mapping[str, Any] | None = None) -> None:
         """Keep gate values: `(n, c)` by channel, `(n, h, w)` by place, `(n, c, h, w)` by both."""
@@ -207,7 +210,8 @@ class RunWriter:
             name: The layer's name.
             array: The weights.
             images: Which test images these are; by default the first k.
-            about: Notes for the reader, such as `query_grid`, `key_grid` and `prefix`.
+            about: Notes for the reader, such as `query_grid`, `key_grid` and `prefix`; where one
+                side is words, `key_words` or `query_words` with the text of each.
         """
         count = len(array)
         chosen = np.fromiter(range(count) if images is None else images, dtype=np.int64)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from attnviz.definitions import metric_title
 from dashboard import charts
-from dashboard.components import component
+from dashboard.components import component, text
 from dashboard.controls import colours
 from dashboard.palettes import Ink
 
@@ -34,8 +34,7 @@ def dots(
     """
     words = charts.dot_plot_in_words(table, metric)
     data = described(table, by_seed, metric, colours()) | {"words": words, "opens": opens}
-    opened: str | None = _dots(data=data, key=key, on_opened_change=lambda: None).opened
-    return opened
+    return text(_dots(data=data, key=key, on_opened_change=lambda: None).opened)
 
 
 def described(table: pd.DataFrame, by_seed: pd.DataFrame, metric: str, ink: Ink) -> dict[str, Any]:
@@ -43,8 +42,11 @@ def described(table: pd.DataFrame, by_seed: pd.DataFrame, metric: str, ink: Ink)
     low, high = charts.extent(table, by_seed)
     levels = charts.levels_of(table)
     colour = charts.level_colours(ink)
+    seeds: dict[str, list[float]] = {}
+    for variant, mean in zip(by_seed["variant"], by_seed["mean"], strict=True):
+        seeds.setdefault(variant, []).extend([float(mean)] if np.isfinite(mean) else [])
     return {
-        "rows": [_row(row, by_seed) for row in table.itertuples()],
+        "rows": [_row(row, seeds.get(row.variant, [])) for row in table.itertuples()],
         "levels": [
             {"name": one.text, "value": one.value, "colour": colour[one.level]}
             for one in levels.itertuples()
@@ -57,8 +59,7 @@ def described(table: pd.DataFrame, by_seed: pd.DataFrame, metric: str, ink: Ink)
     }
 
 
-def _row(row: Any, by_seed: pd.DataFrame) -> dict[str, Any]:
-    seeds = by_seed.loc[by_seed["variant"] == row.variant, "mean"].dropna()
+def _row(row: Any, seeds: list[float]) -> dict[str, Any]:
     known = bool(np.isfinite(row.mean))
     interval = f", 95 % interval {row.low:.3f} to {row.high:.3f}" if np.isfinite(row.low) else ""
     label = f"{row.mean:.3f}" if known else "cannot be scored"
@@ -67,7 +68,7 @@ def _row(row: Any, by_seed: pd.DataFrame) -> dict[str, Any]:
         "mean": _number(row.mean),
         "low": _number(row.low),
         "high": _number(row.high),
-        "seeds": [float(value) for value in seeds],
+        "seeds": seeds,
         "label": label,
         "words": f"{row.variant}: {label}{interval}",
     }

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from attnviz.figures.packing import pack_points
-from dashboard.components import component
+from dashboard.components import component, number
 
 _explorer = component(__file__, "explorer")
 
@@ -46,6 +46,5 @@ def _span(sent: Any) -> Span:
     """A range that a browser sent; None where it is none."""
     if not isinstance(sent, list) or len(sent) != 2:
         return None
-    if not all(isinstance(v, int | float) and np.isfinite(v) for v in sent):
-        return None
-    return float(min(sent)), float(max(sent))
+    ends = [end for end in map(number, sent) if end is not None]
+    return (min(ends), max(ends)) if len(ends) == 2 else None

@@ -10,7 +10,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard.components import component, valid_key
+from dashboard.components import component, text, valid_key
 
 _tiles = component(__file__, "tiles", before=("sheet",))
 
@@ -31,8 +31,7 @@ def gallery(block: bytes, *, key: str) -> str | None:
         data=block, key=key, on_opened_change=lambda: None,
         on_settings_change=lambda: _remember(valid_key(key)),
     )  # fmt: skip
-    opened: str | None = result.opened
-    return opened
+    return text(result.opened)
 
 
 def changes(key: str) -> int:

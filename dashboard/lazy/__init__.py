@@ -15,8 +15,21 @@ from dashboard.components import component
 _below = component(__file__, "below")
 
 
+AT_ONCE = False
+"""Whether everything is drawn at once, in view or not."""
+
+
+_PAGE, _SEEN = "lazy_page", "lazy_seen"  # of this reader: the page, and which of its places
+
+
+def entered(page: str) -> None:
+    """Forget what was in view on the page before: a page that is opened draws its first screen."""
+    if st.session_state.get(_PAGE) != page:
+        st.session_state[_PAGE], st.session_state[_SEEN] = page, frozenset()
+
+
 def below(draw: Callable[[], None], label: str, *, key: str) -> None:
-    """Call `draw` once its place is in view; from then on at once, for this reader.
+    """Call `draw` once its place is in view; from then on at once, until another page is opened.
 
     Args:
         draw: Function that draws the elements.
@@ -27,14 +40,17 @@ def below(draw: Callable[[], None], label: str, *, key: str) -> None:
 
 
 def _part(draw: Callable[[], None], label: str, seen: str) -> None:
+    if AT_ONCE:
+        return draw()
     place = st.empty()
-    if not st.session_state.get(seen):
+    shown = st.session_state.get(_SEEN, frozenset())
+    if seen not in shown:
         with place:
             near = _below(
                 data={"label": label}, key=f"{seen}_place", on_near_change=lambda: None
             ).near
         if not near:
-            return
-        st.session_state[seen] = True
+            return None
+        st.session_state[_SEEN] = shown | {seen}
     with place.container():
-        draw()
+        return draw()

@@ -6,11 +6,13 @@ rows. Here every row has a key, and the browser sends keys.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dashboard.components import component
+import streamlit as st
+
+from dashboard.components import component, text, valid_key
 
 _table = component(__file__, "table")
 
@@ -108,6 +110,7 @@ def table(
     ticks: bool = False,
     opens: bool = False,
     dense: bool = False,
+    on_sort: Callable[[str], None] | None = None,
 ) -> Event:
     """Show a table; what the reader did just now.
 
@@ -119,7 +122,9 @@ def table(
         ticks: Whether rows can be ticked.
         opens: Whether the first cell of a row opens it.
         dense: Whether columns are as narrow as their numbers.
+        on_sort: Called with the column that was chosen, before the page runs again for it.
     """
+    names = {column.key for column in columns}
     data = {
         "columns": [asdict(column) for column in columns],
         "rows": [asdict(row) for row in rows],
@@ -129,15 +134,22 @@ def table(
         "dense": dense,
     }
     found = _table(
-        data=data, key=key, on_sorted_change=_quiet, on_opened_change=_quiet,
-        on_ticked_change=_quiet,
+        data=data, key=key, on_opened_change=_quiet, on_ticked_change=_quiet,
+        on_sorted_change=lambda: _sort(valid_key(key), names, on_sort),
     )  # fmt: skip
     ticked, shown = _ticks(found.ticked, {row.key for row in rows})
-    names = {column.key for column in columns}
-    wanted = found.sorted if found.sorted in names else None
+    wanted = text(found.sorted)
     known = {row.key for row in rows} | {cell.key for row in rows for cell in row.cells if cell.key}
-    opened = found.opened if found.opened in known else None
-    return Event(wanted, opened, ticked, shown)
+    opened = text(found.opened)
+    return Event(
+        wanted if wanted in names else None, opened if opened in known else None, ticked, shown
+    )
+
+
+def _sort(key: str, names: set[str], on_sort: Callable[[str], None] | None) -> None:
+    wanted = text(st.session_state[key].get("sorted"))
+    if on_sort is not None and wanted in names:
+        on_sort(wanted)
 
 
 def _quiet() -> None:
@@ -151,5 +163,5 @@ def _ticks(sent: Any, known: set[str]) -> tuple[tuple[str, ...] | None, tuple[st
     lists = [sent.get(name) for name in ("ticked", "shown")]
     if not all(isinstance(one, list) for one in lists):
         return None, ()
-    ticked, shown = (tuple(key for key in one if key in known) for one in lists)
+    ticked, shown = (tuple(key for key in map(text, one) if key in known) for one in lists)
     return ticked, shown

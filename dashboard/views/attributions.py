@@ -20,7 +20,7 @@ from attnviz.statistics.pairs import FEWEST
 from attnviz.statistics.variance import mean_of_valid
 from dashboard import charts, notices, run_cache
 from dashboard.address import plain
-from dashboard.chosen_runs import Chosen, chosen, limited, one_run
+from dashboard.chosen_runs import Chosen, chosen, limited, one_run, tables_of
 from dashboard.controls import chooser, draw, go, offer
 from dashboard.dot_plot import dots
 from dashboard.gallery import gallery
@@ -41,11 +41,7 @@ def main() -> None:
     if choice is None:
         return
     choice = limited(choice)
-    tables = {
-        run.id: table
-        for run in choice.runs
-        if (table := notices.readable(lambda run=run: run_cache.samples(run), run)) is not None
-    }
+    tables = tables_of(choice.runs)
     if not tables:
         return
     metric = _metric(list(tables.values()))
@@ -237,8 +233,12 @@ def _odd_ones(choice: Chosen) -> None:
     held = notices.readable(
         lambda: run_cache.pictures(choice.listing.root, str(run.dataset), where), run
     )
-    maps = [notices.readable(lambda n=name: run_cache.maps(run, n, where), run) for name in pair]
-    if held is None or any(one is None for one in maps):
+    if held is None:
+        return
+    maps = [
+        notices.readable(lambda n=name: run_cache.maps(run, n, where, held), run) for name in pair
+    ]
+    if any(one is None for one in maps):
         return
     size = held.images.shape[1:3]
     tiles, drawn = [], []

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from attnviz.comparison.board import answer
+from attnviz.comparison.cohorts import matchable
 from attnviz.comparison.from_runs import map_names, patched
 from attnviz.definitions import is_lower_better, metric_title, short_title
 from attnviz.figures import figure_bytes
@@ -18,14 +18,14 @@ from attnviz.statistics.variance import mean_of_valid
 from dashboard import charts, notices, run_cache, run_table
 from dashboard.address import plain, whole
 from dashboard.boards import board_of
-from dashboard.chosen_runs import MOST, Chosen, chosen, in_time, ranked
-from dashboard.cohorts import matchable
+from dashboard.chosen_runs import MOST, Chosen, chosen, in_time, ranked, tables_of
 from dashboard.controls import chooser, draw, go, offer, stepper, typed, value_or_warning
 from dashboard.dot_plot import dots
 from dashboard.gallery import gallery
 from dashboard.lazy import below
-from dashboard.overlap import iou_curves
+from dashboard.overlap import iou_curves, on_one_grid
 from dashboard.selection import metric_names, neighbours, primary_map, verdict
+from dashboard.slices import slice_chooser
 from dashboard.summaries import level
 from dashboard.table import table
 
@@ -46,15 +46,21 @@ def main() -> None:
         title.title("Compare")
         return
     title.title(f"Which variant looks at the {plain(choice.thing)}?")
+    st.fragment(lambda: _compared(choice))()
+
+
+def _compared(choice: Chosen) -> None:
+    """All that depends on the metric; another one runs this part alone."""
     choice = _few(choice)
-    tables = _tables(choice)
+    tables = tables_of(choice.runs)
     if not tables:
         return
-    answer = st.container()  # the answer is above the control that chooses another metric
+    above = st.container()  # the answer is above the control that chooses another metric
     metric = _metric(tables)
-    job = ranked(_readable(choice, tables), metric)
+    choice = _readable(choice, tables)
+    job = ranked(choice, metric)
     found = None
-    with answer:
+    with above:
         found = _answer(job, metric, choice, tables) if job is not None else None
     notices.not_ranked(choice.listing)
     order = found.variants if found is not None else []
@@ -115,16 +121,6 @@ def _summary_by(choice: Chosen, key: str) -> None:
     st.caption("A setting is not the only one that differs between its groups: no test is made.")
 
 
-def _tables(choice: Chosen) -> dict[str, pd.DataFrame]:
-    """The sample tables of all runs that can be read; a fault in one leaves the others."""
-    tables = {}
-    for run in choice.runs:
-        table = notices.readable(lambda run=run: run_cache.samples(run), run)
-        if table is not None:
-            tables[run.id] = table
-    return tables
-
-
 def _readable(choice: Chosen, tables: dict[str, pd.DataFrame]) -> Chosen:
     runs = tuple(run for run in choice.runs if run.id in tables)
     return choice if len(runs) == len(choice.runs) else Chosen(choice.listing, runs, choice.cohort)
@@ -154,9 +150,9 @@ def _answer(job: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataFram
     found = in_time(job)
     if found is None:
         return None
-    result, board = found
-    run_cache.prepare(choice.groups, [one for one in board["metric"].unique() if one != metric])
-    st.header(plain(answer(result, board)))
+    result, board = found.comparison, found.board
+    run_cache.comparisons(choice.groups, [one for one in board["metric"].unique() if one != metric])
+    st.header(plain(found.answer))
     rows = result.of(metric)
     seeds = result.by_seed[result.by_seed["metric"] == metric]
     opened = dots(rows, seeds, metric, key="dots")
@@ -187,16 +183,20 @@ def _board(board: pd.DataFrame, metric: str) -> str | None:
     columns, rows = board_of(board, metric)
     if len(columns) < 3:
         return None
-    event = table(columns, rows, label="Variants by several metrics", key="board", opens=True)
-    if event.sorted and event.sorted != metric:
-        st.query_params["metric"] = event.sorted
-        st.rerun()
+    event = table(
+        columns, rows, label="Variants by several metrics", key="board", opens=True,
+        on_sort=_rank_by,
+    )  # fmt: skip
     hatched = board["below"].any()
     st.caption(
         "Means over seeds and images, with ranks. A column ranks the page by its metric."
         + (" Hatched: no better than chance." if hatched else "")
     )
     return event.opened
+
+
+def _rank_by(metric: str) -> None:
+    st.query_params["metric"] = metric
 
 
 def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: list[str]) -> None:
@@ -210,7 +210,8 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
     where = np.flatnonzero(patched(first))
     start = int(where[0]) if len(where) else 0
     image = value_or_warning(whole(st.query_params, "image", 0, len(first) - 1, start))
-    found = notices.readable(lambda: run_cache.pictures(choice.listing.root, digest, [image]))
+    at = slice_chooser(choice.listing.root, digest)
+    found = notices.readable(lambda: run_cache.pictures(choice.listing.root, digest, [image], at))
     if found is None:
         return
     before, after = neighbours(where, image)
@@ -221,7 +222,8 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
         f"Image **{image}** of {len(first)} · ← → go through those with a marked "
         f"{plain(choice.thing)}",
     )
-    tiles, maps, h, w = [], [np.zeros((1, 1))], *found.images.shape[1:3]
+    tiles: list[Tile] = []
+    maps: list[np.ndarray] = []
     box = found.box()
     tiles.append(
         Tile(
@@ -240,7 +242,7 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
         if map_name not in run.map_names:
             st.caption(f"{plain(name)} keeps no map to show.")
             continue
-        values = notices.readable(lambda: run_cache.maps(run, map_name, [image])[0], run)  # noqa: B023 - called at once
+        values = notices.readable(lambda: run_cache.maps(run, map_name, [image], found)[0], run)  # noqa: B023 - called at once
         if values is None:
             continue
         maps.append(values)
@@ -248,7 +250,7 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
     block = pack(
         found.images,
         tiles,
-        [MapLayer("map", "map", _same_size(maps, h, w), from_zero=True)],
+        [MapLayer("map", "map", on_one_grid(maps, found.images.shape[1:3]), from_zero=True)],
         np.repeat(found.masks, len(tiles), axis=0),
         title=f"Image {image} in every variant",
         iou=False,
@@ -273,12 +275,6 @@ def _tile(
         [described, *judged]
     )
     return Tile(run.id, name, (described, *judged), alt, 0, box)
-
-
-def _same_size(maps: list[np.ndarray], h: int, w: int) -> np.ndarray:
-    from attnviz.figures import resized
-
-    return np.stack([resized(one, (h, w)) for one in maps])
 
 
 def _below(result: Any, metric: str, choice: Chosen, tables: dict[str, pd.DataFrame]) -> None:
@@ -368,7 +364,7 @@ def _curve(key: tuple[Any, ...], _run: Any, root: str) -> np.ndarray:
     table = run_cache.samples(_run)
     where = np.flatnonzero(patched(table))[:_CURVE_IMAGES]
     held = run_cache.pictures(root, str(_run.dataset), where)
-    maps = run_cache.maps(_run, str(primary_map(_run, table)), where)
+    maps = run_cache.maps(_run, str(primary_map(_run, table)), where, held)
     return mean_of_valid(iou_curves(maps, held.masks).T)
 
 

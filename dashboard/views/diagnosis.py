@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from shlex import quote
 from typing import Any
 
 import pandas as pd
@@ -49,7 +50,7 @@ def main() -> None:
         names = ", ".join(f"`{run.id}`" for run in unasked[:8])
         more = f" and {len(unasked) - 8} more" if len(unasked) > 8 else ""
         st.info(f"Not examined yet: {names}{more}.", icon=":material/stethoscope:")
-        command(f"attnviz doctor {unasked[0].location}")
+        command(f"attnviz doctor {quote(unasked[0].location)}")
 
 
 def _findings(choice: Chosen) -> tuple[list[dict[str, Any]], list[Any]]:

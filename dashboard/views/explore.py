@@ -10,12 +10,12 @@ import streamlit as st
 
 from attnviz.definitions import metric_title, short_title
 from attnviz.runs import tag_images
-from dashboard import notices, run_cache
+from dashboard import notices
 from dashboard.address import plain
-from dashboard.chosen_runs import Chosen, chosen, one_run
+from dashboard.chosen_runs import Chosen
 from dashboard.controls import changes_allowed
 from dashboard.explorer import explorer
-from dashboard.image_filters import Images, chosen_images
+from dashboard.image_filters import Images, page_of_images
 from dashboard.image_pages import image_page
 from dashboard.named_views import named_views
 from dashboard.selection import in_order
@@ -25,19 +25,10 @@ PAGE = {"title": "Explore", "icon": ":material/scatter_plot:", "order": 0.5}
 
 def main() -> None:
     """The page."""
-    st.title("Explore")
-    choice = chosen()
-    if choice is None:
+    found = page_of_images("Explore")
+    if found is None:
         return
-    run = one_run(choice)
-    if run is None:
-        return
-    table = notices.readable(lambda: run_cache.samples(run), run)
-    if table is None:
-        return
-    images = chosen_images(choice, run, table)
-    if images is None:
-        return
+    choice, images = found
     _dots(images)
     _tags(choice, images)
     named_views("explore")

@@ -14,7 +14,7 @@ from attnviz.figures import resized
 from attnviz.figures.packing import PALETTES, MapLayer, Settings, Tile, pack, pack_rows
 from dashboard import notices, run_cache
 from dashboard.address import one_of, plain, quoted, whole
-from dashboard.chosen_runs import Chosen, chosen, one_run
+from dashboard.chosen_runs import Chosen, page_of_a_run
 from dashboard.controls import chooser, stepper, value_or_warning
 from dashboard.gallery import gallery
 from dashboard.head_stats import STATISTICS, LayerHeads, layers_of
@@ -57,14 +57,11 @@ class _Head:
 
 def main() -> None:
     """The page."""
-    st.title("Heads")
-    choice = chosen()
-    if choice is None:
+    found = page_of_a_run("Heads")
+    if found is None:
         return
-    run = one_run(choice)
-    if run is None:
-        return
-    layers = layers_of(run)
+    choice, run = found
+    layers = _layers(run)
     if not layers:
         st.info(
             f"{quoted(run.id)} kept no maps head by head and no full attention.",
@@ -74,8 +71,12 @@ def main() -> None:
     by, scale = _controls(layers)
     first = _board(run, layers, by, "head", "a")
     other = _other(choice, run)
-    second = None if other is None else _board(other, layers_of(other), by, "head2", "b")
+    second = None if other is None else _board(other, _layers(other), by, "head2", "b")
     _image(choice, run, [one for one in (first, second) if one is not None], layers, scale)
+
+
+def _layers(run: Any) -> list[LayerHeads]:
+    return layers_of(run, flat=run_cache.depth_of(run) is None)
 
 
 def _controls(layers: Sequence[LayerHeads]) -> tuple[str, str]:
@@ -251,7 +252,9 @@ def _map_of(head: _Head, image: int, held: Any, place: int) -> None:
     if stored is None:
         st.caption("No full attention was kept of this image, and no map of this head.")
         return
-    values = notices.readable(lambda: run_cache.head_maps(head.run, stored, [image]), head.run)
+    values = notices.readable(
+        lambda: run_cache.head_maps(head.run, stored, [image], held), head.run
+    )
     if values is None:
         return
     one = values[:, head.number]
@@ -282,7 +285,7 @@ def _maps(run: Any, layers: Sequence[LayerHeads], image: int, held: Any, scale: 
     most = max(layer.count for layer in kept)
     for layer in kept:
         values = notices.readable(
-            lambda layer=layer: run_cache.head_maps(run, str(layer.stored), [image])[0], run
+            lambda layer=layer: run_cache.head_maps(run, str(layer.stored), [image], held)[0], run
         )
         if values is None:
             return

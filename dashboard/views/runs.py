@@ -7,12 +7,12 @@ from typing import Any
 
 import streamlit as st
 
+from attnviz.comparison.cohorts import differences, matching
 from attnviz.errors import AttnvizError
 from attnviz.runs import STATES, delete_run, note_run, rename_run, restore_run
 from dashboard import notices, run_cache, run_table
 from dashboard.address import one_of, plain, quoted, several, whole
 from dashboard.chosen_runs import bar, listed
-from dashboard.cohorts import differences, matching
 from dashboard.controls import (
     changes_allowed,
     chooser,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import streamlit as st
 from attnviz.comparison.from_runs import patched
 from attnviz.figures.packing import MapLayer, Settings, Tile, pack, pack_rows
 from attnviz.runs import note_image
+from attnviz.runs.datasets import Cut
 from dashboard import charts, notices, run_cache
 from dashboard.address import one_of, plain, whole
 from dashboard.chosen_runs import chosen, limited
@@ -26,7 +27,7 @@ from dashboard.controls import (
 from dashboard.gallery import gallery
 from dashboard.head_stats import layers_of
 from dashboard.lazy import below
-from dashboard.overlap import energy
+from dashboard.overlap import energy, on_one_grid
 from dashboard.picker import picker
 from dashboard.selection import (
     ORDERS,
@@ -40,11 +41,13 @@ from dashboard.selection import (
     spread,
     verdict,
 )
+from dashboard.slices import at_slice, slice_chooser
+from dashboard.word_rows import KEYS, QUERIES, words_of
 
 PAGE = {"title": "Sample", "icon": ":material/image_search:", "order": 2}
 
 _SCALES = {"own": "each map its own", "shared": "shared by a row"}
-_AT_ONCE = 7  # variants that are drawn at once; of more, the others when they come into view
+_AT_ONCE = 5  # variants that are drawn at once when their place comes into view
 _HEADS = 16  # heads that this page shows; more are on Heads
 _ROWS_LIMIT = 24_000_000  # bytes of attention that are sent to the browser at once
 
@@ -74,8 +77,9 @@ def main() -> None:
     default = int(marked[0]) if len(marked) else 0
     image = value_or_warning(whole(st.query_params, "image", 0, len(first) - 1, default))
     _turn(shown, tables, image)
+    at = slice_chooser(choice.listing.root, str(shown[0][1].dataset))
     held = notices.readable(
-        lambda: run_cache.pictures(choice.listing.root, str(shown[0][1].dataset), [image])
+        lambda: run_cache.pictures(choice.listing.root, str(shown[0][1].dataset), [image], at)
     )
     if held is None:
         return
@@ -87,23 +91,63 @@ def main() -> None:
     with right:
         scale = chooser("Colour scale", "scale", _SCALES, "own")
     left.caption(
-        f"Test image {image}{known}, {where}. Maps are coloured from 0 to "
+        f"Test image {image}{known}{at_slice(held)}, {where}. Maps are coloured from 0 to "
         f"{'their own maximum' if scale == 'own' else 'the greatest value of their row'}, and "
         "what is negative is left out, as the energy does. A click shows a map large."
     )
 
-    def rows(part: list[tuple[str, Any]]) -> None:
-        for name, run in part:
-            _variant(name, run, tables[run.id], image, held, box, scale == "shared")
+    shared = scale == "shared"
 
-    few = len(shown) <= _AT_ONCE
-    rows(shown if few else shown[:1])
-    if not few:
-        below(lambda: rows(shown[1:]), f"This image in {len(shown) - 1} more variants",
-              key="variants")  # fmt: skip
+    def rest() -> None:
+        _rest(choice, shown, tables, image, held)
+
+    _variants(shown[:1], tables, image, held, shared)
+    _more(shown[1:], tables, image, held, shared, rest)
+
+
+def _variants(
+    part: list[tuple[str, Any]],
+    tables: dict[str, pd.DataFrame],
+    image: int,
+    held: Cut,
+    shared: bool,
+) -> None:
+    for name, run in part:
+        _variant(name, run, tables[run.id], image, held, held.box(), shared)
+
+
+def _more(
+    part: list[tuple[str, Any]],
+    tables: dict[str, pd.DataFrame],
+    image: int,
+    held: Cut,
+    shared: bool,
+    last: Callable[[], None],
+) -> None:
+    """A few more variants once their place comes into view, and so on to the end of the page."""
+    if not part:
+        below(last, "Tags, attention of places, gates", key="rest")
+        return
+    few, others = part[:_AT_ONCE], part[_AT_ONCE:]
+
+    def rows() -> None:
+        _variants(few, tables, image, held, shared)
+        _more(others, tables, image, held, shared, last)
+
+    below(rows, f"This image in {len(part)} more variant{'s' if len(part) > 1 else ''}",
+          key=f"variants_{len(part)}")  # fmt: skip
+
+
+def _rest(
+    choice: Any,
+    shown: list[tuple[str, Any]],
+    tables: dict[str, pd.DataFrame],
+    image: int,
+    held: Cut,
+) -> None:
     _note(choice.listing.root, str(shown[0][1].dataset), image)
     _picture(shown, tables, image, held)
-    _picker(shown, image, held, box)
+    _picker(shown, image, held, held.box())
     if any(run.gate_names for _, run in shown):
         below(lambda: _gates(shown, image), "Channel gates of this image", key="gates")
 
@@ -153,12 +197,14 @@ def _turn(shown: list[tuple[str, Any]], tables: dict[str, pd.DataFrame], image: 
     metric = st.query_params.get("metric", "energy_pointing_game")
     size = st.query_params.get("size", "")
     choice = Choice(order, outcome, int(size) if size.isdecimal() else None)
-    columns = {
-        name: [scores(tables[one.id], str(primary_map(one, tables[one.id])), metric)]
-        for name, one in shown
-    }
+    apart = None
+    if order == "disagreement":
+        apart = spread({
+            name: [scores(tables[one.id], str(primary_map(one, tables[one.id])), metric)]
+            for name, one in shown
+        })  # fmt: skip
     values = scores(table, str(primary_map(run, table)), metric)
-    where = in_order(table, values, choice, metric=metric, disagreement=spread(columns))
+    where = in_order(table, values, choice, metric=metric, disagreement=apart)
     before, after = neighbours(where, image)
     if before is None and after is None and image not in where:
         where = np.arange(len(table))
@@ -179,7 +225,7 @@ def _variant(
     run: Any,
     table: pd.DataFrame,
     image: int,
-    held: run_cache.Pictures,
+    held: Cut,
     box: Any,
     shared: bool,
 ) -> None:
@@ -191,17 +237,18 @@ def _variant(
     st.header(plain(name))
     st.caption(f"Seed {run.seed}" + (f", classified {plain(described)}" if described else ""))
     tiles = [Tile("image", "image", (), f"Test image {image}", 0, box)]
-    maps = [np.zeros((1, 1), np.float32)]
+    maps: list[np.ndarray] = []
     names = shown_maps(run, table)
-    apart = sum(one.count for one in layers_of(run) if one.stored) <= _HEADS
+    layers = layers_of(run, flat=held.depth is None)
+    apart = sum(one.count for one in layers if one.stored) <= _HEADS
     for map_name in names:
         value = float(row.get(f"{map_name}/energy_pointing_game", np.nan))
-        found = notices.readable(lambda m=map_name: run_cache.maps(run, m, [image])[0], run)
+        found = notices.readable(lambda m=map_name: run_cache.maps(run, m, [image], held)[0], run)
         if found is None:
             continue
         maps.append(found)
         tiles.append(_tile(name, map_name, value, image, box))
-        for head, values in enumerate(_heads(run, map_name, image) if apart else (), 1):
+        for head, values in enumerate(_heads(run, map_name, image, held) if apart else (), 1):
             value = float(energy(values[None], held.masks)[0])
             maps.append(values)
             tiles.append(_tile(name, f"{map_name} · head {head}", value, image, box))
@@ -210,14 +257,14 @@ def _variant(
     _show(name, tiles, maps, held, image, shared)
 
 
-def _heads(run: Any, map_name: str, image: int) -> np.ndarray:
+def _heads(run: Any, map_name: str, image: int, held: Cut) -> np.ndarray:
     """The map head by head, `(heads, h, w)`; empty where the run kept no heads of it."""
     apart = f"{map_name}.heads"
     name = apart if apart in run.map_names else map_name
     shape = run.entry(f"maps/{name}").shape
-    if shape is None or len(shape) != 4:
+    if shape is None or len(shape) != (4 if held.depth is None else 5):
         return np.empty((0, 1, 1))
-    found = notices.readable(lambda: run_cache.head_maps(run, name, [image])[0], run)
+    found = notices.readable(lambda: run_cache.head_maps(run, name, [image], held)[0], run)
     return np.empty((0, 1, 1)) if found is None or len(found) < 2 else found
 
 
@@ -232,14 +279,11 @@ def _show(
     name: str,
     tiles: list[Tile],
     maps: list[np.ndarray],
-    held: run_cache.Pictures,
+    held: Cut,
     image: int,
     shared: bool,
 ) -> None:
-    from attnviz.figures import resized
-
-    h, w = held.images.shape[1:3]
-    values = np.stack([resized(one, (h, w)) for one in maps])
+    values = on_one_grid(maps, held.images.shape[1:3])
     gallery(
         pack(
             held.images,
@@ -262,7 +306,7 @@ def _picture(
     shown: list[tuple[str, Any]],
     tables: dict[str, pd.DataFrame],
     image: int,
-    held: run_cache.Pictures,
+    held: Cut,
 ) -> None:
     def make() -> bytes:
         from attnviz.figures import comparison_picture, png_bytes
@@ -270,14 +314,14 @@ def _picture(
         maps, values = {}, {}
         for name, run in shown:
             first = str(primary_map(run, tables[run.id]))
-            maps[name] = run_cache.maps(run, first, [image])
+            maps[name] = run_cache.maps(run, first, [image], held)
             values[name] = scores(tables[run.id], first, "energy_pointing_game")[[image]]
         return png_bytes(comparison_picture(held.images, maps, held.boxes, values))
 
     offer("This image as PNG", make, f"image-{image}.png", "image/png", key="png")
 
 
-def _picker(shown: list[tuple[str, Any]], image: int, held: run_cache.Pictures, box: Any) -> None:
+def _picker(shown: list[tuple[str, Any]], image: int, held: Cut, box: Any) -> None:
     st.divider()
     st.header("Where does a place look?")
     kept = {
@@ -301,13 +345,18 @@ def _picker(shown: list[tuple[str, Any]], image: int, held: run_cache.Pictures, 
             f"Show image {images[0]}", on_click=lambda: st.query_params.update(image=str(images[0]))
         )
         return
+    about = run.about(f"rows/{layer}")
+    if about.get(KEYS) or about.get(QUERIES):
+        rows = notices.readable(lambda: run.rows(layer, [images.index(image)])[0], run)
+        if rows is None or words_of(rows, about, held, image):
+            return
     block = notices.readable(lambda: _rows(run, layer, images.index(image), held, box), run)
     if block is None:
         return
     picker(block, key="picker")
 
 
-def _rows(run: Any, layer: str, place: int, held: run_cache.Pictures, box: Any) -> bytes:
+def _rows(run: Any, layer: str, place: int, held: Cut, box: Any) -> bytes:
     """The attention of one image, packed; fewer heads where all of them would be too much."""
     about = run.about(f"rows/{layer}")
     rows = run.rows(layer, [place])[0]

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from attnviz.comparison.cohorts import Cohort, cohorts, question, variants
 from attnviz.comparison.groups import thing_of
 from attnviz.definitions import metric_title
 from attnviz.figures.packing import MapLayer, Settings, Tile, pack
 from dashboard import charts, notices, run_cache
 from dashboard.address import plain, quoted, several
-from dashboard.chosen_runs import listed, one_group
-from dashboard.cohorts import Cohort, cohorts, question, variants
+from dashboard.chosen_runs import bar, listed, one_group
 from dashboard.controls import chooser, draw, many, root, value_or_warning
 from dashboard.epochs import epoch_maps, found_at, seed_bands
 from dashboard.gallery import gallery
@@ -42,6 +42,7 @@ def main() -> None:
     requested = value_or_warning(several(st.query_params, "runs", [run.id for run in listing.runs]))
     groups = cohorts(listing.runs)
     group = None if requested or not groups else one_group(groups)
+    bar(listing, _shown(listing, requested, group), picked="runs" in st.query_params)
     running = _running(listing)
     every = max(_EVERY, 2 * st.session_state.get(_TOOK, 0.0))
     body = st.fragment(_body, run_every=every if running else None)
@@ -243,7 +244,7 @@ def _maps(listing: run_cache.Listing, runs: list[Any]) -> None:
         return
     layers = []
     for one in series:
-        values = notices.readable(lambda one=one: run_cache.all_maps(run, one.name), run)
+        values = notices.readable(lambda one=one: run_cache.all_maps(run, one.name, held), run)
         if values is not None and len(values) == len(images):
             shares = energy(values, held.masks)
             described = tuple(f"energy {v:.3f}" if np.isfinite(v) else "no score" for v in shares)

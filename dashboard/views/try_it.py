@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
+from attnviz.comparison.cohorts import question
 from attnviz.comparison.from_runs import patched
 from attnviz.figures import resized
 from attnviz.figures.packing import MapLayer, Settings, Tile, pack, pack_image
 from dashboard import notices, run_cache
 from dashboard.address import plain, quoted, whole
 from dashboard.chosen_runs import Chosen, chosen, one_run
-from dashboard.cohorts import question
 from dashboard.controls import chooser, many, number, ratio, value_or_warning
 from dashboard.gallery import gallery
 from dashboard.overlap import energy
@@ -55,12 +55,10 @@ def main() -> None:
     if run is None:
         return
     if _WEIGHTS not in run.files:
-        said = f"{quoted(run.id)} keeps no weights, so its model cannot run."
-        if not question(run):  # not trained by `experiments`
-            st.info(f"{said} This page runs a model with the weights of its run.")
-            return
-        st.warning(f"{said} Train it again:")
-        notices.command(f"uv run python -m experiments train --variant {run.variant}")
+        st.info(
+            f"{quoted(run.id)} keeps no weights, so its model cannot run: this page runs a model "
+            "with the weights that its run keeps (`weights=` of `attnviz.save_run`)."
+        )
         return
     try:
         live = import_module("dashboard.live")
@@ -133,6 +131,9 @@ def _image(choice: Chosen, run: Any) -> np.ndarray | None:
     held = notices.readable(
         lambda: run_cache.pictures(choice.listing.root, str(run.dataset), [image]), run
     )
+    if held is not None and held.depth is not None:
+        st.info("The test images are volumes or videos: the model is not run on them here.")
+        return None
     return None if held is None else held.images[0]
 
 

@@ -100,14 +100,11 @@ def test_report_writes_the_page_and_says_where(
     assert "<h1>Mine</h1>" in out.read_text()
 
 
-def test_report_of_what_may_not_be_ranked_is_written_and_says_so(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report_ranks_runs_on_other_images_apart(root: Path, tmp_path: Path) -> None:
     write_run(root, "cbam", digest=dataset(root, 15))
     out = tmp_path / "page.html"
-    assert run(["report", str(root), "--out", str(out)]) == 1
-    assert "attnviz: not ranked: compare: cannot rank" in capsys.readouterr().err
-    assert "Not ranked." in out.read_text()
+    assert run(["report", str(root), "--out", str(out)]) == 0
+    assert 'id="question-2-ranking"' in out.read_text()
 
 
 def test_report_without_runs_writes_nothing(

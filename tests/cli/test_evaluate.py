@@ -148,7 +148,7 @@ def test_a_folder_of_hugging_face_brings_its_size_normalisation_and_weights(
         ([*NORMALISED], "one of the arguments --masks --coco is required"),
         (
             ["--masks", "masks", *NORMALISED, "--labels", "folder", "--classes", "dots", "lines"],
-            "unknown class of an image 'stripes'",
+            "unknown class of stripes/",
         ),
         (
             ["--coco", "annotations.json", *NORMALISED, "--labels", "folder"],

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ PAGES = (
     "try_it?run=mha-0", "about",
 )  # fmt: skip
 IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
-STILL = "*, *::before, *::after { animation: none !important; transition: none !important; }"
+STILL = """
+*, *::before, *::after { animation: none !important; transition: none !important; }
+[data-stale=true] { opacity: 1 !important; }
+"""
 """Nothing fades in: what is half there has too little contrast, however late it comes."""
 
 
@@ -81,6 +85,20 @@ def wander(field: Any, seen: Any) -> None:
     raise AssertionError(f"never seen: {seen}")
 
 
+def at_the_end(page: Any, wanted: Any) -> Any:
+    """Something far down a page: scrolled to, place by place, as each asks for what it holds."""
+    from playwright.sync_api import TimeoutError
+
+    for _ in range(30):
+        page.mouse.move(700, 700)
+        page.mouse.wheel(0, 5000)
+        with contextlib.suppress(TimeoutError):
+            wanted.first.wait_for(timeout=1000)
+            wanted.first.scroll_into_view_if_needed()
+            return wanted.first
+    raise AssertionError(f"never seen: {wanted}")
+
+
 def settled(page: Any) -> None:
     """The script has run, and every gallery has painted."""
     page.wait_for_selector(IDLE, timeout=240_000)
@@ -98,18 +116,35 @@ def test_a_deep_link_is_the_first_visit_that_the_server_gets(address: str, tab: 
 
 class TestAccessibility:
     @pytest.mark.parametrize("page", PAGES)
-    def test_axe_finds_nothing(self, page: str, address: str, themed: Any):
+    def test_axe_finds_nothing_on_a_desk_and_on_a_phone(self, page: str, address: str, themed: Any):
+        """Each page is visited once per theme; on the phone it is no wider than the screen."""
         axe = pytest.importorskip("axe_playwright_python", reason="axe's script is not installed")
+        themed.set_viewport_size({"width": 1400, "height": 1000})
         visit(themed, f"{address}/{page}")
         themed.add_style_tag(content=STILL)
         themed.evaluate((resources.files(axe) / "axe.min.js").read_text("utf-8"))
-        found = themed.evaluate("() => axe.run({resultTypes: ['violations']})")
-        said = [
-            f"{one['id']}: {node['target']} {node['html'][:200]} {node['failureSummary'][:200]}"
-            for one in found["violations"]
-            for node in one["nodes"][:3]
-        ]
-        assert not said, "\n".join(said)
+        assert not (said := violations(themed)), "\n".join(said)
+        themed.set_viewport_size({"width": 390, "height": 844})
+        settled(themed)
+        assert not (said := violations(themed)), "\n".join(said)
+        wider = "() => document.documentElement.scrollWidth - window.innerWidth"
+        assert themed.evaluate(wider) <= 0
+
+    def test_on_a_phone_nothing_covers_the_answer_and_no_tick_label_another(
+        self, address: str, tab: Any
+    ):
+        tab.set_viewport_size({"width": 390, "height": 844})
+        visit(tab, address)
+        answer = tab.get_by_role("heading", name="One training each: energy mha")
+        answer.wait_for()
+        assert "By other metrics mha is" in answer.text_content()
+        answer.click(trial=True)  # fails where something lies over it, such as a card
+        tab.locator(".axis span").first.wait_for()
+        spans = tab.locator(".axis span").all()
+        labels = [box for one in spans if (box := one.bounding_box())]  # every other one is hidden
+        assert len(labels) > 2
+        for left, right in pairwise(sorted(labels, key=lambda box: box["x"])):
+            assert left["x"] + left["width"] <= right["x"]
 
     def test_charts_and_tiles_say_their_numbers(self, address: str, tab: Any):
         visit(tab, f"{address}/compare")  # the first page has this address too
@@ -360,8 +395,7 @@ class TestPicker:
         rows = run.rows("received", [run.row_images("received").index(2)])[0]
         box = open_dataset(browsed_root, str(run.dataset)).boxes()[2]
         cover = coverage(tuple(int(v) for v in box), (96, 96), (24, 24)).ravel()
-        field = tab.locator("button.field")
-        field.scroll_into_view_if_needed()
+        field = at_the_end(tab, tab.locator("button.field"))
         field.focus()
         tab.keyboard.press("ArrowUp")
         tab.keyboard.press("ArrowLeft")
@@ -378,7 +412,7 @@ class TestPicker:
 
     def test_hovering_draws_at_once(self, address: str, tab: Any):
         visit(tab, f"{address}/sample?image=2&rows=mha-0/received")
-        field = tab.locator("button.field")
+        field = at_the_end(tab, tab.locator("button.field"))
         wander(field, tab.get_by_text("the place in row 1, column 1").first)
         field.click(position={"x": 100, "y": 100})
         tab.get_by_text("Pinned").wait_for()
@@ -455,6 +489,16 @@ class TestTraining:
             tab.get_by_text("ours 0.").first.wait_for(timeout=60_000)
         finally:
             shutil.rmtree(ending)
+
+
+def violations(page: Any) -> list[str]:
+    """What axe finds wrong."""
+    found = page.evaluate("() => axe.run({resultTypes: ['violations']})")
+    return [
+        f"{one['id']}: {node['target']} {node['html'][:200]} {node['failureSummary'][:200]}"
+        for one in found["violations"]
+        for node in one["nodes"][:3]
+    ]
 
 
 def deep(selector: str) -> str:

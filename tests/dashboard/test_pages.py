@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import builtins
 import json
 import os
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from attnviz.cli import available
 from attnviz.runs import open_run, save_run
-from dashboard import run_cache
+from dashboard import lazy, run_cache
 from dashboard.pages import listed
 from dashboard.table import Event
 from tests.dashboard import made_runs
@@ -27,17 +31,18 @@ RANKED = tuple(page for page in PAGES if page not in ("runs", "training"))
 
 
 @pytest.fixture(autouse=True)
-def _forgotten() -> None:
-    """No listing of an earlier test is taken for this one's."""
+def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No listing of an earlier test is taken for this one's; a busy disk is waited for."""
     run_cache._last_good.clear()
+    monkeypatch.setattr(run_cache, "PATIENCE", 120.0)
 
 
 def opened(patch: pytest.MonkeyPatch, view: str, root: Any, /, **params: Any) -> AppTest:
     """A page after its first run."""
     patch.setenv("ATTNVIZ_RUNS", str(root))
     patch.setattr(run_cache, "INTERVALS", 60.0)  # waited for: no script runs again by itself here
+    patch.setattr(lazy, "AT_ONCE", True)  # scrolled down
     at = AppTest.from_file(str(APP), default_timeout=120)
-    at.session_state["below_compare"] = at.session_state["below_gates"] = True  # scrolled down
     if view != "compare":
         at.switch_page(f"views/{view}.py")
     for name, value in params.items():
@@ -100,6 +105,16 @@ def tables(patch: pytest.MonkeyPatch, done: Event | None = None) -> list[dict[st
 
 def commands(at: AppTest) -> list[str]:
     return [block.value for block in at.main.code]
+
+
+def understood(text: str) -> None:
+    """Parse a command as the command line of an installed package would."""
+    name, command, *rest = shlex.split(text)
+    assert name == "attnviz"
+    assert command in available()
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    import_module(f"attnviz.cli.{command}").arguments(parser)
+    parser.parse_args(rest)
 
 
 class TestGoodRuns:
@@ -261,7 +276,9 @@ class TestNoRuns:
         at = opened(monkeypatch, page, root)
         assert at.warning
         assert str(root)[-40:] in words(at)
-        assert "uv run python -m experiments quickstart" in commands(at)
+        assert commands(at)[0] == "attnviz demo"
+        for one in commands(at):
+            understood(one)
 
     @pytest.mark.parametrize("page", PAGES)
     def test_folders_that_are_no_runs_are_counted(self, page, tmp_path, monkeypatch):
@@ -462,6 +479,7 @@ class TestDamage:
         at = opened(monkeypatch, "gallery", copied, run="mha-0")
         shutil.rmtree(copied / "mha-0")
         monkeypatch.setattr(run_cache, "_FRESH", 0.0)
+        monkeypatch.setattr(run_cache, "GLANCE", 60.0)
         at.run()
         assert not at.exception
         assert "run = `mha-0`, which is not here" in words(at)
@@ -682,7 +700,7 @@ class TestWithout:
     def test_without_weights_the_page_says_how_to_get_them(self, good_root, monkeypatch):
         at = opened(monkeypatch, "try_it", good_root, run="mha-1")
         assert "keeps no weights" in words(at)
-        assert any("experiments train --variant mha" in one for one in commands(at))
+        assert "weights= of attnviz.save_run" in words(at).replace("`", "")
 
     @pytest.mark.parametrize(
         ("width", "said"), [(8, "the weights do not fit"), (10**9, "there is no 'mha' of")]

@@ -104,3 +104,11 @@ def test_an_expected_order_is_confirmed_within_the_noise_and_no_other_is() -> No
         assert agrees(points, fields, SHARP, (9, 16), rows) is None
         points, fields = noisy(blocks, amount)
         assert agrees(points, fields, SHARP, (12, 12), rows) is None
+
+
+def test_rows_that_see_far_are_not_taken_for_some_of_a_finer_grid() -> None:
+    """Four rows, measured nearer to each other than they lie (MobileViT): seven is no answer."""
+    rows = torch.tensor([0.22, 0.36, 0.5, 0.64], dtype=torch.float64)
+    columns = (torch.arange(6, dtype=torch.float64) + 0.5) / 6
+    points = torch.cartesian_prod(rows, columns)
+    assert snapped(points, [0.15, 0.1]).grid in (None, (4, 6))

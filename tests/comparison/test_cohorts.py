@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dashboard import cohorts
+from attnviz.comparison import cohorts
 
 
 @dataclass
