@@ -49,7 +49,7 @@ _NOTHING = (
     "monitor: maps and scores were not measured in this training ({}); expected a longer training, "
     "final=True for one measurement at the end, or budget=None for one at every epoch"
 )
-_TABLE = 0.03, 0.25  # seconds that the last table takes, and its share of the cost of its images
+_TABLE = 0.15, 0.25  # seconds that the last table takes, and its share of the cost of its images
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from attnviz.training.calibration import Calibration
 PROBE = 0.05
 """Seconds that must have been earned before the first forward pass, whose cost is not known."""
 
-FIRST = 0.4
+FIRST = 0.7
 """Seconds for what is imported and built on first use."""
 
 WATCHED = 15
