@@ -55,6 +55,7 @@ def test_a_run_says_what_it_took(tmp_path: Path) -> None:
     assert run.environment["threads"] >= 1
 
 
+@pytest.mark.usefixtures("unchecked")  # the compiler would trace the checks of shapes as well
 @pytest.mark.parametrize("variant", ["mha", "cbam", "vit"])
 def test_a_compiled_training_is_the_same_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from attnviz import faithfulness
+from attnviz import definitions, faithfulness
 from attnviz.definitions import DEFINITIONS, MetricDefinition
 from attnviz.errors import InputError
 from attnviz.faithfulness import METRICS, faithfulness_scores
@@ -24,10 +24,11 @@ def defined(**other: Any) -> MetricDefinition:
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    kept = dict(METRICS)
+    kept, known = dict(METRICS), dict(definitions._DEFINED)
     yield
-    METRICS.clear()
-    METRICS.update(kept)
+    for table, before in ((METRICS, kept), (definitions._DEFINED, known)):
+        table.clear()
+        table.update(before)
 
 
 def test_each_metric_of_the_package_is_bound_to_its_definition_in_their_order() -> None:

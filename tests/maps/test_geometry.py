@@ -56,5 +56,5 @@ def test_a_wrong_interpolation_or_size_is_named(unchecked):
     values = torch.rand(2, 3, 5)
     with pytest.raises(InputError, match="expected nearest, bilinear or bicubic, got 'area'"):
         maps.resized(values, (6, 6), "area")
-    with pytest.raises(InputError, match=r"of at least 1, got \(0, 6\)"):
+    with pytest.raises(InputError, match=r"of at least 1, .* got \(0, 6\)"):
         maps.resized(values, (0, 6), "nearest")
