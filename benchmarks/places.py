@@ -14,7 +14,7 @@ border. Four things have to hold, for each side (queries or keys) of each record
 4. Over all cells together the centres are off by less than half a cell: strided convolutions see up
    to half a cell above and to the left.
 
-All tokens one row farther, judged in the same way, have to be found wrong; it is told how often.
+All tokens one row farther, judged in the same way, have to be found wrong; the share is printed.
 
     python benchmarks/places.py --results places.json               # resumes what was begun
     python benchmarks/places.py --results places.json --only swin --again
@@ -432,7 +432,7 @@ def stored(path: Path) -> dict[str, Result]:
 
 
 def _judge_all(args: argparse.Namespace) -> None:
-    """Judge what is asked for, and store each result."""
+    """Judge the chosen models, and store each result."""
     started = time.monotonic()
     some = args.only.split("|") if args.only is not None else []
     for family, models in FAMILIES.items():

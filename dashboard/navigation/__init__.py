@@ -21,7 +21,7 @@ def navigation(pages: dict[PageInfo, Any], current: PageInfo) -> None:
     """Show the links, and open the page whose link was used just now.
 
     Args:
-        pages: What is told of each page, and the page.
+        pages: Each page with its properties.
         current: The page that is shown.
     """
     st.fragment(lambda: _navigation(pages, current))()

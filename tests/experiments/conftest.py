@@ -24,7 +24,7 @@ class Here(Executor):
 
 @pytest.fixture
 def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sweeps train in this process: for tests of what is trained, not of who trains it."""
+    """Sweeps train in this process: for tests of the training, not of the processes."""
 
     @contextmanager
     def here(*_: object, **__: object) -> Iterator[Executor]:
