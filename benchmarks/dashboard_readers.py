@@ -28,17 +28,12 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
-_SPEC = spec_from_file_location("measuring", REPOSITORY / "benchmarks" / "dashboard.py")
-assert _SPEC is not None
-assert _SPEC.loader is not None
-measuring = module_from_spec(_SPEC)
-_SPEC.loader.exec_module(measuring)
+from benchmarks import dashboard as measuring  # noqa: E402
 
 PAGES = ("", "explore", "gallery", "sample", "heads", "attributions", "diagnosis", "training",
          "runs", "about")  # fmt: skip

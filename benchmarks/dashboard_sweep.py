@@ -24,17 +24,12 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
-_SPEC = spec_from_file_location("measuring", REPOSITORY / "benchmarks" / "dashboard.py")
-assert _SPEC is not None
-assert _SPEC.loader is not None
-measuring = module_from_spec(_SPEC)
-_SPEC.loader.exec_module(measuring)
+from benchmarks import dashboard as measuring  # noqa: E402
 
 LIMITS = {60: {"first": 2.0, "page": 3.0, "tile": 3.0, "metric": 3.0},
           1000: {"first": 3.0, "page": 5.0, "tile": 5.0, "metric": 5.0}}  # fmt: skip
