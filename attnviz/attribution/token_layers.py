@@ -67,17 +67,17 @@ def _found(model: nn.Module, image: Tensor) -> str | None:
     if not attention:
         return None
     modules = dict(model.named_modules())
-    outer, inner = _entry(attention[-1], steps)
-    if outer is None and len(attention) > 1:
+    begin = _entry(attention[-1], steps)
+    if begin is None and len(attention) > 1:
         raise InputError(
             "layer: the attention is written out in the model's own forward, so that no layer is "
             "known to put out the tokens that enter the last of it; pass layer=, a dotted name"
         )
-    after = {modules[step.name] for step in steps[outer or 0 :]}
-    if outer is None or any(isinstance(one, nn.Conv2d) for one in after):
+    if begin is None or any(isinstance(modules[s.name], nn.Conv2d) for s in steps[begin:]):
         return None
-    norms = [step for step in steps[outer:inner] if "Norm" in type(modules[step.name]).__name__]
-    for step in (*norms, *reversed(steps[:outer])):
+    first = next(step for step in steps[begin:] if step.ends)
+    own = [first] if "Norm" in type(modules[first.name]).__name__ else []  # ahead of projections
+    for step in (*own, *reversed(steps[:begin])):
         if not step.ends or len(step.shape or ()) not in (3, 4) or (step.shape or (0,))[0] != 1:
             continue
         if [one.name for one in steps if one.ends].count(step.name) > 1:
@@ -90,21 +90,19 @@ def _found(model: nn.Module, image: Tensor) -> str | None:
     return None
 
 
-def _entry(record: Record, steps: list[_Step]) -> tuple[int | None, int]:
-    """Where the module of an attention begins, and the one around it that takes whole tokens.
+def _entry(record: Record, steps: list[_Step]) -> int | None:
+    """Where the module of an attention begins, or the one around it that takes whole tokens.
 
     A module may be given queries by head, or scores: the tokens are those of a module around it.
     """
-    name, inner = record.name.partition("#")[0], 0
+    name = record.name.partition("#")[0]
     while name:
         begins = [i for i, step in enumerate(steps) if step.name == name and not step.ends]
-        if begins:
-            inner = inner or begins[-1]
-            shape = steps[begins[-1]].shape
-            if shape is not None and not _by_head(shape, record):
-                return begins[-1], inner
+        shape = steps[begins[-1]].shape if begins else None
+        if shape is not None and not _by_head(shape, record):
+            return begins[-1]
         name = name.rpartition(".")[0]
-    return None, inner
+    return None
 
 
 def _by_head(shape: tuple[int, ...], record: Record) -> bool:

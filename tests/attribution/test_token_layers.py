@@ -164,7 +164,7 @@ class TestAtHome:
     def test_own_pixels_move_a_place_most(self) -> None:
         assert _at_home(*self.moved(0, 0))
 
-    @pytest.mark.parametrize(("dy", "dx"), [(0, 1), (0, -1), (1, 0), (-1, 2)])
+    @pytest.mark.parametrize(("dy", "dx"), [(0, 1), (0, -1), (1, 0), (-1, 1)])
     def test_a_shift_is_seen_though_places_overlap(self, dy: int, dx: int) -> None:
         assert not _at_home(*self.moved(dy, dx, spread=0.6))
 
