@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from attnviz.figures import resized
+from attnviz.runs.words import WORDS
 
 SEPARATE = ".heads"
 """How the name of a map ends that was kept head by head beside its mean."""
@@ -60,6 +61,8 @@ def layers_of(run: Any, *, flat: bool = True) -> list[LayerHeads]:
     for name in run.map_names:
         shape = run.entry(f"maps/{name}").shape
         if shape is None or len(shape) != axes or shape[1] < 1 or "@" in name:
+            continue
+        if WORDS in run.about(f"maps/{name}"):
             continue
         base = name.removesuffix(SEPARATE)
         found[base] = LayerHeads(base, _layer(run, f"maps/{name}", base), name, None, shape[1])

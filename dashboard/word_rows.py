@@ -1,4 +1,4 @@
-"""Attention from or to words: each word by its text, not as a place of an image."""
+"""Words by their text: maps of words, and rows of attention of which one side is words."""
 
 from __future__ import annotations
 
@@ -46,20 +46,25 @@ def words_of(rows: np.ndarray, about: Mapping[str, Any], held: Cut, image: int) 
     return bool(to or of)
 
 
-def _to_words(rows: np.ndarray, words: Sequence[str]) -> None:
+def to_tokens(rows: np.ndarray) -> None:
+    """How much attention each token takes that is no known place, by its number."""
+    _to_words(rows, [f"token {k}" for k in range(rows.shape[2])], "token")
+
+
+def _to_words(rows: np.ndarray, words: Sequence[str], kind: str = "word") -> None:
     """How much attention each word takes, head by head, the most first."""
     shares = rows.mean(axis=1)
     order = np.argsort(-shares.mean(axis=0), kind="stable")[:_MOST]
     heads = range(len(shares))
-    columns = [Column("word", "word", sorts=False)]
+    columns = [Column("word", kind, sorts=False)]
     columns += [Column(str(h), f"head {h + 1}", number=True, sorts=False) for h in heads]
     listed = [
         Row(str(k), (Cell(words[k] or "–"), *(Cell(f"{shares[h, k]:.3f}") for h in heads)))
         for k in order
     ]
-    table(columns, listed, label="Attention by word, mean over queries", key="words")
+    table(columns, listed, label=f"Attention by {kind}, mean over queries", key="words")
     left = f" {len(words) - len(order)} more take less." if len(words) > len(order) else ""
-    st.caption(f"Attention that each word takes: mean over queries, head by head.{left}")
+    st.caption(f"Attention that each {kind} takes: mean over queries, head by head.{left}")
 
 
 def _of_words(
@@ -73,16 +78,36 @@ def _of_words(
             plain(one) for one in shown))  # fmt: skip
         return
     maps = rows.mean(axis=0)[: len(shown), -places:].reshape(len(shown), *grid)
+    _tiles(maps, shown, held, image, key="words")
+    st.caption("Where each word attends to: mean over heads, each map from 0 to its maximum.")
+
+
+def maps_of_words(maps: np.ndarray, words: Sequence[str], held: Cut, image: int, key: str) -> None:
+    """A tile for each word's map of the image.
+
+    Args:
+        maps: `(words, h, w)`.
+        words: The text of each of the first maps.
+        held: The image.
+        image: Its number.
+        key: Of the component.
+    """
+    shown = words[:_MOST]
+    _tiles(maps[: len(shown)], shown, held, image, key=key)
+    left = f" {len(words) - len(shown)} more are not shown." if len(words) > len(shown) else ""
+    st.caption(f"The map of each word, from 0 to its maximum.{left}")
+
+
+def _tiles(maps: np.ndarray, words: Sequence[str], held: Cut, image: int, key: str) -> None:
     tiles = [
-        Tile(str(k), word or "–", (), f"Attention of {word or 'an empty word'} on image {image}", 0)
-        for k, word in enumerate(shown)
+        Tile(str(k), word or "–", (), f"Map of {word or 'an empty word'} on image {image}", 0)
+        for k, word in enumerate(words)
     ]
     gallery(
         pack(
             held.images, tiles, [MapLayer("map", "map", maps, from_zero=True)], None,
-            settings=Settings(threshold=0.0), label=f"Attention of words, image {image}",
+            settings=Settings(threshold=0.0), label=f"Maps of words, image {image}",
             controls=False, opens=False, arrows=False, title=f"words, image {image}",
         ),
-        key="words",
+        key=key,
     )  # fmt: skip
-    st.caption("Where each word attends to: mean over heads, each map from 0 to its maximum.")

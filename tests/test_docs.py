@@ -137,7 +137,10 @@ def test_the_commands_for_programs_print_json(
         json.loads(capsys.readouterr().out)
 
 
-def test_the_examples_from_a_prompt_to_a_heatmap_run() -> None:
+def test_the_examples_from_a_prompt_to_a_heatmap_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     page = (DOCS / "prompts.md").read_text()
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
     names: dict[str, Any] = {"__name__": "page"}
@@ -146,6 +149,8 @@ def test_the_examples_from_a_prompt_to_a_heatmap_run() -> None:
     assert names["where"].shape == (1, 8, 12)
     assert names["found"].points.shape == (1, 2, 2, 12, 2)
     assert names["picture"].shape == (512, 768, 3)
+    run = attnviz.open_run("answers/llava")
+    assert run.maps("answer").shape == (1, len(run.about("maps/answer")["words"]), 4, 4)
 
 
 def test_twelve_lines_lead_from_a_model_to_a_ranking() -> None:

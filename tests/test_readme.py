@@ -25,8 +25,8 @@ def blocks(text: str, language: str) -> list[str]:
         page
         for page in PAGES
         if page.parent.name != "doctor"  # whose code is before and after
-        and page.name != "training.md"
-    ],  # which tests/training runs
+        and page.name not in ("training.md", "prompts.md")  # tests/training and test_docs run them
+    ],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 @pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # onnx2torch's own

@@ -198,7 +198,8 @@ def divided_kernel(
         known = followed_images(lineage, value, lead)
     if known is None:
         images = _counted(lineage, query, module, images)
-    if sizes[0] == 1 and sizes[1] > 1 and heads != sizes[1]:
+    several = known is not None or images not in (None, 1)
+    if several and sizes[0] == 1 and sizes[1] > 1 and heads != sizes[1]:
         sizes = sizes[1:]
     return divided(sizes, heads, images, known, partial(same_places, lineage, query, lead))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attnviz.capture import rules  # noqa: F401  # fills the table of rules
 from attnviz.capture.compiler import hide
-from attnviz.capture.followed_ops import Followed, follow, followed
+from attnviz.capture.followed_ops import Followed, follow, followed, tensors
 from attnviz.capture.op_mode import OpMode, apart, modes
 from attnviz.capture.provenance import PARAMETER
 from attnviz.capture.registry import FOUND, RULES, Rule
@@ -36,7 +36,7 @@ class Known(NamedTuple):
         writes: Whether the op writes into its first argument.
         composite: Whether it is written in terms of other ops, and has no rule of its own.
         fixed: Whether its rule reads what is made of parameters alone.
-        followed: How places are followed through it.
+        followed: How places are followed through it; None if they stay as they are.
     """
 
     plain: bool
@@ -45,7 +45,7 @@ class Known(NamedTuple):
     writes: bool
     composite: bool
     fixed: bool
-    followed: Followed
+    followed: Followed | None
 
 
 class Watcher(OpMode):
@@ -108,7 +108,8 @@ class Watcher(OpMode):
         if rule is None and known.composite:
             return self._decomposed(func, args, kwargs)
         out = func(*args, **kwargs) if rule is None else rule(session, func, args, kwargs)
-        follow(session.lineage, known.followed, args, kwargs, out)
+        if known.followed is not None:
+            follow(session.lineage, known.followed, args, kwargs, out)
         return out
 
     def _decomposed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -164,7 +165,7 @@ def _learn(func: Any) -> Known:
     writes = bool(schema is not None and schema.is_mutable)
     composite = entry is None and _is_composite(func)
     views = getattr(func, "is_view", False) or str(func) == "aten._unsafe_view.default"
-    plain = entry is None and not writes and not composite and views
+    plain = entry is None and not writes and not composite and (views or tensors(func) == 0)
     found = Known(
         plain,
         None if entry is None else entry.rule,

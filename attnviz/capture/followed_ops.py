@@ -73,6 +73,8 @@ _LOST: set[Origin | None] = {LOST}
 
 Found = Callable[[Lineage, Any, Any, Tensor], Labels | None]
 Reads = Callable[[Any, Tensor], Sequence[Tensor]]
+Settings = Callable[[Any, Any], Any]
+LinesOf = Callable[[Sequence[Line]], Iterable[Line]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +85,8 @@ class Followed:
         labels: From the op's arguments and its result to the result's labels; None leaves it alone.
         reads: The tensors that these depend on, from the op's arguments and its result.
         keeps: Whether each element stays where it is.
-        settings: Whether they depend on the other arguments, too.
+        single: Whether these are the first argument alone.
+        settings: From the op's arguments to what else they depend on, as a key; None if nothing.
         writes: Whether it writes into its first argument.
         samples: Whether they depend on values.
         joins: Whether tokens of which nothing is known may join others.
@@ -93,17 +96,18 @@ class Followed:
     labels: Found
     reads: Reads
     keeps: bool = False
-    settings: bool = False
+    single: bool = False
+    settings: Settings | None = None
     writes: bool = False
     samples: bool = False
     joins: bool = False
     images: FoundImages = ALIKE
 
 
-def followed(func: Any) -> Followed:
-    """How an op is followed."""
+def followed(func: Any) -> Followed | None:
+    """How an op is followed; None if what is known stays as it is."""
     found = _places_followed(func)
-    if found.keeps:
+    if found is None or found.keeps:
         return found
     if found.labels in (_resized, _pooled):
         return replace(found, images=SPATIAL)
@@ -111,7 +115,7 @@ def followed(func: Any) -> Followed:
     if batch is None:
         return replace(found, images=_no_images)
     if found.labels is _lost:
-        return replace(found, images=batch.images, reads=batch.reads, settings=True,
+        return replace(found, images=batch.images, reads=batch.reads, settings=_frozen,
                        samples=batch.samples)  # fmt: skip
     return replace(found, images=batch.images)
 
@@ -120,43 +124,55 @@ def _no_images(known: Any, args: Any, kwargs: Any, made: Tensor) -> None:
     return None
 
 
-def _places_followed(func: Any) -> Followed:
+def _places_followed(func: Any) -> Followed | None:
     name, schema = str(func), getattr(func, "_schema", None)
     writes = bool(schema is not None and schema.is_mutable)
     packet = name.split(".")[1] if name.startswith("aten.") else ""
     plain = packet.rstrip("_") if writes else packet
     if plain in _UNCHANGED:
+        if writes and tensors(func) == 1:
+            return None
+        if plain.endswith("batch_norm") or plain == "native_group_norm":
+            return Followed(_unchanged, _first, keeps=True, single=True, writes=writes)
         found = _normed if "layer_norm" in plain else _unchanged
         return Followed(found, _alike, keeps=True, writes=writes)
     if plain == "_to_copy":
         return Followed(_converted, _alike, keeps=True, samples=True)
     if plain in _RESIZED:
-        return Followed(_resized, _first, settings=True)
+        return Followed(_resized, _first, single=True, settings=_frozen)
     if plain in _POOLED:
-        return Followed(_pooled, _first, settings=True)
+        return Followed(_pooled, _first, single=True, settings=_frozen)
     if "scaled_dot_product" in packet and "backward" not in packet:
         return Followed(_attended, _first)
     if plain in ("convolution", "_convolution"):
-        return Followed(_convolved, _first, settings=True)
+        return Followed(_convolved, _first, single=True, settings=_kernel)
     if plain == "constant_pad_nd":
-        return Followed(_padded, _first, settings=True)
+        return Followed(_padded, _first, settings=_frozen)
     if plain in ("mm", "bmm"):
         return Followed(_multiplied, lambda args, made: args[:2])
     if plain in ("addmm", "baddbmm"):
         return Followed(_added, lambda args, made: args[1:3], writes=writes)
     if plain in ("cat", "stack"):
-        return Followed(_joined if plain == "cat" else _stacked, _parts, settings=True, joins=True)
+        return Followed(
+            _joined if plain == "cat" else _stacked, _parts, settings=_frozen, joins=True
+        )
     if plain in ("grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler"):
         return Followed(_sampled, _first, samples=True)
     if plain == "index":
         return Followed(_indexed, _first, samples=True)
     if plain == "flip":
-        return Followed(_flipped, _first, settings=True)
+        return Followed(_flipped, _first, settings=_frozen)
     if plain == "roll":
-        return Followed(_rolled, _first, settings=True)
+        return Followed(_rolled, _first, settings=_frozen)
     if plain == "copy":
         return Followed(_copied, lambda args, made: args[1:2], writes=writes)
     return Followed(_lost, lambda args, made: (), writes=writes)
+
+
+def tensors(func: Any) -> int | None:
+    """How many arguments of an op are tensors or lists of these; None if it does not say."""
+    schema = getattr(func, "_schema", None)
+    return None if schema is None else sum("Tensor" in str(x.type) for x in schema.arguments)
 
 
 def _alike(args: Any, made: Tensor) -> Sequence[Tensor]:
@@ -176,23 +192,17 @@ def follow(lineage: Lineage, rule: Followed, args: Any, kwargs: Any, out: Any) -
     made = out[0] if isinstance(out, (tuple, list)) and out else out
     if not isinstance(made, Tensor) or made.layout is not torch.strided or made.is_nested:
         return
-    found: Origin | None
-    known = [(x, lineage.origin(x)) for x in rule.reads(args, made) if isinstance(x, Tensor)]
-    origins = {origin for _, origin in known}
-    if rule.keeps and not any(origin is not None and origin.told for _, origin in known):
-        shape = made.shape
-        known = [(x, origin) for x, origin in known if x.shape == shape] or known
-        origins = {origin for _, origin in known}
-    if rule.samples and not (rule.keeps and _is_of_one_kind(args[0], made)):
-        found = _sampled_now(lineage, rule, args, kwargs, made)
-        if found is LOST and not _any_known(lineage, args):
-            return
-    elif not origins <= _NONE:
-        found = _result(lineage, rule, args, kwargs, made, known, origins)
-    elif not _any_known(lineage, args):
-        return
-    else:
+    origin = lineage.origin(args[0]) if rule.single else None
+    if origin is None:
+        found = _of_all(lineage, rule, args, kwargs, made)
+    elif origin is LOST:
         found = LOST
+    elif not rule.keeps:
+        found = _result(lineage, rule, args, kwargs, made, ((args[0], origin),), {origin})
+    elif _stays(origin, made) and origin.form == form(args[0]):
+        found = origin
+    else:
+        found = _of_all(lineage, rule, args, kwargs, made)
     if found is None:
         return
     if rule.writes:
@@ -203,6 +213,29 @@ def follow(lineage: Lineage, rule: Followed, args: Any, kwargs: Any, out: Any) -
         for other in out[1:]:
             if isinstance(other, Tensor) and other.dim() == made.dim():
                 lineage.put(other, found if form(other) == found.form else LOST)
+
+
+def _stays(origin: Origin, made: Tensor) -> bool:
+    """Whether a result lies in the same way as an operand that it has the places of."""
+    return not origin.lone and origin.form == form(made)
+
+
+def _of_all(
+    lineage: Lineage, rule: Followed, args: Any, kwargs: Any, made: Tensor
+) -> Origin | None:
+    """The origin of a result, from all tensors that it depends on; None leaves it alone."""
+    known = [(x, lineage.origin(x)) for x in rule.reads(args, made) if isinstance(x, Tensor)]
+    origins = {origin for _, origin in known}
+    if rule.keeps and not any(origin is not None and origin.told for _, origin in known):
+        shape = made.shape
+        known = [(x, origin) for x, origin in known if x.shape == shape] or known
+        origins = {origin for _, origin in known}
+    if rule.samples and not (rule.keeps and _is_of_one_kind(args[0], made)):
+        found = _sampled_now(lineage, rule, args, kwargs, made)
+        return None if found is LOST and not _any_known(lineage, args) else found
+    if not origins <= _NONE:
+        return _result(lineage, rule, args, kwargs, made, known, origins)
+    return LOST if _any_known(lineage, args) else None
 
 
 def _is_of_one_kind(x: Tensor, made: Tensor) -> bool:
@@ -259,7 +292,7 @@ def _result(
         (_unknown(lineage, x) if origin is None else LOST if origin.lost else (origin, *form(x)))
         for x, origin in known
     )
-    key = (rule, written, given, _frozen((args, kwargs)) if rule.settings else None)
+    key = (rule, written, given, None if rule.settings is None else rule.settings(args, kwargs))
     return lineage.once(
         key, lambda: _found(lineage, rule, args, kwargs, made),
         again=rule.joins and None in origins,
@@ -275,15 +308,24 @@ def _any_known(lineage: Lineage, args: Any) -> bool:
     return any(isinstance(x, Tensor) and lineage.origin(x) is not None for x in _flat(args))
 
 
-def _frozen(value: Any) -> Any:
+def _frozen(*values: Any) -> Any:
     """Arguments as a key: tensors by their shapes."""
+    return tuple(map(_key, values))
+
+
+def _key(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.shape
     if isinstance(value, (list, tuple)):
-        return tuple(map(_frozen, value))
-    return tuple((name, _frozen(one)) for name, one in value.items()) if (
+        return tuple(map(_key, value))
+    return tuple((name, _key(one)) for name, one in value.items()) if (
         isinstance(value, dict)
     ) else value  # fmt: skip
+
+
+def _kernel(args: Any, kwargs: Any) -> Any:
+    """A convolution's arguments as a key: kernel size, stride, padding, dilation, transposed."""
+    return args[1].shape, *map(tuple, args[3:6]), args[6]
 
 
 def _found(lineage: Lineage, rule: Followed, args: Any, kwargs: Any, made: Tensor) -> Origin | None:
@@ -383,22 +425,22 @@ def positions(x: Tensor) -> Label | None:
     return Label(space, numbers.reshape([-1 if i == long[0] else 1 for i in range(x.dim())]))
 
 
-def _mapped(lineage: Lineage, x: Tensor, made: Tensor, lines: Sequence[Line] | None) -> Labels:
+def _mapped(lineage: Lineage, x: Tensor, made: Tensor, lines_of: LinesOf) -> Labels:
     """A feature map made of a feature map: its rows and columns are a grid of their own."""
     labels = lineage.labels(x) if made.dim() == x.dim() and made.dim() in (4, 5) else None
     if not labels:
         return ()
-    whole = [one for one in labels if _is_whole(one, x)]
-    if not whole:
+    whole = next((one for one in labels if _is_whole(one, x)), None)
+    if whole is None:
         if x.shape[2:] != made.shape[2:]:
             return ()
         return tuple(one for one in labels if not one.along(1))
-    space = whole[0].space
-    if lines is None or tuple(made.shape[2:]) != tuple(line.size for line in lines):
+    space, lines = whole.space, tuple(lines_of(whole.space.lines))
+    if tuple(made.shape[2:]) != tuple(line.size for line in lines):
         return ()
-    if tuple(lines) == space.lines and not space.raw:
+    if lines == space.lines and not space.raw:
         return (space.whole(made.dim()),)
-    return (Space(tuple(lines)).whole(made.dim()),)
+    return (Space(lines).whole(made.dim()),)
 
 
 def _is_whole(label: Label, x: Tensor) -> bool:
@@ -413,37 +455,31 @@ def _is_whole(label: Label, x: Tensor) -> bool:
     )
 
 
-def _lines(lineage: Lineage, x: Tensor) -> Sequence[Line] | None:
-    return next((one.space.lines for one in lineage.labels(x) or () if _is_whole(one, x)), None)
-
-
 def _strided(
-    lines: Sequence[Line] | None, made: Tensor, kernel: Sequence[int], stride: Sequence[int],
+    lines: Sequence[Line], made: Tensor, kernel: Sequence[int], stride: Sequence[int],
     padding: Sequence[int], dilation: Sequence[int], transposed: bool = False,
-) -> list[Line] | None:  # fmt: skip
+) -> Iterable[Line]:  # fmt: skip
     """The rows of what a kernel that moves over rows makes."""
-    if lines is None:
-        return None
-    found = []
     for i, line in enumerate(lines):
         size = made.shape[2 + i]
         k, s, p, d = (int(n[i if len(n) > 1 else 0]) for n in (kernel, stride, padding, dilation))
         middle = d * (k - 1) / 2 - p
-        if transposed:
+        if s == 1 and not middle and size == line.size:
+            yield line
+        elif transposed:
             step = line.step / s
-            found.append(Line(size, line.first - middle * step, step, line.pixels))
+            yield Line(size, line.first - middle * step, step, line.pixels)
         else:
-            first = line.first + line.step * middle
-            found.append(Line(size, first, line.step * s, line.pixels))
-    return found
+            yield Line(size, line.first + line.step * middle, line.step * s, line.pixels)
 
 
 def _convolved(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
     x, weight, _, stride, padding, dilation, transposed = args[:7]
-    lines = _strided(
-        _lines(lineage, x), made, weight.shape[2:], stride, padding, dilation, transposed
-    )
-    return _mapped(lineage, x, made, lines)
+    kernel = weight.shape[2:]
+    return _mapped(
+        lineage, x, made,
+        lambda lines: _strided(lines, made, kernel, stride, padding, dilation, transposed),
+    )  # fmt: skip
 
 
 def _pooled(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
@@ -451,19 +487,19 @@ def _pooled(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
     stride = args[2] if len(args) > 2 and args[2] else kernel
     padding = args[3] if len(args) > 3 else [0]
     dilation = args[4] if len(args) > 4 and isinstance(args[4], (list, tuple)) else [1]
-    lines = _strided(_lines(lineage, args[0]), made, kernel, stride, padding, dilation)
-    return _mapped(lineage, args[0], made, lines)
+    return _mapped(
+        lineage, args[0], made,
+        lambda lines: _strided(lines, made, kernel, stride, padding, dilation),
+    )  # fmt: skip
 
 
 def _resized(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
-    lines = _lines(lineage, args[0])
-    if lines is not None:
-        new = []
+    def resized(lines: Sequence[Line]) -> Iterable[Line]:
         for line, size in zip(lines, made.shape[2:], strict=True):
             step = line.step * line.size / size
-            new.append(Line(size, line.first - line.step / 2 + step / 2, step, line.pixels))
-        lines = new
-    return _mapped(lineage, args[0], made, lines)
+            yield Line(size, line.first - line.step / 2 + step / 2, step, line.pixels)
+
+    return _mapped(lineage, args[0], made, resized)
 
 
 def _multiplied(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:

@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ MOST = 1 << 22
 """The most elements of the numbers of one tensor, and of all tensors that are remembered."""
 
 _ORIGINS = 2048  # remembered at most
+_SMALL = 1 << 15  # numbers that are remembered for all grids of the same sides
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +110,27 @@ class Space:
 
     def whole(self, dims: int) -> Label:
         """The label of a feature map `(b, c, …)` over this grid."""
-        if dims not in self._whole:
-            numbers = np.arange(math.prod(self.grid), dtype=np.int64)
-            sides = (*([1] * (dims - len(self.grid))), *self.grid)
-            self._whole[dims] = Label(self, numbers.reshape(sides))
-        return self._whole[dims]
+        found = self._whole.get(dims)
+        if found is None:
+            sides = (*([1] * (dims - len(self.lines))), *self.grid)
+            found = self._whole[dims] = Label(self, _row_by_row(sides))
+        return found
+
+
+def _row_by_row(sides: tuple[int, ...]) -> Numbers:
+    small = math.prod(sides) <= _SMALL
+    return _small_row_by_row(sides) if small else _counted(sides)
+
+
+@lru_cache(32)
+def _small_row_by_row(sides: tuple[int, ...]) -> Numbers:
+    numbers = _counted(sides)
+    numbers.flags.writeable = False  # all grids of these sides share it
+    return numbers
+
+
+def _counted(sides: tuple[int, ...]) -> Numbers:
+    return np.arange(math.prod(sides), dtype=np.int64).reshape(sides)
 
 
 class Samples(Space):

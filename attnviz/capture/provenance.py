@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _functorch: Any = torch._C._functorch
 _UNMADE = (UninitializedParameter, UninitializedBuffer)
+_TRAINED = {nn.Parameter: True, Tensor: False}  # isinstance of these runs Python code
 _SWEEP = 512  # tags of storages that are gone are dropped once the table has grown to this
 
 
@@ -233,8 +234,10 @@ class Tags(ByStorage[Tag]):
     def fix(self, tensors: Iterable[Tensor]) -> None:
         """Tag parameters and buffers, which live as long as the table."""
         for tensor in tensors:
-            if tensor.layout is torch.strided and not isinstance(tensor, _UNMADE):
+            trained = _TRAINED.get(type(tensor))
+            if trained is None and not isinstance(tensor, _UNMADE):
                 trained = isinstance(tensor, nn.Parameter)
+            if trained is not None and tensor.layout is torch.strided:
                 while _functorch.is_functorch_wrapped_tensor(tensor):
                     tensor = _functorch.get_unwrapped(tensor)
                 storage = tensor.untyped_storage()

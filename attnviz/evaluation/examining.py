@@ -55,7 +55,7 @@ def examined(
     if findings:
         changes["findings"] = _diagnosed(answers, _chosen(samples, EXAMINED))
     if rows:
-        changes["rows"] = whole_attention(answers, samples, result.layers, rows)
+        changes["rows"] = whole_attention(answers, samples, plan, result.layers, rows)
     return replace(result, **changes)
 
 

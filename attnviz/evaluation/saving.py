@@ -19,11 +19,13 @@ from attnviz.comparison.text import records
 from attnviz.data.samples import Sample, Samples, batches, checked, displayed
 from attnviz.errors import RunError
 from attnviz.evaluation.answers import Answers
-from attnviz.evaluation.measuring import sample_columns
+from attnviz.evaluation.measuring import Plan, sample_columns
 from attnviz.evaluation.pieces import FOLDER, Pieces
 from attnviz.maps import drawings
+from attnviz.places import placed
 from attnviz.runs import open_run, resume_run, save_dataset, start_run
 from attnviz.runs.outputs import outside_runs
+from attnviz.runs.records import kept_of
 from attnviz.runs.tensors import to_bytes
 from attnviz.runs.writer import RunWriter
 
@@ -49,9 +51,8 @@ class Rows:
 
     Attributes:
         weights: `(k, heads, q, keys)`.
-        images: Their numbers.
-        about: What it takes to read them: the layer, the grids of queries and keys, how many
-            tokens lead.
+        images: Their numbers; windows of one image share it.
+        about: What it takes to read them: the layer, and how tokens lie; see `attnviz.runs`.
     """
 
     weights: np.ndarray
@@ -298,50 +299,47 @@ def several_grids(grids: np.ndarray) -> dict[str, Any]:
 
 
 def whole_attention(
-    answers: Answers, samples: Samples, layers: Mapping[str, str], count: int
+    answers: Answers, samples: Samples, plan: Plan, layers: Mapping[str, str], count: int
 ) -> dict[str, Rows]:
     """The whole attention of the first images in each layer that has a map.
 
     Args:
         answers: The model.
         samples: The data set.
+        plan: What was computed: the device and given places.
         layers: Map → the dotted name of its layer.
         count: How many images; fewer where they would take more than `ROWS_BYTES`.
     """
-    device = next(iter([*answers.parameters(), *answers.buffers()])).device
     with torch.no_grad(), watch(answers.model, empty=True, reduce=("received",)) as seen:
-        answers.model(samples[0].image[None].to(device))
+        answers.model(samples[0].image[None].to(plan.device))
     size = attention_bytes(seen)
     first = [k for k in range(min(count, len(samples))) if _alike(samples[k], samples[0])]
     first = first[: ROWS_BYTES // max(1, size)]
     if not size or not first:
         return {}
     (batch,) = batches(samples, first, len(first))
+    images = batch.images.to(plan.device)
     with torch.no_grad(), watch(answers.model, empty=True) as seen:
-        answers.model(batch.images.to(device))
+        answers.model(images)
+    known = placed(answers.model, images, seen, plan.layout, proven=plan.proven)
     found: dict[str, Rows] = {}
-    for drawing in drawings(seen):
+    for drawing in drawings(known):
         record = drawing.records[-1]
         names = [name for name, layer in layers.items() if layer == record.name]
         if drawing.construction.subject != "attention" or record.weights is None or not names:
             continue
         name = drawing.name if drawing.name in names else names[0]
-        weights = record.weights.cpu().numpy()
-        queries, keys = record.row_grids
-        about = {
-            "layer": record.name,
-            "query_grid": _listed(queries, weights.shape[2]),
-            "key_grid": _listed(keys, weights.shape[3]),
-            "prefix": record.prefix,
-        }
-        found[name] = Rows(weights, batch.indices, about)
+        kept = kept_of(record)
+        if kept is not None:
+            numbers = tuple(batch.indices[image] for image in kept.images)
+            found[name] = Rows(kept.values, numbers, kept.about)
     return found
 
 
 def attention_bytes(seen: Mapping[str, Any]) -> int:
     """What the weights of one image take in float32, those of all layers together."""
     shapes = [one.shape for one in seen.values() if one.kind == "attention" and one.shape]
-    return sum(4 * math.prod(shape[1:]) for shape in shapes)
+    return sum(4 * math.prod(shape) for shape in shapes)  # of windows the first axis counts some
 
 
 def _alike(one: Sample, other: Sample) -> bool:
@@ -349,13 +347,6 @@ def _alike(one: Sample, other: Sample) -> bool:
         (one.mask is None) == (other.mask is None)
         and (one.mask is None or other.mask is None or one.mask.shape == other.mask.shape)
     )
-
-
-def _listed(grid: tuple[int, ...] | None, tokens: int) -> list[int] | None:
-    """A grid as a list; one learned query is a grid of one place."""
-    if grid is None:
-        return [1, 1] if tokens == 1 else None
-    return list(grid)
 
 
 def summary_of(result: Result) -> dict[str, Any]:

@@ -90,10 +90,16 @@ class Cut:
         """
         if self.at is None or self.depth is None:
             return maps
-        layers = maps.shape[-3]
-        which = np.minimum(layers - 1, ((self.at + 0.5) * layers / self.depth).astype(int))
+        which = self.layers(maps.shape[-3])
         parts = [one[..., k, :, :] for one, k in zip(maps, which, strict=True)]
         return np.stack(parts) if parts else maps[..., 0, :, :]
+
+    def layers(self, count: int) -> NDArray[np.int64]:
+        """`(n,)`, which of `count` equal layers of its volume each of these slices lies in."""
+        if self.at is None or self.depth is None:
+            raise InputError("layers: expected slices of volumes, got images")
+        found = (self.at + 0.5) * count / self.depth
+        return np.minimum(count - 1, found.astype(np.int64))
 
 
 @dataclass(frozen=True)

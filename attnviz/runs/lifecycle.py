@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnviz.errors import InputError, RunError
+from attnviz.errors import InputError, RunError, unknown_name
 from attnviz.runs.documents import SIZE_LIMIT, Document, document, is_sealed, plain
 from attnviz.runs.header import THING, channels, now, parse, this_writer, upgraded
 from attnviz.runs.layout import HEADER, SCHEMA
@@ -80,6 +80,7 @@ def save_run(
     weights: Mapping[str, Array] | None = None,
     records: Iterable[Any] = (),
     layouts: Mapping[str, Any] | None = None,
+    about: Mapping[str, Mapping[str, Any]] | None = None,
     curves: Iterable[Mapping[str, Any]] = (),
     summary: Mapping[str, Any] | None = None,
     dataset: str | None = None,
@@ -106,6 +107,9 @@ def save_run(
         records: Records of a watch as they are, such as `seen.values()`: attention is kept as
             rows, gates as gates, under the records' names.
         layouts: Which token is which place, by record name; see `RunWriter.layouts`.
+        about: Notes beside arrays, by `"maps/<name>"`, `"gates/<name>"` or `"rows/<name>"`: the
+            words of a map or of rows, how the tokens of rows lie; see `RunWriter.maps` and
+            `RunWriter.rows`.
         curves: One row per epoch.
         summary: What was found.
         dataset: The digest that `save_dataset` gave for its test images.
@@ -129,13 +133,18 @@ def save_run(
     for folder, arrays in (("maps", maps), ("gates", gates), ("rows", rows)):
         for name in arrays or {}:
             array_file(folder, name)  # every name, before anything is written
+    _check_notes(about or {}, maps=maps, gates=gates, rows=rows)
     aside, lock = begun(target, content)
     try:
         writer = RunWriter(aside, content, lock, unseen=True)
         writer.samples(samples)
-        for keep, arrays in ((writer.maps, maps), (writer.gates, gates), (writer.rows, rows)):
-            for name, array in (arrays or {}).items():
-                keep(name, array)
+        notes = about or {}
+        for name, array in (maps or {}).items():
+            writer.maps(name, array, notes.get(f"maps/{name}"))
+        for name, array in (gates or {}).items():
+            writer.gates(name, array, notes.get(f"gates/{name}"))
+        for name, array in (rows or {}).items():
+            writer.rows(name, array, about=notes.get(f"rows/{name}"))
         for record in records:
             writer.record(record)
         if layouts is not None:
@@ -151,6 +160,14 @@ def save_run(
     into_place(aside, target, lock)
     lock.release()
     return open_run(target)
+
+
+def _check_notes(notes: Mapping[str, Any], **given: Mapping[str, Array] | None) -> None:
+    """An `InputError` for notes beside arrays that are not there."""
+    there = [f"{folder}/{name}" for folder, arrays in given.items() for name in arrays or {}]
+    for name in notes:
+        if name not in there:
+            raise unknown_name("array of about", name, there)
 
 
 def resume_run(path: Place) -> RunWriter:

@@ -25,7 +25,8 @@ class Kept:
         name: The record's name.
         values: `(k, heads, q, keys)`, or `(n, c)`, `(n, h, w)` or `(n, c, h, w)` of a gate.
         images: Of rows, the image to which each belongs; windows of one image share it.
-        about: The layer, grids and leading tokens.
+        about: The layer, grids and leading tokens; windows, or the cells of tokens that do not
+            lie row by row.
     """
 
     folder: Literal["rows", "gates"]
@@ -66,7 +67,9 @@ def kept_of(record: Any) -> Kept | None:
         "key_grid": _grid(keys, weights.shape[3]),
         "prefix": record.prefix,
     }
-    if record.windows is not None:
+    if record.windows is None:
+        about |= _cells(record, (queries, keys))
+    else:
         about["windows"] = {
             "count": windows,
             "size": record.windows.size,
@@ -94,6 +97,18 @@ def _gate(scale: Array) -> Array:
     if scale.ndim == 4 and scale.shape[1] == 1:
         return scale[:, 0]
     return scale if scale.ndim in (2, 3, 4) else scale.reshape(len(scale), -1)
+
+
+def _cells(record: Any, grids: tuple[Any, Any]) -> dict[str, Any]:
+    """The places of queries and keys that are known and do not lie row by row."""
+    if record.places is None:
+        return {}
+    sides = (record.places.queries, record.places.keys)
+    return {
+        f"{name}_places": {"grid": list(side.grid), "cell": list(side.cell)}
+        for name, side, grid in zip(("query", "key"), sides, grids, strict=True)
+        if grid is None and side.grid is not None and side.image is None
+    }
 
 
 def _grid(grid: tuple[int, ...] | None, tokens: int) -> list[int] | None:

@@ -40,6 +40,7 @@ from attnviz.runs.records import kept_of
 from attnviz.runs.staging import tidy
 from attnviz.runs.storage import LocalStore, unwritable, write_all, write_inside
 from attnviz.runs.tensors import Array, scaled, to_bytes
+from attnviz.runs.words import WORDS, check_words
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -189,8 +190,15 @@ class RunWriter:
         Args:
             name: The map's name, as in the samples' columns `"<map>/<metric>"`.
             array: Raw values; compute metrics before they are rounded here.
-            about: Notes for the reader, such as the layer or the method.
+            about: Notes for the reader, such as the layer or the method. Of maps of words,
+                `(n, words, h, w)`, `words` holds the text of each: one list for all images, or a
+                list for each; images with fewer words than the others leave their last maps out.
+
+        Raises:
+            InputError: A name or shape is wrong, or there are other words than maps.
         """
+        if about is not None and WORDS in about:
+            check_words(name, about[WORDS], np.shape(array))
         self._scaled("maps", name, array, (3, 4, 5), 2, about)
 
     def gates(self, name: str, array: Array, about: Mapping[str, Any] | None = None) -> None:
@@ -210,8 +218,10 @@ class RunWriter:
             name: The layer's name.
             array: The weights.
             images: Which test images these are; by default the first k.
-            about: Notes for the reader, such as `query_grid`, `key_grid` and `prefix`; where one
-                side is words, `key_words` or `query_words` with the text of each.
+            about: Notes for the reader. How tokens lie: `query_grid` and `key_grid` `[h, w]` with
+                `prefix`, how many tokens lead; or `query_places` and `key_places`, each a `grid`
+                and a `cell` for each token (−1 for none). Where one side is words, `key_words` or
+                `query_words` with the text of each.
         """
         count = len(array)
         chosen = np.fromiter(range(count) if images is None else images, dtype=np.int64)

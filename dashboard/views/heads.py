@@ -10,6 +10,7 @@ import numpy as np
 import streamlit as st
 
 from attnviz.comparison.from_runs import patched
+from attnviz.errors import InputError
 from attnviz.figures import resized
 from attnviz.figures.packing import PALETTES, MapLayer, Settings, Tile, pack, pack_rows
 from dashboard import notices, run_cache
@@ -21,6 +22,7 @@ from dashboard.head_stats import STATISTICS, LayerHeads, layers_of
 from dashboard.overlap import energy
 from dashboard.palettes import tint
 from dashboard.picker import picker
+from dashboard.row_places import LIMIT, noted, placed_rows, read_rows
 from dashboard.selection import neighbours
 from dashboard.table import Cell, Column, Row, table
 
@@ -32,7 +34,6 @@ _TITLES = {
 }  # fmt: skip
 _SCALES = {"own": "each its own", "shared": "shared"}
 _SMALL = 96  # side of the pictures in a board of maps
-_ROWS_LIMIT = 24_000_000  # bytes of attention that are sent to the browser at once
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _bar(low: float, high: float, by: str, run: Any, layers: Sequence[LayerHeads
     )
     over = "all images"
     if by in ("entropy", "distance"):
-        kept = sorted({len(run.row_images(one.rows)) for one in layers if one.rows})
+        kept = sorted({len(set(run.row_images(one.rows))) for one in layers if one.rows})
         over = f"the {' to '.join(map(str, kept))} images whose full attention was kept"
     st.caption(f"{_TITLES[by]}: {STATISTICS[by]}. Over {over}.")
 
@@ -215,42 +216,44 @@ def _pair(heads: list[_Head], image: int, held: Any, scale: str) -> None:
         with column:
             st.markdown(f"**{plain(head.words)}**")
             block = _rows(head, image, held, scale)
-            if block is not None:
+            if isinstance(block, bytes):
                 picker(block, key=f"pair_{heads.index(head)}")
                 linked += 1
             else:
-                _map_of(head, image, held, heads.index(head))
+                _map_of(head, image, held, heads.index(head), block)
     if linked > 1:
         st.caption("The pointer, or the arrow keys, move the place in both.")
 
 
-def _rows(head: _Head, image: int, held: Any, scale: str) -> bytes | None:
+def _rows(head: _Head, image: int, held: Any, scale: str) -> bytes | str:
+    """The attention of a head, packed; in words why there is none to show."""
     name = head.layer.rows
     if name is None or image not in head.run.row_images(name):
-        return None
-    place = head.run.row_images(name).index(image)
-    rows = notices.readable(lambda: head.run.rows(name, [place])[0][[head.number]], head.run)
-    if rows is None or rows.size > _ROWS_LIMIT:
-        return None
-    about = head.run.about(f"rows/{name}")
-    side = int(np.sqrt(rows.shape[2]))
-    return notices.readable(
-        lambda: pack_rows(
-            held.images[0], rows, box=held.box(),
-            query_grid=tuple(about.get("query_grid") or (side, side)),
-            key_grid=tuple(about.get("key_grid") or (side, side)),
-            prefix=int(about.get("prefix") or 0), names=[f"head {head.number + 1}"],
-            linked="pair", shared=scale == "shared",
-        ),
+        return "full attention of this image was not kept"
+    read = notices.readable(
+        lambda: (read_rows(head.run, name, image)[:, [head.number]], noted(head.run, name)),
         head.run,
+    )
+    if read is None:
+        return "its full attention cannot be read"
+    try:
+        placed = placed_rows(*read, held)
+    except InputError as error:
+        return str(error)
+    if placed.rows.size > LIMIT:
+        return "its full attention is too much to be sent to the browser"
+    return pack_rows(
+        held.images[0], placed.rows, box=held.box(), query_grid=placed.query_grid,
+        key_grid=placed.key_grid, prefix=placed.prefix, names=[f"head {head.number + 1}"],
+        linked="pair", shared=scale == "shared",
     )  # fmt: skip
 
 
-def _map_of(head: _Head, image: int, held: Any, place: int) -> None:
-    """The head's map of an image of which no full attention was kept."""
+def _map_of(head: _Head, image: int, held: Any, place: int, why: str) -> None:
+    """The head's map of an image whose rows cannot be shown."""
     stored = head.layer.stored
     if stored is None:
-        st.caption("No full attention was kept of this image, and no map of this head.")
+        st.caption(f"No map of this head was kept, and no rows are shown: {plain(why)}.")
         return
     values = notices.readable(
         lambda: run_cache.head_maps(head.run, stored, [image], held), head.run
@@ -269,7 +272,7 @@ def _map_of(head: _Head, image: int, held: Any, place: int) -> None:
         ),
         key=f"single_{place}",
     )  # fmt: skip
-    st.caption("The map of the head: full attention of this image was not kept.")
+    st.caption(f"The map of the head; no rows are shown: {plain(why)}.")
 
 
 def _maps(run: Any, layers: Sequence[LayerHeads], image: int, held: Any, scale: str) -> None:

@@ -10,9 +10,11 @@ import pandas as pd
 import streamlit as st
 
 from attnviz.comparison.from_runs import patched
+from attnviz.errors import InputError
 from attnviz.figures.packing import MapLayer, Settings, Tile, pack, pack_rows
 from attnviz.runs import note_image
 from attnviz.runs.datasets import Cut
+from attnviz.runs.words import WORDS, words_of_maps
 from dashboard import charts, notices, run_cache
 from dashboard.address import one_of, plain, whole
 from dashboard.chosen_runs import chosen, limited
@@ -29,6 +31,7 @@ from dashboard.head_stats import layers_of
 from dashboard.lazy import below
 from dashboard.overlap import energy, on_one_grid
 from dashboard.picker import picker
+from dashboard.row_places import LIMIT, NOTE, PlacedRows, noted, placed_rows, read_rows
 from dashboard.selection import (
     ORDERS,
     OUTCOMES,
@@ -42,14 +45,13 @@ from dashboard.selection import (
     verdict,
 )
 from dashboard.slices import at_slice, slice_chooser
-from dashboard.word_rows import KEYS, QUERIES, words_of
+from dashboard.word_rows import maps_of_words, to_tokens, words_of
 
 PAGE = {"title": "Sample", "icon": ":material/image_search:", "order": 2}
 
 _SCALES = {"own": "each map its own", "shared": "shared by a row"}
 _AT_ONCE = 5  # variants that are drawn at once when their place comes into view
 _HEADS = 16  # heads that this page shows; more are on Heads
-_ROWS_LIMIT = 24_000_000  # bytes of attention that are sent to the browser at once
 
 
 def main() -> None:
@@ -147,6 +149,7 @@ def _rest(
 ) -> None:
     _note(choice.listing.root, str(shown[0][1].dataset), image)
     _picture(shown, tables, image, held)
+    _words(shown, image, held)
     _picker(shown, image, held, held.box())
     if any(run.gate_names for _, run in shown):
         below(lambda: _gates(shown, image), "Channel gates of this image", key="gates")
@@ -321,6 +324,29 @@ def _picture(
     offer("This image as PNG", make, f"image-{image}.png", "image/png", key="png")
 
 
+def _words(shown: list[tuple[str, Any]], image: int, held: Cut) -> None:
+    """The maps of words that the runs kept of this image."""
+    kept = [
+        (name, run, one)
+        for name, run in shown
+        for one in run.map_names
+        if WORDS in run.about(f"maps/{one}")
+    ]
+    if kept:
+        st.divider()
+        st.header("Where does each word look?")
+    for name, run, one in kept:
+        maps = notices.readable(lambda run=run, one=one: run.maps(one, [image])[0], run)
+        if maps is None:
+            continue
+        words = words_of_maps(run.about(f"maps/{one}"), image, len(maps))
+        st.markdown(f"**{plain(name)}** · {plain(one)}")
+        if words:
+            maps_of_words(maps, words, held, image, f"words_{run.id}_{one}")
+        else:
+            st.caption("Of this image no words were kept.")
+
+
 def _picker(shown: list[tuple[str, Any]], image: int, held: Cut, box: Any) -> None:
     st.divider()
     st.header("Where does a place look?")
@@ -339,37 +365,46 @@ def _picker(shown: list[tuple[str, Any]], image: int, held: Cut, box: Any) -> No
     if image not in images:
         st.caption(
             f"Full attention is kept for a few images only; for {plain(name)}: "
-            f"{', '.join(str(one) for one in images[:24])}."
+            f"{', '.join(str(one) for one in list(dict.fromkeys(images))[:24])}."
         )
         st.button(
             f"Show image {images[0]}", on_click=lambda: st.query_params.update(image=str(images[0]))
         )
         return
-    about = run.about(f"rows/{layer}")
-    if about.get(KEYS) or about.get(QUERIES):
-        rows = notices.readable(lambda: run.rows(layer, [images.index(image)])[0], run)
-        if rows is None or words_of(rows, about, held, image):
-            return
-    block = notices.readable(lambda: _rows(run, layer, images.index(image), held, box), run)
+    read = notices.readable(lambda: (read_rows(run, layer, image), noted(run, layer)), run)
+    if read is None:
+        return
+    parts, about = read
+    if len(parts) == 1 and words_of(parts[0], about, held, image):
+        return
+    try:
+        placed = placed_rows(parts, about, held)
+    except InputError as error:
+        _without_places(parts, str(error))
+        return
+    block = notices.readable(lambda: _packed(placed, held, box), run)
     if block is None:
         return
     picker(block, key="picker")
+    if held.at is not None:
+        st.caption("Attention within this slice: of its places to its places.")
 
 
-def _rows(run: Any, layer: str, place: int, held: Cut, box: Any) -> bytes:
-    """The attention of one image, packed; fewer heads where all of them would be too much."""
-    about = run.about(f"rows/{layer}")
-    rows = run.rows(layer, [place])[0]
-    fit = max(1, _ROWS_LIMIT // (rows.shape[1] * rows.shape[2]))
-    side = int(np.sqrt(rows.shape[2]))
+def _packed(placed: PlacedRows, held: Cut, box: Any) -> bytes:
+    """The attention of one image; fewer heads where all of them would be too much."""
+    _, queries, keys = placed.rows.shape
+    fit = max(1, LIMIT // (queries * keys))
     return pack_rows(
-        held.images[0],
-        rows[:fit],
-        box=box,
-        query_grid=tuple(about.get("query_grid") or (side, side)),
-        key_grid=tuple(about.get("key_grid") or (side, side)),
-        prefix=int(about.get("prefix") or 0),
-    )
+        held.images[0], placed.rows[:fit], box=box, query_grid=placed.query_grid,
+        key_grid=placed.key_grid, prefix=placed.prefix,
+    )  # fmt: skip
+
+
+def _without_places(parts: np.ndarray, reason: str) -> None:
+    """Attention of which no token is known to be a place: by the tokens' numbers."""
+    st.info(f"These rows have no places: {plain(reason)}. {NOTE}", icon=":material/grid_off:")
+    if len(parts) == 1:
+        to_tokens(parts[0])
 
 
 def _gates(shown: list[tuple[str, Any]], image: int) -> None:

@@ -464,3 +464,16 @@ def test_images_whose_order_is_not_certain_are_not_proven(
     seen = seen_in(Made(lambda x: attend(rows(reorder(x)))), torch.randn(2, 3, 16, 24))
     (record,) = seen.values()
     assert (record.places is not None) is proven
+
+
+def test_ops_that_move_nothing_are_not_followed() -> None:
+    """Activations in place and factories are the most frequent ops beside convolutions."""
+    aten = torch.ops.aten
+    for op in (aten.relu_.default, aten.silu_.default, aten.mul_.Scalar, aten.clamp_.default):
+        assert followed_ops.followed(op) is None
+    for op in (aten.add_.Tensor, aten.masked_fill_.Scalar, aten.relu.default, aten.zero_.default):
+        assert followed_ops.followed(op) is not None
+    assert [followed_ops.tensors(op) for op in (aten.empty.memory_format, aten.cat.default)] == [
+        0,
+        1,
+    ]

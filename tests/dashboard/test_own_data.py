@@ -145,8 +145,11 @@ class TestVolumes:
         assert cut.box(1) is None
         assert held.cut([0], 3).box() == (9, 9, 12, 12)
         held.check()
+        assert cut.layers(3).tolist() == [2, 1]
         with pytest.raises(av.InputError, match="slice 6: expected one from 0 to 5"):
             held.cut([0], DEPTH)
+        with pytest.raises(av.InputError, match="layers: expected slices of volumes, got images"):
+            replace(cut, at=None, depth=None).layers(3)
 
     def test_a_map_on_a_coarser_grid_is_cut_where_the_slice_lies(self, own_root):
         cut = open_dataset(own_root, digest_of(own_root)).cut([0], 4)
