@@ -36,6 +36,15 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+_THREADS = torch.get_num_threads()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """Take back the threads that a test gave torch: with them all later tests would be slower."""
+    torch.set_num_threads(_THREADS)
+
+
 def pytest_unconfigure() -> None:
     """Give it back: extension modules look for leaks at exit."""
     gc.unfreeze()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 
 _LEVEL = 0.05
@@ -17,6 +17,6 @@ def interval(values: Tensor, *, maps: int = 1) -> tuple[float, float, float]:
     """
     n = len(values)
     mean = float(values.double().mean())
-    quantile = float(student.ppf(1 - _LEVEL / maps / 2, n - 1))
+    quantile = float(stdtrit(n - 1, 1 - _LEVEL / maps / 2))
     half = quantile * float(values.double().std()) / n**0.5
     return mean, max(0.0, mean - half), mean + half

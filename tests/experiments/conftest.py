@@ -24,10 +24,14 @@ class Here(Executor):
 
 @pytest.fixture
 def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sweeps train in this process: for tests of the training, not of the processes."""
+    """Sweeps train in this process, on one core: for tests of the training, not of the processes.
+
+    A process of its own may take several threads; here they would stay on for every later test.
+    """
 
     @contextmanager
     def here(*_: object, **__: object) -> Iterator[Executor]:
         yield Here()
 
     monkeypatch.setattr("experiments.sweep.processes", here)
+    monkeypatch.setattr("experiments.sweep.cores", lambda: 1)
