@@ -6,7 +6,10 @@ blocks and ConvNeXt's norms put out `(b, h, w, c)`, attention weights are `(b, h
 image at twice its height and at twice its width: a feature map grows along one axis each time,
 and these axes are its height and width. Where a model takes no other size, small changes of the
 image decide: the response must move along one axis as the change moves down the image, and along
-another as it moves across. Tokens `(b, n, c)` lie where `attnviz.locate` finds those of the model's
+another as it moves across. A map is then stretched over the whole image, so the rows must respond
+to the image from its top to its bottom and the columns from left to right: what was cropped,
+flipped, padded or rearranged inside the model is refused (a crop by less than a cell is not seen).
+Tokens `(b, n, c)` lie where `attnviz.locate` finds those of the model's
 attention, if a change of a place's pixels changes most the token that should be there. What is not
 proved so is refused.
 
@@ -16,9 +19,10 @@ Every layout is one index: for each channel and place, which number of a layer's
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 from weakref import WeakKeyDictionary
 
@@ -343,7 +347,7 @@ def _agreed(layout: Mapping[str, RecordPlaces], count: int, title: str) -> Place
 
 
 def _respond(probe: _Probe, image: Tensor, places: Places) -> bool:
-    """Whether the token of each of some places responds most to a change of its pixels."""
+    """Whether the tokens of some places respond to changes of their own pixels."""
     assert places.grid is not None  # `_token_index` has refused the others
     (h, w), (height, width) = places.grid, image.shape[-2:]
     draw = torch.Generator().manual_seed(0)
@@ -361,9 +365,35 @@ def _respond(probe: _Probe, image: Tensor, places: Places) -> bool:
     before, after = probe(image), probe(changed)
     if not isinstance(after, Tensor) or after.shape[1:] != before.shape[1:]:
         return False
-    cells = torch.tensor(places.cell, device=image.device)
-    moved = (after - before).norm(dim=-1).masked_fill(cells < 0, -1.0)
-    return cells[moved.argmax(1)].tolist() == chosen
+    cell = torch.tensor(places.cell, device=image.device)
+    tokens = (cell >= 0).nonzero()[:, 0]
+    moved = (after - before).norm(dim=-1)[:, tokens[cell[tokens].argsort()]]
+    return _at_home(moved.view(-1, h, w).cpu(), chosen)
+
+
+def _at_home(moved: Tensor, chosen: Sequence[int]) -> bool:
+    """Whether places respond to changes of their own pixels, as far as places overlap.
+
+    A stem of overlapping convolutions moves the neighbours too, some of them more: each response is
+    greatest at most one place away, and the mean over all of them is greatest at the place itself,
+    which a shift of the tokens by one would not leave there.
+
+    Args:
+        moved: `(k, h, w)`, how far each place moved.
+        chosen: For each of them the place that was changed, row by row.
+    """
+    _, h, w = moved.shape
+    near = torch.full((len(chosen), 3, 3), torch.nan)
+    for one, cell, around in zip(moved, chosen, near, strict=True):
+        y, x = divmod(cell, w)
+        top, left = divmod(int(one.argmax()), w)
+        if max(abs(top - y), abs(left - x)) > 1:
+            return False
+        for dy, dx in product((-1, 0, 1), repeat=2):
+            if 0 <= y + dy < h and 0 <= x + dx < w:
+                around[dy + 1, dx + 1] = one[y + dy, x + dx] / one.max()
+    mean = near.nanmean(0).nan_to_num(-1.0)
+    return int(mean.argmax()) == 4
 
 
 def _measured(probe: _Probe, image: Tensor, shape: tuple[int, ...], title: str) -> Arrangement:
@@ -373,12 +403,21 @@ def _measured(probe: _Probe, image: Tensor, shape: tuple[int, ...], title: str) 
             f"{title}: expected feature maps, got ({got}); a layer must put out (b, c, h, w) or "
             "(b, h, w, c) to have a map"
         )
-    axes = _axes_by_size(probe, image, shape) or _axes_by_response(probe, image, shape)
+    responses = _responses(probe, image, shape)
+    axes = _axes_by_size(probe, image, shape) or _axes_by_response(responses)
     if isinstance(axes, str):
         raise InputError(
             f"{title}: expected (b, c, h, w) or (b, h, w, c), got (b, {shape[0]}, {shape[1]}, "
             f"{shape[2]}) {axes}; pass layer= a module that puts out a feature map, or say how "
             "this one lies with channels='first', channels='last' or layout="
+        )
+    elsewhere = _elsewhere(probe, image, axes, responses)
+    if elsewhere:
+        raise InputError(
+            f"{title}: expected a feature map of the whole image, from top left to bottom right, "
+            f"got one {elsewhere}, as where the model crops, pads, flips or rearranges it; pass "
+            "layer= a module before that, or layout= a function that rearranges the output "
+            "('first' or 'last' takes it as it is)"
         )
     y, x = axes
     channel = 3 - y - x
@@ -412,14 +451,13 @@ def _axes_by_size(probe: _Probe, image: Tensor, shape: tuple[int, ...]) -> _Axes
     return tall[0], wide[0]
 
 
-def _axes_by_response(probe: _Probe, image: Tensor, shape: tuple[int, ...]) -> _Axes:
+def _axes_by_response(responses: list[Tensor] | None) -> _Axes:
     """Axes along which the response to small changes moves as these move down and across.
 
     For a noise field ε and its ramps y·ε, x·ε the differences Δ to the unchanged image give each
     index of an axis the centroid `⟨Δ_y, Δ⟩ / ⟨Δ, Δ⟩` of what it responds to.
     """
     unproved = "whose axes nothing proves to be height and width"
-    responses = _responses(probe, image, shape)
     if responses is None:
         return unproved
     energy, *moments = responses
@@ -432,6 +470,60 @@ def _axes_by_response(probe: _Probe, image: Tensor, shape: tuple[int, ...]) -> _
             return unproved
         found.append(motions.index("moves"))
     return unproved if found[0] == found[1] else (found[0], found[1])
+
+
+def _elsewhere(
+    probe: _Probe, image: Tensor, axes: tuple[int, int], responses: list[Tensor] | None
+) -> str:
+    """What speaks against rows and columns that lie evenly over the whole image; empty if nothing.
+
+    A receptive field that is cut at the image's border draws its centroid inwards, and one as large
+    as the image draws all of them to the middle; neither turns their order, moves their mean or
+    spreads them. A response within rounding says nothing. A border of the image as wide as a row or
+    column must move the layer's output.
+    """
+    base = probe.attempted(image)
+    if responses is None or base is None or not bool(responses[0].isfinite().all()):
+        return ""
+    energy, *moments = responses
+    rounding = torch.finfo(base.dtype).eps * float(base.double().norm())
+    if float(energy.sum().sqrt()) <= 10 * rounding:
+        return ""
+    for axis, moment, name in zip(axes, moments, ("rows", "columns"), strict=True):
+        if found := _displaced(moment, energy, axis, name):
+            return found
+    return _unseen_border(probe, image, base, (energy.shape[axes[0]], energy.shape[axes[1]]))
+
+
+def _displaced(moment: Tensor, energy: Tensor, axis: int, name: str) -> str:
+    weight, used, seen = _centroids(moment, energy, axis)
+    count, due = len(weight), (used.double() + 0.5) / len(weight)
+    if len(used) < 2:
+        return ""
+    if float((seen.cummax(0).values - seen).max()) > 0.5 / count:
+        return f"whose {name} respond to the image in another order"
+    if abs(float((seen - due).mean())) > 0.75 / count + 0.05:
+        return f"whose {name} lie around {seen.mean():.2f} of the image, not {due.mean():.2f}"
+    if float(seen[-1] - seen[0]) > float(due[-1] - due[0]) + 1 / count:
+        return f"of whose {name} the image fills only a part"
+    return ""
+
+
+def _unseen_border(probe: _Probe, image: Tensor, base: Tensor, grid: tuple[int, int]) -> str:
+    """A border of the image, one place wide, that leaves the layer's output as it is."""
+    scale = image.std().clamp(min=_STRENGTH)
+    for count, dim, sides in zip(
+        grid, (-2, -1), (("top", "bottom"), ("left", "right")), strict=True
+    ):
+        width = -(-image.shape[dim] // count)
+        for side, start in zip(sides, (0, image.shape[dim] - width), strict=True):
+            changed, draw = image.clone(), torch.Generator().manual_seed(0)
+            part = changed.narrow(dim, start, width)
+            part.add_(torch.randn(part.shape, generator=draw).to(image) * scale)
+            after = probe.attempted(changed)
+            if after is not None and torch.equal(base, after):
+                return f"that does not see the {side} {width} pixels of the image"
+    return ""
 
 
 def _responses(probe: _Probe, image: Tensor, shape: tuple[int, ...]) -> list[Tensor] | None:
@@ -453,14 +545,19 @@ def _responses(probe: _Probe, image: Tensor, shape: tuple[int, ...]) -> list[Ten
     return sums
 
 
-def _motion(moment: Tensor, energy: Tensor, axis: int) -> Literal["moves", "stays", "unclear"]:
-    """Whether the centroid moves down the image along an axis, on a straight line, or stays."""
+def _centroids(moment: Tensor, energy: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each index of an axis: its energy, which have any, and the centroid of what these see."""
     others = [i for i in range(3) if i != axis]
     weight = energy.sum(others)
     used = (weight > 0).nonzero()[:, 0]
+    return weight, used, moment.sum(others)[used] / weight[used]
+
+
+def _motion(moment: Tensor, energy: Tensor, axis: int) -> Literal["moves", "stays", "unclear"]:
+    """Whether the centroid moves down the image along an axis, on a straight line, or stays."""
+    weight, used, centroid = _centroids(moment, energy, axis)
     if len(used) < 2:
         return "stays" if len(weight) == 1 else "unclear"
-    centroid = moment.sum(others)[used] / weight[used]
     at = used.double() - used.double().mean()
     away = centroid - centroid.mean()
     slope = float((at @ away) / (at @ at))

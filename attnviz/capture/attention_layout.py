@@ -1,46 +1,95 @@
 """From the shape that meets the values to `(b, heads, q, k)`, and back.
 
-A product sees `(b · heads, q, k)` or some transposition of it. Which part of the first axis is the
-batch and which the heads is read off the softmax's own result, whose axes are still apart.
+A product sees `(b · heads, q, k)` or some transposition of it. Which of its rows belongs to which
+image is followed through the ops (`attnviz.capture.followed_images`); rows of one image whose
+tokens are other places are windows, the others its heads. Where images were not followed they are
+read off the shapes, if these can be read in one way only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from attnviz.capture.lineage import Numbers
+from attnviz.capture.lineage import Lineage, Numbers
 from attnviz.capture.provenance import Tag
+
+UNSPLIT = (
+    "images and heads lie in one axis, in an order that was not followed: the weights hold one row "
+    "of images for both; give the model one image at a time"
+)
+"""The note of records whose images and heads cannot be told apart."""
 
 _HEADS = ("num_heads", "heads", "n_heads", "num_attention_heads", "nhead", "n_head", "nheads")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
+class Split:
+    """How rows, one for each image, window and head, become `(b, heads)`.
+
+    Attributes:
+        heads: How many heads there are; None where there is no such axis.
+        order: The rows by image, then window, then head; None where they lie so.
+        unsplit: Whether images and heads cannot be told apart.
+    """
+
+    heads: int | None = None
+    order: tuple[int, ...] | None = None
+    unsplit: bool = False
+
+    def present(self, x: Tensor) -> Tensor:
+        """From `(rows, …)` to `(b, heads, …)`."""
+        if self.order is not None:
+            x = x.index_select(0, torch.tensor(self.order, device=x.device))
+        return x.reshape(-1, self.heads or 1, *x.shape[1:])
+
+    def restore(self, x: Tensor) -> Tensor:
+        """From `(b, heads, …)` to `(rows, …)`."""
+        x = x.flatten(0, 1)
+        if self.order is None:
+            return x
+        return x.index_select(0, torch.from_numpy(np.argsort(self.order)).to(x.device))
+
+    def rows(self, flat: Numbers) -> Numbers:
+        """Values along the rows as `(b, heads)`."""
+        flat = flat if self.order is None else flat[list(self.order)]
+        return flat.reshape(-1, self.heads or 1)
+
+    def images(self, count: int) -> Numbers:
+        """For each row the first index, of so many, of where it became a head."""
+        rows = np.repeat(np.arange(count, dtype=np.int64), self.heads or 1)
+        return rows if self.order is None else rows[np.argsort(self.order)]
+
+
+@dataclass(frozen=True)
 class Layout:
     """How an operand's axes are to be read.
 
     Attributes:
         order: The operand's axes as (leading …, query, key).
-        leading: Sizes of the leading axes, slowest first, once they are split.
-        heads: Which of `leading` are heads; None where there is no such axis.
+        leading: Sizes of the leading axes, slowest first, as the softmax had them.
+        split: How images and heads lie along them.
     """
 
     order: tuple[int, ...]
     leading: tuple[int, ...]
-    heads: int | None
+    split: Split
+
+    @property
+    def heads(self) -> int | None:
+        """How many heads there are; None where there is no such axis."""
+        return self.split.heads
 
     def present(self, operand: Tensor) -> Tensor:
         """The operand as `(b, heads, q, k)`."""
         x = operand.permute(self.order)
-        q, k = x.shape[-2:]
-        if self.heads is None:
-            return x.reshape(-1, 1, q, k)
-        heads = self.leading[self.heads]
-        x = x.reshape(*self.leading, q, k).movedim(self.heads, -3)
-        return x.reshape(-1, heads, q, k)
+        return self.split.present(x.reshape(-1, *x.shape[-2:]))
 
     def operand(self, tensor: Tensor | None, tokens: int) -> Tensor | None:
         """Queries or keys `(n, tokens, d)` as `(b, heads, tokens, d)`, split as the weights are.
@@ -51,27 +100,15 @@ class Layout:
             return None
         if tensor.shape[:-2].numel() != prod(self.leading):
             return None
-        x = tensor.reshape(*self.leading, *tensor.shape[-2:])
-        if self.heads is None:
-            return x.reshape(-1, 1, *tensor.shape[-2:])
-        x = x.movedim(self.heads, -3)
-        return x.reshape(-1, *x.shape[-3:])
+        return self.split.present(tensor.reshape(-1, *tensor.shape[-2:]))
 
-    def rows(self, sums: Numbers) -> Numbers:
+    def rows(self, flat: Numbers) -> Numbers:
         """Values along the operand's leading axes as `(b, heads)`."""
-        if self.heads is None:
-            return sums.reshape(-1, 1)
-        x = np.moveaxis(sums.reshape(self.leading), self.heads, -1)
-        return x.reshape(-1, self.leading[self.heads])
+        return self.split.rows(flat)
 
     def restore(self, weights: Tensor, like: Tensor) -> Tensor:
         """Weights `(b, heads, q, k)` in the operand's own shape."""
-        q, k = weights.shape[-2:]
-        x = weights
-        if self.heads is not None:
-            rest = [n for i, n in enumerate(self.leading) if i != self.heads]
-            x = x.reshape(*rest, self.leading[self.heads], q, k).movedim(-3, self.heads)
-        x = x.reshape([like.shape[i] for i in self.order])
+        x = self.split.restore(weights).reshape([like.shape[i] for i in self.order])
         return x.permute([self.order.index(i) for i in range(len(self.order))])
 
 
@@ -82,7 +119,9 @@ def layout(
     tag: Tag,
     module: nn.Module,
     images: int | None,
+    lineage: Lineage,
     *,
+    values: Tensor | None = None,
     whole: bool = False,
 ) -> Layout:
     """Read an operand whose query and key axes are known, the rest from the softmax's result.
@@ -94,6 +133,8 @@ def layout(
         tag: What is known of the softmax.
         module: The module of the attention, for its number of heads.
         images: The batch size, if it is known.
+        lineage: What is known of the images and places of tensors.
+        values: The values, whose leading axes are the operand's.
         whole: Whether a single leading axis holds no heads.
     """
     lead = [i for i in range(operand.dim()) if i not in (query, key)]
@@ -103,9 +144,19 @@ def layout(
     sizes = tuple(tag.shape[i] for i in axes)
     if not axes or prod(sizes) != total:
         sizes = tuple(operand.shape[i] for i in lead)
-    if whole and len(sizes) == 1:
-        return Layout(order, sizes, None)
-    return Layout(order, *_split(sizes, total, module, images))
+    known = followed_images(lineage, operand, lead)
+    if known is None and values is not None and values.shape[:-2].numel() == total:
+        known = followed_images(lineage, values, range(values.dim() - 2))
+    if known is None:
+        images = _counted(lineage, operand, module, images)
+    whole = whole and len(sizes) == 1
+    if whole and known is None:
+        return Layout(order, sizes, Split())
+    split = divided(
+        sizes, head_count(module), images, known, partial(same_places, lineage, operand, lead),
+        whole=whole,
+    )  # fmt: skip
+    return Layout(order, sizes, split)
 
 
 def _leading(operand: Tensor, query: int, key: int, tag: Tag) -> list[int]:
@@ -129,24 +180,183 @@ def _inside(size: int, stride: int, tag: Tag, taken: set[int]) -> set[int]:
     return {i for i, n in enumerate(shape) if n > 1 and stride <= strides[i] < stride * size}
 
 
-def _split(
-    sizes: tuple[int, ...], total: int, module: nn.Module, images: int | None
-) -> tuple[tuple[int, ...], int | None]:
-    """Which of the leading sizes are heads; a single one is split where its parts are known."""
-    heads = head_count(module)
-    if images and images > 1 and total == images and heads in (None, 1):
-        return (total,), None
+def divided_kernel(
+    query: Tensor, value: Tensor, module: nn.Module, images: int | None, lineage: Lineage
+) -> Split:
+    """How the two leading axes of a kernel's queries become images and heads.
+
+    Args:
+        query: The queries, `(b, heads, q, d)`.
+        value: The values, with as many or fewer heads.
+        module: The module of the attention, for its number of heads.
+        images: The batch size, if it is known.
+        lineage: What is known of the images and places of tensors.
+    """
+    sizes, lead, heads = tuple(query.shape[:2]), range(2), head_count(module)
+    known = followed_images(lineage, query, lead)
+    if known is None and value.shape[:2] == sizes:
+        known = followed_images(lineage, value, lead)
+    if known is None:
+        images = _counted(lineage, query, module, images)
+    several = known is not None or images not in (None, 1)
+    if several and sizes[0] == 1 and sizes[1] > 1 and heads != sizes[1]:
+        sizes = sizes[1:]
+    return divided(sizes, heads, images, known, partial(same_places, lineage, query, lead))
+
+
+def _counted(lineage: Lineage, x: Tensor, module: nn.Module, images: int | None) -> int | None:
+    """The batch size, where it can tell how rows are to be read that were not followed.
+
+    It cannot where what was taken for images lies along queries or keys. `nn.MultiheadAttention`
+    folds its heads last, and does not need it.
+    """
+    tells = lineage.images(x) is None and not isinstance(module, nn.MultiheadAttention)
+    return images if tells else None
+
+
+def followed_images(lineage: Lineage, tensor: Tensor, lead: Sequence[int]) -> Numbers | None:
+    """The image of each entry along a tensor's leading axes, flat; None where it is not known."""
+    numbers = lineage.images(tensor)
+    if numbers is None or any(n > 1 for i, n in enumerate(numbers.shape) if i not in lead):
+        return None
+    sizes = [tensor.shape[i] for i in lead]
+    own = numbers.transpose([*lead, *(i for i in range(tensor.dim()) if i not in lead)])
+    return np.broadcast_to(own.reshape(own.shape[: len(lead)]), sizes).reshape(-1)
+
+
+def divided(
+    sizes: tuple[int, ...],
+    heads: int | None,
+    images: int | None,
+    known: Numbers | None,
+    windows: Callable[[], Numbers | None] = lambda: None,
+    *,
+    whole: bool = False,
+) -> Split:
+    """How rows along some leading axes become images, windows and heads.
+
+    Args:
+        sizes: The axes, slowest first.
+        heads: The number of heads by the module's attributes, if known.
+        images: The number of images, if known.
+        known: The image of each row, if it was followed.
+        windows: Called for a number for each row that is the same where tokens are the same
+            places; returns None where places are not known.
+        whole: Whether rows that are left of an image are windows, and no heads.
+    """
+    total = prod(sizes)
+    if known is None:
+        known = _by_shape(sizes, heads, images)
+        if known is None:
+            return Split(unsplit=True)
+    counts = np.bincount(known)
+    count = int((counts > 0).sum())
+    if counts.max(initial=0) * count != total:
+        return Split(unsplit=True)  # images have more rows than others
+    order = np.argsort(known, kind="stable").reshape(count, -1)
+    rest = tuple(n for n in _left(sizes, known, count) if n > 1)
+    if not whole and rest:
+        cut = windows() if count < total else None
+        own, heads = _heads(rest, heads, None if cut is None else cut[order[0]], len(sizes) == 1)
+        order = order[:, own]
+    else:
+        heads = None
+    flat = order.reshape(-1)
+    kept = bool((flat == np.arange(total)).all())
+    return Split(heads, None if kept else tuple(flat.tolist()))
+
+
+def _by_shape(sizes: tuple[int, ...], heads: int | None, images: int | None) -> Numbers | None:
+    """The image of each row, if sizes can be read in one way only; None if not."""
+    total = prod(sizes)
+    rows = np.arange(total, dtype=np.int64)
+    if images == 1:
+        return np.zeros(total, np.int64)
     if len(sizes) == 1:
-        if heads and total % heads == 0 and total != images:
-            return (total // heads, heads), 1
-        if images and total % images == 0 and total != images:
-            return (images, total // images), 1
-        return sizes, None
-    if not sizes:
-        return sizes, None
-    if heads in sizes[1:]:
-        return sizes, len(sizes) - 1 - sizes[::-1].index(heads)
-    return sizes, len(sizes) - 1
+        if total == images or (images is None and heads is None):
+            return rows
+        return None if images and total % images == 0 else np.zeros(total, np.int64)
+    by_axis = np.unravel_index(rows, sizes)
+    others = [
+        i for i, n in enumerate(sizes[1:], 1)
+        if images and ((n == images and heads is None) or (n % images == 0 and sizes[0] == heads))
+    ]  # fmt: skip
+    if not others or not images or sizes[0] == 1:
+        return by_axis[0]
+    usual = sizes[0] % images == 0 and (heads is None or heads in (*sizes[1:], prod(sizes[1:])))
+    if usual or len(others) > 1:
+        return None
+    return by_axis[others[0]] // (sizes[others[0]] // images)
+
+
+def _left(sizes: tuple[int, ...], known: Numbers, count: int) -> tuple[int, ...]:
+    """The axes that are left of each image."""
+    by_axis = known.reshape(sizes)
+    along = [i for i in range(len(sizes)) if (by_axis != by_axis.take([0], i)).any()]
+    if not along:
+        return sizes
+    if len(along) > 1 or sizes[along[0]] % count:
+        return (known.size // count,)
+    return tuple(n // count if i == along[0] else n for i, n in enumerate(sizes))
+
+
+def _heads(
+    rest: tuple[int, ...], heads: int | None, windows: Numbers | None, single: bool
+) -> tuple[Numbers, int | None]:
+    """The rows of one image by window, then by head, and how many heads there are."""
+    total = prod(rest)
+    rows = np.arange(total, dtype=np.int64)
+    if windows is not None:
+        names, first, counts = np.unique(windows, return_index=True, return_counts=True)
+        own = total // len(names)
+        if (counts == own).all() and heads in (None, own):
+            return np.lexsort((rows, first[np.searchsorted(names, windows)])), own
+    fitting = [
+        order.reshape(-1) for order in _orders(rest, heads, single)
+        if windows is None or (windows[order] == windows[order][..., :1]).all()
+    ] if heads else []  # fmt: skip
+    if fitting:
+        return fitting[0], heads
+    if len(rest) > 1:
+        return rows, rest[-1]
+    return rows, total if heads is None or not single or total % heads else heads
+
+
+def _orders(rest: tuple[int, ...], heads: int, single: bool) -> Iterator[Numbers]:
+    """Ways to read rows as `(windows, heads)`: the last axes first, then another one."""
+    total = prod(rest)
+    rows = np.arange(total, dtype=np.int64)
+    for first in reversed(range(len(rest))):
+        if prod(rest[first:]) == heads:
+            yield rows.reshape(-1, heads)
+    for axis, n in enumerate(rest[:-1]):
+        if n == heads:
+            yield np.moveaxis(rows.reshape(rest), axis, -1).reshape(-1, heads)
+    if single and total % heads == 0:
+        yield rows.reshape(-1, heads)
+        yield rows.reshape(heads, -1).T
+
+
+def same_places(lineage: Lineage, tensor: Tensor, lead: Sequence[int]) -> Numbers | None:
+    """A number for each entry along leading axes, the same where tokens are the same places.
+
+    None where no places are known.
+    """
+    found: Numbers | None = None
+    sizes = [tensor.shape[i] for i in lead]
+    for label in lineage.labels(tensor) or ():
+        if label.space.raw:
+            continue
+        key = "windows", tuple(tensor.shape), tuple(lead)
+        if key not in label.sides:
+            rest = [i for i in range(label.numbers.ndim) if i not in lead]
+            own = label.numbers.transpose([*lead, *rest])
+            shape = own.shape[: len(lead)]
+            names = np.unique(own.reshape(prod(shape), -1), axis=0, return_inverse=True)[1]
+            label.sides[key] = np.broadcast_to(names.reshape(shape), sizes).reshape(-1)
+        names = label.sides[key]
+        found = names if found is None else found * (int(names.max()) + 1) + names
+    return found
 
 
 def head_count(module: nn.Module) -> int | None:

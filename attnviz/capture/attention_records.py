@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnviz.capture import fused_weights as fusion
-from attnviz.capture.attention_layout import Layout, head_count, layout
+from attnviz.capture.attention_layout import UNSPLIT, Layout, Split, divided_kernel, layout
 from attnviz.capture.call_stack import Place
 from attnviz.capture.fused_weights import Fused
 from attnviz.capture.grids import Geometry, token_counts
@@ -70,7 +70,10 @@ class AttentionRecords:
         total = operand.numel() // max(1, queries * keys)
         whole = self._scopes.cut(scope, squash.place, total, keys)
         images = scope.shape.images
-        read = layout(operand, query, key, tag, scope.module, images, whole=whole)
+        lineage = self._recorder.lineage
+        read = layout(
+            operand, query, key, tag, scope.module, images, lineage, values=values, whole=whole
+        )
         rows = self._sampled(values, queries, squash, images)
         present, restore = read.present, read.restore
         if rows is not None:
@@ -85,9 +88,9 @@ class AttentionRecords:
         record = Record(
             scope.name, "attention", weights, None, _axis_word(tag, operand, query, key, read),
             weights.shape[1], op=squash.op, how=_how(found, queries) if plain else "unnormalised",
-            softmax=plain, note="" if plain else _UNNORMALISED, double_softmax=squash.twice,
-            factor=tag.factor, mixed=tag.mixed, dropout=tag.raw is not None,
-            logit_scale=squash.logit_scale,
+            softmax=plain, note=_note(read.split, "" if plain else _UNNORMALISED),
+            double_softmax=squash.twice, factor=tag.factor, mixed=tag.mixed,
+            dropout=tag.raw is not None, logit_scale=squash.logit_scale,
             d_k=None if found is None else found.width,
             query=None if found is None else read.operand(found.query, queries),
             key=None if found is None else read.operand(found.key, keys),
@@ -100,7 +103,7 @@ class AttentionRecords:
             return self._recorder.apply(record, squash, operand, restore)
         record = self._in_product(record, operand, query, key, read, images)
         replaced = self._recorder.apply(record, squash, operand, restore)
-        self._recorder.part(values, squash, int(operand.storage_offset()))
+        self._recorder.part(values, squash, int(operand.storage_offset()), read.split)
         return replaced
 
     def _sampled(
@@ -125,12 +128,13 @@ class AttentionRecords:
         return self._recorder.lies(record, queries, keys, images)
 
     def _in_kernel(
-        self, record: Record, queries: Tensor, keys: Tensor, images: int | None
+        self, record: Record, queries: Tensor, keys: Tensor, images: int | None,
+        split: Split | None = None,
     ) -> Record:  # fmt: skip
         """The record with the places of a kernel's queries and keys `(b, heads, tokens, d)`."""
         sides = [
             numbered(self._recorder.lineage, x, [x.dim() - 2], list(range(x.dim() - 2)),
-                     Even(images=x.shape[0]))
+                     split or Even(images=x.shape[0]))
             for x in (queries, keys)
         ]  # fmt: skip
         return self._recorder.lies(record, sides[0], sides[1], images)
@@ -159,7 +163,10 @@ class AttentionRecords:
             return None
         place, scope = found
         images = None if self._one_row(fused, scope) else scope.shape.images
-        given, split = output, fusion.splitting(fused, images, head_count(scope.module))
+        lineage = self._recorder.lineage
+        by = divided_kernel(fused.query, fused.value, scope.module, images, lineage)
+        given, whole = output, fused
+        split = fusion.splitting(fused, by)
         fused, output = fusion.split_operands(fused, split), split(output)
         logsumexp = None if logsumexp is None else split(logsumexp)
         if weights is None and self._one_token(fused, scope):
@@ -169,24 +176,28 @@ class AttentionRecords:
             place.name, "attention", None, None, "k", fused.query.shape[-3], how="fused",
             exact=False, op="scaled_dot_product_attention", dropout=fused.dropout > 0,
             leaf=self._collector.leaf(given, lambda slope: fusion.slope(fused, split(slope))),
+            note=_note(by, ""),
         )  # fmt: skip
         record = self._recorder.placed(self._with_operands(record, fused), place, scope)
-        record = self._in_kernel(record, fused.query, fused.key, scope.shape.images)
+        if by.order is None:
+            record = self._in_kernel(record, fused.query, fused.key, scope.shape.images)
+        else:
+            record = self._in_kernel(record, whole.query, whole.key, scope.shape.images, by)
         edit = self._recorder.edit_of(record, place)
         if not self._recorder.trusted:
             record = changed(record, check=fusion.discrepancy(fused, output, weights))
         if edit is None and weights is None:
             shape = (*fused.query.shape[:-1], fused.key.shape[-2])
-            whole = changed(record, shape=shape)
-            reduced = self._collector.by_chunks(whole, fused, logsumexp)
+            bare = changed(record, shape=shape)
+            reduced = self._collector.by_chunks(bare, fused, logsumexp)
             if reduced is not None:
-                self._collector.store(whole, reduced)
+                self._collector.store(bare, reduced)
                 return None
         weights = self._recomputed(fused, logsumexp) if weights is None else weights
         record = self._recorder.keep(changed(record, weights=weights), edit)
         if edit is None or record.weights is None:
             return None
-        return fusion.applied(fused, record.weights, output).view_as(given)
+        return fusion.joined(fused, record.weights, given, by)
 
     @apart
     def projected(
@@ -261,7 +272,8 @@ class AttentionRecords:
                             note="q (kᵀ v): no weights exist")  # fmt: skip
             self._recorder.without_weights(record, place, scope)
             return None
-        read = layout(operand, query, key, tag, scope.module, scope.shape.images)
+        lineage = self._recorder.lineage
+        read = layout(operand, query, key, tag, scope.module, scope.shape.images, lineage)
         with self._collector.graph():
             weights = read.present(operand)
         factor = scores.scale * tag.factor
@@ -269,7 +281,7 @@ class AttentionRecords:
             place.name, "attention", weights, None, None, weights.shape[1], how="unnormalised",
             op="product", softmax=False, logit_scale=None if factor != factor else factor,
             d_k=scores.width, leaf=self._collector.leaf(operand, read.present),
-            note=_UNNORMALISED,
+            note=_note(read.split, _UNNORMALISED),
         )  # fmt: skip
         squash = Squash("product", place, tuple(operand.shape))
         record = self._recorder.placed(record, place, scope)
@@ -334,6 +346,10 @@ def _composed(
     return outer(inner(x))
 
 
+def _note(split: Split, note: str) -> str:
+    return "; ".join(one for one in (note, UNSPLIT if split.unsplit else "") if one)
+
+
 def _how(scores: Scores | None, queries: int) -> str:
     if scores is not None:
         return "qk"
@@ -350,6 +366,6 @@ def _axis_word(tag: Tag, operand: Tensor, query: int, key: int, read: Layout) ->
     if tag.axis is None:
         return None
     size = tag.shape[tag.axis]
-    if read.heads is not None and read.leading[read.heads] == size:
+    if read.heads == size:
         return "heads"
     return "b" if size in read.leading else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isclose
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnviz.capture.followed_images import ALIKE, SPATIAL, FoundImages, batch_of
 from attnviz.capture.lineage import (
     LOST,
     MOST,
@@ -89,6 +90,7 @@ class Followed:
         writes: Whether it writes into its first argument.
         samples: Whether they depend on values.
         joins: Whether tokens of which nothing is known may join others.
+        images: From the tensors that it reads, its arguments and its result to the result's images.
     """
 
     labels: Found
@@ -99,10 +101,30 @@ class Followed:
     writes: bool = False
     samples: bool = False
     joins: bool = False
+    images: FoundImages = ALIKE
 
 
 def followed(func: Any) -> Followed | None:
     """How an op is followed; None if what is known stays as it is."""
+    found = _places_followed(func)
+    if found is None or found.keeps:
+        return found
+    if found.labels in (_resized, _pooled):
+        return replace(found, images=SPATIAL)
+    batch = batch_of(func)
+    if batch is None:
+        return replace(found, images=_no_images)
+    if found.labels is _lost:
+        return replace(found, images=batch.images, reads=batch.reads, settings=_frozen,
+                       samples=batch.samples)  # fmt: skip
+    return replace(found, images=batch.images)
+
+
+def _no_images(known: Any, args: Any, kwargs: Any, made: Tensor) -> None:
+    return None
+
+
+def _places_followed(func: Any) -> Followed | None:
     name, schema = str(func), getattr(func, "_schema", None)
     writes = bool(schema is not None and schema.is_mutable)
     packet = name.split(".")[1] if name.startswith("aten.") else ""
@@ -110,7 +132,7 @@ def followed(func: Any) -> Followed | None:
     if plain in _UNCHANGED:
         if writes and tensors(func) == 1:
             return None
-        if plain.endswith("batch_norm") or plain == "native_group_norm":
+        if "batch_norm" in plain or plain == "native_group_norm":
             return Followed(_unchanged, _first, keeps=True, single=True, writes=writes)
         found = _normed if "layer_norm" in plain else _unchanged
         return Followed(found, _alike, keeps=True, writes=writes)
@@ -206,10 +228,11 @@ def _of_all(
     origins = {origin for _, origin in known}
     if rule.keeps and not any(origin is not None and origin.told for _, origin in known):
         shape = made.shape
-        known = [(x, origin) for x, origin in known if x.shape == shape]
+        known = [(x, origin) for x, origin in known if x.shape == shape] or known
         origins = {origin for _, origin in known}
     if rule.samples and not (rule.keeps and _is_of_one_kind(args[0], made)):
-        return _sampled_now(lineage, rule, args, kwargs, made)
+        found = _sampled_now(lineage, rule, args, kwargs, made)
+        return None if found is LOST and not _any_known(lineage, args) else found
     if not origins <= _NONE:
         return _result(lineage, rule, args, kwargs, made, known, origins)
     return LOST if _any_known(lineage, args) else None
@@ -224,13 +247,29 @@ def _sampled_now(
 ) -> Origin | None:
     """The origin of a result that depends on values; the same one for equal positions."""
     labels = rule.labels(lineage, args, kwargs, made)
-    if not labels:
+    images = _images(lineage, rule, args, kwargs, made)
+    if not labels and images is None:
         return None if labels is None else LOST
-    origin = Origin(form(made), labels)
-    if not origin.told:
+    origin = Origin(form(made), labels or (), images)
+    if not origin.fixed:
         return origin
-    key = rule, origin.form, tuple((one.space.lines, one.numbers.tobytes()) for one in labels)
+    key = (
+        rule, origin.form, None if images is None else (images.shape, images.tobytes()),
+        tuple((one.space.lines, one.numbers.tobytes()) for one in origin.labels),
+    )  # fmt: skip
     return lineage.once(key, lambda: origin, again=False)
+
+
+def _images(
+    lineage: Lineage, rule: Followed, args: Any, kwargs: Any, made: Tensor
+) -> Numbers | None:
+    """The images of a result's elements."""
+    known: list[tuple[Tensor, Numbers | None]] = []
+    for x in rule.reads(args, made):
+        origin = lineage.origin(x) if isinstance(x, Tensor) else None
+        if origin is not None:
+            known.append((x, origin.images_of(form(x))))
+    return rule.images(known, args, kwargs, made) if known else None
 
 
 def _result(
@@ -250,7 +289,7 @@ def _result(
     if not all(origin is None or origin.fixed for origin in origins):
         return _found(lineage, rule, args, kwargs, made)
     given = tuple(
-        (_unknown(lineage, x) if origin is None else (origin, *form(x)) if origin.labels else LOST)
+        (_unknown(lineage, x) if origin is None else LOST if origin.lost else (origin, *form(x)))
         for x, origin in known
     )
     key = (rule, written, given, None if rule.settings is None else rule.settings(args, kwargs))
@@ -292,14 +331,15 @@ def _kernel(args: Any, kwargs: Any) -> Any:
 def _found(lineage: Lineage, rule: Followed, args: Any, kwargs: Any, made: Tensor) -> Origin | None:
     """The origin of a result; that of an operand if it lies in the same way."""
     labels = rule.labels(lineage, args, kwargs, made)
-    if not labels:
+    images = _images(lineage, rule, args, kwargs, made)
+    if not labels and images is None:
         return None if labels is None else LOST
-    written = form(made)
+    written, labels = form(made), labels or ()
     for x in rule.reads(args, made):
         origin = lineage.origin(x)
-        if origin is not None and origin.form == written and origin.says(written, labels):
+        if origin is not None and origin.form == written and origin.says(written, labels, images):
             return origin
-    return Origin(written, labels)
+    return Origin(written, labels, images)
 
 
 def _places(labels: Labels | None) -> Labels:

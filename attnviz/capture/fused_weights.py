@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from attnviz.capture.attention_layout import Split
+
 _CACHED = 1 << 17  # weights at once: half a megabyte, which a core's own cache holds
 _LAUNCHED = 1 << 26  # the same elsewhere, where many small kernels cost more than memory
 _TRUSTED = 1e-4
@@ -41,18 +43,31 @@ class Fused:
     dropout: float = 0.0
 
 
-def splitting(fused: Fused, images: int | None, heads: int | None) -> Callable[[Tensor], Tensor]:
-    """How to part images and heads: called with `(b · heads, q, d)`, a kernel takes all for heads.
+def splitting(fused: Fused, by: Split) -> Callable[[Tensor], Tensor]:
+    """How to part images and heads, along a kernel's two leading axes.
 
     Args:
         fused: The kernel's arguments.
-        images: How many images the model was given, if that is known.
-        heads: The number of heads by the module's attributes, if known.
+        by: How rows along both axes become images and heads.
     """
     b, given = fused.query.shape[:2]
-    if b != 1 or not images or images == 1 or given % images or given == heads:
+    heads = by.heads or 1
+    if by.order is None and (b * given == b * heads or b * given % heads):
         return lambda tensor: tensor
-    return lambda tensor: tensor if tensor.shape[1] == 1 else tensor[0].unflatten(0, (images, -1))
+    if by.order is None and b == 1:
+        count = given // heads
+        return lambda x: x if x.shape[1] == 1 else x[0].unflatten(0, (count, -1))
+
+    def split(x: Tensor) -> Tensor:
+        if x.shape[:2] == (1, 1):
+            return x
+        groups = x.shape[1]
+        x = x.expand(b, -1, *x.shape[2:])
+        if groups != given:
+            x = x.repeat_interleave(given // groups, 1)
+        return by.present(x.flatten(0, 1))
+
+    return split
 
 
 def split_operands(fused: Fused, split: Callable[[Tensor], Tensor]) -> Fused:
@@ -222,10 +237,18 @@ def discrepancy(fused: Fused, output: Tensor, given: Tensor | None = None) -> fl
     return float((off / size.clamp_min(torch.finfo(some.dtype).tiny)).max())
 
 
-def applied(fused: Fused, weights: Tensor, like: Tensor) -> Tensor:
-    """What the kernel would have put out with other weights: A V."""
-    values = grouped(fused.value, weights.shape[-3]).to(weights.dtype)
-    return torch.empty_like(like).copy_(weights @ values)
+def joined(fused: Fused, weights: Tensor, given: Tensor, by: Split) -> Tensor:
+    """What the kernel would have put out with other weights, A V, laid out as it was.
+
+    Args:
+        fused: Its arguments, images and heads apart.
+        weights: The weights, the same.
+        given: Its output.
+        by: How images and heads were parted.
+    """
+    mixed = weights @ grouped(fused.value, weights.shape[-3]).to(weights.dtype)
+    rows = mixed if by.order is None else by.restore(mixed)
+    return torch.empty_like(given).copy_(rows.reshape(given.shape))
 
 
 def slope(fused: Fused, gradient: Tensor) -> Tensor:

@@ -213,25 +213,44 @@ Form = tuple[tuple[int, ...], tuple[int, ...], int]
 
 
 class Origin:
-    """Where the elements of a storage lie.
+    """Where the elements of a storage lie, and which image of the batch each is of.
 
     Attributes:
         form: Shape, strides and offset of the tensor as it was written.
-        labels: Its labels; none where nothing is known any more.
+        labels: Its labels; none where no places are known any more.
+        images: The image of each element, of size 1 along axes that it does not depend on; None
+            where that is not known.
         lone: Whether it is a single token.
         fixed: Whether it does not depend on values, as sampling points do.
         told: Whether it is known from positions that the model computed.
     """
 
-    __slots__ = ("_known", "fixed", "form", "labels", "lone", "told")
+    __slots__ = (
+        "_bare", "_images", "_known", "fixed", "form", "images", "labels", "lone", "told",
+    )  # fmt: skip
 
-    def __init__(self, form: Form, labels: Labels) -> None:
+    def __init__(self, form: Form, labels: Labels, images: Numbers | None = None) -> None:
+        known = bool(labels or images is not None) and _in_order(form)
         self.form = form
-        self.labels = labels if labels and _in_order(form) else ()
+        self.labels = labels if known else ()
+        self.images = images if known else None
         self.lone = any(label.numbers.size == 1 for label in self.labels)
         self.fixed = not any(isinstance(label.space, Samples) for label in self.labels)
         self.told = bool(self.labels) and all(label.space.told for label in self.labels)
         self._known: dict[Form, Labels] = {form: self.labels}
+        self._images: dict[Form, Numbers | None] = {form: self.images}
+        self._bare: Origin | None = None
+
+    def without_places(self) -> Origin:
+        """What is left of it once places were written over."""
+        if self._bare is None:
+            self._bare = Origin(self.form, (), self.images)
+        return self._bare
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing is known any more."""
+        return not self.labels and self.images is None
 
     def of(self, form: Form) -> Labels:
         """The labels of a view."""
@@ -242,19 +261,31 @@ class Origin:
             found = self._known[form] = tuple(
                 Label(label.space, numbers)
                 for label in self.labels
-                if (numbers := self._seen(label, form)) is not None
+                if (numbers := self._seen(label.numbers, form)) is not None
             )
         return found
 
-    def says(self, form: Form, labels: Labels) -> bool:
-        """Whether a view has these labels."""
-        known = self.of(form)
-        return len(known) == len(labels) and all(map(Label.same, known, labels))
+    def images_of(self, form: Form) -> Numbers | None:
+        """The images of a view's elements."""
+        if self.images is None:
+            return None
+        if form not in self._images:
+            self._images[form] = self._seen(self.images, form)
+        return self._images[form]
 
-    def _seen(self, label: Label, form: Form) -> Numbers | None:
+    def says(self, form: Form, labels: Labels, images: Numbers | None) -> bool:
+        """Whether a view has these labels and these images."""
+        known = self.of(form)
+        return (
+            len(known) == len(labels)
+            and all(map(Label.same, known, labels))
+            and alike(self.images_of(form), images)
+        )
+
+    def _seen(self, whole: Numbers, form: Form) -> Numbers | None:
         """The numbers of a view's elements, read at their addresses."""
         shape, stride, offset = form
-        chosen = [i for i, n in enumerate(label.numbers.shape) if n > 1]
+        chosen = [i for i, n in enumerate(whole.shape) if n > 1]
         start = np.array(offset - self.form[2], dtype=np.int64)
         address, sizes = start.reshape([1] * len(shape)), [1] * len(shape)
         for axis, (size, step) in enumerate(zip(shape, stride, strict=True)):
@@ -268,7 +299,7 @@ class Origin:
                 )
                 if address.size > MOST:
                     return None
-        numbers = label.numbers.reshape([label.numbers.shape[i] for i in chosen])
+        numbers = whole.reshape([whole.shape[i] for i in chosen])
         found: Numbers = numbers[tuple(self._index(address, chosen))] if chosen else numbers
         return _reduced(found.reshape(sizes))
 
@@ -291,6 +322,12 @@ _APART = Origin(((), (), 0), ())  # of tensors that were looked at, and are no i
 def form(tensor: Tensor) -> Form:
     """Shape, strides and offset."""
     return tensor.shape, tensor.stride(), int(tensor.storage_offset())
+
+
+def _is_input(tensor: Tensor) -> bool:
+    """Whether a tensor can be an image, features, or the numbers of words."""
+    dims = tensor.dim()
+    return 3 <= dims <= 5 or (dims == 2 and not tensor.is_floating_point())
 
 
 def _storage(tensor: Tensor) -> int | None:
@@ -338,6 +375,20 @@ def _pixels(shape: tuple[int, ...]) -> Labels:
     return tuple(found)
 
 
+def alike(one: Numbers | None, other: Numbers | None) -> bool:
+    """Whether numbers are the same, or both unknown."""
+    if one is None or other is None:
+        return one is other
+    return one is other or np.array_equal(one, other)
+
+
+def _batch(shape: tuple[int, ...]) -> Numbers | None:
+    """The images of what a model was given, along its first axis; None of a single one."""
+    count = shape[0]
+    numbers = np.arange(count, dtype=np.int64).reshape(-1, *[1] * (len(shape) - 1))
+    return numbers if count > 1 else None
+
+
 def _reduced(numbers: Numbers) -> Numbers:
     """Numbers without the axes that they do not depend on."""
     for axis, size in enumerate(numbers.shape):
@@ -377,9 +428,16 @@ class Lineage:
         if tensor.is_nested:
             return None
         found = self._origins.get(tensor)
-        if found is None and 3 <= tensor.dim() <= 5 and not self.is_parameter(tensor):
+        if found is None and 2 <= tensor.dim() <= 5 and not self.is_parameter(tensor):
             found = self._from_image(tensor)
         return None if found is _APART else found
+
+    def images(self, tensor: Tensor) -> Numbers | None:
+        """The image of each element, of size 1 along axes that it does not depend on."""
+        if not len(self._origins) or tensor.is_nested:
+            return None
+        found = self._origins.get(tensor)
+        return None if found is None else found.images_of(form(tensor))
 
     def labels(self, tensor: Any) -> Labels | None:
         """What is known of a tensor's elements: nothing is `()`, None if it is no feature."""
@@ -391,10 +449,11 @@ class Lineage:
     def _from_image(self, tensor: Tensor) -> Origin | None:
         given, key = self._given(), _storage(tensor)
         for image in given if key is not None else ():
-            if 3 <= image.dim() <= 5 and _storage(image) == key:
-                whole = form(image)
+            if _is_input(image) and _storage(image) == key:
+                whole, shape = form(image), tuple(image.shape)
                 if whole not in self._images:
-                    self._images[whole] = Origin(whole, _pixels(tuple(image.shape)))
+                    pixels = _pixels(shape) if len(shape) > 2 else ()
+                    self._images[whole] = Origin(whole, pixels, _batch(shape))
                 self.put(image, self._images[whole])
                 return self._images[whole]
         if given:
@@ -428,9 +487,14 @@ class Lineage:
         known = self._origins.get(target)
         if known is origin:
             return
-        if known is not None and known.labels and known.says(form(target), origin.labels):
+        part, images = form(target), origin.images
+        if known is not None and not known.lost and known.says(part, origin.labels, images):
             return
         whole = target.numel() * target.element_size() == target.untyped_storage().nbytes()
+        if not whole and known is not None and images is not None and (
+            alike(known.images_of(part), images)
+        ):  # fmt: skip
+            origin, whole = known.without_places(), True
         self.put(target, origin if whole else LOST)
 
     def once(self, key: Any, find: Callable[[], Origin | None], *, again: bool) -> Origin | None:
@@ -453,6 +517,7 @@ class Lineage:
         found = find()
         if found is not None:
             self._held += sum(label.numbers.size for label in found.labels)
+            self._held += 0 if found.images is None else found.images.size
         if len(self._made) >= _ORIGINS or self._held > MOST:
             self._made.clear()
             self._held = 0

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnviz.capture.attention_layout import Split, divided, followed_images
 from attnviz.capture.call_stack import CallStack, Place
 from attnviz.capture.capture import Capture
 from attnviz.capture.collector import Collector
 from attnviz.capture.edits import Edit, checked
 from attnviz.capture.grids import Geometry
-from attnviz.capture.lineage import Lineage
+from attnviz.capture.lineage import Lineage, Numbers
 from attnviz.capture.options import Options
 from attnviz.capture.proven_places import Numbered, proven
 from attnviz.capture.provenance import Squash, Tag, storage_key
@@ -40,12 +41,16 @@ class Part(NamedTuple):
         start: The first row.
         stop: The row after the last one.
         whole: How many rows the tensor has.
+        images: The image of each of its rows; None where that is not known.
+        split: How these rows became the images and heads of the record.
     """
 
     storage: int
     start: int
     stop: int
     whole: int
+    images: Numbers | None
+    split: Split
 
 
 class Recorder:
@@ -164,7 +169,7 @@ class Recorder:
         self.collector.keep(record)
         return record
 
-    def part(self, values: Tensor | None, squash: Squash, offset: int) -> None:
+    def part(self, values: Tensor | None, squash: Squash, offset: int, split: Split) -> None:
         """Note which part of its values one record was applied to, along their first axis.
 
         Attention may be computed slice by slice, a few images and heads at a time.
@@ -175,19 +180,25 @@ class Recorder:
         start = int(values.storage_offset()) // values.stride(0)
         whole = values.untyped_storage().nbytes() // (values.element_size() * values.stride(0))
         if len(values) < whole:
-            self._parts[number] = Part(storage_key(values), start, start + len(values), whole)
+            images = followed_images(self.lineage, values, [0])
+            part = start, start + len(values), whole
+            self._parts[number] = Part(storage_key(values), *part, images, split)
 
     def _join_parts(self) -> set[int]:
         """Put the slices of one attention together; the numbers of those but the first."""
         joined: set[int] = set()
         for run in _runs(self._parts, self.seen._records):
             records = [self.seen._records[i] for i in run]
-            whole = _joined(records, self._parts[run[0]].whole)
+            parts = [self._parts[i] for i in run]
+            known = [one.images for one in parts if one.images is not None]
+            images = np.concatenate(known) if len(known) == len(parts) else None
+            split = divided((parts[0].whole,), None, records[0].images, images)
+            own = [one.split for one in parts]
+            whole = _joined(records, own, split)
             if whole is None:
                 continue
             sides = [self._sides.get(i, (None, None, None)) for i in run]
-            heads = whole.shape[1]
-            queries, keys = (_rows([one[n] for one in sides], heads) for n in (0, 1))
+            queries, keys = (_rows([one[n] for one in sides], own, split) for n in (0, 1))
             bare = changed(whole, places=None, query_grid=None, key_grid=None, prefix=0)
             self.seen._set(run[0], _with_places(bare, queries, keys, whole.images))
             joined.update(run[1:])
@@ -349,38 +360,38 @@ def _runs(parts: Mapping[int, Part], records: Sequence[Record]) -> Iterator[list
             run = []
 
 
-def _joined(records: Sequence[Record], total: int) -> Record | None:
+def _joined(records: Sequence[Record], parts: Sequence[Split], split: Split) -> Record | None:
     """One record of several slices along images and heads; None where weights were not kept."""
     first = records[0]
-    images = first.images
-    if not images or total % images or any(one.weights is None for one in records):
+    if split.unsplit or not first.images or any(one.weights is None for one in records):
         return None
 
     def whole(name: str) -> Tensor | None:
         found = [getattr(one, name) for one in records]
         if any(one is None for one in found):
             return None
-        rows = torch.cat([one.flatten(0, 1) for one in found])
-        return rows.view(images, -1, *rows.shape[1:])
+        return split.present(torch.cat([
+            part.restore(one) for part, one in zip(parts, found, strict=True)
+        ]))  # fmt: skip
 
     weights = whole("weights")
-    if weights is None or weights.shape[:2].numel() != total:
+    if weights is None or len(weights) != first.images:
         return None
     return changed(
         first, weights=weights, query=whole("query"), key=whole("key"), value=whole("value"),
-        shape=tuple(weights.shape), heads=weights.shape[1], leaf=None,
+        shape=tuple(weights.shape), heads=weights.shape[1], leaf=None, note="",
     )  # fmt: skip
 
 
-def _rows(sides: Sequence[Any], heads: int) -> Numbered | None:
+def _rows(sides: Sequence[Any], parts: Sequence[Split], split: Split) -> Numbered | None:
     """The numbers of slices put together, one row per image."""
     known = [side for side in sides if isinstance(side, Numbered)]
     if len(known) < len(sides) or any(one.space is not known[0].space for one in known):
         return None
-    numbers = np.concatenate([one.numbers for one in known])
-    if len(numbers) % heads:
-        return None
-    by_head = numbers.reshape(-1, heads, numbers.shape[1])
+    numbers = np.concatenate([
+        one.numbers[part.images(len(one.numbers))] for one, part in zip(known, parts, strict=True)
+    ])  # fmt: skip
+    by_head = numbers[split.rows(np.arange(len(numbers), dtype=np.int64))]
     return Numbered(known[0].space, by_head[:, 0]) if (by_head == by_head[:, :1]).all() else None
 
 

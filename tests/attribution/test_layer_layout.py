@@ -300,16 +300,59 @@ def test_torchvisions_networks_give_the_map_of_the_definition(build, layer, orde
     assert_close(drawn, expected, atol=1e-6, rtol=1e-3)
 
 
+ELSEWHERE = {
+    "flipped": (lambda x: x.flip(-1), "columns respond to the image in another order"),
+    "rolled": (lambda x: x.roll(6, -2), "rows respond to the image in another order"),
+    "cropped": (lambda x: x[..., 4:, :], "does not see the top 3 pixels"),
+    "cropped evenly": (lambda x: x[..., 3:-3], "does not see the left 3 pixels"),
+    "letterbox": (lambda x: F.pad(x, (0, 0, 12, 12)), "of whose rows the image fills only a part"),
+    "padded": (lambda x: F.pad(x, (0, 16)), "columns lie around|whose columns the image"),
+}
+
+
+@pytest.mark.parametrize("fault", ELSEWHERE)
+@pytest.mark.parametrize("lay", ["first", "last"])
+def test_features_of_another_part_of_the_image_are_refused(fault, lay):
+    """The map would be stretched over pixels that it does not come from."""
+    arranged, message = ELSEWHERE[fault]
+    staged, x = Staged(*LAYS[lay]), images()
+    model = nn.Sequential(Rearranged(arranged), staged).eval()
+    with pytest.raises(InputError, match=message):
+        attribute(model, x, layer="1.place", target=1)
+    given = attribute(model, x, layer="1.place", target=1, layout=lay, sign="signed", size="own")
+    assert_close(given, right_map(staged, arranged(x), 1))
+
+
+class Rearranged(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize("kernel", [1, 7])
+def test_features_of_every_fourth_pixel_or_of_a_large_field_are_read(kernel):
+    torch.manual_seed(0)
+    stem = nn.Conv2d(3, 8, kernel, stride=4, padding=kernel // 2)
+    far = nn.Sequential(*(nn.Conv2d(8, 8, 7, padding=3) for _ in range(3)))
+    model = nn.Sequential(stem, far, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
+    assert attribute(model, images(side=(32, 48)), layer="1", target=1, size="own").shape == (
+        2, 8, 12,
+    )  # fmt: skip
+
+
 def test_it_is_measured_once_per_layer_and_size():
     model, calls = Staged(*LAYS["last"]).eval(), []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     with frozen(model):
         first = arrangement_of(model, model.place, images())
-        assert len(calls) == 3
+        assert len(calls) == 18
         assert arrangement_of(model, model.place, images()) is first
-        assert len(calls) == 3
+        assert len(calls) == 18
         arrangement_of(model, model.place, images(side=(16, 16)))
-    assert len(calls) == 6
+    assert len(calls) == 36
 
 
 def test_an_output_of_another_shape_than_measured_is_refused():

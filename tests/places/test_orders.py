@@ -90,7 +90,14 @@ def test_tokens_of_several_grids_are_refused(tokens: Tokens, channels: int, side
 
 
 def test_images_that_change_their_order_are_told_apart() -> None:
+    """Weights are in the order of the images where that is followed, and measured elsewhere."""
     places = _located(Net(lambda net, x: rows(net, x).flip(0)), 2, 3, 32, 48)
+    assert (places.image, places.grid) == (None, (4, 6))
+
+    def elsewhere(net: Net, x: Tensor) -> Tensor:
+        return torch.from_numpy(rows(net, x).numpy()[::-1].copy())
+
+    places = _located(Net(elsewhere), 2, 3, 32, 48)
     assert places.image is not None
     assert places.image[0] == 1
     assert places.image[-1] == 0
