@@ -13,15 +13,13 @@ batch where they take one, the points of `object_maps` are compared with what th
     uv run --with diffusers python benchmarks/words.py --only diffusion
 
 transformers is in the dev group; diffusers is needed for the second table. Memory is the largest
-resident size of a process of its own for each way of generating, with glibc's threshold for blocks
-of their own fixed, so that holes in its heap do not count. Exit code 1 if a map is off by
-more than 1e-5, or the peak is above 1.2 times the plain one.
+resident size of a process of its own for each way of generating, with the allocator's defaults.
+Exit code 1 if a map is off by more than 1e-5, or the peak is above 1.2 times the plain one.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import subprocess
 import sys
@@ -627,9 +625,6 @@ def sampling() -> Iterator[list[Tensor]]:
         F.grid_sample = sample
 
 
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "262144"}
-"""Large blocks go back to the system once freed: holes in glibc's heap are not measured."""
-
 WAYS = ("plain", "token rows", "output_attentions")
 
 
@@ -679,9 +674,7 @@ def memory() -> bool:
     peaks: dict[str, tuple[float, float]] = {}
     for way in WAYS:
         command = [sys.executable, __file__, "--generate", way]
-        out = subprocess.run(
-            command, capture_output=True, text=True, check=True, env=os.environ | ALLOCATOR
-        ).stdout.split()
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
         peaks[way] = float(out[-2]), float(out[-1])
     print("\n64 tokens over 2,025 places, 8 layers of 8 heads, float32\n")
     print("| way | before, MB | peak, MB | of plain | above the model, of plain |")

@@ -17,7 +17,7 @@ from attnviz.attribution.attribution import MEMORY, attribute
 from attnviz.attribution.completeness import Attribution
 from attnviz.attribution.explanation_metrics import infidelity, sensitivity
 from attnviz.attribution.layer_layout import Layout
-from attnviz.attribution.layers import find_layer, last_convolution
+from attnviz.attribution.layers import default_layer, find_layer, last_convolution
 from attnviz.attribution.method_table import methods
 from attnviz.attribution.regions import superpixels
 
@@ -26,6 +26,7 @@ __all__ = [
     "Attribution",
     "Layout",
     "attribute",
+    "default_layer",
     "find_layer",
     "infidelity",
     "last_convolution",

@@ -98,10 +98,11 @@ def attribute(
         images: `(b, c, h, w)`.
         method: A name of `methods()`, or a Captum object with `.attribute`, made for this model.
             (Of Captum's own, `FeaturePermutation` alone mixes the images of a batch.)
-        layer: For layer methods a dotted name or a module that puts out feature maps. None takes
-            the last convolution only where that cannot be mistaken: the model's single `nn.Conv2d`,
-            or the last of those that all lie in one plain `nn.Sequential`. Of a layer that runs
-            several times the last call is explained.
+        layer: For layer methods a dotted name or a module that puts out feature maps or tokens.
+            None takes the normed tokens that enter the last block of a transformer, and of other
+            models the last convolution only where that cannot be mistaken: the model's single
+            `nn.Conv2d`, or the last of those that all lie in one plain `nn.Sequential`. Of a layer
+            that runs several times the last call is explained.
         layout: How the layer's output lies: `"first"` for `(b, c, h, w)`, `"last"` for
             `(b, h, w, c)`, the places of its tokens `(b, n, c)` (what `attnviz.locate` returns, or
             an object with `.grid` `(h, w)` and `.cell` `(n,)`, -1 for tokens that are no place), or
@@ -229,7 +230,7 @@ def _explainer(
     if not chosen.layer:
         yield built(chosen, explained, None)
         return
-    module = find_layer(model, layer)
+    module = find_layer(model, layer, images)
     of_input = bool(options.get("attribute_to_layer_input", False))
     if not len(images):
         yield built(chosen, explained, module)

@@ -19,9 +19,10 @@ Every layout is one index: for each channel and place, which number of a layer's
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 from weakref import WeakKeyDictionary
 
@@ -346,7 +347,7 @@ def _agreed(layout: Mapping[str, RecordPlaces], count: int, title: str) -> Place
 
 
 def _respond(probe: _Probe, image: Tensor, places: Places) -> bool:
-    """Whether the token of each of some places responds most to a change of its pixels."""
+    """Whether the tokens of some places respond to changes of their own pixels."""
     assert places.grid is not None  # `_token_index` has refused the others
     (h, w), (height, width) = places.grid, image.shape[-2:]
     draw = torch.Generator().manual_seed(0)
@@ -364,9 +365,35 @@ def _respond(probe: _Probe, image: Tensor, places: Places) -> bool:
     before, after = probe(image), probe(changed)
     if not isinstance(after, Tensor) or after.shape[1:] != before.shape[1:]:
         return False
-    cells = torch.tensor(places.cell, device=image.device)
-    moved = (after - before).norm(dim=-1).masked_fill(cells < 0, -1.0)
-    return cells[moved.argmax(1)].tolist() == chosen
+    cell = torch.tensor(places.cell, device=image.device)
+    tokens = (cell >= 0).nonzero()[:, 0]
+    moved = (after - before).norm(dim=-1)[:, tokens[cell[tokens].argsort()]]
+    return _at_home(moved.view(-1, h, w).cpu(), chosen)
+
+
+def _at_home(moved: Tensor, chosen: Sequence[int]) -> bool:
+    """Whether places respond to changes of their own pixels, as far as places overlap.
+
+    A stem of overlapping convolutions moves the neighbours too, some of them more: each response is
+    greatest at most one place away, and the mean over all of them is greatest at the place itself,
+    which a shift of the tokens by one would not leave there.
+
+    Args:
+        moved: `(k, h, w)`, how far each place moved.
+        chosen: For each of them the place that was changed, row by row.
+    """
+    _, h, w = moved.shape
+    near = torch.full((len(chosen), 3, 3), torch.nan)
+    for one, cell, around in zip(moved, chosen, near, strict=True):
+        y, x = divmod(cell, w)
+        top, left = divmod(int(one.argmax()), w)
+        if max(abs(top - y), abs(left - x)) > 1:
+            return False
+        for dy, dx in product((-1, 0, 1), repeat=2):
+            if 0 <= y + dy < h and 0 <= x + dx < w:
+                around[dy + 1, dx + 1] = one[y + dy, x + dx] / one.max()
+    mean = near.nanmean(0).nan_to_num(-1.0)
+    return int(mean.argmax()) == 4
 
 
 def _measured(probe: _Probe, image: Tensor, shape: tuple[int, ...], title: str) -> Arrangement:

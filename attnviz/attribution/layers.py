@@ -1,4 +1,4 @@
-"""The layer that a layer method explains: by name, by module, or the last convolution."""
+"""The layer that a layer method explains: by name, by module, or the model's own."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnviz.attribution.token_layers import tokens_before_attention
 from attnviz.errors import InputError, unknown_name
+from attnviz.shapes import Images
 
 
-def find_layer(model: nn.Module, layer: str | nn.Module | None) -> nn.Module:
+def find_layer(
+    model: nn.Module, layer: str | nn.Module | None, images: Images | None = None
+) -> nn.Module:
     """The module that `layer` means.
 
-    None takes the last convolution where it is unambiguous: the model has a
-    single `nn.Conv2d`, or all of them are direct children of one `nn.Sequential` without nested
-    modules. A residual network, or one with convolutions inside its attention, has no such layer:
-    the last one defined may lie on a side path.
+    None takes the tokens that enter the last attention of a transformer (see
+    `attnviz.attribution.token_layers`), and the last convolution of other models where it is
+    unambiguous: the model has a single `nn.Conv2d`, or all of them are direct children of one
+    `nn.Sequential` without nested modules. A residual network, or one with convolutions inside its
+    attention, has no such layer: the last one defined may lie on a side path.
 
     Args:
         model: The model.
         layer: A dotted name, a module of the model, or None.
+        images: `(b, c, h, w)` by which a transformer is recognised, or None.
 
     Returns:
         The module.
@@ -42,7 +48,19 @@ def find_layer(model: nn.Module, layer: str | nn.Module | None) -> nn.Module:
             raise unknown_name("layer", layer, [name for name in modules if name])
         found: nn.Module = modules[layer]
         return found
-    return _last_convolution(modules)
+    tokens = None if images is None or not len(images) else tokens_before_attention(model, images)
+    return _last_convolution(modules) if tokens is None else modules[tokens]
+
+
+def default_layer(model: nn.Module, images: Images) -> str:
+    """The dotted name of the layer of Grad-CAM where none is named.
+
+    Of a transformer the tokens that enter its last attention, else the last convolution.
+
+    Raises:
+        InputError: There is neither.
+    """
+    return tokens_before_attention(model, images) or last_convolution(model, images)
 
 
 def _last_convolution(modules: dict[str, nn.Module]) -> nn.Module:

@@ -132,7 +132,7 @@ def _places_followed(func: Any) -> Followed | None:
     if plain in _UNCHANGED:
         if writes and tensors(func) == 1:
             return None
-        if plain.endswith("batch_norm") or plain == "native_group_norm":
+        if "batch_norm" in plain or plain == "native_group_norm":
             return Followed(_unchanged, _first, keeps=True, single=True, writes=writes)
         found = _normed if "layer_norm" in plain else _unchanged
         return Followed(found, _alike, keeps=True, writes=writes)

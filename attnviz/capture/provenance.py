@@ -24,7 +24,13 @@ T = TypeVar("T")
 _functorch: Any = torch._C._functorch
 _UNMADE = (UninitializedParameter, UninitializedBuffer)
 _TRAINED = {nn.Parameter: True, Tensor: False}  # isinstance of these runs Python code
-_SWEEP = 512  # tags of storages that are gone are dropped once the table has grown to this
+_SWEEP = 16
+"""How many new storages there are between two sweeps, at least.
+
+What remains of a storage while its tag lives is small, but it lies beside where the values were: a
+freed block cannot be joined to the next one, and the heap of a model that allocates large blocks
+grows by holes that fit nothing.
+"""
 
 
 @dataclass(slots=True)
@@ -197,11 +203,11 @@ class ByStorage(Generic[T]):
             return
         key: int = cast(Any, storage)._cdata
         if key not in self._alive:
+            if len(self._alive) >= self._limit:
+                self.sweep()
+                self._limit = len(self._alive) + max(_SWEEP, len(self._alive))
             self._alive[key] = cast(Any, storage)._weak_ref()
         self._known[key] = known
-        if len(self._known) > self._limit:
-            self.sweep()
-            self._limit = max(_SWEEP, 2 * len(self._known))
 
     def drop(self, tensor: Tensor) -> None:
         """Forget a storage."""

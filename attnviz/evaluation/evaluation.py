@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attnviz.attribution import last_convolution, methods
+from attnviz.attribution import default_layer, methods
+from attnviz.attribution.method_table import METHODS as ATTRIBUTIONS
 from attnviz.capture import watch
 from attnviz.data.samples import Sample, Samples, batches, class_names
 from attnviz.data.sources import samples_of
@@ -247,6 +248,9 @@ def planned(
     first = next(batches(samples, [0], 1)).to(device)
     with torch.no_grad(), watch(model, empty=True, features=True) as seen:
         outputs = model(first.images)
+    with_layers = {
+        name: _with_layer(model, first.images, name, options) for name, options in named.items()
+    }
     task = "classes" if callable(target) else task_of(tensor_of(outputs), first)
     answers = Answers(model, target, task)
     records = placed(model, first.images, seen, layout, proven=proven)
@@ -256,7 +260,7 @@ def planned(
         task=task,
         watch=rolled_out(watch_options(chosen.values()), records, batch),
         maps=None if maps is None else tuple(maps),
-        attributions={name: {"method": name, **options} for name, options in named.items()},
+        attributions=with_layers,
         metrics=keys,
         heads=(keys if metrics is not None else HEAD_METRICS) if heads else (),
         batch=batch,
@@ -277,7 +281,7 @@ def planned(
         watch=reduced_where_drawn(plan.watch, reduced),
     )  # fmt: skip
     if not names and not named:
-        grad_cam = {"method": "layer_gradcam", "layer": _last_convolution(model, first.images)}
+        grad_cam = {"method": "layer_gradcam", "layer": _own_layer(model, first.images)}
         plan = replace(plan, attributions={"layer_gradcam": grad_cam})
     return answers, plan, _layers(drawn, plan, unplaced(records))
 
@@ -290,9 +294,20 @@ def _last_layers(drawn: DrawnMaps) -> tuple[str, ...]:
     return tuple(last.values())
 
 
-def _last_convolution(model: nn.Module, images: Tensor) -> str:
+def _with_layer(
+    model: nn.Module, images: Tensor, name: str, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of an attribution, with the layer that it explains where it explains one."""
+    full = {"method": name, **options}
+    method = ATTRIBUTIONS.get(full["method"]) if isinstance(full["method"], str) else None
+    if method is not None and method.layer and full.get("layer") is None:
+        full["layer"] = default_layer(model, images)
+    return full
+
+
+def _own_layer(model: nn.Module, images: Tensor) -> str:
     try:
-        return last_convolution(model, images)
+        return default_layer(model, images)
     except InputError as error:
         raise InputError(
             f"evaluate: the model has neither attention nor gates with a map ({error}); name an "

@@ -71,7 +71,7 @@ def main() -> None:
         notices.command("pip install torch torchvision")
         return
     factory, settings = named_model()
-    if not factory and run.variant not in import_module("attnviz.models").variants():
+    if not factory and _reference(run) is None:
         st.info(
             f"{quoted(run.id)} is of a model of its own, {plain(run.variant)}. This page rebuilds "
             "attnviz's reference models from a run's weights, and others where the command line "
@@ -100,7 +100,13 @@ def _model(key: tuple[Any, ...], _run: Any, _factory: str, _settings: dict[str, 
     if _factory:
         return import_module("dashboard.live").build(_factory, _settings, _run.weights())
     rebuild = import_module("attnviz.models").rebuild_model
-    return rebuild(_run.variant, _run.settings, _run.weights()).requires_grad_(False)
+    return rebuild(_reference(_run), _run.settings, _run.weights()).requires_grad_(False)
+
+
+def _reference(run: Any) -> str | None:
+    """The reference model that a run says it is of; its name alone does not make it one."""
+    name: str | None = import_module("attnviz.models").reference_of(run.variant, run.settings)
+    return name
 
 
 def named_model() -> tuple[str, dict[str, Any]]:

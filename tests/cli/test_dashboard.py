@@ -160,11 +160,11 @@ def serves(words: list[str], home: Path, **environment: str) -> None:
             assert handshake(port, own, "http://evil.example") == 403
         finally:
             os.killpg(child.pid, signal.SIGINT)
-        assert child.wait(30) == 0
+        assert child.wait() == 0
 
 
 def answer(child: subprocess.Popen[bytes], address: str) -> bytes:
-    for _ in range(600):
+    while True:
         assert child.poll() is None, child.stderr.read() if child.stderr else ""
         try:
             with urllib.request.urlopen(address, timeout=1) as page:
@@ -172,7 +172,6 @@ def answer(child: subprocess.Popen[bytes], address: str) -> bytes:
                 return content
         except OSError:
             time.sleep(0.1)
-    raise AssertionError("no answer within a minute")
 
 
 def handshake(port: int, host: str, origin: str) -> int:
@@ -182,7 +181,7 @@ def handshake(port: int, host: str, origin: str) -> int:
         "Connection: Upgrade", "Sec-WebSocket-Version: 13",
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "", "",
     )  # fmt: skip
-    with socket.create_connection(("127.0.0.1", port), 30) as line:
+    with socket.create_connection(("127.0.0.1", port)) as line:
         line.sendall("\r\n".join(lines).encode())
         return int(line.recv(64).split()[1])
 

@@ -155,7 +155,7 @@ def run(
         variant=variant,
         seed=seed,
         dataset=digest,
-        settings=SETTINGS | (settings or {}),
+        settings=SETTINGS | {"factory": f"attnviz:{variant}"} | (settings or {}),
         samples=table,
         maps=maps | heads,
         gates=gates,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 import attnviz as av
+from tests.dashboard.made_runs import edited
 from tests.dashboard.test_pages import PAGES, opened, words
 from tests.evaluation.made import Attending, Patches, SeveralSizes, convolutions
 
@@ -58,10 +60,13 @@ def test_images_of_several_sizes_are_shown_side_by_side_and_alone(tmp_path, monk
         assert "layer_gradcam" in words(at) or "object" in words(at)
 
 
-def test_a_model_that_the_command_line_names_answers_live(evaluated, monkeypatch):
+def test_a_model_that_the_command_line_names_answers_live(evaluated, tmp_path, monkeypatch):
     """Its factory comes from the command line; its classes are called by their names."""
     assert "--model MODULE:FACTORY" in words(opened(monkeypatch, "try_it", evaluated))
     factory = {"factory": "tests.evaluation.made:Attending", "settings": {"classes": 3}}
+    shutil.copytree(evaluated, tmp_path, dirs_exist_ok=True)
+    edited(tmp_path / "mine", variant="cnn")  # a reference model's name makes it none
+    assert "is of a model of its own, cnn" in words(opened(monkeypatch, "try_it", tmp_path))
     monkeypatch.setenv("ATTNVIZ_MODEL", json.dumps(factory))
     at = opened(monkeypatch, "try_it", evaluated)
     assert not at.error, at.error

@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import shutil
-import time
+import threading
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -42,7 +42,7 @@ def opened(patch: pytest.MonkeyPatch, view: str, root: Any, /, **params: Any) ->
     patch.setenv("ATTNVIZ_RUNS", str(root))
     patch.setattr(run_cache, "INTERVALS", 60.0)  # waited for: no script runs again by itself here
     patch.setattr(lazy, "AT_ONCE", True)  # scrolled down
-    at = AppTest.from_file(str(APP), default_timeout=120)
+    at = AppTest.from_file(str(APP), default_timeout=900)
     if view != "compare":
         at.switch_page(f"views/{view}.py")
     for name, value in params.items():
@@ -536,7 +536,7 @@ class TestLogIn:
 
     def test_where_it_is_set_up_nothing_is_shown_before(self, good_root, monkeypatch):
         monkeypatch.setenv("ATTNVIZ_RUNS", str(good_root))
-        at = AppTest.from_file(str(APP), default_timeout=120)
+        at = AppTest.from_file(str(APP), default_timeout=900)
         at.secrets["auth"] = self.AUTH
         at.run()
         assert not at.exception
@@ -597,8 +597,12 @@ class TestUnfinishedOnly:
 class TestAStoreThatDoesNotAnswer:
     def test_a_slow_store_is_waited_for_so_long_and_no_longer(self, good_root, monkeypatch):
         monkeypatch.setattr(run_cache, "PATIENCE", 0.3)
-        monkeypatch.setattr(run_cache, "list_runs", lambda root, known: time.sleep(1.0))
-        at = opened(monkeypatch, "compare", good_root)
+        over = threading.Event()
+        monkeypatch.setattr(run_cache, "list_runs", lambda root, known: over.wait())
+        try:
+            at = opened(monkeypatch, "compare", good_root)
+        finally:
+            over.set()
         assert "cannot be reached: no answer within" in words(at)
         assert "There is no earlier listing to show" in words(at)
         assert at.button(key="retry").label == "Retry"
@@ -741,7 +745,7 @@ def test_browsing_loads_no_torch_and_the_first_page_no_charts(good_root: Path):
 import sys
 from streamlit.testing.v1 import AppTest
 for page in {[p for p in PAGES if p != "try_it"]}:
-    at = AppTest.from_file({str(APP)!r}, default_timeout=120)
+    at = AppTest.from_file({str(APP)!r}, default_timeout=900)
     if page != "compare":
         at.switch_page(f"views/{{page}}.py")
     at.run()

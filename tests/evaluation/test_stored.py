@@ -94,6 +94,25 @@ def test_a_run_called_like_a_reference_model_is_not_taken_for_it(tmp_path: Path)
         _ = StoredRun(path, build=lambda: Attending(3)).model
 
 
+def test_no_command_takes_a_run_for_the_reference_model_it_is_called_like(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = stored(tmp_path, factory=None)
+    assert av.open_run(path).variant == "cnn"
+    for words in (
+        ["measure", str(path), "--metrics", "--faithfulness", "deletion_auc", "--images", "2"],
+        ["attribute", str(path), "--method", "saliency"],
+        ["doctor", str(path)],
+    ):
+        assert run(words) == 2, words
+        assert "does not say that its model is one of attnviz.models" in capsys.readouterr().err
+        assert run([*words, "--model", FACTORY, "--setting", "classes=2"]) in (0, 1), words
+    capsys.readouterr()
+    samples = av.open_run(path).samples()
+    assert samples["received/deletion_auc"].notna().sum() == 2
+    assert samples["saliency/pixel_auroc"].notna().any()
+
+
 def test_evaluations_are_compared_with_their_groups_and_with_runs() -> None:
     data = Patches(9, classes=2)
     good, other = Attending(2), Attending(2)

@@ -73,7 +73,7 @@ def test_an_interrupted_sweep_stops_its_runs_and_goes_on(scheduler: str, tmp_pat
     with started(tmp_path, *words) as process:
         until(lambda: epoch(tmp_path, run) > 0, process)
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate()
         assert process.returncode == 130, error
         assert "Traceback" not in error
         while open_run(tmp_path / run.run_id).state == "running":
@@ -170,7 +170,7 @@ def test_a_worker_that_joins_late_and_does_not_see_the_folder_is_passed_over(
         (first,) = executor.map(where, [0])
         blind = stack.enter_context(worker(address, tmp_path, *preload))
         with distributed.Client(address, set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=120)
+            client.wait_for_workers(2, timeout=600)
             (late,) = set(client.nthreads()) - {first}
             assert set(executor.map(where, [0.1] * 8)) == {first}
             said = f"the worker {late} on {socket.gethostname()} does not see the folder {runs} "
@@ -178,7 +178,7 @@ def test_a_worker_that_joins_late_and_does_not_see_the_folder_is_passed_over(
             fit.terminate()
             fit.wait()
             with pytest.raises(RunError, match=f"no worker is left that can do it: {said}"):
-                executor.submit(where, 0).result(60)
+                executor.submit(where, 0).result(600)
         assert blind.poll() is None
     assert not list(runs.iterdir())
 

@@ -219,7 +219,6 @@ def device(path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("put", [fifo, folder, listening, device])
 @pytest.mark.parametrize(
     "name", ["run.json", "samples.parquet", "curves.jsonl", "maps/received.safetensors", "stray"]

@@ -78,7 +78,7 @@ def test_two_processes_compute_the_means_of_all(tmp_path: Path) -> None:
     workers = [context.Process(target=one_of_two, args=(rank, *args)) for rank in range(2)]
     for worker in workers:
         worker.start()
-    found = [answers.get(timeout=120) for _ in workers]
+    found = [answers.get(timeout=600) for _ in workers]
     for worker in workers:
         worker.join()
     for means in found:
