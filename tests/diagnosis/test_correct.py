@@ -54,9 +54,31 @@ def segformer() -> nn.Module:
     ))  # fmt: skip
 
 
+class TokensFirst(nn.Module):
+    """Windows of 4 x 4 places as `(b, 16 tokens, 256 windows, 16 features)`.
+
+    It looks like a feature map of as many channels as an attention has keys, a change covers every
+    place of a window, and the layer works at one size of image.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut, self.qkv, self.head = nn.Conv2d(3, 16, 1), nn.Linear(16, 48), nn.Linear(16, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.cut(images)
+        if x.shape[-2:] != (64, 64):
+            raise ValueError("expected images of 64 x 64")
+        t = x.unflatten(3, (16, 4)).unflatten(2, (16, 4)).permute(0, 3, 5, 2, 4, 1)
+        qkv = self.qkv(t.reshape(len(x), 16, 256, 16)).transpose(1, 2)
+        q, k, v = qkv.chunk(3, -1)
+        return self.head(nn.functional.scaled_dot_product_attention(q, k, v).mean((1, 2)))
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "our ViT": (lambda: build_model("vit"), 96),
     "encoder": (encoder, 64),
+    "tokens before windows": (TokensFirst, 64),
     "torchvision ViT": (vision_transformer, 64),
     "torchvision Swin": (swin, 64),
     "timm class and register tokens": (timm("test_vit3"), 160),
