@@ -19,6 +19,7 @@ from attnviz.capture.proven_places import Even, numbered
 from attnviz.capture.provenance import Scores, Squash, Tag
 from attnviz.capture.record import Record, changed
 from attnviz.capture.recorder import Recorder, before_dropout
+from attnviz.capture.sampled_parts import SampledParts
 from attnviz.capture.sampled_rows import SampledRows, sampled_rows
 from attnviz.capture.scopes import Scope
 
@@ -31,8 +32,8 @@ class AttentionRecords:
     Methods that return a tensor return what an edit puts in the place of the model's own, or None.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, recorder: Recorder, parts: SampledParts) -> None:
+        self._recorder, self._parts = recorder, parts
         self._scopes, self._collector = recorder.scopes, recorder.collector
 
     @apart
@@ -58,6 +59,10 @@ class AttentionRecords:
         squash = tag.squash
         if squash is None:
             return None
+        if values is not None and operand.shape[query] == 1 and (
+            self._parts.holds(tag, operand, values)
+        ):  # fmt: skip
+            return self._in_parts(tag, operand, key, values)
         squash.used = True
         met_context = known is not None and known.kind == "context" and squash.scores is None
         if met_context and tag.find(operand) == key:
@@ -105,6 +110,18 @@ class AttentionRecords:
         replaced = self._recorder.apply(record, squash, operand, restore)
         self._recorder.part(values, squash, int(operand.storage_offset()), read.split)
         return replaced
+
+    def _in_parts(self, tag: Tag, operand: Tensor, key: int, values: Tensor) -> Tensor | None:
+        """A part of a softmax's result is contracted with values at sampling points."""
+        width = values.dim() - 1
+        shape = (*values.shape[:width], 1)
+        weights = operand if key == operand.dim() - 1 else operand.mT
+        replaced, part = self._parts.add(tag, weights.mT, shape, values)
+        if part is not None:
+            part.keys = (width - 1,)
+        if replaced is None:
+            return None
+        return replaced.mT if key == operand.dim() - 1 else replaced
 
     def _sampled(
         self, values: Tensor | None, queries: int, squash: Squash, images: int | None

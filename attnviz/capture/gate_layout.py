@@ -73,10 +73,7 @@ def arrange(gate: Tensor, other: Tensor, repeated: list[int], labels: Labels) ->
         repeated: The axes of the features along which the gate is repeated.
         labels: Where the features lie, as far as that was followed.
     """
-    lead = other.dim() - gate.dim()
-    shape = tuple(
-        1 if i in repeated or i < lead else gate.shape[i - lead] for i in range(other.dim())
-    )
+    shape = spanned(gate, other, repeated)
     varies = {i for i in range(1, other.dim()) if shape[i] > 1}
     dims = other.dim()
     if dims == 3:
@@ -84,6 +81,14 @@ def arrange(gate: Tensor, other: Tensor, repeated: list[int], labels: Labels) ->
     last = _channels_last(varies, tuple(other.shape), labels)
     order = (0, dims - 1, *range(1, dims - 1)) if last else tuple(range(dims))
     return Arrangement(_axis({order.index(i) for i in varies}, dims), shape, order)
+
+
+def spanned(gate: Tensor, other: Tensor, repeated: list[int]) -> tuple[int, ...]:
+    """The sizes of what a gate multiplies, 1 along which the gate is repeated."""
+    lead = other.dim() - gate.dim()
+    return tuple(
+        1 if i in repeated or i < lead else gate.shape[i - lead] for i in range(other.dim())
+    )
 
 
 def _axis(varies: set[int], dims: int) -> str:
@@ -175,10 +180,7 @@ def pooling(
     weights: Tensor, other: Tensor, repeated: list[int], axis: int | None, size: int
 ) -> Pooling | None:
     """Read softmax weights against what they multiply; None where their axis is not among these."""
-    lead = other.dim() - weights.dim()
-    shape = tuple(
-        1 if i in repeated or i < lead else weights.shape[i - lead] for i in range(other.dim())
-    )
+    shape, lead = spanned(weights, other, repeated), other.dim() - weights.dim()
     if axis is not None:
         keys: tuple[int, ...] = (axis + lead,)
     else:

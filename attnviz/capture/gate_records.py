@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from attnviz.capture.gate_layout import Pooling, arrange, pooling
+from attnviz.capture.gate_layout import Pooling, arrange, pooling, spanned
 from attnviz.capture.grids import Geometry
 from attnviz.capture.op_mode import apart
 from attnviz.capture.proven_places import Even, Numbered, numbered
 from attnviz.capture.provenance import Squash, Tag
 from attnviz.capture.record import Record, changed
 from attnviz.capture.recorder import Recorder, Restore, before_dropout
+from attnviz.capture.sampled_parts import Part, SampledParts
 from attnviz.capture.sampled_rows import SampledRows
 from attnviz.capture.scopes import Scope
 
@@ -21,8 +22,8 @@ Weighing = tuple[Tag, Tensor, Tensor, list[int]]
 class GateRecords:
     """Makes the records of gates. Each method is called by the rule of an op."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, recorder: Recorder, parts: SampledParts) -> None:
+        self._recorder, self._parts = recorder, parts
         self._scopes, self._collector = recorder.scopes, recorder.collector
         self._weighed: dict[int, Weighing] = {}
         self._summed: set[int] = set()
@@ -47,6 +48,9 @@ class GateRecords:
         squash = tag.squash
         if squash is None:
             return None, None
+        if self._parts.holds(tag, gate, other):
+            replaced, part = self._parts.add(tag, gate, spanned(gate, other, repeated), other)
+            return replaced, None if part is None else Tag("weighted", extra=(part, ()))
         squash.used = True
         pool, size = _pooling(tag, gate, other, repeated)
         scope = self._scopes.at(squash.place, 1, size if pool is not None else 0)
@@ -77,6 +81,9 @@ class GateRecords:
     def pooled(self, tag: Tag, axes: set[int]) -> None:
         """Softmax weights times values are summed over some axes: attention, over its own axes."""
         number, keys = tag.extra
+        if isinstance(number, Part):
+            number.keys = tuple(sorted(i for i in axes if number.shape[i] > 1))
+            return
         if not set(keys) <= axes or number not in self._weighed:
             return
         self._summed.add(number)

@@ -153,12 +153,15 @@ class Samples(Space):
 
     @classmethod
     def joined(cls, parts: Sequence[Samples]) -> Samples:
-        """The points of several, one after the other."""
-        starts = np.cumsum([0, *(len(one.maps) for one in parts)]).tolist()
-        levels = [one.level + start for one, start in zip(parts, starts, strict=False)]
+        """The points of several, one after the other; a map that they share is one."""
+        maps = list(dict.fromkeys(one for part in parts for one in part.maps))
+        levels = [
+            torch.tensor([maps.index(m) for m in one.maps]).to(one.level)[one.level]
+            for one in parts
+        ]
         return cls(
             torch.cat([one.at for one in parts]), torch.cat([one.row for one in parts]),
-            torch.cat(levels), tuple(m for one in parts for m in one.maps),
+            torch.cat(levels), tuple(maps),
         )  # fmt: skip
 
 

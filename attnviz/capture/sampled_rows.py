@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,6 +73,16 @@ class SampledRows:
         )  # fmt: skip
 
 
+def joined(parts: Sequence[SampledRows]) -> SampledRows:
+    """The rows of several parts, keys after keys; all have the same images, heads and queries."""
+    table = Samples.joined([one.table for one in parts])
+    starts = np.cumsum([0, *(len(one.table.at) for one in parts)]).tolist()
+    points = torch.cat(
+        [one.present(one.points) + start for one, start in zip(parts, starts, strict=False)], -1
+    ).flatten(0, 2)
+    return SampledRows(None, parts[0].heads, parts[0].count, points, table)
+
+
 def sampled_rows(
     labels: Sequence[Label],
     shape: Sequence[int],
@@ -99,7 +110,8 @@ def sampled_rows(
     table = label.space
     assert isinstance(table, Samples)
     numbers = torch.from_numpy(label.numbers.copy()).expand(*shape).permute(*order)
-    points = numbers.flatten(len(order) - keys).flatten(0, -2)
+    numbers = numbers.flatten(len(order) - keys) if keys else numbers[..., None]
+    points = numbers.flatten(0, -2)
     if bool((points < 0).any()):
         return None
     row = table.row.cpu()[points]

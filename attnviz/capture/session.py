@@ -19,6 +19,7 @@ from attnviz.capture.lineage import Lineage
 from attnviz.capture.options import Options
 from attnviz.capture.provenance import Squash, Tag, Tags
 from attnviz.capture.recorder import Recorder
+from attnviz.capture.sampled_parts import SampledParts
 from attnviz.capture.scopes import Scopes
 from attnviz.capture.windows import Cuts
 
@@ -36,6 +37,7 @@ class Session:
         scopes: Modules and grids.
         collector: Keeps the records.
         recorder: Chooses, places and edits records.
+        parts: Gathers the parts of deformable attention.
         attention: Makes records of attention.
         gates: Makes records of gates.
         ops: How many ops ran, of any kind but views.
@@ -53,8 +55,9 @@ class Session:
         self.collector = Collector(options, seen)
         self.lineage = Lineage(self.is_parameter, self.stack.given)
         self.recorder = Recorder(options, self.stack, self.scopes, self.collector, self.lineage)
-        self.attention = AttentionRecords(self.recorder)
-        self.gates = GateRecords(self.recorder)
+        self.parts = SampledParts(self.recorder)
+        self.attention = AttentionRecords(self.recorder, self.parts)
+        self.gates = GateRecords(self.recorder, self.parts)
         self.ops = 0
         self.foreign: dict[str, None] = {}
         self.knows_parameters = False
@@ -122,6 +125,7 @@ class Session:
     def finish(self) -> None:
         """Finish the records of one forward pass."""
         self.gates.finish()
+        self.parts.finish()
         self.recorder.finish(self.gates.no_gates())
         self.lineage.finish()
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attnviz.capture import Record, watch
+from attnviz.capture import Record, edits, watch
+from attnviz.capture.sampled_parts import IN_PARTS
 from attnviz.token_places import Places, RecordPlaces
 
 Given = Callable[[Any], Any]
@@ -40,6 +41,7 @@ class Facts:
         masked: `(b, k)`, keys that get exactly nothing from every query and head.
         fixed: Why it cannot be replaced, if so.
         proven: The places that the watch has followed, where it has.
+        in_parts: Whether its weights meet the values in parts, and can be replaced by zero alone.
     """
 
     kind: str
@@ -47,6 +49,7 @@ class Facts:
     masked: Tensor | None = None
     fixed: str = ""
     proven: RecordPlaces | None = None
+    in_parts: bool = False
 
     def proven_side(self, side: int) -> Places | None:
         """The proven places of queries (0) or keys (1); None where there are none."""
@@ -87,7 +90,10 @@ class Probe:
         for name, record in seen.items():
             masked = record.reduced.get("masked")
             fixed = "" if record.shape else record.note or "it holds no weights"
-            self.facts[name] = Facts(record.kind, tuple(record.shape), masked, fixed, record.places)
+            self.facts[name] = Facts(
+                record.kind, tuple(record.shape), masked, fixed, record.places,
+                IN_PARTS in record.note,
+            )  # fmt: skip
 
     def tokens(self, images: Any, args: Any = None) -> dict[str, Sides]:
         """The queries and keys of every record, with attention replaced.
@@ -97,10 +103,12 @@ class Probe:
             args: What to call the model with instead of what is made of them.
         """
         found: dict[str, Sides] = {}
-        edits = {
-            name: self._edit(name, found) for name, fact in self.facts.items() if not fact.fixed
+        replacing = {
+            name: edits.zero if fact.in_parts else self._edit(name, found)
+            for name, fact in self.facts.items()
+            if fact.in_parts or not fact.fixed
         }
-        with self._watched(edit=edits, operands=True, reduce={"nothing": lambda record: None}):
+        with self._watched(edit=replacing, operands=True, reduce={"nothing": lambda record: None}):
             self.output = self._run(self.given(images) if args is None else args)
         return found
 

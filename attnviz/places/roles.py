@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnviz.places.assignment import Tokens
 from attnviz.places.motion import Motions
@@ -24,8 +26,9 @@ def roles(
     """The role of every token.
 
     Padding gets no weight from any query, or is missing from some windows and not from others. A
-    word moves with another input than the image. Of what remains beside places, a class token is
-    what the head reads: the output changes when it is made to attend to a place.
+    word moves with another input than the image, or with what is read for its number in a table.
+    Of what remains beside places, a class token is what the head reads: the output changes when it
+    is made to attend to a place.
 
     Args:
         probe: Runs the model.
@@ -84,30 +87,89 @@ def _mark_words(
     named: dict[Side, list[str]],
     most: int,
 ) -> None:
-    """Tokens of the model's other inputs."""
+    """Tokens that the model's other inputs move: their features, or what is read for their numbers.
+
+    Numbers themselves cannot be changed a little; what is read for each of them in a table is.
+    """
     args = probe.given(motions.images.given)
     images = motions.images.perturbed(1, lambda _, c: torch.ones_like(c[0]))
     others = _others(args, probe.given(images))
-    lengths = {x.shape[:2] for x in others.values() if not x.is_floating_point() and x.dim() == 2}
-    for side, one in sides.items():
-        if one.shape in lengths:
-            named[side] = [role or "word" for role in named[side]]
+    numbers = [x for path, x in others.items() if _are_words(path, x)]
+    noise = torch.Generator().manual_seed(3)
     changed = {
-        path: x + torch.randn(x.shape, generator=torch.Generator().manual_seed(3)).to(x)
+        path: x + torch.randn(x.shape, generator=noise).to(x)
         for path, x in others.items()
         if x.is_floating_point() and x.dim() >= 3
     }
-    if not changed or probe.passes >= most:
-        return
-    try:
-        moved = motions.moved_by(_with(args, changed))
-    except Exception:
-        return  # the model refuses such an input: words stay unknown
-    for side in sides:
-        tokens = moved.get(side[0], [None, None])[side[1]]
-        if tokens is not None and tokens.numel() == len(named[side]):
+    for context, given in (
+        [(Reworded(numbers), args)] * bool(numbers)
+        + [(nullcontext(), _with(args, changed))] * bool(changed)
+    ):  # fmt: skip
+        if probe.passes >= most:
+            return
+        try:
+            with context:
+                moved = motions.moved_by(given)
+        except Exception:
+            continue  # the model refuses such an input: words stay unknown
+        _name_moved(moved, named)
+
+
+def _name_moved(moved: Mapping[str, Sequence[Tensor | None]], named: dict[Side, list[str]]) -> None:
+    for (name, side), own in named.items():
+        tokens = moved.get(name, [None, None])[side]
+        if tokens is not None and tokens.numel() == len(own):
             for i in tokens.flatten().nonzero()[:, 0].tolist():
-                named[side][i] = named[side][i] or "word"
+                own[i] = own[i] or "word"
+
+
+def _are_words(path: tuple[Any, ...], x: Tensor) -> bool:
+    """Whether an input can be the numbers of words; positions, types and masks are not."""
+    if x.dim() != 2 or x.is_floating_point() or x.dtype == torch.bool:
+        return False
+    rising = x.shape[1] > 1 and bool((x.diff() == 1).all())
+    return path[-1] == "input_ids" or (int(x.max()) > 1 and not rising)
+
+
+class Reworded(TorchDispatchMode):
+    """Adds noise to what a model reads in a table for some numbers.
+
+    Args:
+        numbers: The numbers, tensors of whole numbers. A model may put another number in the place
+            of one of them, which stands for an image.
+    """
+
+    def __init__(self, numbers: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types here
+        self._numbers = numbers
+        self._noise = torch.Generator().manual_seed(5)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an op, and change its result if it reads a table for the numbers."""
+        out = func(*args, **(kwargs or {}))
+        read = _READ.get(str(func))
+        index = None if read is None else read(args)
+        if isinstance(index, Tensor) and any(_replaced(index, one) for one in self._numbers):
+            return out + torch.randn(out.shape, generator=self._noise).to(out)
+        return out
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "aten.embedding.default": lambda args: args[1],
+    "aten.index.Tensor": lambda args: args[1][0] if len(args[1]) == 1 else None,
+    "aten.index_select.default": lambda args: args[2],
+}
+"""Ops that read rows of a table, and where their numbers stand."""
+
+
+def _replaced(index: Tensor, numbers: Tensor) -> bool:
+    """Whether these are the numbers, one of which may have been replaced."""
+    if index.numel() != numbers.numel() or index.dtype not in (torch.int32, torch.int64):
+        return False
+    flat = numbers.flatten().to(index.device)
+    return len(flat[index.flatten() != flat].unique()) <= 1
 
 
 def _others(args: Any, moved: Any) -> dict[tuple[Any, ...], Tensor]:

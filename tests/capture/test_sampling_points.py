@@ -70,6 +70,96 @@ class Deformable(nn.Module):
         return (values * flat[:, None]).sum(-1)
 
 
+class InParts(Deformable):
+    """The same in a loop over levels or over points, each with its part of the weights."""
+
+    def attend(self, weights: Tensor, sampled: list[Tensor]) -> Tensor:
+        b, flat = len(weights), weights.transpose(1, 2).flatten(0, 1)
+        sums: list[Tensor] = []
+        for level, (values, part) in enumerate(
+            zip(sampled, flat.chunk(LEVELS, -1), strict=True)
+        ):  # fmt: skip
+            copied = weights.unflatten(-1, (LEVELS, POINTS))[..., level, :]
+            apart = values.view(b, HEADS, -1, QUERIES, POINTS)
+            by_query = values.permute(0, 2, 3, 1).flatten(0, 1)
+            if self.way == "views":
+                sums.append((values * part[:, None]).sum(-1))
+            elif self.way == "copies":
+                whole = copied.transpose(1, 2).reshape(b * HEADS, 1, QUERIES, POINTS)
+                sums.append((values * whole).sum(-1))
+            elif self.way == "einsum of levels":
+                sums.append(torch.einsum("bqhp,bhdqp->bhdq", copied, apart))
+            elif self.way == "products of levels":
+                sums.append(torch.bmm(part.flatten(0, 1)[:, None], by_query))
+            elif self.way == "products from the left":
+                sums.append(torch.bmm(by_query.mT, part.flatten(0, 1)[:, :, None]))
+            elif self.way == "channels last":
+                channels_last = apart.permute(0, 3, 1, 4, 2)
+                sums.append((channels_last * copied[..., None]).sum(-2))
+            elif self.way == "stacked":
+                sums.append(values * part[:, None])
+            else:
+                sums += [values[..., i] * part[:, None, :, i] for i in range(POINTS)]
+        if self.way == "stacked":
+            return torch.stack(sums).sum((0, -1))
+        return torch.stack(sums).sum(0)
+
+
+PARTS = (
+    "views", "copies", "einsum of levels", "products of levels", "products from the left",
+    "channels last", "stacked", "points",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("way", PARTS)
+@pytest.mark.parametrize("b", [1, 3])
+def test_parts_of_the_weights_are_one_attention_over_all_levels(way: str, b: int) -> None:
+    torch.manual_seed(0)
+    model, x = InParts(way).eval(), torch.randn(b, 3, 32, 48)
+    with torch.no_grad(), av.watch(model) as seen:
+        model(x)
+    assert not seen.gates
+    (record,) = seen.values()
+    assert record.note == "its weights meet the sampled values in several parts"
+    assert record.weights is not None
+    assert torch.equal(record.weights, model.weights)
+    assert record.points is not None
+    assert record.points.level == (0, 0, 0, 1, 1, 1)
+    assert record.points.sides == ((8, 12), (4, 6))
+    torch.testing.assert_close(record.points.at, model.at, rtol=0, atol=1e-6)
+    assert record.places is not None
+    assert set(record.places.keys.role) == {"point"}
+    assert not av.locate(model, x)[record.name].keys.known
+
+
+def test_parts_are_edited_to_nothing_or_not_at_all() -> None:
+    torch.manual_seed(0)
+    model, x = InParts("copies").eval(), torch.randn(1, 3, 32, 48)
+    with torch.no_grad(), av.watch(model, edit={"*": "zero"}) as seen:
+        assert bool((model(x) == 0).all())
+    assert [one.edited for one in seen.values()] == [True]
+    with (
+        torch.no_grad(),
+        pytest.raises(av.AttnvizError, match="only the edit 'zero' is possible"),
+        av.watch(model, edit={"*": "uniform"}),
+    ):
+        model(x)
+
+
+def test_parts_that_are_not_all_known_are_named() -> None:
+    class First(InParts):
+        def attend(self, weights: Tensor, sampled: list[Tensor]) -> Tensor:
+            flat = weights.transpose(1, 2).flatten(0, 1)
+            return (sampled[0] * flat[:, None, :, :POINTS]).sum(-1)
+
+    model = First("views").eval()
+    with torch.no_grad(), av.watch(model) as seen:
+        model(torch.randn(2, 3, 32, 48))
+    (record,) = seen.values()
+    assert (record.kind, record.weights) == ("attention", None)
+    assert "which are not all known: no weights are at hand" in record.note
+
+
 WAYS = (
     "plain", "corners aligned", "points in one row", "einsum", "a product for each query",
     "queries before heads", "channels last", "levels stacked", "by index",

@@ -6,6 +6,7 @@ import copy
 import gc
 import json
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -143,6 +144,54 @@ def test_words_and_the_images_of_one_prompt_are_told_apart(slots: tuple[int, ...
         assert (keys.grid, list(keys.cell)) == ((3, 4), cell), name
         assert keys.image == (tuple(image) if len(slots) > 1 else None)
         assert "place" not in {r for r, c in zip(keys.role, keys.cell, strict=True) if c < 0}
+
+
+class Asked(nn.Module):
+    """Learned queries, as many as there are words, look at the image; the words stand apart.
+
+    Args:
+        table: How the words are read: `"embedding"`, `"index"` or `"select"`.
+    """
+
+    def __init__(self, table: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.table = nn.Conv2d(3, nets.WIDTH, 8, 8), table
+        self.words = nn.Parameter(torch.randn(20, nets.WIDTH))
+        self.queries = nn.Parameter(torch.randn(1, 7, nets.WIDTH))
+        self.cross, self.text = nets.Cross(), nets.Block()
+
+    def forward(self, images: Tensor, input_ids: Tensor, positions: Tensor) -> Tensor:
+        if self.table == "embedding":
+            words = nn.functional.embedding(input_ids, self.words)
+        elif self.table == "index":
+            words = self.words[input_ids]
+        else:
+            words = self.words.index_select(0, input_ids.flatten()).view(1, -1, nets.WIDTH)
+        queries = self.queries + nn.functional.embedding(positions, self.words)
+        seen = self.cross(queries, self.stem(images).flatten(2).mT)
+        return (seen.mean(1) + self.text(words).mean(1)).sum(1)
+
+
+@pytest.mark.parametrize("table", ["embedding", "index", "select"])
+@pytest.mark.parametrize("named", [True, False])
+def test_tokens_are_words_if_what_is_read_for_their_numbers_moves_them(
+    table: str, named: bool
+) -> None:
+    """As many learned queries as there are words are none."""
+    model, ids = Asked(table).eval(), torch.tensor([[3, 9, 4, 4, 11, 2, 0]])
+    positions = torch.arange(7)[None]
+
+    def inputs(images: Tensor) -> Any:
+        if named:
+            return {"images": images, "input_ids": ids, "positions": positions}
+        return images, ids, positions
+
+    layout = locate(model, torch.randn(1, 3, 32, 48), inputs=inputs)
+    assert set(layout["cross"].queries.role) == {"query"}
+    assert set(layout["cross"].keys.role) == {"place"}
+    assert set(layout["text"].keys.role) == {"word"}
+    assert layout.passes <= 15
 
 
 def test_other_tensors_given_to_the_model_are_words() -> None:
