@@ -6,10 +6,10 @@ blocks and ConvNeXt's norms put out `(b, h, w, c)`, attention weights are `(b, h
 image at twice its height and at twice its width: a feature map grows along one axis each time,
 and these axes are its height and width. Where a model takes no other size, small changes of the
 image decide: the response must move along one axis as the change moves down the image, and along
-another as it moves across. A map is then stretched over the whole image, so the rows must respond
-to the image from its top to its bottom and the columns from left to right: what was cropped,
-flipped, padded or rearranged inside the model is refused (a crop by less than a cell is not seen).
-Tokens `(b, n, c)` lie where `attnviz.locate` finds those of the model's
+another as it moves across. A map is then stretched over the
+whole image, so a place must respond to its own pixels, and the layer to every border of the image:
+what was cropped, flipped, padded or rearranged inside the model is refused (a shift by one place is
+not seen). Tokens `(b, n, c)` lie where `attnviz.locate` finds those of the model's
 attention, if a change of a place's pixels changes most the token that should be there. What is not
 proved so is refused.
 
@@ -62,6 +62,7 @@ _NOISES, _STRENGTH = (
     1e-2,
 )  # noise fields of the response test, in the image's standard deviations
 _CELLS = 16  # places that are changed, one in each image, to find the tokens that respond
+_SHARP = 0.5  # the part of a response that lies around its peak, where it says where it lies
 _MOVES, _STAYS = 0.3, 0.1  # of the image: what a moving response covers, and what a still one may
 
 
@@ -349,19 +350,8 @@ def _agreed(layout: Mapping[str, RecordPlaces], count: int, title: str) -> Place
 def _respond(probe: _Probe, image: Tensor, places: Places) -> bool:
     """Whether the tokens of some places respond to changes of their own pixels."""
     assert places.grid is not None  # `_token_index` has refused the others
-    (h, w), (height, width) = places.grid, image.shape[-2:]
-    draw = torch.Generator().manual_seed(0)
-    chosen = torch.randperm(h * w, generator=draw)[:_CELLS].tolist()
-    noise = torch.randn(image.shape, generator=draw).to(image) * image.std().clamp(min=_STRENGTH)
-    changed = image.repeat(len(chosen), *[1] * (image.ndim - 1))
-    for row, cell in enumerate(chosen):
-        y, x = divmod(cell, w)
-        part = (
-            ...,
-            slice(y * height // h, -(-(y + 1) * height // h)),
-            slice(x * width // w, -(-(x + 1) * width // w)),
-        )
-        changed[row][part] += _STRENGTH * noise[0][part]
+    h, w = places.grid
+    chosen, changed = _changed_cells(image, (h, w), _STRENGTH)
     before, after = probe(image), probe(changed)
     if not isinstance(after, Tensor) or after.shape[1:] != before.shape[1:]:
         return False
@@ -396,6 +386,26 @@ def _at_home(moved: Tensor, chosen: Sequence[int]) -> bool:
     return int(mean.argmax()) == 4
 
 
+def _changed_cells(
+    image: Tensor, grid: tuple[int, int], strength: float
+) -> tuple[list[int], Tensor]:
+    """Some places, in reading order, and copies of the image, each with noise in one of them."""
+    (h, w), (height, width) = grid, image.shape[-2:]
+    draw = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(h * w, generator=draw)[:_CELLS].tolist()
+    noise = torch.randn(image.shape, generator=draw).to(image) * image.std().clamp(min=_STRENGTH)
+    changed = image.repeat(len(chosen), *[1] * (image.ndim - 1))
+    for row, cell in enumerate(chosen):
+        y, x = divmod(cell, w)
+        part = (
+            ...,
+            slice(y * height // h, -(-(y + 1) * height // h)),
+            slice(x * width // w, -(-(x + 1) * width // w)),
+        )
+        changed[row][part] += strength * noise[0][part]
+    return chosen, changed
+
+
 def _measured(probe: _Probe, image: Tensor, shape: tuple[int, ...], title: str) -> Arrangement:
     if len(shape) != 3:
         got = ", ".join(["b", *map(str, shape)])
@@ -403,16 +413,14 @@ def _measured(probe: _Probe, image: Tensor, shape: tuple[int, ...], title: str) 
             f"{title}: expected feature maps, got ({got}); a layer must put out (b, c, h, w) or "
             "(b, h, w, c) to have a map"
         )
-    responses = _responses(probe, image, shape)
-    axes = _axes_by_size(probe, image, shape) or _axes_by_response(responses)
+    axes = _axes_by_size(probe, image, shape) or _axes_by_response(probe, image, shape)
     if isinstance(axes, str):
         raise InputError(
             f"{title}: expected (b, c, h, w) or (b, h, w, c), got (b, {shape[0]}, {shape[1]}, "
             f"{shape[2]}) {axes}; pass layer= a module that puts out a feature map, or say how "
             "this one lies with channels='first', channels='last' or layout="
         )
-    elsewhere = _elsewhere(probe, image, axes, responses)
-    if elsewhere:
+    if elsewhere := _displaced(probe, image, axes) or _unseen_border(probe, image, axes):
         raise InputError(
             f"{title}: expected a feature map of the whole image, from top left to bottom right, "
             f"got one {elsewhere}, as where the model crops, pads, flips or rearranges it; pass "
@@ -451,13 +459,14 @@ def _axes_by_size(probe: _Probe, image: Tensor, shape: tuple[int, ...]) -> _Axes
     return tall[0], wide[0]
 
 
-def _axes_by_response(responses: list[Tensor] | None) -> _Axes:
+def _axes_by_response(probe: _Probe, image: Tensor, shape: tuple[int, ...]) -> _Axes:
     """Axes along which the response to small changes moves as these move down and across.
 
     For a noise field ε and its ramps y·ε, x·ε the differences Δ to the unchanged image give each
     index of an axis the centroid `⟨Δ_y, Δ⟩ / ⟨Δ, Δ⟩` of what it responds to.
     """
     unproved = "whose axes nothing proves to be height and width"
+    responses = _responses(probe, image, shape)
     if responses is None:
         return unproved
     energy, *moments = responses
@@ -472,58 +481,70 @@ def _axes_by_response(responses: list[Tensor] | None) -> _Axes:
     return unproved if found[0] == found[1] else (found[0], found[1])
 
 
-def _elsewhere(
-    probe: _Probe, image: Tensor, axes: tuple[int, int], responses: list[Tensor] | None
-) -> str:
-    """What speaks against rows and columns that lie evenly over the whole image; empty if nothing.
+def _displaced(probe: _Probe, image: Tensor, axes: tuple[int, int]) -> str:
+    """Whether rows or columns respond to other parts of the image than they are drawn over.
 
-    A receptive field that is cut at the image's border draws its centroid inwards, and one as large
-    as the image draws all of them to the middle; neither turns their order, moves their mean or
-    spreads them. A response within rounding says nothing. A border of the image as wide as a row or
-    column must move the layer's output.
+    Noise in one place moves most, beside what noise elsewhere moves there, the number of the place
+    itself or a neighbour's. Only sharp responses count, most of which lie within one place of their
+    peak: those of a receptive field as large as the image, of statistics over the image (a group
+    norm's) and of dead features are spread, and say nothing.
     """
     base = probe.attempted(image)
-    if responses is None or base is None or not bool(responses[0].isfinite().all()):
+    if base is None:
         return ""
-    energy, *moments = responses
+    grid = base.shape[1 + axes[0]], base.shape[1 + axes[1]]
+    chosen, changed = _changed_cells(image, grid, 1.0)
+    after = probe.attempted(changed)
+    if after is None or after.shape[1:] != base.shape[1:] or len(after) != len(chosen):
+        return ""
+    moved = (after - base).double().square().sum(4 - sum(axes))
+    moved = moved if axes[0] < axes[1] else moved.mT
     rounding = torch.finfo(base.dtype).eps * float(base.double().norm())
-    if float(energy.sum().sqrt()) <= 10 * rounding:
+    total = moved.sum((1, 2)).clamp_min((10 * rounding) ** 2)
+    beside = (moved / moved.mean(0).clamp_min(1e-300)).masked_fill(
+        moved < 1e-3 * moved.amax((1, 2), keepdim=True), 0.0
+    )
+    peak, cell = beside.flatten(1).argmax(1), torch.tensor(chosen, device=moved.device)
+    around = 9 * nn.functional.avg_pool2d(moved[:, None], 3, stride=1, padding=1)
+    sharp = around.flatten(1).gather(1, peak[:, None])[:, 0] > _SHARP * total
+    if not bool(moved.isfinite().all()) or int(sharp.sum()) < max(4, len(chosen) / 3):
         return ""
-    for axis, moment, name in zip(axes, moments, ("rows", "columns"), strict=True):
-        if found := _displaced(moment, energy, axis, name):
-            return found
-    return _unseen_border(probe, image, base, (energy.shape[axes[0]], energy.shape[axes[1]]))
-
-
-def _displaced(moment: Tensor, energy: Tensor, axis: int, name: str) -> str:
-    weight, used, seen = _centroids(moment, energy, axis)
-    count, due = len(weight), (used.double() + 0.5) / len(weight)
-    if len(used) < 2:
-        return ""
-    if float((seen.cummax(0).values - seen).max()) > 0.5 / count:
-        return f"whose {name} respond to the image in another order"
-    if abs(float((seen - due).mean())) > 0.75 / count + 0.05:
-        return f"whose {name} lie around {seen.mean():.2f} of the image, not {due.mean():.2f}"
-    if float(seen[-1] - seen[0]) > float(due[-1] - due[0]) + 1 / count:
-        return f"of whose {name} the image fills only a part"
+    for count, there, due, name in (
+        (grid[0], peak // grid[1], cell // grid[1], "rows"),
+        (grid[1], peak % grid[1], cell % grid[1], "columns"),
+    ):
+        away = float((there - due)[sharp].abs().double().median())
+        if count > 3 and away > max(1.5, count / 12):
+            return f"whose {name} respond to pixels {away:.0f} of {count} {name} away"
     return ""
 
 
-def _unseen_border(probe: _Probe, image: Tensor, base: Tensor, grid: tuple[int, int]) -> str:
-    """A border of the image, one place wide, that leaves the layer's output as it is."""
-    scale = image.std().clamp(min=_STRENGTH)
-    for count, dim, sides in zip(
-        grid, (-2, -1), (("top", "bottom"), ("left", "right")), strict=True
+def _unseen_border(probe: _Probe, image: Tensor, axes: tuple[int, int]) -> str:
+    """A border of the image, one place wide, that leaves the layer's output as it is.
+
+    Of an image of noise as well, since features may be dead along the border of one image.
+    """
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(image.shape, generator=draw).to(image) * image.std().clamp(min=_STRENGTH)
+    output = probe.attempted(image)
+    if output is None:
+        return ""
+    for axis, dim, sides in zip(
+        axes, (-2, -1), (("top", "bottom"), ("left", "right")), strict=True
     ):
-        width = -(-image.shape[dim] // count)
+        width = -(-image.shape[dim] // output.shape[1 + axis])
         for side, start in zip(sides, (0, image.shape[dim] - width), strict=True):
-            changed, draw = image.clone(), torch.Generator().manual_seed(0)
-            part = changed.narrow(dim, start, width)
-            part.add_(torch.randn(part.shape, generator=draw).to(image) * scale)
-            after = probe.attempted(changed)
-            if after is not None and torch.equal(base, after):
+            if all(_same(probe, one, noise, dim, start, width) for one in (image, noise.flip(-1))):
                 return f"that does not see the {side} {width} pixels of the image"
     return ""
+
+
+def _same(probe: _Probe, image: Tensor, noise: Tensor, dim: int, start: int, width: int) -> bool:
+    """Whether noise in a stripe of the image leaves the output as it is."""
+    changed = image.clone()
+    changed.narrow(dim, start, width).add_(noise.narrow(dim, start, width))
+    before, after = probe.attempted(image), probe.attempted(changed)
+    return before is not None and after is not None and torch.equal(before, after)
 
 
 def _responses(probe: _Probe, image: Tensor, shape: tuple[int, ...]) -> list[Tensor] | None:
@@ -545,19 +566,14 @@ def _responses(probe: _Probe, image: Tensor, shape: tuple[int, ...]) -> list[Ten
     return sums
 
 
-def _centroids(moment: Tensor, energy: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Each index of an axis: its energy, which have any, and the centroid of what these see."""
+def _motion(moment: Tensor, energy: Tensor, axis: int) -> Literal["moves", "stays", "unclear"]:
+    """Whether the centroid moves down the image along an axis, on a straight line, or stays."""
     others = [i for i in range(3) if i != axis]
     weight = energy.sum(others)
     used = (weight > 0).nonzero()[:, 0]
-    return weight, used, moment.sum(others)[used] / weight[used]
-
-
-def _motion(moment: Tensor, energy: Tensor, axis: int) -> Literal["moves", "stays", "unclear"]:
-    """Whether the centroid moves down the image along an axis, on a straight line, or stays."""
-    weight, used, centroid = _centroids(moment, energy, axis)
     if len(used) < 2:
         return "stays" if len(weight) == 1 else "unclear"
+    centroid = moment.sum(others)[used] / weight[used]
     at = used.double() - used.double().mean()
     away = centroid - centroid.mean()
     slope = float((at @ away) / (at @ at))
