@@ -16,6 +16,7 @@ import pytest
 import attnviz
 from attnviz import faithfulness, maps
 from attnviz.models import variants
+from tests.dashboard.test_pages import opened
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -115,14 +116,45 @@ def test_the_commands_of_the_evaluation_page_run(
     for code in (made, models):
         exec(compile(code, "evaluate.md", "exec"), names)
     lines = [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
-             for line in block.splitlines()]  # fmt: skip
-    assert "attnviz dashboard cli" in lines
+             for line in unrolled(block)]  # fmt: skip
     for line in lines:
         program, *words = shlex.split(line)
         assert program == "attnviz"
         if words[0] != "dashboard":
             assert run(words) == 0, line
     assert attnviz.open_run("cli/cbam-0").maps("saliency").shape[0] == 12
+    for root in ("cli", "cli-coco"):
+        assert f"attnviz dashboard {root}" in lines
+        ranked = attnviz.compare(root, resamples=50)
+        assert set(ranked.variants) == {"vit", "cbam", "resnet"}
+        assert set(ranked.table["seeds"]) == {3}
+        at = opened(monkeypatch, "compare", root)
+        assert not at.error
+        assert "energy" in at.header[0].value
+
+
+def unrolled(block: str) -> list[str]:
+    """The commands of a block, those of a loop once for each value of its variable."""
+    lines: list[str] = []
+    for loop, variable, values, body, line in re.findall(
+        r"(for (\w+) in (.*?); do\n(.*?)done)\n|(.+)\n", block, re.DOTALL
+    ):
+        inside = [one.strip().replace(f"${variable}", value)
+                  for value in values.split() for one in body.splitlines()]  # fmt: skip
+        lines += inside if loop else line.splitlines()
+    return lines
+
+
+def test_the_sections_of_the_evaluation_page_take_twelve_lines() -> None:
+    """From a trained model to the printed ranking: imports, data, evaluation, table, comparison."""
+    page = (DOCS / "evaluate.md").read_text()
+    _, _, vit, cbam, resnet = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    shared = [line for line in vit.splitlines() if "transform" in line.lower()]
+    for code, others in ((vit, []), (cbam, [*vit.splitlines()[:2], *shared]), (resnet, shared)):
+        lines = [line for line in code.splitlines() if line.strip()]
+        assert "evaluate" in code
+        assert "compare" in code
+        assert len(lines) + len(others) <= 12
 
 
 def test_the_commands_for_programs_print_json(

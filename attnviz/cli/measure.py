@@ -91,9 +91,9 @@ def _check(args: argparse.Namespace) -> None:
 
 def _measured(found: Run, args: argparse.Namespace, executor: Executor | None) -> dict[str, Any]:
     bench = stored(args, found.path)
-    names = _chosen(found, args.maps, bench.dataset.count)
+    names = _chosen(bench, args.maps)
     if args.agree_with:
-        _chosen(found, [args.agree_with], bench.dataset.count)
+        _chosen(bench, [args.agree_with])
     tasks = [(name, part) for name in names for part in parts_of(bench.dataset.count, PIECE)]
     reads_maps = args.metrics != [] or args.agree_with or args.faithfulness is not None
     for name in [*names, *([args.agree_with] if args.agree_with else [])] if reads_maps else ():
@@ -110,7 +110,7 @@ def _measured(found: Run, args: argparse.Namespace, executor: Executor | None) -
         metrics, grid = args.metrics, found.entry(f"maps/{name}").shape or ()
         summaries[name] = bench.summarised(
             columns,
-            (grid[-2], grid[-1]),
+            grid[1 - bench.map_axes :],
             metrics,
             bench.thresholds(name),
             group=grouping_of(samples),
@@ -136,8 +136,9 @@ def _refuse_resized(found: Run, name: str) -> None:
         )
 
 
-def _chosen(found: Run, names: Sequence[str] | None, count: int) -> list[str]:
+def _chosen(bench: StoredRun, names: Sequence[str] | None) -> list[str]:
     """The requested maps; by default those with one map for each image, not head by head."""
+    found, count = bench.run, bench.dataset.count
     shapes = {name: found.entry(f"maps/{name}").shape for name in found.map_names}
     whole = [name for name, shape in shapes.items() if shape and shape[0] == count]
     for name in names or ():
@@ -150,7 +151,7 @@ def _chosen(found: Run, names: Sequence[str] | None, count: int) -> list[str]:
     return (
         list(dict.fromkeys(names))
         if names
-        else [name for name in whole if len(shapes[name] or ()) == 3]
+        else [name for name in whole if len(shapes[name] or ()) == bench.map_axes]
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -16,7 +17,6 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from attnviz.errors import InputError
-from attnviz.shapes import Images
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,32 +24,34 @@ class Sample:
     """One image, and where the thing to be found is in it.
 
     Attributes:
-        image: `(c, h, w)`, floating point, as the model takes it.
-        mask: `(H, W)`, True where the thing is; None where its place is unknown. All False where
-            the image is known not to hold it. Scores are computed at this size.
+        image: `(c, h, w)`, floating point, as the model takes it; of a volume `(c, d, h, w)`, of a
+            video `(t, c, h, w)` or `(c, t, h, w)`, see `channel_axis`.
+        mask: `(H, W)`, of volumes and videos `(D, H, W)`, True where the thing is; None where its
+            place is unknown. All False where the image is known not to hold it. Scores are computed
+            at this size.
         boxes: `(k, 4)` boxes `[x0, y0, x1, y1)` of the single objects, in the mask's
             pixels; None takes the boxes of the mask's components.
-        ignore: `(H, W)`, True where a pixel counts neither as inside nor as outside.
+        ignore: As the mask, True where a pixel counts neither as inside nor as outside.
         label: The class's index, a `(classes,)` vector of several labels, a number for regression;
             None where there is none.
         group: What the image was cut from or belongs to (photograph, patient, video): images of
             one group are no independent samples.
         name: The file's name or another word for messages and tables.
-        pixels: `(H, W, 3)` uint8, the image as people see it, at the mask's size; None makes it
+        pixels: `(*mask, 3)` uint8, the image as people see it, at the mask's size; None makes it
             from `image` (see `displayed`).
         value_range: What black and white pixels become in each channel of `image`; None where that
             is not known.
         extra: Further columns for the table of samples.
     """
 
-    image: Float[Tensor, "c h w"]
-    mask: Bool[Tensor, "H W"] | None = None
+    image: Float[Tensor, "..."]
+    mask: Bool[Tensor, "*places"] | None = None
     boxes: Int[Tensor, "k 4"] | None = None
-    ignore: Bool[Tensor, "H W"] | None = None
+    ignore: Bool[Tensor, "*places"] | None = None
     label: int | float | Tensor | None = None
     group: str | None = None
     name: str = ""
-    pixels: UInt8[Tensor, "H W 3"] | None = None
+    pixels: UInt8[Tensor, "*places 3"] | None = None
     value_range: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -71,18 +73,18 @@ class Batch:
 
     Attributes:
         indices: Their numbers in the data set.
-        images: `(b, c, h, w)`.
-        masks: `(b, H, W)`; all False where a sample has none.
+        images: `(b, c, h, w)`; of volumes and videos with an axis more.
+        masks: `(b, *places)`; all False where a sample has none.
         known: `(b,)`, whether the sample has a mask.
-        ignore: `(b, H, W)`, or None where no sample has ignored pixels.
+        ignore: `(b, *places)`, or None where no sample has ignored pixels.
         samples: The samples themselves.
     """
 
     indices: tuple[int, ...]
-    images: Images
-    masks: Bool[Tensor, "b H W"]
+    images: Float[Tensor, "b ..."]
+    masks: Bool[Tensor, "b *places"]
     known: Bool[Tensor, "b"]
-    ignore: Bool[Tensor, "b H W"] | None
+    ignore: Bool[Tensor, "b *places"] | None
     samples: tuple[Sample, ...]
 
     def __len__(self) -> int:
@@ -124,8 +126,7 @@ def batches(samples: Samples, indices: Sequence[int], size: int) -> Iterator[Bat
 def _stacked(part: Sequence[tuple[int, Sample]]) -> Batch:
     indices, samples = zip(*part, strict=True)
     first: Sample = samples[0]
-    h, w = first.image.shape[-2:] if first.mask is None else first.mask.shape
-    nothing = torch.zeros(h, w, dtype=torch.bool)
+    nothing = torch.zeros(scored_size(first), dtype=torch.bool)
     ignored = [sample.ignore for sample in samples]
     return Batch(
         indices=tuple(indices),
@@ -147,7 +148,44 @@ def class_names(data: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
-def displayed(sample: Sample) -> UInt8[Tensor, "H W 3"]:
+def channel_axis(sample: Sample) -> int:
+    """Which axis of the image holds channels: 0, or 1 of a video `(t, c, h, w)`.
+
+    Of an image of four axes it is the one without which the others have the mask's size, else the
+    only one of at most four.
+
+    Raises:
+        InputError: That is not clear.
+    """
+    shape, mask = tuple(sample.image.shape), sample.mask
+    if len(shape) == 3:
+        return 0
+    fits = [axis for axis in (0, 1) if mask is not None and mask.shape == _without(shape, axis)]
+    small = [axis for axis in (0, 1) if shape[axis] <= 4]
+    found = fits if len(fits) == 1 else small
+    if len(found) != 1:
+        raise InputError(
+            f"which axis of an image {shape} holds channels is not clear; give a mask of its size, "
+            "(d, h, w)"
+        )
+    return found[0]
+
+
+def image_size(sample: Sample) -> tuple[int, ...]:
+    """Height and width of the image; of volumes and videos depth or time before them."""
+    return _without(tuple(sample.image.shape), channel_axis(sample))
+
+
+def scored_size(sample: Sample) -> tuple[int, ...]:
+    """The size at which a sample is scored and kept: the mask's, the image's where it has none."""
+    return image_size(sample) if sample.mask is None else tuple(sample.mask.shape)
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return (*shape[:axis], *shape[axis + 1 :])
+
+
+def displayed(sample: Sample) -> UInt8[Tensor, "*places 3"]:
     """The image as people see it.
 
     Without `pixels` the values decide: within [0, 1] they are shades, within [−1, 1] they are
@@ -162,10 +200,11 @@ def displayed(sample: Sample) -> UInt8[Tensor, "H W 3"]:
     elif low >= -1 and high <= 1:
         low, high = -1.0, 1.0
     shades = ((image - low) / max(high - low, 1e-12) * 255).round().to(torch.uint8)
-    colours = shades.expand(3, -1, -1) if len(shades) == 1 else shades[:3]
+    shades = shades.movedim(channel_axis(sample), 0)
+    colours = shades.expand(3, *shades.shape[1:]) if len(shades) == 1 else shades[:3]
     if len(colours) == 2:
         colours = torch.cat([colours, torch.zeros_like(colours[:1])])
-    return colours.permute(1, 2, 0).contiguous()
+    return colours.movedim(0, -1).contiguous()
 
 
 def called(sample: Sample, index: int) -> str:
@@ -187,7 +226,7 @@ def checked(sample: Sample, index: int) -> Sample:
         )
     name = called(sample, index)
     image = sample.image
-    if image.ndim != 3 or not image.dtype.is_floating_point:
+    if image.ndim not in (3, 4) or not image.dtype.is_floating_point:
         raise InputError(
             f"{name}: expected an image (c, h, w) of floating point numbers as the model takes "
             f"it, got {image.dtype} {tuple(image.shape)}; give a transform="
@@ -206,16 +245,24 @@ def _check_mask(sample: Sample, name: str) -> None:
         if ignore is not None:
             raise InputError(f"{name}: ignored pixels without a mask")
         return
-    if mask.ndim != 2 or mask.dtype != torch.bool:
+    axes = sample.image.ndim - 1
+    if mask.ndim != axes or mask.dtype != torch.bool:
         raise InputError(
-            f"{name}: expected a mask (h, w) of booleans, got {mask.dtype} {tuple(mask.shape)}"
+            f"{name}: expected a mask ({'d, ' * (axes == 3)}h, w) of booleans, got {mask.dtype} "
+            f"{tuple(mask.shape)}"
         )
-    (h, w), (height, width) = sample.image.shape[-2:], mask.shape
-    if abs(h * width - w * height) > max(h, w, height, width):
-        raise InputError(
-            f"{name}: expected a mask with the image's proportions, {h} × {w}, got "
-            f"{height} × {width}; image and mask must go through the same transform"
-        )
+    try:
+        sides = list(zip(image_size(sample), mask.shape, strict=True))
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    for (h, height), (w, width) in pairwise(sides):
+        if abs(h * width - w * height) > max(h, w, height, width):
+            raise InputError(
+                f"{name}: expected a mask with the image's proportions, "
+                f"{' × '.join(str(side) for side, _ in sides)}, got "
+                f"{' × '.join(str(side) for _, side in sides)}; image and mask must go through "
+                "the same transform"
+            )
     if ignore is not None and ignore.shape != mask.shape:
         raise InputError(
             f"{name}: expected ignored pixels of the mask's size {tuple(mask.shape)}, "
@@ -231,7 +278,7 @@ def _check_boxes(sample: Sample, name: str) -> None:
             f"{name}: expected boxes (k, 4) of whole pixels [x0, y0, x1, y1), got "
             f"{boxes.dtype} {tuple(boxes.shape)}"
         )
-    h, w = (sample.image if sample.mask is None else sample.mask).shape[-2:]
+    h, w = scored_size(sample)[-2:]
     x0, y0, x1, y1 = boxes.unbind(1)
     wrong = (x0 < 0) | (y0 < 0) | (x1 > w) | (y1 > h) | (x0 >= x1) | (y0 >= y1)
     if bool(wrong.any()):

@@ -45,6 +45,9 @@ def samples_of(
       targets and tv_tensors of torchvision), or a list of COCO annotations (`CocoDetection`),
     - mappings with `image` and any of `mask`, `masks`, `boxes`, `label`, `group`, `name`, `ignore`.
 
+    Volumes `(c, d, h, w)` and videos `(t, c, h, w)` are read the same way, as tensors that the
+    model takes with masks `(d, h, w)`.
+
     A mask is boolean, or a label map of whole numbers. Of a label map `inside` says which values
     are the thing; it may be left out where there is only one value beside 0, and for data sets of
     torchvision that are known (VOCSegmentation, OxfordIIITPet, SBDataset).
@@ -131,12 +134,13 @@ class _Read:
             scene = Scene(picture, objects, void, **about, apart=apart)
             return scene.prepared(self.moved, index)
         tensor = image.as_subclass(Tensor) if isinstance(image, Tensor) else image
-        if not isinstance(tensor, Tensor) or tensor.ndim != 3:
+        if not isinstance(tensor, Tensor) or tensor.ndim not in (3, 4):
             raise InputError(
                 f"expected an image tensor (c, h, w), got {type(image).__name__}; give transform=, "
                 "the model's own preprocessing"
             )
-        objects, void = self._objects(parts, (tensor.shape[2], tensor.shape[1]))
+        size = (tensor.shape[-1], tensor.shape[-2])
+        objects, void = self._objects(parts, size, axes=tensor.ndim - 1)
         masks = None if objects is None else [torch.from_numpy(one) for one in objects]
         single = masks if parts.get("mask") is None else None
         boxes = [box for one in single or () if (box := box_of(one)) is not None]
@@ -156,13 +160,13 @@ class _Read:
         )
 
     def _objects(
-        self, parts: dict[str, Any], size: tuple[int, int]
+        self, parts: dict[str, Any], size: tuple[int, int], *, axes: int = 2
     ) -> tuple[list[np.ndarray] | None, np.ndarray | None]:
         """A mask per object, None where nothing is known, and ignored pixels."""
         void = parts.get("ignore")
         void = None if void is None else np.asarray(void).astype(bool)
         if parts.get("mask") is not None:
-            return self._label_map(np.asarray(parts["mask"]), void)
+            return self._label_map(np.asarray(parts["mask"]), void, axes)
         if parts.get("masks") is not None:
             masks = [np.asarray(one).astype(bool) for one in parts["masks"]]
             return masks, void
@@ -175,12 +179,12 @@ class _Read:
         return None, void
 
     def _label_map(
-        self, mask: np.ndarray, void: np.ndarray | None
+        self, mask: np.ndarray, void: np.ndarray | None, axes: int
     ) -> tuple[list[np.ndarray], np.ndarray | None]:
-        if mask.ndim == 3 and 1 in (mask.shape[0], mask.shape[-1]):
+        if mask.ndim == axes + 1 and 1 in (mask.shape[0], mask.shape[-1]):
             mask = mask[0] if mask.shape[0] == 1 else mask[..., 0]
-        if mask.ndim != 2:
-            raise InputError(f"expected a mask (h, w), got {mask.shape}")
+        if mask.ndim != axes:
+            raise InputError(f"expected a mask ({'d, ' * (axes == 3)}h, w), got {mask.shape}")
         if mask.dtype == bool:
             return [mask], void
         if mask.dtype.kind == "f" and not np.isin(mask, (0.0, 1.0)).all():
@@ -246,7 +250,7 @@ def _of_target(target: Any, so_far: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(target, Image.Image):
         return {"mask": target}
     shape = getattr(target, "shape", None)
-    if shape is not None and len(shape) in (2, 3):
+    if shape is not None and len(shape) in (2, 3, 4):
         return {"mask": target}
     if shape is not None and len(shape) == 1:
         return {"label": torch.as_tensor(target)}

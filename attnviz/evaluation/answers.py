@@ -59,12 +59,12 @@ def task_of(outputs: Tensor, batch: Batch) -> Task:
         InputError: Outputs of another rank, or labels that do not fit them.
     """
     labels = [sample.label for sample in batch.samples if sample.label is not None]
-    if outputs.shape[0] != len(batch) or outputs.ndim not in (1, 2, 3, 4):
+    if outputs.shape[0] != len(batch) or outputs.ndim not in (1, 2, 3, 4, 5):
         raise InputError(
             f"evaluate: expected outputs for {len(batch)} images, (b,), (b, n) or (b, n, h, w), "
             f"got {tuple(outputs.shape)}"
         )
-    if outputs.ndim == 4:
+    if outputs.ndim > 3:
         return "segmentation"
     if outputs.ndim == 3 or not labels:
         return "binary" if outputs.ndim < 3 and outputs[0].numel() == 1 else "embedding"
@@ -160,14 +160,15 @@ class Answers(nn.Module):
         ]
 
 
-def _class_scores(logits: Float[Tensor, "b n h w"]) -> Float[Tensor, "b n"]:
+def _class_scores(logits: Float[Tensor, "b n *places"]) -> Float[Tensor, "b n"]:
+    logits = logits.flatten(2)
     if logits.shape[1] == 1:
         here = (logits > 0).to(logits)
     else:
         here = F.one_hot(logits.argmax(1), logits.shape[1]).movedim(-1, 1).to(logits)
-    area = here.sum((2, 3))
-    inside = (logits * here).sum((2, 3)) / area.clamp(min=1)
-    return torch.where(area > 0, inside, logits.mean((2, 3)))
+    area = here.sum(2)
+    inside = (logits * here).sum(2) / area.clamp(min=1)
+    return torch.where(area > 0, inside, logits.mean(2))
 
 
 def _label(label: int | float | Tensor | None, best: int, n: int, name: str) -> int:

@@ -52,7 +52,7 @@ def calibrated(answers: Answers, samples: Samples, plan: Plan) -> dict[str, Any]
         if not bool(found.masks.any()):
             continue
         seen = measured(answers, found, plain)
-        size = found.masks.shape[-2:] if not masks else masks[0].shape[-2:]
+        size = found.masks.shape[1:] if not masks else masks[0].shape[1:]
         masks.append(_at(found.masks, size))
         for name, one in seen.maps.items():
             maps.setdefault(name, []).append(one)
@@ -75,9 +75,9 @@ def _thresholds(
     maps: Mapping[str, Sequence[Tensor]], goal: Tensor, wanted: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     thresholds = {}
-    h, w = goal.shape[1:]
+    size = tuple(goal.shape[1:])
     for name, parts in maps.items() if wanted else ():
-        large = torch.cat([resized(one, (h, w), "bilinear") for one in parts])
+        large = torch.cat([resized(one, size, "bilinear") for one in parts])
         try:
             thresholds[name] = calibrate_all(large, goal, wanted)
         except InputError:  # no image whose map can be thresholded
@@ -118,5 +118,4 @@ def _mean(parts: Sequence[np.ndarray]) -> float:
 
 def _at(masks: Tensor, size: Sequence[int]) -> Tensor:
     """Masks at another size, a pixel being inside where most of what it covers is."""
-    h, w = size
-    return resized(masks.float(), (int(h), int(w)), "bilinear") > 0.5
+    return resized(masks.float(), tuple(size), "bilinear") > 0.5

@@ -11,6 +11,7 @@ saving       the run folder
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -26,7 +27,14 @@ from torch import Tensor, nn
 from attnviz.attribution import default_layer, methods
 from attnviz.attribution.method_table import METHODS as ATTRIBUTIONS
 from attnviz.capture import watch
-from attnviz.data.samples import Sample, Samples, batches, class_names
+from attnviz.data.samples import (
+    Sample,
+    Samples,
+    batches,
+    channel_axis,
+    class_names,
+    scored_size,
+)
 from attnviz.data.sources import samples_of
 from attnviz.errors import InputError, unknown_name
 from attnviz.evaluation.answers import Answers, Target, task_of, tensor_of
@@ -49,6 +57,7 @@ from attnviz.evaluation.saving import finished, opened
 from attnviz.maps import CONSTRUCTIONS, DrawnMaps, drawings, watch_options
 from attnviz.metrics import METRICS
 from attnviz.metrics.reference_levels import LEVELS
+from attnviz.metrics.registry import check_axes, of_any_axes
 from attnviz.model_state import frozen
 from attnviz.places import Layout, placed, unplaced
 from attnviz.progress import Progress
@@ -109,7 +118,9 @@ def evaluate(
 
     Args:
         model: Any module from images `(b, c, h, w)` to outputs; see `attnviz.evaluation.answers`
-            for the forms that are read.
+            for the forms that are read. Or from volumes `(b, c, d, h, w)` or videos: these have the
+            maps of attention and gates, scores, heads and whole attention; attributions,
+            faithfulness, knockout and the doctor are of images.
         data: Images with masks, boxes or labels: whatever `attnviz.data.samples_of` reads.
         calibration: Other images of the same kind. Thresholds are chosen on them, and so are the
             best layer and head; without them metrics that need a threshold are left out and no
@@ -168,6 +179,13 @@ def evaluate(
             model, samples, maps, attributions, metrics, target, batch, str(where),
             layers=layers, heads=heads, layout=layout,
         )  # fmt: skip
+        if samples[0].image.ndim == 4:
+            if faithfulness or knockout:
+                raise InputError(
+                    "evaluate: faithfulness and knockout are of images (b, c, h, w), got volumes; "
+                    "leave both out"
+                )
+            findings = False
         about = fingerprint(model, samples, plan, settings)
         with opened(save, about, samples, variant, seed, thing, classes, settings) as place:
             chosen: dict[str, Any] = {}
@@ -246,6 +264,15 @@ def planned(
         if key not in CONSTRUCTIONS:
             raise unknown_name("map", key, CONSTRUCTIONS)
     first = next(batches(samples, [0], 1)).to(device)
+    flat = first.images.ndim == 4
+    if not flat and named:
+        raise InputError(
+            f"evaluate: attributions are of images (b, c, h, w), got {tuple(first.images.shape)}; "
+            "leave attributions= out"
+        )
+    if metrics is None:
+        keys = of_any_axes(keys, first.masks)
+    check_axes(keys, first.masks)
     with torch.no_grad(), watch(model, empty=True, features=True) as seen:
         outputs = model(first.images)
     with_layers = {
@@ -253,7 +280,8 @@ def planned(
     }
     task = "classes" if callable(target) else task_of(tensor_of(outputs), first)
     answers = Answers(model, target, task)
-    records = placed(model, first.images, seen, layout, proven=proven)
+    channels = 1 + channel_axis(first.samples[0])
+    records = placed(model, first.images, seen, layout, proven=proven, channels=channels)
     chosen = {drawing.construction.key: drawing.construction
               for drawing in drawings(records, maps)}  # fmt: skip
     plan = Plan(
@@ -267,6 +295,7 @@ def planned(
         device=device,
         layout=layout,
         proven=proven,
+        channels=channels,
     )  # fmt: skip
     drawn = watched(answers, first, plan)[2] if chosen else DrawnMaps({}, {})
     names = tuple(drawn) if layers else _last_layers(drawn)
@@ -281,6 +310,11 @@ def planned(
         watch=reduced_where_drawn(plan.watch, reduced),
     )  # fmt: skip
     if not names and not named:
+        if not flat:
+            raise InputError(
+                "evaluate: no attention or gate of the model has a map of these volumes "
+                f"({'; '.join(drawn.left_out.values()) or 'none was seen'})"
+            )
         grad_cam = {"method": "layer_gradcam", "layer": _own_layer(model, first.images)}
         plan = replace(plan, attributions={"layer_gradcam": grad_cam})
     return answers, plan, _layers(drawn, plan, unplaced(records))
@@ -422,8 +456,7 @@ def _arrays(seen: Measured) -> dict[str, np.ndarray]:
         **{f"by head/{name}": values for name, values in seen.head_scores.items()},
         **{f"maps/{name}": one.numpy() for name, one in seen.maps.items()},
         **{
-            f"grid/{name}": np.tile(one.shape[-2:], (len(one), 1))
-            for name, one in seen.maps.items()
+            f"grid/{name}": np.tile(one.shape[1:], (len(one), 1)) for name, one in seen.maps.items()
         },
         **{f"heads/{name}": one.numpy() for name, one in seen.heads.items()},
         **{f"gates/{name}": one.numpy() for name, one in seen.gates.items()},
@@ -460,7 +493,7 @@ class Levels:
         self.calibration = kept[0] if same else None
         self._known: dict[Any, dict[str, dict[str, float]]] = {}
 
-    def __call__(self, name: str, grid: tuple[int, int]) -> dict[str, dict[str, float]]:
+    def __call__(self, name: str, grid: tuple[int, ...]) -> dict[str, dict[str, float]]:
         """Metric → level → its mean over the masks, for a map on this grid."""
         threshold = self.plan.thresholds.get(name)
         keys = usable(self.plan.metrics, threshold)
@@ -478,7 +511,7 @@ class Levels:
 
     def _means(
         self,
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
         keys: Sequence[str],
         threshold: Mapping[str, float] | None = None,
         levels: Sequence[str] = LEVELS,
@@ -489,7 +522,7 @@ class Levels:
 def _spaced_masks(samples: Samples) -> list[Tensor]:
     """Masks with something in them of evenly spaced images, by size."""
     first = samples[0]
-    pixels = first.image[0].numel() if first.mask is None else first.mask.numel()
+    pixels = math.prod(scored_size(first))
     most = min(len(samples), max(32, LEVEL_PIXELS // pixels))
     spaced = np.unique(np.linspace(0, len(samples) - 1, most).round().astype(int))
     found: dict[tuple[int, ...], list[Tensor]] = {}

@@ -44,6 +44,7 @@ class Plan:
         device: Where the model is.
         layout: Places that the caller gave, which stand instead of measured ones.
         proven: Whether proven places will do: nothing is measured if all records have them.
+        channels: Which axis of the batch's images holds channels.
     """
 
     task: Task
@@ -58,6 +59,7 @@ class Plan:
     device: str = "cpu"
     layout: Layout | None = None
     proven: bool = False
+    channels: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +212,9 @@ def watched(answers: Answers, batch: Batch, plan: Plan) -> tuple[Any, Tensor, Dr
     explained: dict[str, Any] = {}
     if needs_graph:
         explained = {"outputs": scores, "target": answers.chosen(scores, batch)}
-    records = placed(answers.model, batch.images, seen, plan.layout, proven=plan.proven)
+    records = placed(
+        answers.model, batch.images, seen, plan.layout, proven=plan.proven, channels=plan.channels
+    )
     return outputs, scores.detach(), maps_of(records, plan.maps, only=plan.names, **explained)
 
 
@@ -235,10 +239,10 @@ def scored(
     pixels are taken out of map and mask before anything is counted.
     """
     keys = usable(metrics, threshold)
-    h, w = batch.masks.shape[-2:]
-    large = resized(maps, (int(h), int(w)), "bilinear")
+    large = resized(maps, tuple(batch.masks.shape[1:]), "bilinear")
     if batch.ignore is None:
-        boxes = [sample.boxes for sample in batch.samples]
+        flat = batch.masks.ndim == 3  # boxes are of images
+        boxes = [sample.boxes for sample in batch.samples] if flat else None
         scores = localization(
             large, batch.masks, keys, threshold=dict(threshold or {}), boxes=boxes
         )
@@ -259,7 +263,7 @@ def usable(metrics: Sequence[str], threshold: Mapping[str, float] | None) -> lis
 
 def reference_levels(
     by_size: Sequence[Tensor],
-    grid: tuple[int, int],
+    grid: Sequence[int],
     metrics: Sequence[str],
     threshold: Mapping[str, float] | None,
     calibration: Tensor | None = None,
@@ -268,8 +272,8 @@ def reference_levels(
     """Metric → level → its mean over masks of several sizes, for a map on this grid.
 
     Args:
-        by_size: Masks `(b, h, w)` of each size; empty ones do not count.
-        grid: Height and width of the map.
+        by_size: Masks `(b, *places)` of each size; empty ones do not count.
+        grid: The map's sides: height and width, of volumes depth before them.
         metrics: Keys of metrics.
         threshold: By metric.
         calibration: Masks of the calibration split, where all are of one size.
@@ -318,7 +322,8 @@ def sample_columns(samples: Sequence[Sample]) -> tuple[dict[str, np.ndarray], di
         if sample.boxes is not None and len(sample.boxes):
             boxes[row] = [*sample.boxes[:, :2].amin(0), *sample.boxes[:, 2:].amax(0)]
         elif sample.mask is not None and bool(sample.mask.any()):
-            y, x = sample.mask.nonzero().unbind(1)
+            flat = sample.mask.flatten(0, -3).any(0) if sample.mask.ndim > 2 else sample.mask
+            y, x = flat.nonzero().unbind(1)
             boxes[row] = [int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1]
     numbers = {key: boxes[:, n] for n, key in enumerate(("x0", "y0", "x1", "y1"))}
     text = {"name": [s.name for s in samples], "group": [s.group or "" for s in samples]}

@@ -121,8 +121,7 @@ class Evaluation:
         maps = sorted(held, key=lambda name: order.index(name) if name in order else len(order))
         summary = {}
         for name in maps:
-            grid = next(pieces.walk(f"maps/{name}", parts)).shape[-2:]
-            level = levels(name, (int(grid[0]), int(grid[1])))
+            level = levels(name, next(pieces.walk(f"maps/{name}", parts)).shape[1:])
             summary[name] = _summary(samples, name, level)
         first = layers["primary"] if layers["primary"] in maps else maps[0] if maps else ""
         return cls(
@@ -228,7 +227,7 @@ class Evaluation:
         return self.thresholds.get(name, {}).get(metric, float("nan"))
 
     def raw(self, name: str) -> np.ndarray:
-        """A map of all images on its own grid, `(n, h, w)`.
+        """A map of all images on its own grid, `(n, h, w)`; of volumes `(n, d, h, w)`.
 
         Of a saved evaluation it is read from the run, which keeps scaled float16. Where images of
         several sizes have several grids, all are resized to the largest, bilinearly.

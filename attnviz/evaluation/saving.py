@@ -16,12 +16,20 @@ from torch import nn
 
 from attnviz.capture import watch
 from attnviz.comparison.text import records
-from attnviz.data.samples import Sample, Samples, batches, checked, displayed
+from attnviz.data.samples import (
+    Sample,
+    Samples,
+    batches,
+    channel_axis,
+    checked,
+    displayed,
+    scored_size,
+)
 from attnviz.errors import RunError
 from attnviz.evaluation.answers import Answers
 from attnviz.evaluation.measuring import Plan, sample_columns
 from attnviz.evaluation.pieces import FOLDER, Pieces
-from attnviz.maps import drawings
+from attnviz.maps import drawings, resized
 from attnviz.places import placed
 from attnviz.runs import open_run, resume_run, save_dataset, start_run
 from attnviz.runs.outputs import outside_runs
@@ -190,7 +198,11 @@ def kept(root: Path, samples: Samples, thing: str) -> str:
     Returns:
         The digest by which a run names them.
     """
-    return save_dataset(root, _arrays(samples), info={"thing": thing})
+    info = {"thing": thing}
+    if samples[0].image.ndim == 4:
+        video = channel_axis(samples[0]) == 1
+        info["axis"] = str(getattr(samples, "axis", "frame" if video else "slice"))
+    return save_dataset(root, _arrays(samples), info=info)
 
 
 def _arrays(samples: Samples) -> Iterator[dict[str, np.ndarray]]:
@@ -198,21 +210,16 @@ def _arrays(samples: Samples) -> Iterator[dict[str, np.ndarray]]:
     alike: list[Sample] = []
     for index in range(len(samples)):
         sample = checked(samples[index], index)
-        if alike and (_size(sample) != _size(alike[0]) or len(alike) == TOGETHER):
+        if alike and (scored_size(sample) != scored_size(alike[0]) or len(alike) == TOGETHER):
             yield _kept(alike)
             alike = []
         alike.append(sample)
     yield _kept(alike)
 
 
-def _size(sample: Sample) -> tuple[int, ...]:
-    """The size at which a sample is scored and kept."""
-    return tuple(sample.image.shape[-2:] if sample.mask is None else sample.mask.shape)
-
-
 def _kept(alike: Sequence[Sample]) -> dict[str, np.ndarray]:
     boxes = sample_columns(alike)[0]
-    size = _size(alike[0])
+    size = scored_size(alike[0])
     nothing = torch.zeros(size, dtype=torch.bool)
     return {
         "images": torch.stack([_shown(sample, size) for sample in alike]).numpy(),
@@ -224,8 +231,11 @@ def _kept(alike: Sequence[Sample]) -> dict[str, np.ndarray]:
 
 def _shown(sample: Any, size: Sequence[int]) -> torch.Tensor:
     pixels = displayed(sample)
-    if tuple(pixels.shape[:2]) == tuple(size):
+    if tuple(pixels.shape[:-1]) == tuple(size):
         return pixels
+    if len(size) == 3:
+        large = resized(pixels.movedim(-1, 0).float(), tuple(size), "bilinear")
+        return large.movedim(0, -1).round().clamp(0, 255).to(torch.uint8)
     h, w = int(size[0]), int(size[1])
     large = torch.nn.functional.interpolate(
         pixels.permute(2, 0, 1)[None].float(), size=(h, w), mode="bilinear", antialias=True
@@ -321,7 +331,9 @@ def whole_attention(
     images = batch.images.to(plan.device)
     with torch.no_grad(), watch(answers.model, empty=True) as seen:
         answers.model(images)
-    known = placed(answers.model, images, seen, plan.layout, proven=plan.proven)
+    known = placed(
+        answers.model, images, seen, plan.layout, proven=plan.proven, channels=plan.channels
+    )
     found: dict[str, Rows] = {}
     for drawing in drawings(known):
         record = drawing.records[-1]

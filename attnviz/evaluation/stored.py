@@ -23,6 +23,7 @@ from attnviz.evaluation.answers import Answers, Target, task_of, tensor_of
 from attnviz.evaluation.measuring import reference_levels, usable
 from attnviz.maps import resized
 from attnviz.metrics import METRICS, localization
+from attnviz.metrics.registry import of_any_axes
 from attnviz.model_state import frozen
 from attnviz.models import rebuild_model, reference_of
 from attnviz.runs import Dataset, Run, open_run
@@ -172,6 +173,11 @@ class StoredRun:
             InputError: They are of several sizes; see `by_size`.
         """
         indices = list(part)
+        if self.dataset.depth is not None:
+            raise InputError(
+                f"{self.run.id}: its test images are volumes or videos, which are kept as bytes "
+                "and not as the model takes them: evaluate the model on its data again"
+            )
         pixels = self.dataset.images(indices)
         masks = torch.from_numpy(np.array(self.dataset.masks(indices)))
         labels = self.dataset.labels()[indices]
@@ -192,14 +198,19 @@ class StoredRun:
         return torch.from_numpy(np.array(self.dataset.masks(list(part))))
 
     def maps(self, name: str, part: Sequence[int]) -> Tensor:
-        """`(k, h, w)` maps on their own grid; heads are averaged."""
+        """`(k, h, w)` maps on their own grid, of volumes `(k, d, h, w)`; heads are averaged."""
         maps = torch.from_numpy(np.array(self.run.maps(name, list(part))))
-        return maps.mean(1) if maps.ndim == 4 else maps
+        return maps.mean(1) if maps.ndim > self.map_axes else maps
+
+    @property
+    def map_axes(self) -> int:
+        """Axes of a map without heads, those of the images before them counted: 3, of volumes 4."""
+        return 3 if self.dataset.depth is None else 4
 
     def upsampled(self, name: str, part: Sequence[int]) -> Tensor:
         """`(k, H, W)` maps at the size of the images, which is one, bilinearly."""
-        height, width = self.dataset.sizes(list(part)[:1])[0].tolist()
-        return resized(self.maps(name, part), (height, width), "bilinear").to(self.device)
+        size = tuple(self.masks(list(part)[:1]).shape[1:])
+        return resized(self.maps(name, part), size, "bilinear").to(self.device)
 
     def thresholds(self, name: str) -> Mapping[str, float]:
         """A map's τ by metric, from the calibration images."""
@@ -226,7 +237,7 @@ class StoredRun:
     def summarised(
         self,
         columns: Mapping[str, np.ndarray],
-        grid: tuple[int, int],
+        grid: Sequence[int],
         metrics: Sequence[str] | None = None,
         thresholds: Mapping[str, float] | None = None,
         *,
@@ -236,12 +247,12 @@ class StoredRun:
 
         Args:
             columns: Metric → `(n,)` scores of all images.
-            grid: Height and width of the map's own grid.
+            grid: Height and width of the map's own grid, of volumes depth before them.
             metrics: Localisation metrics; None as in `localized`.
             thresholds: By metric.
             group: The images' groups.
         """
-        keys = _keys(metrics, thresholds or {})
+        keys = _keys(metrics, thresholds or {}, self.masks([0]))
         masks = [self.masks(part) for part in self.by_size(range(self.dataset.count))]
         levels = reference_levels(masks, grid, keys, thresholds or None) if keys else {}
         return {
@@ -292,22 +303,26 @@ def localized(
     """Localisation scores of maps on their own grid, made larger bilinearly.
 
     Args:
-        maps: `(k, h, w)`.
-        masks: `(k, H, W)`.
+        maps: `(k, h, w)`, of volumes `(k, d, h, w)`.
+        masks: `(k, H, W)`, or `(k, D, H, W)`.
         metrics: Keys of `attnviz.metrics.METRICS`; None takes all that can be computed.
         thresholds: By metric, from the calibration images.
 
     Returns:
         Metric → `(k,)` scores.
     """
-    large = resized(maps.cpu(), (int(masks.shape[-2]), int(masks.shape[-1])), "bilinear")
-    keys = _keys(metrics, thresholds or {})
+    large = resized(maps.cpu(), tuple(masks.shape[1:]), "bilinear")
+    keys = _keys(metrics, thresholds or {}, masks)
     scores = localization(large, masks, keys, threshold=thresholds or None)
     return {key: score.numpy() for key, score in scores.items()}
 
 
-def _keys(metrics: Sequence[str] | None, thresholds: Mapping[str, float]) -> list[str]:
-    return list(metrics) if metrics is not None else usable(list(METRICS), thresholds)
+def _keys(
+    metrics: Sequence[str] | None, thresholds: Mapping[str, float], masks: Tensor
+) -> list[str]:
+    if metrics is not None:
+        return list(metrics)
+    return usable(of_any_axes(tuple(METRICS), masks), thresholds)
 
 
 def in_order(parts: Sequence[tuple[range, Mapping[str, np.ndarray]]]) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ def placed(
     *,
     inputs: Callable[[Any], Any] | None = None,
     proven: bool = False,
+    channels: int | None = None,
 ) -> dict[str, Record]:
     """Records with places that are given, measured by `locate`, or proven, in this order.
 
@@ -27,16 +28,19 @@ def placed(
 
     Args:
         model: The model.
-        images: `(b, c, h, w)`; the first one is measured with.
+        images: `(b, c, h, w)`, or of volumes and video as `locate` takes them; the first one is
+            measured with.
         seen: Its records.
         given: Places that stand instead of measured ones, for some or all records.
         inputs: As of `locate`.
         proven: Whether proven places will do: nothing is measured if all records have them.
+        channels: As of `locate`.
     """
     known = given or Layout({})
     if not any(_unknown(one, proven) and name not in known for name, one in seen.items()):
         return known.onto(seen)
-    return Layout({**locate(model, images[:1], inputs=inputs), **known}).onto(seen)
+    measured = locate(model, images[:1], inputs=inputs, channels=channels)
+    return Layout({**measured, **known}).onto(seen)
 
 
 def are_proven(seen: Mapping[str, Record]) -> bool:
