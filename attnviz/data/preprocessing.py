@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,36 @@ _LEAST = 1e-6
 """White and black nearer than this: the pixel does not come from the picture (padding)."""
 
 
+@dataclass(frozen=True, eq=False)
+class Shades:
+    """What black and white pictures of one size become.
+
+    Attributes:
+        black: `(c, h, w)`.
+        span: From black to white; infinite where a pixel does not come from the picture.
+        follows: Whether any pixel comes from the picture.
+        levels: What black and white pixels become, one number per channel.
+    """
+
+    black: Tensor
+    span: Tensor
+    follows: bool
+    levels: tuple[tuple[float, ...], tuple[float, ...]]
+
+    @classmethod
+    def of(cls, black: Tensor, white: Tensor) -> Shades:
+        """The shades of a transformed black and a transformed white picture."""
+        span = white - black
+        there = span.abs() >= _LEAST
+        low, high = (one.flatten(1).median(1).values.tolist() for one in (black, white))
+        known = torch.where(there, span, torch.inf)
+        return cls(black, known, bool(there.any()), (tuple(low), tuple(high)))
+
+    def shares(self, image: Tensor) -> Tensor:
+        """Each value's place between black, 0, and white, 1."""
+        return (image - self.black) / self.span
+
+
 class Preprocessing:
     """A transform that takes pictures and masks through the same geometry.
 
@@ -40,7 +71,7 @@ class Preprocessing:
 
     def __init__(self, transform: Callable[..., Any], seed: int = 0) -> None:
         self.transform, self.seed = transform, seed
-        self._shades: dict[tuple[tuple[int, int], int], tuple[Tensor, Tensor]] = {}
+        self._shades: dict[tuple[tuple[int, int], int], Shades] = {}
         self._random: bool | None = None
 
     def image(self, picture: Image.Image, index: int) -> Float[Tensor, "c h w"]:
@@ -59,18 +90,17 @@ class Preprocessing:
                 mixes pictures), so that a mask cannot follow it.
         """
         shade = Image.fromarray((mask * np.uint8(255)).astype(np.uint8)).convert("RGB")
-        black, white = self._range(shade.size, index)
+        shades = self._range(shade.size, index)
         moved = self._applied(shade, index)
-        if moved.shape != black.shape:
+        plain = tuple(shades.black.shape)
+        if moved.shape != plain:
             raise InputError(
-                f"transform: gives {tuple(moved.shape)} for a mask and {tuple(black.shape)} for a "
+                f"transform: gives {tuple(moved.shape)} for a mask and {plain} for a "
                 "plain picture of its size; it cannot be followed, transform images and masks "
                 "together yourself"
             )
-        span = white - black
-        share = (moved - black) / torch.where(span.abs() < _LEAST, torch.inf, span)
-        follows = bool((span.abs() >= _LEAST).any())
-        if not follows or bool((share < -0.25).any()) or bool((share > 1.25).any()):
+        share = shades.shares(moved)
+        if not shades.follows or bool((share < -0.25).any()) or bool((share > 1.25).any()):
             raise InputError(
                 "transform: changes shades by their neighbours or by the whole picture, so that a "
                 "mask cannot follow it; transform images and masks together yourself"
@@ -81,9 +111,7 @@ class Preprocessing:
         self, image: Float[Tensor, "c h w"], size: tuple[int, int], index: int
     ) -> UInt8[Tensor, "h w 3"]:
         """What the model takes, as people see it: the normalisation undone."""
-        black, white = self._range(size, index)
-        span = white - black
-        shares = (image - black) / torch.where(span.abs() < _LEAST, torch.inf, span)
+        shares = self._range(size, index).shares(image)
         shades = (shares.clamp(0, 1) * 255).round().to(torch.uint8)
         three = shades.expand(3, -1, -1) if len(shades) == 1 else shades[:3]
         return three.permute(1, 2, 0).contiguous()
@@ -92,18 +120,16 @@ class Preprocessing:
         self, size: tuple[int, int], index: int
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """What black and white pixels of a picture become, one number per channel."""
-        black, white = (level.flatten(1).median(1).values for level in self._range(size, index))
-        return tuple(black.tolist()), tuple(white.tolist())
+        return self._range(size, index).levels
 
-    def _range(self, size: tuple[int, int], index: int) -> tuple[Tensor, Tensor]:
+    def _range(self, size: tuple[int, int], index: int) -> Shades:
         """What black and white pictures of this size become."""
         key = (size, index if self._is_random(size) else -1)
         if key not in self._shades:
             plain = [Image.new("RGB", size, colour) for colour in ("black", "white")]
             if key[1] >= 0:
                 self._shades.clear()  # a random transform's are of one image only
-            black, white = (self._applied(picture, index) for picture in plain)
-            self._shades[key] = (black, white)
+            self._shades[key] = Shades.of(*(self._applied(picture, index) for picture in plain))
         return self._shades[key]
 
     def _is_random(self, size: tuple[int, int]) -> bool:

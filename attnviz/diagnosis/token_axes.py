@@ -92,9 +92,14 @@ def _channels(number: int, base: Record, probes: Probes) -> Tokens:
     (h, w), heads, keys = before.grid, record.key.shape[1], record.key.shape[-2]
     if keys == h * w + record.prefix or before.channels not in (keys, keys * heads):
         return unknown
+    there = share_near(before.energy, perturbed.places)
+    if there is None or there <= LOCAL:
+        return unknown  # no feature map: windows by tokens, or one in which changes have spread
+    if len(record.key) != len(perturbed.places) + 1:
+        return unknown  # windows are folded into the batch
     change = (record.key[1:] - record.key[:1]).float().square()
-    if _evenness(change.sum((1, 3))) < SPREAD:
-        return unknown
+    if _evenness(change.sum((1, 3))) < SPREAD or _evenness(change.sum((2, 3))) < SPREAD:
+        return unknown  # the second where heads are windows, of which a patch changes a few
     along = change.sum((1, 2))
     if along.shape[1] == h * w:
         near = share_near(along.unflatten(1, (h, w)), perturbed.places)

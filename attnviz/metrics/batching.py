@@ -30,10 +30,9 @@ from attnviz.metrics.row_kernels import (
 )
 from attnviz.metrics.sorted_curves import Curves, sort_curves
 
-# Values per batch: 4 MiB stay near a core, as float32 for one metric, as float64 for many; more
-# where nothing as large as the values is made; a GPU needs large batches.
-_VALUES_OF_ONE = 1 << 20
-VALUES_OF_MANY = 1 << 19
+# Values per batch: 4 MiB as float32 stay near a core; more where nothing as large as the values is
+# made; a GPU needs large batches.
+_VALUES_OF_ONE = VALUES_OF_MANY = 1 << 20
 VALUES_IN_PASSING = 1 << 22
 _VALUES_ON_GPU = 1 << 25
 

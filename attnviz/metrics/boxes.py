@@ -164,7 +164,7 @@ def _largest_of_runs(
         ends: Where it ends, exclusive, (n,).
         shape: Of the masks with an empty row below and an empty column on each side.
     """
-    from scipy.sparse import coo_array
+    from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
 
     count, height, width = shape
@@ -174,10 +174,10 @@ def _largest_of_runs(
         return boxes
     low = np.searchsorted(ends, starts + width, "left")  # touching runs of the next row, diagonally
     below = np.maximum(np.searchsorted(starts, ends + width, "right") - low, 0)
-    upper = np.repeat(np.arange(runs), below)
-    lower = np.arange(below.sum()) - np.repeat(np.cumsum(below) - below - low, below)
-    pairs = (np.ones(len(upper), dtype=np.int8), (upper, lower))
-    total, label = connected_components(coo_array(pairs, shape=(runs, runs)), directed=False)
+    until = np.cumsum(below)
+    lower = np.arange(until[-1]) - np.repeat(until - below - low, below)
+    pairs = (np.ones(len(lower)), lower.astype(np.int32), np.append(0, until).astype(np.int32))
+    total, label = connected_components(csr_array(pairs, shape=(runs, runs)), directed=False)
     areas = np.bincount(label, weights=ends - starts, minlength=total)
     first = np.full(total, runs)
     np.minimum.at(first, label, np.arange(runs))

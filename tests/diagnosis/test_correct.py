@@ -54,9 +54,31 @@ def segformer() -> nn.Module:
     ))  # fmt: skip
 
 
+class TokensFirst(nn.Module):
+    """Windows of 4 x 4 places as `(b, 16 tokens, 256 windows, 16 features)`.
+
+    It looks like a feature map of as many channels as an attention has keys, a change covers every
+    place of a window, and the layer works at one size of image.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut, self.qkv, self.head = nn.Conv2d(3, 16, 1), nn.Linear(16, 48), nn.Linear(16, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.cut(images)
+        if x.shape[-2:] != (64, 64):
+            raise ValueError("expected images of 64 x 64")
+        t = x.unflatten(3, (16, 4)).unflatten(2, (16, 4)).permute(0, 3, 5, 2, 4, 1)
+        qkv = self.qkv(t.reshape(len(x), 16, 256, 16)).transpose(1, 2)
+        q, k, v = qkv.chunk(3, -1)
+        return self.head(nn.functional.scaled_dot_product_attention(q, k, v).mean((1, 2)))
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "our ViT": (lambda: build_model("vit"), 96),
     "encoder": (encoder, 64),
+    "tokens before windows": (TokensFirst, 64),
     "torchvision ViT": (vision_transformer, 64),
     "torchvision Swin": (swin, 64),
     "timm class and register tokens": (timm("test_vit3"), 160),
@@ -77,3 +99,54 @@ def test_a_correct_model_has_no_error(name: str) -> None:
     found = diagnose(model, images.clamp(-1, 1))
     assert not found.errors, found
     assert sum(found.checked.values()) > 0
+
+
+class Weighted(nn.Module):
+    """Attention between patches whose weights another published function makes."""
+
+    def __init__(self, weigh: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.cut, self.qkv, self.head = nn.Conv2d(3, 32, 8, 8), nn.Linear(32, 96), nn.Linear(32, 3)
+        self.place, self.sinks = nn.Parameter(torch.randn(36, 32) / 2), nn.Parameter(torch.zeros(4))
+        self.weigh = weigh
+
+    def forward(self, images: Tensor) -> Tensor:
+        t = self.cut(images).flatten(2).mT + self.place
+        q, k, v = (x.unflatten(2, (4, 8)).transpose(1, 2) for x in self.qkv(t).chunk(3, 2))
+        weights = self.weigh(q @ k.mT / 8**0.5, self.sinks)
+        return self.head((t + (weights @ v).transpose(1, 2).flatten(2)).mean(1))
+
+
+def sparsemax(scores: Tensor, _: Tensor) -> Tensor:
+    """The projection onto the simplex (Martins and Astudillo, 2016)."""
+    z, ranks = scores.sort(-1, descending=True)[0], torch.arange(1, scores.shape[-1] + 1)
+    total = z.cumsum(-1)
+    size = (1 + ranks * z > total).sum(-1, keepdim=True)
+    return (scores - (total.gather(-1, size - 1) - 1) / size).clamp(min=0)
+
+
+def with_sinks(scores: Tensor, sinks: Tensor) -> Tensor:
+    column = sinks[:, None, None].expand(len(scores), -1, scores.shape[2], 1)
+    return torch.cat([scores, column], -1).softmax(-1)[..., :-1]
+
+
+DESIGNS = {
+    "sparsemax": (sparsemax, set()),
+    "sigmoid": (lambda scores, _: torch.sigmoid(scores - 3.5), {"not-a-distribution"}),
+    "relu": (lambda scores, _: scores.relu() / scores.shape[-1], {"not-a-distribution"}),
+    "sinks": (with_sinks, {"not-a-distribution"}),
+    "differential": (
+        lambda scores, _: scores.softmax(-1) - 0.3 * scores.flip(1).softmax(-1),
+        {"not-a-distribution"},
+    ),
+}
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_published_weights_other_than_a_softmax_are_described_and_not_accused(design):
+    weigh, notes = DESIGNS[design]
+    images = torch.rand(8, 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = diagnose(Weighted(weigh).eval(), images)
+    assert {one.code for one in found if one.severity != "note"} == set()
+    assert {one.code for one in found} - {"untrained", "near-uniform"} == notes

@@ -56,15 +56,54 @@ def linear_attention(case: Examination) -> Iterator[Observation]:
     cause="A self-attention that leaves the softmax out, or computes it and uses the scores. The "
     "output is a polynomial of the input whose size grows with the number of places.",
     method="The product of two data tensors meets a third one with no softmax between, and its "
-    "size grows with the image. If it does not grow it is [linear "
-    "attention](linear-attention.md).",
+    "size grows with the image, and it has negative weights or is the product itself. If it does "
+    "not grow it is [linear attention](linear-attention.md); weights of another function are "
+    "[not-a-distribution](not-a-distribution.md), and rows that sum to one are attention like any "
+    "other (sparsemax, entmax).",
 )
 def no_softmax(case: Examination) -> Iterator[Observation]:
-    for i, record in _within_images(case):
-        if record.how != "unnormalised" or _is_linear(case, i, record):
+    for record in _unnormalised(case):
+        if record.weights is None:
             continue
-        if record.weights is not None:
-            low, high, smallest = _bounds(record.weights)
+        low, high, smallest = _bounds(record.weights)
+        if smallest < 0 or _is_product(record):
+            yield observed(record.name, lowest=low, highest=high, smallest=smallest)
+
+
+@rule(
+    code="not-a-distribution",
+    severity="note",
+    summary="Weights that do not sum to one by design.",
+    meaning="rows of the weights sum to {lowest:.3g} to {highest:.3g} and the smallest weight is "
+    "{smallest:.3g}: another function than a softmax made them, a softmax of which some columns "
+    "meet no value, or one softmax minus another. A map shows where they are large; its level "
+    "differs from query to query",
+    evidence={
+        "lowest": "smallest sum of a row",
+        "highest": "largest sum of a row",
+        "smallest": "smallest weight",
+    },
+    threshold=f"a sum more than {SUM:g} from 1",
+    remedy="nothing where it is meant; otherwise softmax last, over the keys that meet the values",
+    appearance="Rows of different brightness; of a difference, weights of both signs.",
+    cause="Sigmoid attention (Ramapuram et al. 2025) and ReLU attention (Wortsman et al. 2023) "
+    "normalise nothing; an attention sink is a column of the softmax that meets no value; "
+    "differential attention (Ye et al. 2025) subtracts one softmax from another. Dropping keys "
+    "after the softmax looks the same.",
+    method=f"Sums over keys differ from 1 by more than {SUM}, and either no softmax made the "
+    "weights and they are neither negative nor the product of queries and keys itself, or they are "
+    "a part of a softmax's columns, or all rows of a head have one sum, or weights between −1 and "
+    "1 are negative.",
+    explained_by=("linear-attention", "no-softmax"),
+)
+def not_a_distribution(case: Examination) -> Iterator[Observation]:
+    designs = [one for _, one in _within_images(case) if one.softmax and _is_design(one)]
+    for record in (*_unnormalised(case), *designs):
+        if record.weights is None or record.mixed or _rescaled(record):
+            continue
+        low, high, smallest = _bounds(record.weights)
+        raw = not record.softmax and (smallest < 0 or _is_product(record))
+        if not raw and max(abs(low - 1), abs(high - 1)) > SUM:
             yield observed(record.name, lowest=low, highest=high, smallest=smallest)
 
 
@@ -138,12 +177,15 @@ def double_softmax(case: Examination) -> Iterator[Observation]:
     cause="A mask, a threshold or a distance kernel multiplied onto the weights after the softmax, "
     "without normalising again.",
     method=f"Sums over keys differ from 1 by more than {SUM}; rows that are all zero are not "
-    "counted. Heads mixed by parameters (talking heads, CaiT) are not judged.",
+    "counted. Heads mixed by parameters (talking heads, CaiT) are not judged; what known designs "
+    "do to the sums is [not-a-distribution](not-a-distribution.md).",
     explained_by=("linear-attention", "no-softmax", "wrong-axis", "double-softmax"),
 )
 def rows_not_one(case: Examination) -> Iterator[Observation]:
     for _, record in _within_images(case):
         if record.weights is None or record.mixed or _rescaled(record):
+            continue
+        if not record.softmax or _is_design(record):
             continue
         sums = record.weights.float().sum(-1)
         filled = sums[sums != 0]
@@ -253,6 +295,36 @@ def _is_linear(case: Examination, number: int, record: Record) -> bool:
     if record.how != "unnormalised" or taller is None:
         return False
     return taller.how == "linear" or taller.shape == (taller.shape[0], *record.shape[1:])
+
+
+def _unnormalised(case: Examination) -> Iterator[Record]:
+    """Attention whose weights no softmax made and that grow with the image."""
+    for i, record in _within_images(case):
+        if record.how == "unnormalised" and not _is_linear(case, i, record):
+            yield record
+
+
+def _is_product(record: Record) -> bool:
+    """Whether the weights are q · kᵀ times a number, with nothing between."""
+    if record.query is None or record.key is None or record.weights is None:
+        return False
+    product = record.query.float() @ record.key.float().transpose(-2, -1)
+    weights = record.weights.float()
+    if product.shape != weights.shape:
+        return False
+    part = (weights * product).sum() / product.square().sum().clamp_min(1e-30) * product
+    return bool((weights - part).norm() <= 1e-3 * weights.norm())
+
+
+def _is_design(record: Record) -> bool:
+    """Whether weights of a softmax miss the sum as known designs do, and as no mask does."""
+    if record.weights is None or record.axis is None:
+        return record.axis is None  # some columns were cut off
+    weights = record.weights.float()
+    sums = weights.sum(-1)
+    even = (sums.amax((0, -1)) - sums.amin((0, -1))).max()
+    signed = float(weights.min()) < -1e-6 and float(weights.abs().max()) <= 1
+    return bool(even <= SUM / 2) or signed
 
 
 def _bounds(weights: Tensor) -> tuple[float, float, float]:

@@ -5,6 +5,8 @@ Written anew from what those layers do.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -155,6 +157,14 @@ class NoSoftmax(Attention):
 
     def weights(self, q: Tensor, k: Tensor) -> Tensor:
         return q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+
+
+class SigmoidScores(Attention):
+    """A sigmoid in the softmax's place: a design, of which a reader of maps should know."""
+
+    def weights(self, q: Tensor, k: Tensor) -> Tensor:
+        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+        return torch.sigmoid(scores - math.log(k.shape[-2]))
 
 
 class KeysMeetValues(Attention):
@@ -541,6 +551,9 @@ ATTENTION: dict[str, Twin] = {
     ),
     "sequence first": layer_twin("batch-attention", "error", SequenceFirst, BatchFirst, "__init__"),
     "no softmax": layer_twin("no-softmax", "error", NoSoftmax, Attention, "weights"),
+    "sigmoid for the softmax": layer_twin(
+        "not-a-distribution", "note", SigmoidScores, Attention, "weights"
+    ),
     "keys meet values": layer_twin("linear-attention", "note", KeysMeetValues, Attention),
     "softmax over queries": layer_twin("wrong-axis", "error", OverQueries, Attention, "weights"),
     "softmax over heads": layer_twin("wrong-axis", "error", OverHeads, Attention, "weights"),
