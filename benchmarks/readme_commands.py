@@ -53,11 +53,11 @@ def found(python: str) -> str | None:
 
 def demo(clone: Path, env: dict[str, str]) -> str:
     """Seconds until the demo answers, its environment made before."""
-    subprocess.run(["uv", "sync", "--quiet"], cwd=clone, env=env, check=True)
+    subprocess.run(["uv", "sync", "--quiet", "--no-dev"], cwd=clone, env=env, check=True)
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
-    words = ["uv", "run", "attnviz", "demo", "--no-browser", "--port", str(port)]
+    words = ["uv", "run", "--no-dev", "attnviz", "demo", "--no-browser", "--port", str(port)]
     start = time.monotonic()
     with subprocess.Popen(words, cwd=clone, env=env, stdout=subprocess.DEVNULL,
                           stderr=subprocess.DEVNULL, start_new_session=True) as child:  # fmt: skip
@@ -77,7 +77,7 @@ def demo(clone: Path, env: dict[str, str]) -> str:
 def quickstart(clone: Path, env: dict[str, str], words: tuple[str, ...]) -> str:
     """Seconds that the quickstart took."""
     start = time.monotonic()
-    command = ["uv", "run", "python", "-m", "experiments", "quickstart", *words]
+    command = ["uv", "run", "--no-dev", "python", "-m", "experiments", "quickstart", *words]
     done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True)
     if done.returncode or "The doctor on these trainings" not in done.stdout:
         print("\n".join(done.stderr.splitlines()[-3:]), file=sys.stderr)

@@ -56,7 +56,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 def test_the_first_command_is_the_demo_and_the_others_are_those_that_ci_runs() -> None:
     (commands,) = blocks(README, "sh")
     first, *_ = commands.splitlines()
-    assert first.startswith("pip install uv && uv run attnviz demo ")
-    assert "uv run python -m experiments quickstart" in commands
+    assert first.startswith("pip install uv && uv run --no-dev attnviz demo ")
+    assert "uv run --no-dev python -m experiments quickstart" in commands
     assert "uv run pytest -n auto" in commands
     assert "uv run pytest -n auto" in (ROOT / ".ci" / "run").read_text()

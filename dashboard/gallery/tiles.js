@@ -20,9 +20,11 @@ export default function (component) {
   return () => shown.delete(root);
 }
 
+// The packer's checksum, and the length without the header: that holds the settings, whose text is
+// longer for 0.51 than for 0.5, and controls that are made anew lose the focus.
 function fingerprint(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  return `${bytes.byteLength}:${view.getUint32(4, true)}`; // the packer writes a checksum here
+  return `${bytes.byteLength - view.getUint32(0, true)}:${view.getUint32(4, true)}`;
 }
 
 function unpack(bytes) {

@@ -36,7 +36,7 @@ def browsed_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs that the browser sees: good ones, one in training, one with a hostile name."""
     made_runs = _made_runs()
     root = made_runs.good_runs(tmp_path_factory.mktemp("browsed"), seeds=1, model=True)
-    made_runs.training_run(root, "mha-9")
+    made_runs.lasting_training(root, "mha-9")
     made_runs.hostile_run(root)
     return root
 

@@ -30,7 +30,7 @@ PAGES = (
     "try_it?run=mha-0", "about",
 )  # fmt: skip
 IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
-PATIENCE = 300_000
+PATIENCE = 200_000
 """Milliseconds: a busy machine is waited for, and only a failure takes as long."""
 STILL = """
 *, *::before, *::after { animation: none !important; transition: none !important; }
@@ -229,6 +229,7 @@ class TestGallery:
             tab.keyboard.press("ArrowRight")
         tab.get_by_text("Threshold 0.60", exact=True).wait_for()
         tab.get_by_text("at threshold 0.60:").wait_for()
+        expect(slider).to_be_focused()  # each step goes to the server and comes back
         shows(tab, shown_ious, pytest.approx(list(curves[:, 30]), abs=0.002))
         tab.wait_for_url("**tau=0.60*")
         assert "Image 0 of" not in tab.content()  # the arrows moved the slider, not the page
