@@ -34,6 +34,9 @@ caller, or not."""
 _PLACE: Role = "place"
 _NO_PLACE: Role = "other"
 
+NO_QUERIES = "a gate has no queries"
+"""Why the queries of a gate are unknown; its keys are the places of what it multiplies."""
+
 REMEDY = "call av.locate(model, images) and pass layout="
 """What to do where places are unknown."""
 

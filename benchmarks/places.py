@@ -49,6 +49,7 @@ from torch import Tensor, nn
 
 from attnviz.capture import watch
 from attnviz.places import Layout, Places, locate
+from attnviz.token_places import NO_QUERIES
 
 START, END = "<!-- measured -->", "<!-- end -->"
 LEAST = 0.2  # of the largest change: what the token at the changed cell has to change by
@@ -93,7 +94,9 @@ def judge(family: str, name: str, build: Build) -> Result:
     model.eval()
     started = time.perf_counter()
     torch.manual_seed(0)  # masked autoencoders draw: the passes below start from the same state
-    layout = locate(model, images, inputs=inputs)
+    located = locate(model, images, inputs=inputs)
+    attention = {n: one for n, one in located.items() if one.queries.reason != NO_QUERIES}
+    layout = Layout(attention, located.passes)
     result = Result(family, name, passes=layout.passes, seconds=time.perf_counter() - started)
     reasons, roles = set(), set()
     for places in (side for one in layout.values() for side in (one.queries, one.keys)):

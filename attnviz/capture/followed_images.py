@@ -298,9 +298,8 @@ _SPATIAL = {
     "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
 }  # fmt: skip
 _ENTRIES = {
-    "im2col", "col2im", "pixel_shuffle", "pixel_unshuffle", "grid_sampler_2d", "grid_sampler_3d",
-    "cudnn_grid_sampler", "channel_shuffle", "_cdist_forward", "unfold", "avg_pool1d",
-    "adaptive_avg_pool1d",
+    "im2col", "col2im", "grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler",
+    "channel_shuffle", "_cdist_forward", "unfold", "avg_pool1d", "adaptive_avg_pool1d",
 }  # fmt: skip
 _WRITTEN = {
     "index_put", "masked_scatter", "slice_scatter", "select_scatter", "index_fill", "index_copy",

@@ -53,6 +53,10 @@ _RESIZED = {
     "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "upsample_bilinear2d",
     "upsample_nearest2d", "upsample_bicubic2d", "upsample_trilinear3d", "upsample_nearest3d",
     "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+    "pixel_shuffle", "pixel_unshuffle",
+}  # fmt: skip
+_REPEATED_AROUND = {
+    f"{way}_pad{axes}d" for way in ("reflection", "replication") for axes in (2, 3)
 }  # fmt: skip
 _POOLED = {
     "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d", "max_pool2d",
@@ -146,6 +150,8 @@ def _places_followed(func: Any) -> Followed | None:
         return Followed(_attended, _first)
     if plain in ("convolution", "_convolution"):
         return Followed(_convolved, _first, single=True, settings=_kernel)
+    if plain in _REPEATED_AROUND:
+        return Followed(_around, _first, settings=_frozen)
     if plain == "constant_pad_nd":
         return Followed(_padded, _first, settings=_frozen)
     if plain in ("mm", "bmm"):
@@ -750,7 +756,26 @@ def _flipped(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
 def _padded(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels | None:
     x, by = args[0], list(args[1])
     pads = {x.dim() - 1 - i // 2: (by[i], by[i + 1]) for i in range(0, len(by), 2)}
-    return tuple(_pad(label, pads) for label in lineage.labels(x) or ())
+    return tuple(_pad(label, pads) for label in lineage.labels(x) or ()) + _around(
+        lineage, args, kwargs, made
+    )
+
+
+def _around(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
+    """A feature map with rows around it that lie outside of the image, for the next layer."""
+    x, by = args[0], list(args[1])
+    if x.dim() not in (4, 5) or len(by) > 2 * (x.dim() - 2):
+        return ()
+    whole = next((one for one in lineage.labels(x) or () if _is_whole(one, x)), None)
+    if whole is None:
+        return ()
+    lines = whole.space.lines
+    before = [0] * (len(lines) - len(by) // 2) + by[-2::-2]
+    wide = [
+        Line(size, line.first - line.step * n, line.step, line.pixels)
+        for line, n, size in zip(lines, before, made.shape[2:], strict=True)
+    ]
+    return (Space(tuple(wide), raw=True).whole(made.dim()),)
 
 
 def _pad(label: Label, pads: Mapping[int, tuple[int, int]]) -> Label:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from attnviz.capture.gate_layout import Pooling, arrange, pooling, spanned
+from attnviz.capture.gate_layout import Arrangement, Pooling, arrange, pooling, spanned
 from attnviz.capture.grids import Geometry
 from attnviz.capture.op_mode import apart
-from attnviz.capture.proven_places import Even, Numbered, numbered
+from attnviz.capture.proven_places import Even, Numbered, numbered, proven
 from attnviz.capture.provenance import Squash, Tag
 from attnviz.capture.record import Record, changed
-from attnviz.capture.recorder import Recorder, Restore, before_dropout
+from attnviz.capture.recorder import UNPROVEN, Recorder, Restore, before_dropout
 from attnviz.capture.sampled_parts import Part, SampledParts
 from attnviz.capture.sampled_rows import SampledRows
 from attnviz.capture.scopes import Scope
+from attnviz.token_places import NO_QUERIES, Places, RecordPlaces
 
 Weighing = tuple[Tag, Tensor, Tensor, list[int]]
 
@@ -176,7 +177,20 @@ class GateRecords:
             softmax=tag.kind == "softmax", factor=tag.factor, features=features,
             leaf=self._collector.leaf(gate, read.gather),
         )  # fmt: skip
-        return self._recorder.placed(record, squash.place, scope), read.restore
+        record = self._recorder.placed(record, squash.place, scope)
+        return self._in_features(record, other, read), read.restore
+
+    def _in_features(self, record: Record, other: Tensor, read: Arrangement) -> Record:
+        """The record with the places of what a gate multiplies, if it can be drawn at all."""
+        drawn = record.features is not None or (
+            record.scale is not None and record.scale.shape[2:].numel() > 1
+        )
+        if not drawn or record.axis == "branch":
+            return record
+        tokens, batch = sorted(read.order[2:]), Even(images=len(other))
+        side = numbered(self._recorder.lineage, other, tokens, [0], batch)
+        keys = proven(side, record.images) or Places(reason=UNPROVEN)
+        return changed(record, places=RecordPlaces(Places(reason=NO_QUERIES), keys))
 
     def _pooled_record(
         self, tag: Tag, squash: Squash, gate: Tensor, pool: Pooling, name: str

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from math import isnan
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -169,8 +169,8 @@ def _nested(view: Tensor, run: range) -> bool:
 
 def storage_key(tensor: Tensor) -> int:
     """A number that identifies a tensor's storage among those that are alive."""
-    key: int = cast(Any, tensor.untyped_storage())._cdata
-    return key
+    storage: Any = tensor.untyped_storage()
+    return int(storage._cdata)
 
 
 PARAMETER = Tag("parameter")
@@ -198,15 +198,15 @@ class ByStorage(Generic[T]):
     def put(self, tensor: Tensor, known: T) -> None:
         """Keep what is known of a tensor's storage for as long as it lives."""
         try:
-            storage = tensor.untyped_storage()
+            storage: Any = tensor.untyped_storage()
         except (NotImplementedError, RuntimeError):
             return
-        key: int = cast(Any, storage)._cdata
+        key = storage._cdata
         if key not in self._alive:
             if len(self._alive) >= self._limit:
                 self.sweep()
                 self._limit = len(self._alive) + max(_SWEEP, len(self._alive))
-            self._alive[key] = cast(Any, storage)._weak_ref()
+            self._alive[key] = storage._weak_ref()
         self._known[key] = known
 
     def drop(self, tensor: Tensor) -> None:
@@ -246,9 +246,8 @@ class Tags(ByStorage[Tag]):
             if trained is not None and tensor.layout is torch.strided:
                 while _functorch.is_functorch_wrapped_tensor(tensor):
                     tensor = _functorch.get_unwrapped(tensor)
-                storage = tensor.untyped_storage()
-                key: int = cast(Any, storage)._cdata
-                self._fixed[key] = storage, trained
+                key = storage_key(tensor)
+                self._fixed[key] = tensor.untyped_storage(), trained
                 self._known[key] = PARAMETER
 
     def written(self, tensor: Tensor) -> None:

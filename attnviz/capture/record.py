@@ -103,7 +103,8 @@ class Record:
         edited: Whether `edit=` replaced the values.
         leaf: With `keep_graph=True`, what to differentiate by; see `gradient`.
         note: Remarks.
-        places: Which queries and keys are which places, where that is proven or was measured.
+        places: Which queries and keys are which places, where that is proven or was measured. Of a
+            gate, as keys, the places of what it multiplies.
         points: Where the keys of deformable attention were sampled; None for all other.
     """
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from jaxtyping import Float
 from torch import Tensor
 
 from attnviz.errors import InputError
 from attnviz.maps.constructions import construction
 from attnviz.maps.geometry import Grid, Interpolation, Watched, name_of, not_one_record, resized
+from attnviz.maps.placement import Given, Known, laid, places_of, side_of
 from attnviz.shapes import Images, Maps
+from attnviz.token_places import REMEDY
 
 
 @construction(
@@ -21,6 +25,8 @@ def gate_map(
     record: Watched | Float[Tensor, "b c h w"],
     size: Grid | None = None,
     interpolation: Interpolation = "bilinear",
+    *,
+    layout: Known = None,
 ) -> Maps:
     """How far a spatial gate is open at each place: `M[y, x] = mean_c g[c, y, x]`.
 
@@ -29,14 +35,18 @@ def gate_map(
 
     Args:
         record: A gate's record, or its scale `(b, 1, h, w)`.
-        size: `(h, w)` of the map; None keeps the gate's own grid.
+        size: `(h, w)` of the map; None keeps the grid of places.
         interpolation: How it is resized: `bilinear` (pixel centres aligned), `nearest`, `bicubic`.
+        layout: Where the gate's cells lie, as `locate` returns it; the record's own places if not
+            given. Cells of a feature map that ends before the image does, or that was cut out of
+            it, are drawn where they lie, and the rest of the map is zero.
 
     Returns:
         `(b, h, w)`, raw float32, in the gate's own range (0 to 1 after a sigmoid).
 
     Raises:
-        InputError: An attention record, or a channel gate, which has no places.
+        InputError: An attention record, a channel gate, which has no places, or a watched gate
+            whose places are unknown.
     """
     scale = _scale_of(record)
     if scale.shape[-2:] == (1, 1):
@@ -44,7 +54,8 @@ def gate_map(
             f"gate_map: {name_of(record)} is a channel gate {tuple(scale.shape)} and has no "
             "places; use channel_gated(record, features), the features being what it multiplies"
         )
-    return resized(scale.float().mean(1), size, interpolation)
+    values = scale.float().mean(1)
+    return resized(_laid(record, values, layout), size, interpolation)
 
 
 @construction(
@@ -59,6 +70,8 @@ def channel_gated(
     features: Images | None = None,
     size: Grid | None = None,
     interpolation: Interpolation = "bilinear",
+    *,
+    layout: Known = None,
 ) -> Maps:
     """Activation of the channels that a gate prefers: `M[y, x] = mean_c (g_c − mean g) x_c[y, x]`.
 
@@ -71,22 +84,25 @@ def channel_gated(
         record: A channel gate's record, or its scale `(b, c, 1, 1)`.
         features: `(b, c, h, w)`, the tensor that the gate multiplies; None takes the record's own,
             where the watch kept it.
-        size: `(h, w)` of the map; None keeps the features' grid.
+        size: `(h, w)` of the map; None keeps the grid of places.
         interpolation: How it is resized.
+        layout: Where the features' cells lie, as for `gate_map`.
 
     Returns:
         `(b, h, w)`, raw float32, signed, in the features' unit.
 
     Raises:
-        InputError: An attention record, a spatial gate, no features, or features that do not fit.
+        InputError: An attention record, a spatial gate, no features, features that do not fit, or
+            whose places are unknown.
     """
     scale = _scale_of(record)
     if scale.shape[-2:] != (1, 1):
         raise InputError(
             f"channel_gated: {name_of(record)} is a spatial gate {tuple(scale.shape)}; use gate_map"
         )
+    own = getattr(record, "features", None)
     if features is None:
-        features = getattr(record, "features", None)
+        features = own
     if features is None:
         raise InputError(
             f"channel_gated: {name_of(record)} kept no features: watch with features=True, or "
@@ -99,7 +115,32 @@ def channel_gated(
         )
     scale = scale.float()
     preference = scale - scale.mean(1, keepdim=True)
-    return resized((preference * features.float()).mean(1), size, interpolation)
+    values = (preference * features.float()).mean(1)
+    fits = own is not None and own.shape[-2:] == features.shape[-2:]
+    return resized(_laid(record if fits else scale, values, layout), size, interpolation)
+
+
+def _laid(record: Watched | Tensor, values: Tensor, layout: Known) -> Tensor:
+    """Values `(b, h, w)` of a feature map's cells, where these lie on the image."""
+    own = None if isinstance(record, Tensor) else getattr(record, "places", None)
+    if own is None and layout is None:
+        return values
+    if isinstance(layout, Mapping) and not isinstance(record, Tensor) and record.name not in layout:
+        layout = None  # a layout of attention, and of gates that were not followed
+    known = places_of(record, "keys", values.shape[1:].numel(), Given(layout=layout))
+    if not known.known:
+        raise InputError(
+            f"{name_of(record)}: where the feature map that it gates lies on the image is unknown "
+            f"({known.reason}); {REMEDY}"
+        )
+    if known.image is None and (1 in values.shape[1:]):
+        h, w = values.shape[1:]
+        rest = len(known.cell) // (h * w)
+        values = values.expand(-1, h * rest if h == 1 else h, w * rest if w == 1 and h > 1 else w)
+    if known.grid == tuple(values.shape[1:]) and known.cell == tuple(range(len(known.cell))):
+        return values
+    flat = values.flatten(1)
+    return laid(flat[:, None], side_of(record, "keys", len(flat), flat.shape[1], known))[:, 0]
 
 
 def _scale_of(record: Watched | Tensor) -> Tensor:

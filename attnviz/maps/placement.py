@@ -93,7 +93,7 @@ def side(source: Attention, which: str, b: int, tokens: int, given: Given) -> Si
             f"{f' ({places.reason})' if places.reason else ''}; {REMEDY}, or say grid=(h, w) and "
             "prefix= for leading class and register tokens"
         )
-    return _side(source, which, b, tokens, places)
+    return side_of(source, which, b, tokens, places)
 
 
 def places_of(source: Attention, which: str, tokens: int, given: Given) -> Places:
@@ -227,7 +227,7 @@ def _from_windows(windows: Any, tokens: int) -> Places:
     )  # fmt: skip
 
 
-def _side(source: Attention, which: str, b: int, tokens: int, places: Places) -> Side:
+def side_of(source: Attention, which: str, b: int, tokens: int, places: Places) -> Side:
     """Places for every row of the weights."""
     count = len(places.cell)
     cell = torch.tensor(places.cell)

@@ -19,7 +19,7 @@ from attnviz.places.layout import Layout
 from attnviz.places.motion import Amplitude, Images, Motion, Motions
 from attnviz.places.probe import Probe, random_state, set_random_state
 from attnviz.places.roles import Side, roles
-from attnviz.token_places import Places, RecordPlaces, Role
+from attnviz.token_places import NO_QUERIES, Places, RecordPlaces, Role
 
 MOST_PASSES = 15
 """Forward passes that one call may take."""
@@ -65,7 +65,8 @@ def locate(
 
     Returns:
         A layout: the places of queries and keys by the record's name, and why they are unknown
-        where they are. It takes at most 15 forward passes.
+        where they are; of gates whose places a watch does not follow, as keys, those of what they
+        multiply. It takes at most 15 forward passes.
 
     Raises:
         InputError: Images of another shape.
@@ -91,7 +92,7 @@ def locate(
 
 def _measured(probe: Probe, images: Images) -> Layout:
     probe.unchanged(images.given)
-    if not any(fact.kind == "attention" for fact in probe.facts.values()):
+    if not any(f.kind == "attention" or f.unproven_gate for f in probe.facts.values()):
         return Layout({}, probe.passes)
     ramps: dict[str, Amplitude] = {f"axis{i}": motion.ramp(i) for i in range(images.axes)}
     first: dict[str, Amplitude] = {**ramps, "squares": motion.squares}
@@ -123,6 +124,9 @@ def _measured(probe: Probe, images: Images) -> Layout:
                 for side in (0, 1)
             ]  # fmt: skip
             layout[name] = RecordPlaces(*map(_near, pair))
+        elif fact.unproven_gate:
+            keys = _places(sides.get((name, 1)), named.get((name, 1)), fact.fixed, images)
+            layout[name] = RecordPlaces(Places(reason=NO_QUERIES), _near(keys))
     return Layout(layout, probe.passes)
 
 
@@ -222,7 +226,11 @@ def _settled(measured: Places, proven: Places | None) -> Places:
     if measured.image is None and measured.grid is not None:
         if measured.cell != proven.cell:
             return Places(reason=_CONTRADICTED)
-        return replace(measured, error=proven.error)
+        role = tuple(
+            own if own == "padding" else found
+            for own, found in zip(proven.role, measured.role, strict=True)
+        )
+        return replace(measured, error=proven.error, role=role)
     return measured
 
 

@@ -51,6 +51,12 @@ class Facts:
     proven: RecordPlaces | None = None
     in_parts: bool = False
 
+    @property
+    def unproven_gate(self) -> bool:
+        """Whether it is a gate on a feature map whose places were not followed."""
+        known = self.proven is None or self.proven.keys.known
+        return self.kind == "gate" and not known
+
     def proven_side(self, side: int) -> Places | None:
         """The proven places of queries (0) or keys (1); None where there are none."""
         if self.proven is None:
@@ -84,7 +90,7 @@ class Probe:
 
     def unchanged(self, images: Any) -> None:
         """One pass as it is, for the list of records."""
-        with self._watched(reduce={"masked": _masked}) as seen:
+        with self._watched(reduce={"masked": _masked}, features=True) as seen:
             self._run(self.given(images))
         self.random = not same_state(self._state, random_state())
         for name, record in seen.items():
@@ -108,13 +114,18 @@ class Probe:
             for name, fact in self.facts.items()
             if fact.in_parts or not fact.fixed
         }
-        with self._watched(edit=replacing, operands=True, reduce={"nothing": lambda record: None}):
+        features = any(fact.unproven_gate for fact in self.facts.values())
+        kept = {"operands": True, "features": features}
+        with self._watched(edit=replacing, **kept, reduce={"nothing": lambda record: None}):
             self.output = self._run(self.given(images) if args is None else args)
         return found
 
     def _edit(self, name: str, found: dict[str, Sides]) -> Callable[[Tensor, Record], Tensor]:
         def replaced(values: Tensor, record: Record) -> Tensor:
             if record.kind == "gate":
+                if self.facts[name].unproven_gate and record.features is not None:
+                    tokens = record.features.flatten(2).mT[:, None]
+                    found[name] = Sides(None, _copy(tokens))
                 return self._gates.setdefault(name, values.detach().clone())
             found[name] = Sides(_copy(record.query), _copy(record.key))
             matrix = self.matrices.get(name)

@@ -53,12 +53,12 @@ def unplaced(records: Mapping[str, Record]) -> dict[str, str]:
     return {
         name: one.places.keys.reason
         for name, one in records.items()
-        if one.kind == "attention" and one.places is not None and not one.places.keys.known
+        if one.places is not None and not one.places.keys.known
     }
 
 
 def _unknown(record: Record, proven: bool) -> bool:
-    if record.kind != "attention":
-        return False
     places = record.places
+    if record.kind != "attention":
+        return places is not None and not places.keys.known
     return not proven or places is None or not (places.queries.known and places.keys.known)

@@ -294,9 +294,10 @@ def _maps(case: Examination, images: Tensor) -> dict[str, Tensor]:
 
 
 def _map(record: Record, size: tuple[int, int], axis: str) -> Tensor | None:
-    if record.kind == "gate":
-        return gate_map(record, size=size) if record.axis == "spatial" else None
     places = record.places
+    if record.kind == "gate":
+        known = record.axis == "spatial" and (places is None or places.keys.known)
+        return gate_map(record, size=size) if known else None
     if record.weights is None or places is None or axis in ("channels", "swapped"):
         return None
     if places.keys.grid is None:
