@@ -343,16 +343,25 @@ def test_features_of_every_fourth_pixel_or_of_a_large_field_are_read(kernel):
     )  # fmt: skip
 
 
+def test_a_layer_that_nothing_moves_is_not_taken_for_another_part_of_the_image():
+    norm = nn.BatchNorm2d(8)
+    nn.init.zeros_(norm.weight)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 4, 4), norm, nn.Flatten(2), Rearranged(lambda t: t.mean(2))
+    )
+    assert attribute(model.eval(), images(), layer="1", target=1, size="own").shape == (2, 4, 6)
+
+
 def test_it_is_measured_once_per_layer_and_size():
     model, calls = Staged(*LAYS["last"]).eval(), []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     with frozen(model):
         first = arrangement_of(model, model.place, images())
-        assert len(calls) == 14
+        assert len(calls) == 16
         assert arrangement_of(model, model.place, images()) is first
-        assert len(calls) == 14
+        assert len(calls) == 16
         arrangement_of(model, model.place, images(side=(16, 16)))
-    assert len(calls) == 28
+    assert len(calls) == 32
 
 
 def test_an_output_of_another_shape_than_measured_is_refused():
