@@ -142,6 +142,23 @@ def pixel_unet() -> tuple[nn.Module, Any, Any]:
     return model, torch.randn(1, 3, 32, 48), lambda x: (x, 5)
 
 
+def mvit() -> tuple[nn.Module, Any, None]:
+    """The first four blocks of `mvit_v2_s`, whose own builder fixes the size of its video."""
+    from torchvision.models.video.mvit import MSBlockConfig, MViT
+
+    blocks = [
+        MSBlockConfig(heads, width, out, [3, 3, 3], [3, 3, 3], [1, q, q], [1, kv, kv])
+        for heads, width, out, q, kv in (
+            (1, 96, 96, 1, 8), (2, 96, 192, 2, 4), (2, 192, 192, 1, 4), (4, 192, 384, 2, 2)
+        )
+    ]  # fmt: skip
+    model = MViT(
+        spatial_size=(64, 64), temporal_size=8, block_setting=blocks, residual_pool=True,
+        residual_with_cls_embed=False, rel_pos_embed=True, proj_after_attn=True,
+    )  # fmt: skip
+    return model, torch.randn(1, 3, 8, 64, 64), None
+
+
 def monai_model(name: str, *size: int, **options: Any) -> Build:
     def build() -> tuple[nn.Module, Any, None]:
         from monai.networks import nets
@@ -304,8 +321,7 @@ FAMILIES: dict[str, dict[str, Build]] = {
         "ViViT": hf("VivitConfig:VivitForVideoClassification", (1, 8, 3, 64, 64), **TINY,
                     image_size=64, num_frames=8),
         "torchvision swin3d_t": torchvision_model("swin3d_t", 8, 64, 96),
-        "torchvision mvit_v2_s": torchvision_model(
-            "mvit_v2_s", 8, 64, 64, spatial_size=(64, 64), temporal_size=8),
+        "torchvision mvit_v2_s": mvit,
         "MONAI ViT": monai_model(
             "ViT", 32, 32, 32, img_size=(32, 32, 32), patch_size=(8, 8, 8), hidden_size=48,
             mlp_dim=64, num_layers=2, num_heads=4, classification=True, num_classes=2),

@@ -23,7 +23,7 @@ T = TypeVar("T")
 CARRIED = ("runs", "run", "metric", "image", "data")
 """The query parameters that are kept on the way to another page."""
 
-_STYLE = """<style>
+_STYLE = """
 [data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] * { opacity: 1; }
 [data-testid="stCaptionContainer"] p { color: inherit; font-size: 0.9rem; }
 .stMultiSelect :has(> span[title]) {
@@ -34,7 +34,7 @@ _STYLE = """<style>
 .block-container, [data-testid="stMainBlockContainer"] {
   padding: 3.2rem 3rem 4rem; max-width: 84rem;
 }
-</style>"""
+"""
 
 
 def root() -> str:
@@ -55,8 +55,10 @@ def changes_allowed(folder: str) -> bool:
 
 
 def dress() -> None:
-    """Style captions and chosen words as dark as text: Streamlit's own fail the check of axe."""
-    st.html(_STYLE)
+    """Style captions, chosen words and primary buttons: Streamlit has too little contrast."""
+    primary = '[data-testid^="stBaseButton-primary"]'
+    button = f"{primary}, {primary} * {{ color: {colours().on_mark} !important; }}"
+    st.html(f"<style>{_STYLE}{button}</style>")
 
 
 def colours() -> Ink:

@@ -19,7 +19,8 @@ class Ink:
     Attributes:
         text: Axis titles and labels.
         grid: Grid lines and axes.
-        mark: Dots and intervals of what is measured.
+        mark: Dots and intervals of what is measured, and primary buttons.
+        on_mark: Text on `mark`.
         chance: The line of a map without information.
         redrawn: The line of the mask, redrawn on the map's grid.
         series: One colour per variant, in order.
@@ -28,6 +29,7 @@ class Ink:
     text: str
     grid: str
     mark: str
+    on_mark: str
     chance: str
     redrawn: str
     series: tuple[str, ...]
@@ -37,6 +39,7 @@ LIGHT = Ink(
     text="#1a1d23",
     grid="#d5d9e0",
     mark="#1f5fbf",
+    on_mark="#ffffff",
     chance="#a8480a",
     redrawn="#0b6b4f",
     series=("#0072b2", "#c25400", "#00805e", "#a8447f", "#8a6d00", "#2f7ea8", "#4d4d4d", "#7a3db8"),
@@ -45,6 +48,7 @@ DARK = Ink(
     text="#eceef2",
     grid="#3a404a",
     mark="#7fb2ff",
+    on_mark="#14161a",
     chance="#ffab70",
     redrawn="#6fd6b0",
     series=("#56b4e9", "#ff9a56", "#3ddbb0", "#e594c4", "#f0e442", "#9ad0f0", "#c9ccd2", "#c39bff"),

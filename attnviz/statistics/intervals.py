@@ -102,7 +102,8 @@ def gap_intervals(
 
     level = tested.level
     freedom = np.where(pairs.spread.freedom > 0, pairs.spread.freedom, np.nan)
-    half = stdtrit(freedom, 1 - level / 2) * np.sqrt(pairs.spread.variance)
+    with np.errstate(invalid="ignore"):  # equal variants: no variance of unknown freedom is NaN
+        half = stdtrit(freedom, 1 - level / 2) * np.sqrt(pairs.spread.variance)
     low, high = pairs.difference - half, pairs.difference + half
     low = np.where(tested.alike, np.minimum(low, 0), low)
     high = np.where(tested.alike, np.maximum(high, 0), high)

@@ -173,7 +173,9 @@ function paint(plot, brush = plot.brush) {
   c.fillStyle = ink;
   c.font = `13px ${style.fontFamily}`;
   c.textAlign = "left";
-  c.fillText(`${count} of ${x.length} images · ● answered correctly  × wrongly`, f.x0, 14);
+  const words = `${count} of ${x.length} images · ● answered correctly  × wrongly`;
+  const room = canvas.clientWidth - c.measureText(words).width;
+  c.fillText(words, Math.max(0, Math.min(f.x0, room)), 14, canvas.clientWidth);
   canvas.dataset.chosen = String(count);
 }
 

@@ -279,6 +279,15 @@ class TestGallery:
         tab.get_by_role("combobox", name="Map").click()
         expect(tab.get_by_role("option")).to_have_count(3)
 
+    def test_a_tile_that_leads_nowhere_is_shown_large(self, address: str, tab: Any):
+        visit(tab, f"{address}/sample?image=2&run=mha-0")
+        tile = tab.locator(".tile").nth(1)
+        tile.wait_for()
+        before = tile.bounding_box()["width"]
+        tile.click()
+        expect(tile).to_have_attribute("aria-expanded", "true")
+        assert tile.bounding_box()["width"] > 1.5 * before
+
     def test_what_is_on_screen_is_saved(self, address: str, tab: Any):
         visit(tab, f"{address}/gallery?run=mha-0&map=layer_gradcam&tau=0.62&size=16")
         tab.locator(".tiles[data-painted]").wait_for()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+
 import matplotlib
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from attnviz import figures
 from attnviz.figures.packing import PALETTES
 from dashboard.palettes import DARK, DASHES, LIGHT, Ink
+from tests.dashboard.conftest import APP
 
 PAGES = {"light": (LIGHT, "#ffffff"), "dark": (DARK, "#14161a")}
 
@@ -49,6 +52,14 @@ def test_text_has_the_contrast_of_wcag_aa(page):
     ink, paper = PAGES[page]
     for colour in (ink.text, ink.chance, ink.redrawn):
         assert contrast(colour, paper) >= 4.5
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_primary_buttons_can_be_read(page):
+    ink, _ = PAGES[page]
+    told = tomllib.loads((APP.parent / ".streamlit" / "config.toml").read_text())
+    assert told["theme"][page]["primaryColor"] == ink.mark
+    assert contrast(ink.on_mark, ink.mark) >= 4.5
 
 
 @pytest.mark.parametrize("page", PAGES)
