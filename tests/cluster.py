@@ -28,7 +28,17 @@ def cluster(folder: Path, workers: int = 2) -> Iterator[str]:
         address = str(json.loads(told.read_text())["address"])
         for _ in range(workers):
             stack.enter_context(worker(address, folder))
+        if workers:
+            _joined(address, workers)
         yield address
+
+
+def _joined(address: str, workers: int) -> None:
+    """Wait until the workers are there: a busy machine starts them later than a command waits."""
+    from distributed import Client
+
+    with Client(address, timeout=600, set_as_default=False) as client:
+        client.wait_for_workers(workers, timeout=600)
 
 
 def worker(
