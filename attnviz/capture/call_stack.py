@@ -188,7 +188,7 @@ def _in_graph(module: nn.Module, frame: FrameType) -> str | None:
     graph, lines = getattr(module, "graph", None), getattr(module, "_lineno_map", None)
     if graph is None or not lines:
         return None
-    number = lines.get(frame.f_lineno - getattr(module, "_prologue_start", 0))
+    number = lines.get(frame.f_lineno - frame.f_code.co_firstlineno)
     nodes = list(graph.nodes)
     if number is None or number >= len(nodes):
         return None
