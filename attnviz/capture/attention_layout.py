@@ -340,7 +340,8 @@ def _orders(rest: tuple[int, ...], heads: int, single: bool) -> Iterator[Numbers
 def same_places(lineage: Lineage, tensor: Tensor, lead: Sequence[int]) -> Numbers | None:
     """A number for each entry along leading axes, the same where tokens are the same places.
 
-    None where no places are known.
+    Entries that hold a place several times are no windows: heads were split off by a view, which
+    cuts the features of each place into several tokens. None where no places are known.
     """
     found: Numbers | None = None
     sizes = [tensor.shape[i] for i in lead]
@@ -352,7 +353,11 @@ def same_places(lineage: Lineage, tensor: Tensor, lead: Sequence[int]) -> Number
             rest = [i for i in range(label.numbers.ndim) if i not in lead]
             own = label.numbers.transpose([*lead, *rest])
             shape = own.shape[: len(lead)]
-            names = np.unique(own.reshape(prod(shape), -1), axis=0, return_inverse=True)[1]
+            flat = own.reshape(prod(shape), -1)
+            inner = np.sort(flat, axis=1)
+            if ((inner[:, 1:] == inner[:, :-1]) & (inner[:, 1:] >= 0)).any():
+                flat = np.zeros_like(flat)
+            names = np.unique(flat, axis=0, return_inverse=True)[1]
             label.sides[key] = np.broadcast_to(names.reshape(shape), sizes).reshape(-1)
         names = label.sides[key]
         found = names if found is None else found * (int(names.max()) + 1) + names
