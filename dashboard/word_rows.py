@@ -10,6 +10,7 @@ import streamlit as st
 
 from attnviz.figures.packing import MapLayer, Settings, Tile, pack
 from attnviz.runs.datasets import Cut
+from attnviz.runs.words import texts_in
 from dashboard.address import plain
 from dashboard.gallery import gallery
 from dashboard.table import Cell, Column, Row, table
@@ -22,11 +23,8 @@ KEYS, QUERIES = "key_words", "query_words"
 
 def texts(about: Mapping[str, Any], name: str, count: int) -> list[str]:
     """The words that a run notes beside its rows; none where they do not fit."""
-    found = about.get(name)
-    fits = isinstance(found, list) and len(found) == count and all(
-        isinstance(one, str) for one in found
-    )  # fmt: skip
-    return list(found) if fits and found else []
+    found = texts_in(about.get(name))
+    return [] if found is None or len(found) != count else found
 
 
 def words_of(rows: np.ndarray, about: Mapping[str, Any], held: Cut, image: int) -> bool:

@@ -6,12 +6,13 @@ blocks and ConvNeXt's norms put out `(b, h, w, c)`, attention weights are `(b, h
 image at twice its height and at twice its width: a feature map grows along one axis each time,
 and these axes are its height and width. Where a model takes no other size, small changes of the
 image decide: the response must move along one axis as the change moves down the image, and along
-another as it moves across. A map is then stretched over the
-whole image, so a place must respond to its own pixels, and the layer to every border of the image:
-what was cropped, flipped, padded or rearranged inside the model is refused (a shift by one place is
-not seen). Tokens `(b, n, c)` lie where `attnviz.locate` finds those of the model's
-attention, if a change of a place's pixels changes most the token that should be there. What is not
-proved so is refused.
+another as it moves across.
+
+A map is then stretched over the whole image, so a place must respond to its own pixels, and the
+layer to every border of the image: what was cropped, flipped, padded or rearranged inside the model
+is refused (a shift by one place is not seen). Tokens `(b, n, c)` lie where `attnviz.locate` finds
+those of the model's attention, if a change of a place's pixels changes most the token that should
+be there. What is not proved so is refused.
 
 Every layout is one index: for each channel and place, which number of a layer's output it is.
 """
@@ -57,10 +58,8 @@ Layout: TypeAlias = (
 all that `attnviz.locate` found, or a function that rearranges the output into `(b, c, h, w)`."""
 
 _Forward: TypeAlias = Callable[[Tensor], Any]
-_NOISES, _STRENGTH = (
-    3,
-    1e-2,
-)  # noise fields of the response test, in the image's standard deviations
+_NOISES = 3  # fields of noise of the response test
+_STRENGTH = 1e-2  # of small noise, in the image's standard deviations
 _CELLS = 16  # places that are changed, one in each image, to find the tokens that respond
 _SHARP = 0.5  # the part of a response that lies around its peak, where it says where it lies
 _MOVES, _STAYS = 0.3, 0.1  # of the image: what a moving response covers, and what a still one may

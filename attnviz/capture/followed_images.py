@@ -229,9 +229,47 @@ def _copied(known: Known, args: Any, kwargs: Any, made: Tensor) -> Numbers | Non
     return _elementwise([one for one in known if one[0] is args[1]], args, kwargs, made)
 
 
-def _written(known: Known, args: Any, kwargs: Any, made: Tensor) -> Numbers | None:
-    """Something is written into some elements; these stay where they are."""
-    return known[0][1] if made.shape == args[0].shape else None
+def _written(source: int, dim: int | None = None) -> Batch:
+    """Something is written into some elements, which stay where they are.
+
+    What depends on images has to be written to those that it is of.
+
+    Args:
+        source: The argument that is written.
+        dim: The argument that names the axis along which it may be moved; None for any axis.
+    """
+
+    def found(known: Known, args: Any, kwargs: Any, made: Tensor) -> Numbers | None:
+        own = next((numbers for x, numbers in known if x is args[0]), None)
+        value = args[source] if len(args) > source else None
+        written = next((one for one in known if one[0] is value), None)
+        if own is None or made.shape != args[0].shape or written is None:
+            return own if made.shape == args[0].shape else None
+        x, numbers = written
+        axes = _moved(args, made) if dim is None else {int(args[dim]) if len(args) > dim else 0}
+        axes = {d % made.dim() for d in axes}
+        if numbers is None or any(own.shape[d] > 1 for d in axes):
+            return None
+        if x.dim() == made.dim() - 1 and len(axes) == 1:  # of one entry along the axis
+            numbers = np.expand_dims(numbers, next(iter(axes)))
+        return own if np.array_equal(numbers, own) else None
+
+    def reads(args: Any, made: Tensor) -> Sequence[Tensor]:
+        return [args[0], *(x for x in args[source : source + 1] if isinstance(x, Tensor))]
+
+    return Batch(found, reads)
+
+
+def _moved(args: Any, made: Tensor) -> set[int]:
+    """The axes along which an index chooses elements; all axes for a mask."""
+    if not isinstance(args[1], (list, tuple)):
+        return set(range(made.dim()))
+    axes, at = set(), 0
+    for one in args[1]:
+        span = 1 if one is None else _axes(one)
+        axes |= set() if one is None else set(range(at, at + span))
+        at += span
+    return axes
 
 
 def _embedded(known: Known, args: Any, kwargs: Any, made: Tensor) -> Numbers | None:
@@ -291,7 +329,7 @@ _ELEMENTWISE = {
 _ALONG = {
     "mean", "sum", "amax", "amin", "max", "min", "var", "std", "prod", "any", "all", "argmax",
     "argmin", "logsumexp", "linalg_vector_norm", "norm", "cumsum", "cumprod", "sort", "argsort",
-    "topk", "gather", "scatter", "scatter_add", "index_add", "median", "glu", "renorm",
+    "topk", "gather", "median", "glu", "renorm",
 }  # fmt: skip
 _SPATIAL = {
     "upsample_linear1d", "upsample_nearest1d", "reflection_pad1d", "reflection_pad2d",
@@ -302,15 +340,17 @@ _ENTRIES = {
     "channel_shuffle", "_cdist_forward", "unfold", "avg_pool1d", "adaptive_avg_pool1d",
 }  # fmt: skip
 _WRITTEN = {
-    "index_put", "masked_scatter", "slice_scatter", "select_scatter", "index_fill", "index_copy",
-    "fill", "zero",
+    "fill": _written(1), "zero": _written(1), "masked_scatter": _written(2),
+    "index_put": _written(2), "index_fill": _written(3, 1), "index_copy": _written(3, 1),
+    "index_add": _written(3, 1), "scatter": _written(3, 1), "scatter_add": _written(3, 1),
+    "slice_scatter": _written(1, 2), "select_scatter": _written(1, 2),
 }  # fmt: skip
 _BY_OP = {
     "convolution": Batch(_apart_from(1), _first),
     "_convolution": Batch(_apart_from(1), _first),
     **dict.fromkeys(_SPATIAL, Batch(SPATIAL, _first)),
     **dict.fromkeys(_ENTRIES, Batch(_entries, _first)),
-    **dict.fromkeys(_WRITTEN, Batch(_written, _first)),
+    **_WRITTEN,
     **dict.fromkeys(("mm", "bmm"), Batch(_multiplied, lambda args, made: args[:2])),
     **dict.fromkeys(("addmm", "baddbmm"), Batch(_added, lambda args, made: args[1:3])),
     "cat": Batch(_joined, _parts),

@@ -22,8 +22,10 @@ def check_words(name: str, words: Any, shape: Sequence[int]) -> None:
     Raises:
         InputError: They do not.
     """
-    for_all = _texts(words)
-    each = [] if for_all or not isinstance(words, list | tuple) else [_texts(one) for one in words]
+    for_all = texts_in(words)
+    each = (
+        [] if for_all or not isinstance(words, list | tuple) else [texts_in(one) for one in words]
+    )
     if len(shape) == 4 and (
         (for_all is not None and len(for_all) == shape[1])
         or (len(each) == shape[0] and all(one is not None and len(one) <= shape[1] for one in each))
@@ -44,14 +46,14 @@ def words_of_maps(about: Mapping[str, Any], image: int, count: int) -> list[str]
         count: How many maps it has.
     """
     words = about.get(WORDS)
-    found = _texts(words)
+    found = texts_in(words)
     if found is None and isinstance(words, list) and image < len(words):
-        found = _texts(words[image])
+        found = texts_in(words[image])
     return [] if found is None or len(found) > count else found
 
 
-def _texts(value: Any) -> list[str] | None:
-    """A list of texts; None for anything else."""
+def texts_in(value: Any) -> list[str] | None:
+    """What a document holds as a list of texts; None for anything else."""
     if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
         return None
     return list(value)

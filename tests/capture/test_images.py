@@ -265,3 +265,52 @@ def test_what_is_not_followed_and_fits_two_orders_is_not_split(declared: bool) -
     assert alone.weights is not None
     torch.testing.assert_close(alone.weights, model.truth)
     assert alone.note == ""
+
+
+def order_of(x: Tensor) -> Tensor:
+    """The images turned by one, along an axis of every shape."""
+    return torch.arange(len(x)).roll(1)
+
+
+def wide(x: Tensor) -> Tensor:
+    return order_of(x).reshape(-1, *[1] * (x.dim() - 1)).expand_as(x)
+
+
+OTHERS = {
+    "index_put": lambda x: x.clone().index_put((order_of(x),), x.clone()),
+    "index_copy": lambda x: x.clone().index_copy(0, order_of(x), x),
+    "scatter along images": lambda x: x.clone().scatter(0, wide(x), x),
+    "scatter along tokens": lambda x: x.clone().scatter(
+        2, torch.arange(CELLS)[:, None].expand_as(x), x.roll(1, 0)
+    ),
+    "slice_scatter": lambda x: torch.slice_scatter(x.clone(), x.flip(0), 0, 0, len(x)),
+    "select_scatter": lambda x: torch.select_scatter(x.clone(), x[1], 0, 0),
+    "masked_scatter": lambda x: x.clone().masked_scatter(x.isfinite(), x.roll(1, 0)),
+}
+
+
+@pytest.mark.parametrize("write", OTHERS)
+def test_what_other_images_are_written_into_is_not_followed(write: str) -> None:
+    other = OTHERS[write]
+    record = only(Net(lambda q, k, v: heads_first(*map(other, (q, k, v))), 4, declared=True), 3)
+    assert record.shape == (12, 1, CELLS, CELLS)
+    assert "give the model one image at a time" in record.note
+
+
+OWN = {
+    "one token": lambda x: x.clone().index_put(
+        (torch.arange(len(x))[:, None], torch.zeros(1, 1).long()), torch.ones(4)
+    ),
+    "tokens of the same images": lambda x: x.clone().index_copy(2, torch.arange(CELLS), x),
+    "a token of the same images": lambda x: torch.select_scatter(x.clone(), x[:, :, 1], 2, 0),
+    "zeros": lambda x: x.clone().index_fill(2, torch.tensor([0]), 0.0),
+}
+
+
+@pytest.mark.parametrize("write", OWN)
+def test_what_is_written_into_its_own_images_is_followed(write: str) -> None:
+    own = OWN[write]
+    model = Net(lambda q, k, v: heads_first(own(q), own(k), v), 4, declared=True)
+    record = only(model, 3)
+    assert record.shape == (3, 4, CELLS, CELLS)
+    assert record.note == ""
