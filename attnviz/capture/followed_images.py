@@ -229,47 +229,80 @@ def _copied(known: Known, args: Any, kwargs: Any, made: Tensor) -> Numbers | Non
     return _elementwise([one for one in known if one[0] is args[1]], args, kwargs, made)
 
 
-def _written(source: int, dim: int | None = None) -> Batch:
+Replaced = Callable[[Numbers, Numbers, Any, Tensor], bool]
+"""From the images of a tensor, those of what is written into it and the op's arguments and result
+to whether each element is of the same image as what takes its place."""
+
+
+def _written(source: int, alike: Replaced, *, samples: bool = False) -> Batch:
     """Something is written into some elements, which stay where they are.
 
     What depends on images has to be written to those that it is of.
 
     Args:
         source: The argument that is written.
-        dim: The argument that names the axis along which it may be moved; None for any axis.
+        alike: Whether it is of the images that it is written to.
+        samples: Whether that depends on values.
     """
 
     def found(known: Known, args: Any, kwargs: Any, made: Tensor) -> Numbers | None:
-        own = next((numbers for x, numbers in known if x is args[0]), None)
         value = args[source] if len(args) > source else None
-        written = next((one for one in known if one[0] is value), None)
-        if own is None or made.shape != args[0].shape or written is None:
-            return own if made.shape == args[0].shape else None
-        x, numbers = written
-        axes = _moved(args, made) if dim is None else {int(args[dim]) if len(args) > dim else 0}
-        axes = {d % made.dim() for d in axes}
-        if numbers is None or any(own.shape[d] > 1 for d in axes):
+        own = next((numbers for x, numbers in known if x is args[0]), None)
+        written = [numbers for x, numbers in known if x is value]
+        if own is None or made.shape != args[0].shape:
             return None
-        if x.dim() == made.dim() - 1 and len(axes) == 1:  # of one entry along the axis
-            numbers = np.expand_dims(numbers, next(iter(axes)))
-        return own if np.array_equal(numbers, own) else None
+        kept = all(numbers is not None and alike(own, numbers, args, made) for numbers in written)
+        return own if kept else None
 
     def reads(args: Any, made: Tensor) -> Sequence[Tensor]:
         return [args[0], *(x for x in args[source : source + 1] if isinstance(x, Tensor))]
 
-    return Batch(found, reads)
+    return Batch(found, reads, samples)
 
 
-def _moved(args: Any, made: Tensor) -> set[int]:
-    """The axes along which an index chooses elements; all axes for a mask."""
-    if not isinstance(args[1], (list, tuple)):
-        return set(range(made.dim()))
-    axes, at = set(), 0
-    for one in args[1]:
-        span = 1 if one is None else _axes(one)
-        axes |= set() if one is None else set(range(at, at + span))
-        at += span
-    return axes
+def _along_axis(position: int) -> Replaced:
+    """Written along one axis, to any of its entries; of the other axes to the same ones."""
+
+    def alike(own: Numbers, numbers: Numbers, args: Any, made: Tensor) -> bool:
+        dim = (int(args[position]) if len(args) > position else 0) % made.dim()
+        if numbers.ndim == made.dim() - 1:  # one entry
+            numbers = np.expand_dims(numbers, dim)
+        return own.shape[dim] == 1 and np.array_equal(numbers, own)
+
+    return alike
+
+
+@apart
+def _at_index(own: Numbers, numbers: Numbers, args: Any, made: Tensor) -> bool:
+    """Written where an index says."""
+    picked = _indexed([(args[0], own)], args, {}, args[2])
+    return picked is not None and _equal(picked, numbers)
+
+
+@apart
+def _at_mask(own: Numbers, numbers: Numbers, args: Any, made: Tensor) -> bool:
+    """Written in order where a mask is set; what is the same along the last axis is read once."""
+    mask, value = args[1].expand(made.shape), args[2]
+    last = made.dim() > 1 and value.dim() > 1 and value.shape[-1] == made.shape[-1]
+    if last and mask.stride(-1) == 0 and own.shape[-1] == numbers.shape[-1] == 1:
+        mask, own, numbers = mask[..., 0], own[..., 0], numbers[..., 0]
+        value = value[..., 0]
+    chosen = mask.detach().cpu().numpy().astype(bool)
+    taken = np.broadcast_to(numbers, tuple(value.shape)).reshape(-1)[: int(chosen.sum())]
+    return np.array_equal(np.broadcast_to(own, chosen.shape)[chosen], taken)
+
+
+def _anywhere(own: Numbers, numbers: Numbers, args: Any, made: Tensor) -> bool:
+    """One number is written to all elements."""
+    return bool((own == numbers).all())
+
+
+def _equal(one: Numbers, other: Numbers) -> bool:
+    """Whether images are the same where arrays of one broadcast shape have a size of 1."""
+    try:
+        return bool(np.equal(*np.broadcast_arrays(one, other)).all())
+    except ValueError:
+        return False
 
 
 def _embedded(known: Known, args: Any, kwargs: Any, made: Tensor) -> Numbers | None:
@@ -340,10 +373,14 @@ _ENTRIES = {
     "channel_shuffle", "_cdist_forward", "unfold", "avg_pool1d", "adaptive_avg_pool1d",
 }  # fmt: skip
 _WRITTEN = {
-    "fill": _written(1), "zero": _written(1), "masked_scatter": _written(2),
-    "index_put": _written(2), "index_fill": _written(3, 1), "index_copy": _written(3, 1),
-    "index_add": _written(3, 1), "scatter": _written(3, 1), "scatter_add": _written(3, 1),
-    "slice_scatter": _written(1, 2), "select_scatter": _written(1, 2),
+    "fill": _written(1, _anywhere), "zero": _written(1, _anywhere),
+    "masked_scatter": _written(2, _at_mask, samples=True),
+    "index_put": _written(2, _at_index, samples=True),
+    **dict.fromkeys(
+        ("index_fill", "index_copy", "index_add", "scatter", "scatter_add"),
+        _written(3, _along_axis(1)),
+    ),
+    **dict.fromkeys(("slice_scatter", "select_scatter"), _written(1, _along_axis(2))),
 }  # fmt: skip
 _BY_OP = {
     "convolution": Batch(_apart_from(1), _first),
