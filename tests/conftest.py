@@ -52,6 +52,15 @@ def pytest_unconfigure() -> None:
 
 def pytest_report_header() -> str:
     """The processor and what torch makes of it, since bits differ between processors."""
+    return _machine()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The same once more, where the end of a long run is all that is kept."""
+    terminalreporter.write_line(_machine())
+
+
+def _machine() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import builtins
+import functools
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from streamlit.components.v2 import manifest_scanner
 from streamlit.testing.v1 import AppTest
 
 from attnviz.cli import available
@@ -28,6 +30,11 @@ from tests.dashboard.conftest import APP
 
 PAGES = tuple(page.name for page in listed())
 RANKED = tuple(page for page in PAGES if page not in ("runs", "training"))
+
+manifest_scanner.scan_component_manifests = functools.cache(
+    manifest_scanner.scan_component_manifests
+)
+"""A server reads the metadata of all installed packages once; `AppTest` does at every page."""
 
 
 @pytest.fixture(autouse=True)
