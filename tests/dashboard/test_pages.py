@@ -22,7 +22,7 @@ from streamlit.testing.v1 import AppTest
 
 from attnviz.cli import available
 from attnviz.runs import open_run, save_run
-from dashboard import lazy, run_cache
+from dashboard import heap, lazy, run_cache
 from dashboard.pages import listed
 from dashboard.table import Event
 from tests.dashboard import made_runs
@@ -49,6 +49,7 @@ def opened(patch: pytest.MonkeyPatch, view: str, root: Any, /, **params: Any) ->
     patch.setenv("ATTNVIZ_RUNS", str(root))
     patch.setattr(run_cache, "INTERVALS", 60.0)  # waited for: no script runs again by itself here
     patch.setattr(lazy, "AT_ONCE", True)  # scrolled down
+    patch.setattr(heap, "settle", lambda **_: None)  # the heap here is that of all tests
     at = AppTest.from_file(str(APP), default_timeout=900)
     if view != "compare":
         at.switch_page(f"views/{view}.py")
