@@ -120,7 +120,10 @@ class Reader:
         end = time.monotonic() + self.patience
         self.components = {}
         while True:
-            content = self.socket.recv(timeout=max(0.1, end - time.monotonic()))
+            left = end - time.monotonic()
+            if left < 0:
+                raise TimeoutError(f"not ended after {self.patience:g} seconds")
+            content = self.socket.recv(timeout=max(0.1, left))
             message = ForwardMsg.FromString(content)
             kind = message.WhichOneof("type")
             if kind == "delta":

@@ -13,7 +13,7 @@ from attnviz.errors import InputError
 from dashboard.components import component
 from dashboard.uploads import FORMATS, MOST_BYTES
 
-_upload = component(__file__, "upload")
+_upload = component(__file__, "upload", lasting=True)
 
 
 def upload(side: int, *, key: str) -> bytes | None:

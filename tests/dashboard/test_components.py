@@ -1,13 +1,15 @@
-"""What a component shows before its script has run, which on a busy machine takes seconds."""
+"""Components: what they show before their script has run, and what a browser may send."""
 
 from __future__ import annotations
 
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import dashboard
+from benchmarks.dashboard_readers import Reader, Seen
 
 MARKUP = sorted(Path(dashboard.__file__).parent.glob("*/*.html"))
 
@@ -49,3 +51,26 @@ def test_a_button_without_a_name_is_seen():
     unnamed = '<button></button><button>Rest</button><i role="img"></i>'
     assert names(unnamed) == [False, True, False]
     assert sum(len(names(file.read_text("utf-8"))) for file in MARKUP) >= 5
+
+
+@pytest.mark.parametrize(
+    ("page", "sent"),
+    [
+        ("heads", {"opened": "A" * 2000}),
+        ("heads", {"page": "heads"}),
+        ("explore", {"brushed": {"x": [0, 1], "y": [0, 0.5]}}),
+        ("runs", {"sorted": "variant"}),
+        ("runs", {"ticked": {"ticked": ["mha-0"], "shown": ["mha-0", "cnn-0"]}}),
+    ],
+)
+def test_what_stays_in_a_browser_is_read_once(page: str, sent: dict[str, Any], address: str):
+    """No browser sends an event as a state; a page that ran again for it would never end."""
+    pytest.importorskip("websockets")
+    seen = Seen()
+    reader = Reader(address, seen, 0, 120.0)
+    reader.visit(page, run="mha-0")
+    assert reader.components
+    reader.visit(page, dict.fromkeys(reader.components, sent), run="mha-0")
+    reader.close()
+    assert not seen.faults
+    assert seen.pages == 2
