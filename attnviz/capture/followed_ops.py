@@ -94,6 +94,7 @@ class Followed:
         writes: Whether it writes into its first argument.
         samples: Whether they depend on values.
         joins: Whether tokens of which nothing is known may join others.
+        layer: Whether it is a layer that reads its first operand, if the others are parameters.
         images: From the tensors that it reads, its arguments and its result to the result's images.
     """
 
@@ -105,6 +106,7 @@ class Followed:
     writes: bool = False
     samples: bool = False
     joins: bool = False
+    layer: bool = False
     images: FoundImages = ALIKE
 
 
@@ -138,8 +140,7 @@ def _places_followed(func: Any) -> Followed | None:
             return None
         if "batch_norm" in plain or plain == "native_group_norm":
             return Followed(_unchanged, _first, keeps=True, single=True, writes=writes)
-        found = _normed if "layer_norm" in plain else _unchanged
-        return Followed(found, _alike, keeps=True, writes=writes)
+        return Followed(_unchanged, _alike, keeps=True, writes=writes, layer="layer_norm" in plain)
     if plain == "_to_copy":
         return Followed(_converted, _alike, keeps=True, samples=True)
     if plain in _RESIZED:
@@ -155,9 +156,9 @@ def _places_followed(func: Any) -> Followed | None:
     if plain == "constant_pad_nd":
         return Followed(_padded, _first, settings=_frozen)
     if plain in ("mm", "bmm"):
-        return Followed(_multiplied, lambda args, made: args[:2])
+        return Followed(_multiplied, lambda args, made: args[:2], layer=True)
     if plain in ("addmm", "baddbmm"):
-        return Followed(_added, lambda args, made: args[1:3], writes=writes)
+        return Followed(_added, lambda args, made: args[1:3], writes=writes, layer=True)
     if plain in ("cat", "stack"):
         return Followed(
             _joined if plain == "cat" else _stacked, _parts, settings=_frozen, joins=True
@@ -205,7 +206,7 @@ def follow(lineage: Lineage, rule: Followed, args: Any, kwargs: Any, out: Any) -
         found = LOST
     elif not rule.keeps:
         found = _result(lineage, rule, args, kwargs, made, ((args[0], origin),), {origin})
-    elif _stays(origin, made) and origin.form == form(args[0]):
+    elif origin.form == form(made) == form(args[0]):
         found = origin
     else:
         found = _of_all(lineage, rule, args, kwargs, made)
@@ -221,17 +222,16 @@ def follow(lineage: Lineage, rule: Followed, args: Any, kwargs: Any, out: Any) -
                 lineage.put(other, found if form(other) == found.form else LOST)
 
 
-def _stays(origin: Origin, made: Tensor) -> bool:
-    """Whether a result lies in the same way as an operand that it has the places of."""
-    return not origin.lone and origin.form == form(made)
-
-
 def _of_all(
     lineage: Lineage, rule: Followed, args: Any, kwargs: Any, made: Tensor
 ) -> Origin | None:
     """The origin of a result, from all tensors that it depends on; None leaves it alone."""
     known = [(x, lineage.origin(x)) for x in rule.reads(args, made) if isinstance(x, Tensor)]
     origins = {origin for _, origin in known}
+    if rule.layer and (first := known[0][1]) is not None and first.labels and (
+        all(lineage.is_parameter(x) for x, _ in known[1:])
+    ):  # fmt: skip
+        lineage.read_alone(first.of(form(known[0][0])))
     if rule.keeps and not any(origin is not None and origin.told for _, origin in known):
         shape = made.shape
         known = [(x, origin) for x, origin in known if x.shape == shape] or known
@@ -288,7 +288,7 @@ def _result(
     written = form(made)
     if rule.keeps and len(origins) == 1:
         origin = known[0][1]
-        if origin is not None and origin.form == written and not origin.lone and (
+        if origin is not None and origin.form == written and (
             all(form(x) == written for x, _ in known)
         ):  # fmt: skip
             return origin
@@ -355,11 +355,6 @@ def _places(labels: Labels | None) -> Labels:
 
 def _lost(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
     return ()
-
-
-def _normed(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
-    lineage.read_alone(lineage.labels(args[0]) or ())
-    return _unchanged(lineage, args, kwargs, made)
 
 
 def _unchanged(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
@@ -521,8 +516,6 @@ def _product(lineage: Lineage, left: Tensor, right: Tensor) -> Labels:
     rows, columns = _places(lineage.labels(left)), _places(lineage.labels(right))
     last = left.dim() - 1
     layer = lineage.is_parameter(right)
-    if layer:
-        lineage.read_alone(rows)
     left_over = [_summed(one, last) if layer else one for one in rows]
     kept = [one for one in left_over if one is not None and not one.along(last)]
     kept += [one for one in columns if not one.along(last - 1) and one.along(last)]

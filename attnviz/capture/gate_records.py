@@ -188,8 +188,9 @@ class GateRecords:
         if not drawn or record.axis == "branch":
             return record
         tokens, batch = sorted(read.order[2:]), Even(images=len(other))
-        side = numbered(self._recorder.lineage, other, tokens, [0], batch)
-        keys = proven(side, record.images) or Places(reason=UNPROVEN)
+        lineage = self._recorder.lineage
+        side = numbered(lineage, other, tokens, [0], batch)
+        keys = proven(side, record.images, lineage) or Places(reason=UNPROVEN)
         return changed(record, places=RecordPlaces(Places(reason=NO_QUERIES), keys))
 
     def _pooled_record(

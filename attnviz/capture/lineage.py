@@ -5,16 +5,18 @@ every op that moves tokens without mixing them is followed, by the rules of `fol
 shares its tensor's storage, so where its elements lie is computed from their addresses.
 
 An origin is computed once: ops of the same kind on tensors of the same origins and strides have the
-same result, in each block of a model, in each of its forward passes and on each batch.
+same result, in each block of a model, in each of its forward passes, on each batch and in the next
+watch.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
+import threading
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ PADDED = -(10**9)
 MOST = 1 << 22
 """The most elements of the numbers of one tensor, and of all tensors that are remembered."""
 
+_KEPT = 1 << 19  # the same, once a watch has ended
 _ORIGINS = 2048  # remembered at most
 _SMALL = 1 << 15  # numbers that are remembered for all grids of the same sides
 
@@ -83,7 +86,7 @@ class Line:
 
 @dataclass(eq=False, slots=True)
 class Space:
-    """A grid of places over the image, and which tokens beside them were read by themselves.
+    """A grid of places over the image, and how many tokens beside them have joined it.
 
     Attributes:
         lines: Its axes.
@@ -92,14 +95,12 @@ class Space:
             tokens by head), or sampling points.
         told: Whether its cells are the rows and columns that the model itself computed as the
             positions of its tokens, for rotary embeddings.
-        read: Numbers of tokens that are no places and were given to a layer alone.
         others: How many tokens that are no places have joined it.
     """
 
     lines: tuple[Line, ...]
     raw: bool = False
     told: bool = False
-    read: set[int] = field(default_factory=set)
     others: int = 0
     _whole: dict[int, Label] = field(default_factory=dict, repr=False)
 
@@ -223,13 +224,12 @@ class Origin:
         labels: Its labels; none where no places are known any more.
         images: The image of each element, of size 1 along axes that it does not depend on; None
             where that is not known.
-        lone: Whether it is a single token.
         fixed: Whether it does not depend on values, as sampling points do.
         told: Whether it is known from positions that the model computed.
     """
 
     __slots__ = (
-        "_bare", "_images", "_known", "fixed", "form", "images", "labels", "lone", "told",
+        "_bare", "_images", "_known", "fixed", "form", "images", "labels", "told",
     )  # fmt: skip
 
     def __init__(self, form: Form, labels: Labels, images: Numbers | None = None) -> None:
@@ -237,7 +237,6 @@ class Origin:
         self.form = form
         self.labels = labels if known else ()
         self.images = images if known else None
-        self.lone = any(label.numbers.size == 1 for label in self.labels)
         self.fixed = not any(isinstance(label.space, Samples) for label in self.labels)
         self.told = bool(self.labels) and all(label.space.told for label in self.labels)
         self._known: dict[Form, Labels] = {form: self.labels}
@@ -266,6 +265,8 @@ class Origin:
                 for label in self.labels
                 if (numbers := self._seen(label.numbers, form)) is not None
             )
+            if self.fixed:
+                _remembered.held += sum(label.numbers.size for label in found)
         return found
 
     def images_of(self, form: Form) -> Numbers | None:
@@ -385,6 +386,12 @@ def alike(one: Numbers | None, other: Numbers | None) -> bool:
     return one is other or np.array_equal(one, other)
 
 
+def _of_image(whole: Form) -> Origin:
+    """The origin of an image that a model was given."""
+    shape = tuple(whole[0])
+    return Origin(whole, _pixels(shape) if len(shape) > 2 else (), _batch(shape))
+
+
 def _batch(shape: tuple[int, ...]) -> Numbers | None:
     """The images of what a model was given, along its first axis; None of a single one."""
     count = shape[0]
@@ -418,10 +425,8 @@ class Lineage:
         self.is_parameter = is_parameter
         self._given = given
         self._origins: ByStorage[Origin] = ByStorage()
-        self._images: dict[Form, Origin] = {}
-        self._made: dict[Any, Origin | None] = {}
-        self._held = 0
         self._times: Counter[Any] = Counter()
+        self._read: defaultdict[Space, set[int]] = defaultdict(set)
 
     def origin(self, tensor: Tensor) -> Origin | None:
         """Where the elements of an op's operand lie; None if it is no feature.
@@ -453,12 +458,11 @@ class Lineage:
         given, key = self._given(), _storage(tensor)
         for image in given if key is not None else ():
             if _is_input(image) and _storage(image) == key:
-                whole, shape = form(image), tuple(image.shape)
-                if whole not in self._images:
-                    pixels = _pixels(shape) if len(shape) > 2 else ()
-                    self._images[whole] = Origin(whole, pixels, _batch(shape))
-                self.put(image, self._images[whole])
-                return self._images[whole]
+                whole = form(image)
+                found = self.once(whole, partial(_of_image, whole), again=False)
+                if found is not None:
+                    self.put(image, found)
+                return found
         if given:
             self.put(tensor, _APART)
         return None
@@ -470,16 +474,19 @@ class Lineage:
     def clear(self) -> None:
         """Forget everything."""
         self._origins.clear()
-        self._images.clear()
-        self._made.clear()
         self._times.clear()
-        self._held = 0
+        self._read.clear()
+        _remembered.shrink(_KEPT)
 
     def read_alone(self, labels: Labels) -> None:
         """Note that a layer was given one token only, if it is no place."""
         for label in labels:
             if label.numbers.size == 1 and PADDED < label.numbers.flat[0] < 0:
-                label.space.read.add(int(label.numbers.flat[0]))
+                self._read[label.space].add(int(label.numbers.flat[0]))
+
+    def alone(self, space: Space) -> frozenset[int]:
+        """Numbers of the tokens beside a grid that a layer was given by themselves."""
+        return frozenset(self._read.get(space, ()))
 
     def put(self, tensor: Tensor, origin: Origin) -> None:
         """Note where a new tensor's elements lie."""
@@ -509,20 +516,41 @@ class Lineage:
             again: Whether each use of the key in one forward pass has an origin of its own, since
                 tokens join that are no places.
         """
+        made = _remembered.made
         try:
             if again:
                 self._times[key] += 1
                 key = key, self._times[key]
-            if key in self._made:
-                return self._made[key]
+            if key in made:
+                return made[key]
         except TypeError:  # sizes that are symbols
             return find()
         found = find()
         if found is not None:
-            self._held += sum(label.numbers.size for label in found.labels)
-            self._held += 0 if found.images is None else found.images.size
-        if len(self._made) >= _ORIGINS or self._held > MOST:
-            self._made.clear()
-            self._held = 0
-        self._made[key] = found
+            _remembered.held += sum(label.numbers.size for label in found.labels)
+            _remembered.held += 0 if found.images is None else found.images.size
+        _remembered.shrink(MOST)
+        made[key] = found
         return found
+
+
+class _Remembered(threading.local):
+    """The origins that were found under their keys, by all watches of one thread.
+
+    Attributes:
+        made: The origins.
+        held: How many elements their numbers have.
+    """
+
+    def __init__(self) -> None:
+        self.made: dict[Any, Origin | None] = {}
+        self.held = 0
+
+    def shrink(self, most: int) -> None:
+        """Forget all if these are more than some number, or the origins too many."""
+        if len(self.made) >= _ORIGINS or self.held > most:
+            self.made.clear()
+            self.held = 0
+
+
+_remembered = _Remembered()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -53,7 +53,7 @@ class Numbered:
     Attributes:
         space: The grid that they are numbers on.
         numbers: `(b, tokens)`, cells, and numbers below zero for tokens that are no places.
-        found: The places that were read off them, by the number of images and of tokens that a
+        found: The places that were read off them, by the number of images and the tokens that a
             layer has read alone.
     """
 
@@ -113,7 +113,7 @@ def _presented(
     return found
 
 
-def proven(side: Numbered | None, images: int | None) -> Places | None:
+def proven(side: Numbered | None, images: int | None, lineage: Lineage) -> Places | None:
     """Places from numbers; None where these do not tell them.
 
     Each image's tokens are looked for in the data: a cell stands once for each of them. None where
@@ -123,16 +123,18 @@ def proven(side: Numbered | None, images: int | None) -> Places | None:
     Args:
         side: The numbers of one side of a record.
         images: How many images there are, where that is known.
+        lineage: Knows which tokens a layer has read alone.
     """
     if side is None or not side.numbers.size:
         return None
-    key = images, len(side.space.read)
+    alone = lineage.alone(side.space)
+    key = images, alone
     if key not in side.found:
-        side.found[key] = _proven(side, images)
+        side.found[key] = _proven(side, images, alone)
     return side.found[key]
 
 
-def _proven(side: Numbered, images: int | None) -> Places | None:
+def _proven(side: Numbered, images: int | None, alone: Set[int]) -> Places | None:
     numbers = side.numbers
     count = _images(numbers)
     if count is None or (images and count != images and not side.space.told):
@@ -145,19 +147,19 @@ def _proven(side: Numbered, images: int | None) -> Places | None:
     grid, inside, error = found
     cells = np.full(len(cell), -1)
     cells[cell >= 0] = inside
-    roles: list[Role] = [_role(int(n), side.space) for n in cell]
+    roles: list[Role] = [_role(int(n), alone) for n in cell]
     return Places(
         grid, tuple(int(c) for c in cells), tuple(roles), status="proven",
         reason=TOLD if side.space.told else "followed from a feature map", error=error,
     )  # fmt: skip
 
 
-def _role(number: int, space: Space) -> Role:
+def _role(number: int, alone: Set[int]) -> Role:
     if number >= 0:
         return "place"
     if number == PADDED:
         return "padding"
-    return "class" if number in space.read else "other"
+    return "class" if number in alone else "other"
 
 
 def _images(numbers: Numbers) -> int | None:

@@ -200,7 +200,7 @@ class Recorder:
             sides = [self._sides.get(i, (None, None, None)) for i in run]
             queries, keys = (_rows([one[n] for one in sides], own, split) for n in (0, 1))
             bare = changed(whole, places=None, query_grid=None, key_grid=None, prefix=0)
-            self.seen._set(run[0], _with_places(bare, queries, keys, whole.images))
+            self.seen._set(run[0], self._with_places(bare, queries, keys, whole.images))
             joined.update(run[1:])
         return joined
 
@@ -250,7 +250,7 @@ class Recorder:
             number: Which record it is; the next one if not given.
         """
         self._sides[len(self.seen) if number is None else number] = queries, keys, images
-        record = _with_places(record, queries, keys, images)
+        record = self._with_places(record, queries, keys, images)
         if keys is None or record.places is None or record.places.keys.grid is None:
             return record
         windows = self.scopes.windows(record.places.keys, keys.numbers.shape[1])
@@ -261,6 +261,20 @@ class Recorder:
             record, windows=windows, query_grid=query, key_grid=windows.size,
             prefix=keys.numbers.shape[1] - windows.cells.shape[1],
         )  # fmt: skip
+
+    def _with_places(
+        self, record: Record, queries: Numbered | None, keys: Numbered | None, images: int | None
+    ) -> Record:
+        places = tuple(proven(side, images, self.lineage) for side in (queries, keys))
+        if places == (None, None):
+            return record
+        of = [one or Places(reason=UNPROVEN) for one in places]
+        record = changed(record, places=RecordPlaces(*of))
+        if record.windows is not None:  # once more, after the forward pass
+            return record
+        query, key = (_grid(one) for one in places)
+        prefix = _lead(places[1]) or _lead(places[0])
+        return changed(record, query_grid=query, key_grid=key, prefix=prefix)
 
     def at_points(
         self,
@@ -291,10 +305,12 @@ class Recorder:
         """
         self._flush()
         for number, sides in self._sides.items():
-            known = [side for side in sides[:2] if side is not None and side.space.read]
+            known = [
+                side for side in sides[:2] if side is not None and self.lineage.alone(side.space)
+            ]
             kept = self.seen._records[number] if number < len(self.seen) else None
             if known and kept is not None and kept.points is None:  # the head has read its token
-                self.seen._set(number, _with_places(kept, *sides))
+                self.seen._set(number, self._with_places(kept, *sides))
         dropped = dropped | self._join_parts()
         self._sides.clear()
         self._parts.clear()
@@ -327,21 +343,6 @@ class Recorder:
     @property
     def _root(self) -> str:
         return type(self.stack.model).__name__
-
-
-def _with_places(
-    record: Record, queries: Numbered | None, keys: Numbered | None, images: int | None
-) -> Record:
-    places = proven(queries, images), proven(keys, images)
-    if places == (None, None):
-        return record
-    of = [one or Places(reason=UNPROVEN) for one in places]
-    record = changed(record, places=RecordPlaces(*of))
-    if record.windows is not None:  # once more, after the forward pass
-        return record
-    query, key = (_grid(one) for one in places)
-    prefix = _lead(places[1]) or _lead(places[0])
-    return changed(record, query_grid=query, key_grid=key, prefix=prefix)
 
 
 def _runs(parts: Mapping[int, Part], records: Sequence[Record]) -> Iterator[list[int]]:

@@ -380,29 +380,71 @@ class Blocks(nn.Module):
         return logits
 
 
-def test_equal_blocks_and_later_batches_compute_no_origin_anew(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """One entry for each origin that is computed from now on; none is remembered yet."""
     found: list[object] = []
     find = followed_ops._found
     monkeypatch.setattr(followed_ops, "_found", lambda *given: found.append(0) or find(*given))
+    lineage._remembered.shrink(-1)
+    return found
+
+
+def test_equal_blocks_later_batches_and_later_watches_compute_no_origin_anew(
+    computed: list[object],
+) -> None:
     counts = []
     for depth in (2, 5):
         batches = [torch.randn(2, 3, 16, 24) for _ in range(3)]
         for _, seen in stream(Blocks(depth), batches, reduce="received"):
-            counts.append(len(found))
+            counts.append(len(computed))
             grids = {record.key_grid for record in seen.values()}
             roles = {record.places.keys.role[0] for record in seen.values() if record.places}
             assert (grids, roles, len(seen)) == ({(4, 6)}, {"class"}, depth)
-        found.clear()
     assert counts == [counts[0]] * 6
     assert counts[0]
 
 
-def test_places_are_right_where_no_origin_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_that_only_an_earlier_watch_saw_read_has_no_role() -> None:
+    def attended(x: Tensor) -> Tensor:
+        return attend(torch.cat([model.token[:, :1].expand(len(x), -1, -1), rows(x)], 1))
+
+    def by_token(x: Tensor) -> Tensor:
+        return F.linear(attended(x)[:, 0], model.token[0])
+
+    def by_mean(x: Tensor) -> Tensor:
+        return F.linear(attended(x).mean(1), model.token[0])
+
+    model, image = Made(by_token), torch.randn(2, 3, 16, 24)
+    for head, role in ((by_token, "class"), (by_mean, "other"), (by_token, "class")):
+        model.after = head
+        (record,) = seen_in(model, image).values()
+        assert record.places is not None
+        assert record.places.keys.role[0] == role
+
+
+def test_large_origins_are_forgotten_with_the_watch(
+    computed: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, counts = torch.randn(2, 3, 16, 24), []
+    for most in (lineage._KEPT, 0):
+        monkeypatch.setattr(lineage, "_KEPT", most)
+        for _ in range(2):
+            seen_in(Blocks(), image)
+            counts.append(len(computed))
+            computed.clear()
+    first, second, third, fourth = counts
+    assert second == third == 0  # the first watch's are still there; then they were too large
+    assert first == fourth > 0
+
+
+def test_places_are_right_where_no_origin_is_remembered(
+    computed: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lineage, "_ORIGINS", 0)
     for record in seen_in(Blocks(), torch.randn(2, 3, 16, 24)).values():
         assert (record.key_grid, cells(record)) == ((4, 6), [-1, *range(24)])
+    assert computed
 
 
 def test_tokens_that_join_in_the_same_way_keep_their_own_roles() -> None:
