@@ -22,6 +22,8 @@ MOST_BANDS = 8
 
 _ROW = 34  # pixels per variant in a dot plot
 _AXIS = 56  # pixels for the axis and the words above
+_LABEL = 18  # pixels that a dot's label is high
+_EDGE = 20  # pixels above and below the dots
 _FONT = "'Source Sans', 'Source Sans Pro', sans-serif"
 
 
@@ -188,10 +190,11 @@ def lines_in_words(data: pd.DataFrame, *, x: str, y: str, y_title: str, name: st
 
 
 def scatter(data: pd.DataFrame, *, ink: Ink, x: str, y: str, x_title: str, y_title: str) -> Any:
-    """One labelled dot per variant."""
+    """One labelled dot per variant; a line joins a dot to its label where that had to move."""
     import altair as alt
 
-    data = data.assign(label_at=_apart(data[y].to_numpy(), 0.075))
+    height = max(300, 2 * _EDGE + _LABEL * len(data) * 4 // 3)
+    data = data.assign(label_at=_apart(data[y].to_numpy(), _LABEL / (height - 2 * _EDGE)))
     across = alt.X(
         f"{x}:Q",
         title=x_title,
@@ -199,10 +202,12 @@ def scatter(data: pd.DataFrame, *, ink: Ink, x: str, y: str, x_title: str, y_tit
         scale=alt.Scale(zero=False, nice=False, padding=40),
     )
     base = alt.Chart(data).encode(x=across)
-    up = alt.Scale(zero=False, padding=20)
+    up = alt.Scale(zero=False, nice=False, padding=_EDGE)
     tip = ["variant", *(alt.Tooltip(f"{c}:Q", format=".3f") for c in (x, y))]
+    height_of = alt.Y(f"{y}:Q", title=y_title, scale=up)
+    joined = base.mark_rule(color=ink.grid).encode(y=height_of, y2="label_at:Q")
     dots = base.mark_point(filled=True, size=110, color=ink.mark, opacity=1).encode(
-        y=alt.Y(f"{y}:Q", title=y_title, scale=up), tooltip=tip
+        y=height_of, tooltip=tip
     )
     left = f"datum.{x} > {float(data[x].mean())!r}"
     words = alt.layer(
@@ -213,16 +218,28 @@ def scatter(data: pd.DataFrame, *, ink: Ink, x: str, y: str, x_title: str, y_tit
             for side, align, dx in ((left, "right", -10), (f"!({left})", "left", 10))
         )
     )
-    return styled(alt.layer(dots, words).properties(height=300, width="container"), ink)
+    layers = alt.layer(joined, dots, words).properties(height=height, width="container")
+    return styled(layers, ink)
 
 
 def _apart(values: np.ndarray, gap: float) -> np.ndarray:
-    """Heights for labels: those of the dots, pushed up until none covers the next."""
-    step = gap * (np.ptp(values) or 1.0)
-    out = values.astype(float).copy()
-    order = np.argsort(out, kind="stable")
-    for below, above in pairwise(order):
-        out[above] = max(out[above], out[below] + step)
+    """Heights for labels: those of the dots, pushed up until none covers the next.
+
+    Args:
+        values: The heights of the dots.
+        gap: How high a label is, as a share of the whole height that dots and labels then take;
+            less than one over their number.
+    """
+    order = np.argsort(values, kind="stable")
+    span = float(np.ptp(values)) or 1.0
+    out = values.astype(float)
+    for _ in range(64):  # labels above the highest dot make the whole higher
+        out = values.astype(float)
+        for below, above in pairwise(order):
+            out[above] = max(out[above], out[below] + gap * span)
+        if np.ptp(out) <= span:
+            break
+        span = float(np.ptp(out)) * (1 + 1e-9)
     return out
 
 

@@ -205,19 +205,32 @@ def _faithfulness(
 
 
 def _mprt(bench: StoredRun, name: str, part: Sequence[int], seed: int) -> dict[str, np.ndarray]:
-    """The randomisation check of a map that a method of Captum drew; none for other maps."""
-    about = dict(bench.run.about(f"maps/{name}"))
-    method = about.pop("method", name)
-    about.pop("grids", None)
-    if method not in methods():
+    """The randomisation check of a map that a method of Captum drew; none for other maps.
+
+    Raises:
+        InputError: The map was drawn with an argument that a run cannot hold.
+    """
+    about = bench.run.about(f"maps/{name}")
+    if about.get("method", name) not in methods():
         return {}
-    seed, target = about.pop("seed", seed), about.pop("target", None)
+    if about.get("not_kept"):
+        raise InputError(
+            f"{bench.run.id}: {name!r} was drawn with {', '.join(about['not_kept'])} that a run "
+            "cannot hold, and so cannot be drawn again: call attnviz.faithfulness.randomisation "
+            "with it, or name the maps to measure, --maps"
+        )
+    options: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in about.items()
+        if key not in ("method", "drawn", "grids") and value not in ("", None)
+    }
     batch = bench.batch(part)
-    check = randomisation(
-        bench.explained, batch.images, method, seed=seed,
-        target=bench.chosen(batch) if target is None else target,
-        **about,
-    )  # fmt: skip
+    if isinstance(options.get("baseline"), str):
+        options.setdefault("value_range", bench.value_range)
+    if not isinstance(options.get("target"), int):
+        options["target"] = bench.chosen(batch)
+    options.setdefault("seed", seed)
+    check = randomisation(bench.explained, batch.images, about.get("method", name), **options)
     return {"mprt": _column(check.mprt)}
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from attnviz.attribution import default_layer, methods
+from attnviz.attribution.layers import find_layer
 from attnviz.attribution.method_table import METHODS as ATTRIBUTIONS
 from attnviz.capture import watch
 from attnviz.data.samples import (
@@ -336,6 +337,9 @@ def _with_layer(
     method = ATTRIBUTIONS.get(full["method"]) if isinstance(full["method"], str) else None
     if method is not None and method.layer and full.get("layer") is None:
         full["layer"] = default_layer(model, images)
+    elif isinstance(full.get("layer"), nn.Module):
+        chosen = find_layer(model, full["layer"])
+        full["layer"] = next(name for name, one in model.named_modules() if one is chosen)
     return full
 
 
@@ -362,6 +366,7 @@ def _layers(drawn: DrawnMaps, plan: Plan, unmeasured: Mapping[str, str]) -> dict
     return {
         "layers": layers,
         "about": {name: str(drawing.construction) for name, drawing in chosen.items()},
+        "options": dict(plan.attributions),
         "left_out": {
             name: why for name, why in drawn.left_out.items() if name.split(".")[0] not in keys
         },

@@ -52,6 +52,7 @@ class Evaluation:
         primary: The model's primary map.
         layers: Map → the dotted name of its layer.
         about: Map → how it was drawn.
+        options: Attribution → the arguments of `attribute` that drew it.
         left_out: Map → why there is none, and what helps.
         thresholds: Map → metric → τ from the calibration split.
         calibrated_on: Images of the calibration split; 0 without one.
@@ -86,6 +87,7 @@ class Evaluation:
     findings: Any = None
     knockout: Any = None
     unmeasured: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     chosen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     earlier: int = 0
     by_head: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -136,6 +138,7 @@ class Evaluation:
             about=layers["about"],
             left_out=layers["left_out"],
             unmeasured=layers["unmeasured"],
+            options=layers["options"],
             earlier=layers["earlier"],
             by_head={
                 name.removeprefix("by head/"): pieces.joined(name, parts)

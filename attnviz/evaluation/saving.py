@@ -25,13 +25,14 @@ from attnviz.data.samples import (
     displayed,
     scored_size,
 )
-from attnviz.errors import RunError
+from attnviz.errors import InputError, RunError
 from attnviz.evaluation.answers import Answers
 from attnviz.evaluation.measuring import Plan, sample_columns
 from attnviz.evaluation.pieces import FOLDER, Pieces
 from attnviz.maps import drawings, resized
 from attnviz.places import placed
 from attnviz.runs import open_run, resume_run, save_dataset, start_run
+from attnviz.runs.documents import plain
 from attnviz.runs.outputs import outside_runs
 from attnviz.runs.records import kept_of
 from attnviz.runs.tensors import to_bytes
@@ -280,6 +281,7 @@ def written(result: Result, writer: RunWriter, model: nn.Module | None) -> None:
         about: dict[str, Any] = {
             "layer": result.layers.get(name, ""),
             "drawn": result.about.get(name, ""),
+            **kept_options(result.options.get(name, {})),
         }
         about |= several_grids(result.pieces.joined(f"grid/{name}", result.parts))
         writer.maps(name, result.raw(name), about=about)
@@ -296,6 +298,23 @@ def written(result: Result, writer: RunWriter, model: nn.Module | None) -> None:
         writer.weights({name: tensor.detach().cpu().numpy() for name, tensor in state})
     if result.pieces.folder == writer.path / FOLDER:
         _dropped(writer)
+
+
+def kept_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `attribute` as a run can hold them.
+
+    Args:
+        options: The arguments.
+
+    Returns:
+        Those that JSON can hold; and under `"not_kept"` the names of the others, such as a tensor.
+    """
+    kept: dict[str, Any] = {}
+    for name, value in options.items():
+        with suppress(InputError):
+            kept[name] = plain(value, name)
+    lost = sorted(options.keys() - kept.keys())
+    return kept | ({"not_kept": lost} if lost else {})
 
 
 def several_grids(grids: np.ndarray) -> dict[str, Any]:

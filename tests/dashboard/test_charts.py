@@ -95,10 +95,19 @@ def test_lines_are_told_apart_by_dash_as_well_as_colour():
     assert "a from 1.000 at epoch 1 to 2.000 at 2; b from 3.000" in words
 
 
-def test_labels_of_a_scatter_do_not_cover_each_other():
-    heights = charts._apart(np.array([0.1, 0.1, 0.1, 0.9]), 0.1)
-    assert np.diff(np.sort(heights)).min() >= 0.1 * 0.8 - 1e-9
-    assert (heights >= np.array([0.1, 0.1, 0.1, 0.9]) - 1e-9).all()
+@pytest.mark.parametrize("count", [2, 5, 20])
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 1.0], ids=["one value", "close", "even"])
+def test_labels_of_a_scatter_do_not_cover_each_other(count: int, spread: float):
+    dots = 0.3 + spread * np.linspace(0, 1, count)
+    dots[-1] = 0.9
+    data = pd.DataFrame({"variant": map(str, range(count)), "accuracy": dots, "mean": dots})
+    spec = charts.scatter(data, ink=LIGHT, x="accuracy", y="mean", x_title="", y_title="").to_dict()
+    rows = spec["datasets"][spec["data"]["name"]]
+    heights = np.array([row["label_at"] for row in rows])
+    pixels = (spec["height"] - 2 * charts._EDGE) / np.ptp(heights)
+    assert np.diff(np.sort(heights)).min() * pixels >= charts._LABEL * (1 - 1e-6)
+    assert (heights >= dots).all()
+    assert spec["layer"][0]["encoding"]["y2"]["field"] == "label_at"
 
 
 def test_a_colour_that_comes_again_comes_with_another_dash():

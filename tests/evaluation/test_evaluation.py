@@ -559,6 +559,37 @@ def test_images_of_several_sizes_are_scored_kept_and_measured_again_at_their_own
     assert 'width="' in (tmp_path / "page.html").read_text()
 
 
+def test_attributions_of_a_saved_evaluation_are_checked_by_randomisation_as_they_were_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from attnviz.cli import run as command
+    from attnviz.faithfulness import randomisation
+
+    monkeypatch.setattr("attnviz.cli.model_arguments.build", lambda *_, **__: convolutions())
+    model, data = convolutions(), Patches(4)
+    drawn = {
+        "cam": {"method": "layer_gradcam", "layer": model[0], "sign": "abs"},
+        "occlusion": {"sliding_window_shapes": (3, 8, 8), "strides": (3, 8, 8)},
+        "path": {"method": "integrated_gradients", "baseline": torch.zeros(3, 32, 32)},
+    }
+    path = tmp_path / "runs" / "mine"
+    result = evaluate(model, data, attributions=drawn, save=path, findings=False, variant="mine")
+    assert result.layers["cam"] == "0"
+    words = ["measure", str(path), "--model", "my:net", "--mean", ".5", "--std", ".5", "--metrics"]
+    assert command([*words, "--mprt"]) == 2
+    said = capsys.readouterr().err
+    assert "'path' was drawn with baseline that a run cannot hold" in said
+    assert command([*words, "--mprt", "--maps", "cam", "occlusion"]) == 0
+    samples = av.open_run(path).samples()
+    pixels = torch.from_numpy(av.open_run(path).test_set().images(list(range(4))))
+    images = (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    target = [int(data[i].label or 0) for i in range(4)]
+    for name in ("cam", "occlusion"):
+        options = {"method": name, **drawn[name]} | ({"layer": "0"} if name == "cam" else {})
+        check = randomisation(model, images, options.pop("method"), target=target, **options)
+        np.testing.assert_allclose(samples[f"{name}/mprt"], check.mprt, rtol=1e-5, err_msg=name)
+
+
 def test_reference_levels_are_those_of_all_masks_at_the_map_s_own_thresholds() -> None:
     from attnviz.metrics import METRICS, baselines
 
