@@ -27,15 +27,16 @@ def published_layout(model: nn.Module, images: Tensor) -> Layout:
     """
     images = images[:1].to(next(model.parameters()).device)
     layout = av.locate(model, images)
-    if all(one.keys.known for one in layout.values()):
+    without = [name for name, one in layout.items() if not any(c >= 0 for c in one.keys.cell)]
+    if not without:
         return layout
     with torch.no_grad(), frozen(model), av.watch(model, empty=True, reduce="received") as seen:
         model(images)
     drawn = {}
-    for name, one in layout.items():
+    for name in without:
         tokens = seen[name].shape[-1]
         side = math.isqrt(tokens)
-        if not one.keys.known and seen[name].shape[-2] == tokens == side * side:
+        if seen[name].shape[-2] == tokens == side * side:
             places = Places.row_by_row((side, side), status="given", reason=DRAWN)
             drawn[name] = RecordPlaces(places, places)
     return Layout({**layout, **drawn}, layout.passes)
