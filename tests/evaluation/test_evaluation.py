@@ -565,7 +565,8 @@ def test_attributions_of_a_saved_evaluation_are_checked_by_randomisation_as_they
     from attnviz.cli import run as command
     from attnviz.faithfulness import randomisation
 
-    monkeypatch.setattr("attnviz.cli.model_arguments.build", lambda *_, **__: convolutions())
+    for place in ("scoring", "model_arguments"):
+        monkeypatch.setattr(f"attnviz.cli.{place}.build", lambda *_, **__: convolutions())
     model, data = convolutions(), Patches(4)
     drawn = {
         "cam": {"method": "layer_gradcam", "layer": model[0], "sign": "abs"},
