@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnviz.capture import fused_weights as fusion
 from attnviz.capture.attention_layout import UNSPLIT, Layout, Split, divided_kernel, layout
@@ -232,7 +233,7 @@ class AttentionRecords:
             finished: Called with A V of some rows and these rows; returns the kernel's output.
             sources: Queries and keys before they were projected, `(b, tokens, width)`.
         """
-        found = self._ran(fused)
+        found = self._ran(fused, fast=True)
         if found is None:
             return None
         place, scope = found
@@ -246,7 +247,7 @@ class AttentionRecords:
         own = output[:, rows]
         off = (out(weights, rows) - own).abs().max() / own.abs().max().clamp_min(1e-30)
         record = Record(
-            place.name, "attention", weights, None, "k", weights.shape[1], how="fused",
+            scope.name, "attention", weights, None, "k", weights.shape[1], how="fused",
             exact=False, check=float(off), op="fast path",
         )  # fmt: skip
         record = self._recorder.placed(self._with_operands(record, fused), place, scope)
@@ -264,8 +265,9 @@ class AttentionRecords:
         if place is None:
             return
         scope = Scope(place.name, place.module, Geometry())
+        place = _attending(place) if op == "fast path" else place
         if self._recorder.chosen("attention", scope, place):
-            record = Record(place.name, "attention", axis="k", how="fused", exact=False, op=op,
+            record = Record(scope.name, "attention", axis="k", how="fused", exact=False, op=op,
                             note=note)  # fmt: skip
             self._recorder.without_weights(record, place, scope)
 
@@ -305,14 +307,20 @@ class AttentionRecords:
         record = self._in_product(record, operand, query, key, read, scope.shape.images)
         return self._recorder.apply(record, squash, operand, read.restore)
 
-    def _ran(self, fused: Fused) -> tuple[Place, Scope] | None:
-        """Place and scope of a kernel, if the watched model ran it and it was chosen."""
+    def _ran(self, fused: Fused, *, fast: bool = False) -> tuple[Place, Scope] | None:
+        """Place and scope of a kernel, if the watched model ran it and it was chosen.
+
+        Args:
+            fused: The kernel's arguments.
+            fast: Whether it does more than to attend, as an encoder layer's fast path does.
+        """
         place = self._recorder.stack.place()
         if place is None:
             return None
         q, width = fused.query.shape[-2:]
         scope = self._scopes.at(place, q, fused.key.shape[-2], width)
         scope = scope._replace(name=place.name, module=place.module)
+        place = _attending(place) if fast else place
         return (place, scope) if self._recorder.chosen("attention", scope, place) else None
 
     def _one_row(self, fused: Fused, scope: Scope) -> bool:
@@ -355,6 +363,19 @@ class AttentionRecords:
                 return weights
         with self._collector.graph():
             return fusion.weights(fused)
+
+
+def _attending(place: Place) -> Place:
+    """The place of an encoder layer's own attention, whose work its fast path does as well.
+
+    The record keeps the name of the layer, which ran; its origin is where it comes from on every
+    other path.
+    """
+    inner = getattr(place.module, "self_attn", None)
+    if not isinstance(inner, nn.MultiheadAttention):
+        return place
+    name = f"{place.name}.self_attn" if place.name else "self_attn"
+    return replace(place, name=name, module=inner)
 
 
 def _composed(

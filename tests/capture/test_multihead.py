@@ -143,6 +143,20 @@ def test_an_encoder_names_each_layer() -> None:
     assert list(seen) == ["layers.0.self_attn", "layers.1.self_attn"]
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_an_encoder_layer_s_attention_has_one_name_on_every_path(fast: bool) -> None:
+    encoder, x = nn.TransformerEncoder(layer(), 2, enable_nested_tensor=False).eval(), tokens()
+    with torch.set_grad_enabled(not fast):
+        with watch(encoder, where="layers.1.self_attn") as seen:
+            encoder(x)
+        (record,) = seen.values()
+        assert seen["layers.1.self_attn"] is record
+        assert (record.op == "fast path", record.origin) == (fast, "layers.1.self_attn")
+    with torch.no_grad(), watch(encoder, edit={"layers.1.self_attn": "uniform"}) as seen:
+        encoder(x)
+    assert [one.edited for one in seen.values()] == [False, True]
+
+
 def test_nested_tensors_are_named_and_cannot_be_edited() -> None:
     encoder = nn.TransformerEncoder(layer(), 1, enable_nested_tensor=True).eval()
     padding = torch.arange(LENGTH)[None] >= torch.tensor([5, 4, 3])[:, None]
