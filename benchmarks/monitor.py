@@ -112,7 +112,7 @@ def costs(model: nn.Module, side: int) -> str:
 def main() -> None:
     how = argparse.RawTextHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=how)
-    parser.add_argument("models", nargs="*", choices=[*MODELS, []], default=[*MODELS])
+    parser.add_argument("models", nargs="*", choices=[*MODELS, []], metavar="MODEL")
     parser.add_argument("--seconds", type=float, nargs="+", default=[24.0, 120.0])
     parser.add_argument("--epoch", type=float, default=8.0)
     parser.add_argument("--cpu", action="store_true")
@@ -126,7 +126,7 @@ def main() -> None:
     notes = []
     with tempfile.TemporaryDirectory() as root, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that a short training was not measured
-        for key in args.models:
+        for key in args.models or MODELS:
             name, make, side = MODELS[key]
             for seconds in args.seconds:
                 monitor = trained(make(), side, seconds, args.epoch, Path(root, f"{key}{seconds}"))

@@ -83,9 +83,16 @@ def run(args: argparse.Namespace) -> int:
     if args.host not in _OWN:
         print(f"attnviz: {open_to_others(args)}", file=sys.stderr)
     words, environment = command(app(), args)
+    print(f"attnviz: the dashboard is at {address(args)}; Ctrl-C stops it", flush=True)
     if os.name == "posix":  # becomes Streamlit, so that every signal reaches it
         os.execve(words[0], words, environment)
     return 2 if subprocess.run(words, env=environment).returncode else 0
+
+
+def address(args: argparse.Namespace) -> str:
+    """Where a browser on this machine reaches the pages."""
+    host = "localhost" if args.host in _EVERY else args.host
+    return f"http://{f'[{host}]' if ':' in host else host}:{args.port}"
 
 
 def open_to_others(args: argparse.Namespace) -> str:
@@ -145,6 +152,7 @@ def command(page: Path, args: argparse.Namespace) -> tuple[list[str], dict[str, 
         *("--server.address", args.host, "--server.port", str(args.port)),
         *("--server.headless", "true" if args.no_browser else "false"),
         *("--server.showEmailPrompt", "false", "--browser.gatherUsageStats", "false"),
+        *("--logger.hideWelcomeMessage", "true"),  # and Streamlit's card that advertises its own
         *("--server.enableCORS", "true", "--server.enableXsrfProtection", "true"),
     ]
     for name in allowed_hosts(args.host, args.allow_host):

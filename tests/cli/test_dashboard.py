@@ -89,6 +89,29 @@ def test_where_others_can_reach_it_it_says_that_there_is_no_log_in(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        ([], "127.0.0.1:8501"),
+        (["--host", "::1", "--port", "8600"], "[::1]:8600"),
+        (["--host", "0.0.0.0"], "localhost:8501"),
+    ],
+)
+def test_it_prints_where_it_is_and_nothing_of_streamlit_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    words: list[str], where: str,
+) -> None:  # fmt: skip
+    begun: list[list[str]] = []
+    monkeypatch.setattr(dashboard.os, "execve", lambda path, words, env: begun.append(words))
+    monkeypatch.setattr(
+        dashboard.subprocess, "run", lambda words, env: subprocess.CompletedProcess(words, 0)
+    )
+    run(["dashboard", str(tmp_path), *words])
+    said = capsys.readouterr().out
+    assert said == f"attnviz: the dashboard is at http://{where}; Ctrl-C stops it\n"
+    assert told(begun[0], "--logger.hideWelcomeMessage") == ["true"]  # its card on the page too
+
+
 def test_without_streamlit_it_names_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
