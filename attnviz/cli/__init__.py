@@ -18,9 +18,10 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from attnviz.errors import AttnvizError, InputError, unknown_name
 
@@ -118,6 +119,17 @@ def _run(words: list[str]) -> int:
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports usage errors as `InputError`, in one line."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The arguments; an unknown option is an error that names the nearest one."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            wrong = next((word.partition("=")[0] for word in unknown if word[:1] == "-"), "")
+            near = get_close_matches(wrong, flags, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found
 
     def error(self, message: str) -> NoReturn:
         """Raise an `InputError` that names the command's `--help`."""

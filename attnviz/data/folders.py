@@ -20,6 +20,9 @@ ByFile: TypeAlias = Mapping[str, Any] | Callable[[Path], Any] | Literal["folder"
 """A value per image: by its stem, by a function of its path, or the name of its folder."""
 
 
+_LOSSLESS = (".png", ".bmp", ".tif", ".tiff", ".gif")
+
+
 def mask_folder(
     images: str | Path,
     masks: str | Path | None = None,
@@ -84,24 +87,37 @@ class _MaskFolder:
         self.inside = (inside,) if isinstance(inside, int) else inside
         self.moved = preprocessing(transform, seed)
         self.paths = _images(images)
+        if masks is not None and not masks.is_dir():
+            raise InputError(f"{masks}: expected a folder of masks, there is none")
         self.masks = [
             None if masks is None else _beside(path, images, masks) for path in self.paths
         ]
         self.known = masks is not None and without != "unknown"
-        if masks is not None and without == "error":
-            missing = [p for p, m in zip(self.paths, self.masks, strict=True) if m is None]
-            if missing:
-                raise InputError(
-                    f"{masks}: {len(missing)} of {len(self.paths)} images have no mask, such as "
-                    f"{self._name(missing[0])}; without='empty' if they hold nothing, or "
-                    "'unknown'"
-                )
+        if masks is not None:
+            self._check_names(masks, without)
         self._check_sizes(masks)
         self.groups = _by_file(group, self.paths, images, "group")
         found = _by_file(labels, self.paths, images, "labels")
         self.classes, self.labels = _numbered(
             found, classes, [self._name(path) for path in self.paths]
         )
+
+    def _check_names(self, masks: Path, without: str) -> None:
+        """An `InputError` where images have no mask, or masks are those of other images."""
+        missing = [p for p, m in zip(self.paths, self.masks, strict=True) if m is None]
+        other = next((p for p in masks.rglob("*") if p.suffix.lower() in _LOSSLESS), None)
+        if len(missing) == len(self.paths) and other is not None:
+            first = missing[0].relative_to(self.folder).with_suffix(".png")
+            raise InputError(
+                f"{masks}: holds masks, such as {other.relative_to(masks).as_posix()}, but of none "
+                f"of the images; expected the image's own name, such as {first.as_posix()}"
+            )
+        if missing and without == "error":
+            raise InputError(
+                f"{masks}: {len(missing)} of {len(self.paths)} images have no mask, such as "
+                f"{self._name(missing[0])}; add the masks, or say without='empty' (--without "
+                "empty) if these images hold nothing, 'unknown' if that is not known"
+            )
 
     def _check_sizes(self, masks: Path | None) -> None:
         for path, mask in zip(self.paths, self.masks, strict=True):
@@ -111,12 +127,19 @@ class _MaskFolder:
             if sizes[0] != sizes[1]:
                 (w, h), (x, y) = sizes
                 raise InputError(
-                    f"{mask.relative_to(masks).as_posix()}: expected the size of its image "
-                    f"{path.name}, {h} × {w}, got {y} × {x}"
+                    f"{mask}: expected the size of its image {path.name}, {h} × {w} (height × "
+                    f"width), got {y} × {x}; a mask is given at its image's own size, before any "
+                    "transform"
                 )
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def __repr__(self) -> str:
+        """Where the images are, how many there are, and how many have a mask."""
+        masks = sum(mask is not None for mask in self.masks)
+        classes = f", classes {', '.join(self.classes)}" if self.classes else ""
+        return f"{self.folder}: {len(self)} images, {masks} with a mask file{classes}"
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
@@ -171,7 +194,7 @@ def _images(folder: Path) -> list[Path]:
 def _beside(path: Path, images: Path, masks: Path) -> Path | None:
     """The mask of an image: the same name, of whatever lossless format."""
     stem = masks / path.relative_to(images).parent / path.stem
-    for suffix in (".png", ".bmp", ".tif", ".tiff", ".gif"):
+    for suffix in _LOSSLESS:
         found = stem.with_name(stem.name + suffix)
         if found.is_file():
             return found

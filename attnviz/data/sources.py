@@ -66,7 +66,8 @@ def samples_of(
     """
     if hasattr(data, "dataset") and hasattr(data, "batch_size"):
         data = data.dataset
-    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")) or isinstance(data, Mapping):
+    fit = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if not fit or isinstance(data, (str, bytes, Mapping)):
         raise InputError(
             f"data: expected a sequence of images with len and [i], got {type(data).__name__}; of "
             "an iterator make a list, of a folder attnviz.data.mask_folder"

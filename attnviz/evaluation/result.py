@@ -472,7 +472,9 @@ def _printed(result: Evaluation, metrics: Sequence[str]) -> str:
     if len(main) < len(result.maps):
         lines.append(f"and {len(result.maps) - len(main)} maps of earlier layers, see .table")
     if result.earlier:
-        lines.append(f"{result.earlier} maps of earlier layers are left out: layers=True")
+        lines.append(
+            f"{result.earlier} maps of earlier layers are left out: layers=True (--layers)"
+        )
     lines += [_chosen_line(result, key, one) for key, one in result.chosen.items()]
     lines += [f"no map {name}: {why}" for name, why in result.left_out.items()]
     lines += [
@@ -480,7 +482,10 @@ def _printed(result: Evaluation, metrics: Sequence[str]) -> str:
         for layer, why in result.unmeasured.items()
     ]
     if not result.calibrated_on:
-        lines.append("metrics that need a threshold are left out: give calibration=, other images")
+        lines.append(
+            "metrics that need a threshold are left out: give calibration=, other images "
+            "(--calibration-images)"
+        )
     if result.findings is not None:
         lines.append(str(result.findings.headline))
     return "\n".join(lines)

@@ -181,7 +181,7 @@ def _normalisation(sample: Sample) -> dict[str, list[float]]:
 def _resumed(path: Path, known: Mapping[str, Any]) -> RunWriter:
     run = open_run(path)
     if run.state == "complete":
-        raise RunError(f"evaluate: {path} holds a complete run; save= needs a new folder")
+        raise RunError(f"evaluate: {path} holds a complete run; save= needs a new folder (--out)")
     before = dict(run.settings)
     differ = [key for key in known if json.dumps(before.get(key), sort_keys=True, default=str)
               != json.dumps(known[key], sort_keys=True, default=str)]  # fmt: skip

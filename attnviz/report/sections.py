@@ -76,7 +76,7 @@ def metric_board(study: Study) -> Html | None:
         for variant in study.order
     ]
     header = ["variant", *map(short_title, metrics)]
-    hatched = "; hatched: no better than chance" if study.board["below"].any() else ""
+    hatched = "; hatched: a mean no better than chance" if study.board["below"].any() else ""
     return table(header, rows, caption=f"Means over seeds and images, and ranks{hatched}")
 
 

@@ -51,8 +51,9 @@ function layOut(plot) {
       const label = document.createElement("label");
       label.textContent = `${name} ${words}`;
       const input = Object.assign(document.createElement("input"), { type: "number", step: "any", min: low, max: high });
-      input.value = plot.brush[axis] ? Number(plot.brush[axis][end].toFixed(4)) : "";
-      input.placeholder = Number((end ? high : low).toFixed(3));
+      const places = decimals(low, high) + 1;
+      input.value = plot.brush[axis] ? Number(plot.brush[axis][end].toFixed(places)) : "";
+      input.placeholder = Number((end ? high : low).toFixed(places));
       input.addEventListener("keydown", (event) => event.stopPropagation());
       input.addEventListener("change", () => typed(plot, axis, end, input.value, [low, high]));
       label.append(input);
@@ -179,6 +180,12 @@ function paint(plot, brush = plot.brush) {
   canvas.dataset.chosen = String(count);
 }
 
+// Decimals that tell the five numbers along an axis apart.
+function decimals(low, high) {
+  const step = Math.abs(high - low) / 4;
+  return step > 0 ? Math.min(12, Math.max(2, 1 - Math.floor(Math.log10(step)))) : 2;
+}
+
 function axes(c, f, head, ink) {
   c.strokeStyle = c.fillStyle = ink;
   c.font = `12px ${getComputedStyle(c.canvas).fontFamily}`;
@@ -189,9 +196,9 @@ function axes(c, f, head, ink) {
   for (let i = 0; i <= 4; i++) {
     const [x, y] = [f.vx(f.x0 + (i * (f.x1 - f.x0)) / 4), f.vy(f.y1 - (i * (f.y1 - f.y0)) / 4)];
     c.textAlign = "center";
-    c.fillText(Number(x.toFixed(2)), f.x0 + (i * (f.x1 - f.x0)) / 4, f.y1 + 16);
+    c.fillText(Number(x.toFixed(decimals(f.vx(f.x0), f.vx(f.x1)))), f.x0 + (i * (f.x1 - f.x0)) / 4, f.y1 + 16);
     c.textAlign = "right";
-    c.fillText(Number(y.toFixed(2)), f.x0 - 6, f.y1 - (i * (f.y1 - f.y0)) / 4 + 4);
+    c.fillText(Number(y.toFixed(decimals(f.vy(f.y1), f.vy(f.y0)))), f.x0 - 6, f.y1 - (i * (f.y1 - f.y0)) / 4 + 4);
   }
   c.textAlign = "center";
   c.fillText(head.names[0], (f.x0 + f.x1) / 2, f.y1 + 34);

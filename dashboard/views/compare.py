@@ -190,7 +190,7 @@ def _board(board: pd.DataFrame, metric: str) -> str | None:
     hatched = board["below"].any()
     st.caption(
         "Means over seeds and images, with ranks. A column ranks the page by its metric."
-        + (" Hatched: no better than chance." if hatched else "")
+        + (" Hatched: a mean no better than chance." if hatched else "")
     )
     return event.opened
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from attnviz.cli import available, run
 from attnviz.errors import InputError
@@ -43,6 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_trained(place / "unfit")
     with amend_run(place / "unfit" / "mha-0") as writer:
         writer.weights({"other": np.zeros(3, np.float32)})
+    torch.save({"odd": torch.zeros(1)}, place / "other.pt")
     for name, text in {"file.txt": "x", "junk.pt": "x", "raises_here.py": RAISES,
                        "fails_here.py": FAILS, "pictures/a.png": "x"}.items():  # fmt: skip
         (place / name).parent.mkdir(exist_ok=True)
@@ -63,6 +65,8 @@ CASES: tuple[tuple[str, str], ...] = (
     ("ls file.txt", "list file.txt: not a directory"),
     ("ls runs --state odd", "argument --state: invalid choice: 'odd'"),
     ("ls runs more", "unrecognized arguments: more"),
+    ("ls runs --jso", "unrecognized arguments: --jso; did you mean --json\\?"),
+    ("compare runs --metric iou", "unrecognized arguments: --metric iou; did you mean --metrics"),
     ("ls nosuch://x", "open nosuch://x: ValueError: Protocol not known: nosuch"),
     ("ls memory://nothing", "list memory://nothing: no such file or folder"),
     ("show", "the following arguments are required: RUN|MODEL"),
@@ -175,6 +179,9 @@ CASES: tuple[tuple[str, str], ...] = (
     ("watch attnviz:mha --weights nowhere.pt", "--weights: nowhere.pt cannot be loaded: "),
     ("watch attnviz:mha --weights junk.pt",
      "--weights: junk.pt cannot be loaded: .*; expected a state dict, .safetensors or saved by"),
+    ("watch attnviz:mha --weights other.pt",
+     "--weights: other.pt holds those of another model than .*: [0-9]+ of its [0-9]+ tensors are "
+     "missing, such as .*; 1 are none of its own, such as odd"),
     ("watch odd --out file.txt", "argument --out: expected a folder, got the file 'file.txt'"),
     ("watch odd --out ''", "argument --out: expected a path, got an empty word"),
     ("doctor", "the following arguments are required: "),

@@ -56,7 +56,14 @@ def test_what_is_wrong_in_a_folder_is_named_before_the_work(tmp_path: Path) -> N
         InputError, match=r"cat/b.png: expected the size of its image b.jpg, 24 × 24"
     ):
         mask_folder(images, masks, transform=ToTensor())
+    assert repr(mask_folder(images, transform=ToTensor(), labels="folder")) == (
+        f"{images}: 3 images, 0 with a mask file, classes cat, dog"
+    )
     (masks / "cat/b.png").unlink()
+    with pytest.raises(InputError, match=r"mask: expected a folder of masks, there is none"):
+        mask_folder(images, root / "mask", transform=ToTensor(), without="empty")
+    with pytest.raises(InputError, match=r"holds masks, such as .*, but of none of the images"):
+        mask_folder(images / "cat", masks, transform=ToTensor(), without="empty")
     with pytest.raises(InputError, match=r"1 of 3 images have no mask, such as cat/b\.jpg"):
         mask_folder(images, masks, transform=ToTensor())
     empty = mask_folder(images, masks, transform=ToTensor(), without="empty")[1]

@@ -31,7 +31,7 @@ OUTLIER = 4.0
     },
     threshold=f"share above {SINK:g}",
     remedy="leave the place out of the map, with an edit that gives its weight to a register: "
-    "av.watch(model, edit={name: attnviz.diagnosis.without_sinks()}), compare with "
+    "av.watch(model, edit={name: av.diagnosis.without_sinks()}), compare with "
     "attnviz.diagnosis.try_registers(model, images, masks), list heads with "
     "attnviz.diagnosis.attention_sinks(model, images), or train with register tokens",
     appearance="One bright place, often in the background or a corner; the rest is faint.",
