@@ -106,5 +106,5 @@ def show(root: Path, run_ids: Sequence[str]) -> str:
         parts.append("\n".join(leaks.values()))
     parts.append("The doctor on these trainings:\n" + "\n".join(f"  {line}" for line in diagnoses))
     parts.append(f"The same images in every variant: {picture(runs, root)}")
-    parts.append(f"Look around:  uv run attnviz dashboard {root}")
+    parts.append(f"Look around:  uv run --no-dev attnviz dashboard {root}")
     return "\n\n".join(parts)

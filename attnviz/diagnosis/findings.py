@@ -200,7 +200,8 @@ def _block(group: Sequence[Finding]) -> str:
     if len(group) > _SHOWN:
         places += f" and {len(group) - _SHOWN} more"
     numbers = ", ".join(f"{name} {_number(value)}" for name, value in first.evidence.items())
-    lines = [f"{first.severity:<8}{first.code} at {places}", *_wrapped("", first.meaning)]
+    own = "" if len({one.meaning for one in group}) == 1 else f"at {first.where}: "
+    lines = [f"{first.severity:<8}{first.code} at {places}", *_wrapped("", own + first.meaning)]
     if numbers:
         lines += _wrapped("seen: ", numbers)
     page = [f"        → {first.page}"] if first.page else []

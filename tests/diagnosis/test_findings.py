@@ -59,6 +59,13 @@ def test_print_shows_a_code_once_with_its_places_numbers_and_remedy() -> None:
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_numbers_that_hold_at_one_place_only_say_so() -> None:
+    alike = [finding("temperature", w, scale=1.0, ratio=4.0, d_k=16, word="sharper") for w in "ac"]
+    other = finding("temperature", "d", scale=1.0, ratio=9.0, d_k=16, word="sharper")
+    assert "a, c\n        logits" in str(Findings(alike))
+    assert "a, c, d\n        at a: logits" in str(Findings([*alike, other]))
+
+
 def test_findings_are_strict_json() -> None:
     more = [finding("no-effect", "d", change=float("nan"))]
     found = three() + more
