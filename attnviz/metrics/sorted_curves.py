@@ -159,6 +159,8 @@ def descending(values: Tensor) -> Tensor:
     if values.dtype == torch.float32:
         bits = (values + 0.0).view(torch.int32)
         return (~(bits ^ ((bits >> 31) & 0x7FFFFFFF))).long()
+    if len(values) > 1 and torch.equal(values[1:], values[:1].expand_as(values[1:])):
+        return descending(values[:1]).expand_as(values)  # one map for several masks
     ordered, places = _argsort(values)
     new = torch.zeros_like(places)
     new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
