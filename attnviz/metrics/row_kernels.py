@@ -137,9 +137,9 @@ def sort_rows(rows: Tensor) -> Tensor:
 def _radix_is_quicker() -> bool:
     """Whether torch's radix sort of one long row is quicker than numpy's sort; tried once.
 
-    numpy sorts with AVX-512 where a processor has it. On AMD's Zen 4 that takes four times as long
-    as with AVX2 (numpy/x86-simd-sort, issue 6), and twice as long as torch, whose sort of a single
-    row of at least 2^15 integers is by radix. Both give the same bits.
+    numpy sorts with AVX-512 where a processor has it, which is slower than AVX2 on AMD's Zen 4
+    (numpy/x86-simd-sort, issue 6), and there slower than torch, which sorts a single row of at
+    least 2^15 integers by radix. Both give the same bits.
     """
     draw = torch.Generator().manual_seed(0)
     row = torch.randint(-(2**31), 2**31, (2 * _LONG,), dtype=torch.int32, generator=draw)

@@ -27,5 +27,5 @@ def test_rows_are_sorted_alike_by_both_sorts(
 def test_which_sort_is_quicker_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     row_kernels._radix_is_quicker.cache_clear()
     first = row_kernels._radix_is_quicker()
-    monkeypatch.setattr(row_kernels, "perf_counter", None)  # it would fail if it was asked
+    monkeypatch.setattr(row_kernels, "perf_counter", None)  # a second trial would fail
     assert row_kernels._radix_is_quicker() is first
