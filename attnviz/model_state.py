@@ -1,12 +1,13 @@
 """Run a model in evaluation mode and restore all of its state.
 
 `frozen` is the one context manager for it: attribution, faithfulness, randomisation and diagnosis
-run models inside it. `seeded` is its part for random generators.
+run models inside it. `seeded` is its part for random generators. `misfit` says why a model cannot
+be given some weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -113,3 +114,22 @@ def _restore_buffer(buffer: Tensor, values: Tensor) -> None:
     if buffer.shape == values.shape and not torch.equal(buffer, values):
         with torch.no_grad():
             buffer.copy_(values)
+
+
+def misfit(model: nn.Module, weights: Mapping[str, Any]) -> str:
+    """In what tensors differ from a model's own, by name and by shape; empty if they do not."""
+    own = model.state_dict()
+    missing, more = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    shapes = {
+        key: (tuple(weights[key].shape), tuple(own[key].shape))
+        for key in own
+        if isinstance(weights.get(key), Tensor) and weights[key].shape != own[key].shape
+    }
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} of its {len(own)} tensors are missing, such as {missing[0]}")
+    if more:
+        parts.append(f"{len(more)} are none of its own, such as {more[0]}")
+    for key, (there, here) in [*shapes.items()][:1]:
+        parts.append(f"{len(shapes)} have another shape, such as {key}, {there} instead of {here}")
+    return "; ".join(parts)

@@ -232,7 +232,6 @@ def _apart(values: np.ndarray, gap: float) -> np.ndarray:
     """
     order = np.argsort(values, kind="stable")
     span = float(np.ptp(values)) or 1.0
-    out = values.astype(float)
     for _ in range(64):  # labels above the highest dot make the whole higher
         out = values.astype(float)
         for below, above in pairwise(order):

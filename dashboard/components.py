@@ -39,7 +39,11 @@ def component(
         valid = valid_key(key)
         if lasting:
             return made(key=valid, **given)
-        calls = {one.split("_")[1]: call for one, call in given.items() if one.startswith("on_")}
+        calls = {
+            one.removeprefix("on_").removesuffix("_change"): call
+            for one, call in given.items()
+            if one.startswith("on_")
+        }
         sent = st.session_state.pop(f"{valid} sent", ())
         given |= {f"on_{one}_change": _noted(f"{valid} sent", one, calls[one]) for one in calls}
         found = made(key=valid, **given)

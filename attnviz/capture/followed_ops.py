@@ -140,7 +140,9 @@ def _places_followed(func: Any) -> Followed | None:
             return None
         if "batch_norm" in plain or plain == "native_group_norm":
             return Followed(_unchanged, _first, keeps=True, single=True, writes=writes)
-        return Followed(_unchanged, _alike, keeps=True, writes=writes, layer="layer_norm" in plain)
+        if "layer_norm" in plain:
+            return Followed(_unchanged, _first, keeps=True, layer=True)
+        return Followed(_unchanged, _alike, keeps=True, writes=writes)
     if plain == "_to_copy":
         return Followed(_converted, _alike, keeps=True, samples=True)
     if plain in _RESIZED:

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from attnviz.cli.pairs import pairs
 from attnviz.cli.shared_options import add_weights
 from attnviz.errors import AttnvizError, InputError, RunError, unknown_name
 from attnviz.image_files import SUFFIXES, fitted, photograph
+from attnviz.model_state import misfit
 from attnviz.models import build_model
 from attnviz.text import first_line
 
@@ -396,28 +397,10 @@ def _load(model: nn.Module, file: Path) -> None:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        why = _misfit(model.state_dict(), weights) or first_line(error, 200)
+        why = misfit(model, weights) or first_line(error, 200)
         raise RunError(
             f"--weights: {file} holds those of another model than {type(model).__name__}: {why}"
         ) from error
-
-
-def _misfit(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """In what the tensors of a file differ from a model's, by name and by shape."""
-    missing, more = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
-    shapes = {
-        key: (tuple(given[key].shape), tuple(own[key].shape))
-        for key in own
-        if isinstance(given.get(key), torch.Tensor) and given[key].shape != own[key].shape
-    }
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} of its {len(own)} tensors are missing, such as {missing[0]}")
-    if more:
-        parts.append(f"{len(more)} are none of its own, such as {more[0]}")
-    for key, (there, here) in [*shapes.items()][:1]:
-        parts.append(f"{len(shapes)} have another shape, such as {key}, {there} instead of {here}")
-    return "; ".join(parts)
 
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")

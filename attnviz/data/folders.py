@@ -110,7 +110,8 @@ class _MaskFolder:
             first = missing[0].relative_to(self.folder).with_suffix(".png")
             raise InputError(
                 f"{masks}: holds masks, such as {other.relative_to(masks).as_posix()}, but of none "
-                f"of the images; expected the image's own name, such as {first.as_posix()}"
+                f"of the images; expected the image's own name, such as {first.as_posix()}; leave "
+                "masks out where places are unknown"
             )
         if missing and without == "error":
             raise InputError(

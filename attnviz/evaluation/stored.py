@@ -24,7 +24,7 @@ from attnviz.evaluation.measuring import reference_levels, usable
 from attnviz.maps import resized
 from attnviz.metrics import METRICS, localization
 from attnviz.metrics.registry import of_any_axes
-from attnviz.model_state import frozen
+from attnviz.model_state import frozen, misfit
 from attnviz.models import rebuild_model, reference_of
 from attnviz.runs import Dataset, Run, open_run
 from attnviz.statistics.summary import summarised
@@ -276,7 +276,7 @@ def trained(model: nn.Module, run: Run) -> nn.Module:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        said = " ".join(str(error).split())[:200]
+        said = misfit(model, weights) or " ".join(str(error).split())[:200]
         raise InputError(f"{run.id}: its weights do not fit the model given: {said}") from error
     return model
 

@@ -193,12 +193,13 @@ function axes(c, f, head, ink) {
   c.lineWidth = 1;
   c.strokeRect(f.x0, f.y0, f.x1 - f.x0, f.y1 - f.y0);
   c.globalAlpha = 1;
+  const [across, up] = [decimals(f.vx(f.x0), f.vx(f.x1)), decimals(f.vy(f.y1), f.vy(f.y0))];
   for (let i = 0; i <= 4; i++) {
     const [x, y] = [f.vx(f.x0 + (i * (f.x1 - f.x0)) / 4), f.vy(f.y1 - (i * (f.y1 - f.y0)) / 4)];
     c.textAlign = "center";
-    c.fillText(Number(x.toFixed(decimals(f.vx(f.x0), f.vx(f.x1)))), f.x0 + (i * (f.x1 - f.x0)) / 4, f.y1 + 16);
+    c.fillText(Number(x.toFixed(across)), f.x0 + (i * (f.x1 - f.x0)) / 4, f.y1 + 16);
     c.textAlign = "right";
-    c.fillText(Number(y.toFixed(decimals(f.vy(f.y1), f.vy(f.y0)))), f.x0 - 6, f.y1 - (i * (f.y1 - f.y0)) / 4 + 4);
+    c.fillText(Number(y.toFixed(up)), f.x0 - 6, f.y1 - (i * (f.y1 - f.y0)) / 4 + 4);
   }
   c.textAlign = "center";
   c.fillText(head.names[0], (f.x0 + f.x1) / 2, f.y1 + 34);
