@@ -19,10 +19,9 @@ if str(_HERE.parent) not in sys.path:  # the pages use `from dashboard.x import 
 
 from attnviz.errors import AttnvizError  # noqa: E402
 from attnviz.runs.storage import LocalStore  # noqa: E402
-from dashboard import heap, run_cache  # noqa: E402
+from dashboard import heap, lazy, query, run_cache  # noqa: E402
 from dashboard.address import plain, quoted  # noqa: E402
 from dashboard.controls import dress, root  # noqa: E402 - the path comes first
-from dashboard.lazy import entered  # noqa: E402
 from dashboard.navigation import navigation  # noqa: E402
 from dashboard.pages import listed  # noqa: E402
 from dashboard.theme import follow_theme  # noqa: E402
@@ -46,7 +45,8 @@ def main() -> None:
     named = st.Page(f"views/{known[0].name}.py", title=known[0].title, url_path=known[0].name)
     page = st.navigation([*pages.values(), named], position="hidden")  # the first has two addresses
     current = next((one for one, target in pages.items() if target is page), known[0])
-    entered(current.name)
+    lazy.entered(current.name)
+    query.entered(current.name)
     with st.sidebar:
         st.markdown("**attnviz** · where does a model look?")
         navigation(pages, current)

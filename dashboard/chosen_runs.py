@@ -16,6 +16,7 @@ from attnviz.comparison.groups import thing_of
 from dashboard import notices, run_cache
 from dashboard.address import plain, quoted, several
 from dashboard.controls import carried, chooser, root, value_or_warning
+from dashboard.query import params, put
 
 MOST = 15
 """Variants that a page shows at once."""
@@ -80,13 +81,13 @@ def chosen() -> Chosen | None:
     choice = _of_address(listing) or _of_folder(listing)
     if choice is None:
         return None
-    bar(listing, choice.runs, picked="runs" in st.query_params)
+    bar(listing, choice.runs, picked="runs" in params())
     return choice
 
 
 def _of_address(listing: run_cache.Listing) -> Chosen | None:
     """The complete runs that the address names; None where it names none."""
-    wanted = value_or_warning(several(st.query_params, "runs", listing.by_id))
+    wanted = value_or_warning(several(params(), "runs", listing.by_id))
     for run in map(listing.find, wanted):
         if run is not None and run.state != "complete":
             state = notices.state_in_words(run.state)
@@ -131,8 +132,7 @@ def bar(listing: run_cache.Listing, runs: Sequence[Any], *, picked: bool) -> Non
 
 
 def _show_all() -> None:
-    for name in ("runs", "run", "image", "page"):
-        st.query_params.pop(name, None)
+    put(dict.fromkeys(("runs", "run", "image", "page")))
 
 
 def in_short(runs: Sequence[Any]) -> str:
@@ -224,7 +224,7 @@ def limited(choice: Chosen) -> Chosen:
     groups = choice.groups
     if len(groups) <= MOST:
         return choice
-    named = st.query_params.get("run")
+    named = params().get("run")
     first = [name for name, runs in groups.items() if any(run.id == named for run in runs)]
     names = list(dict.fromkeys([*first, *groups]))[:MOST]
     st.caption(f"{MOST} of {len(groups)} variants; choose others on Runs.")
@@ -251,7 +251,7 @@ def tables_of(runs: Iterable[Any]) -> dict[str, pd.DataFrame]:
 def one_run(choice: Chosen) -> Any | None:
     """The run that the address names, or the first; chosen among the complete ones."""
     listing = choice.listing
-    requested = st.query_params.get("run")
+    requested = params().get("run")
     named = listing.find(requested) if requested else None
     if requested and named is not None and named.state != "complete":
         state = notices.state_in_words(named.state)

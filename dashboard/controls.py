@@ -17,6 +17,7 @@ import streamlit as st
 
 from dashboard.address import one_of, several, share
 from dashboard.palettes import Ink, ink
+from dashboard.query import open_page, params, put
 
 T = TypeVar("T")
 
@@ -68,13 +69,14 @@ def colours() -> Ink:
 
 def carried(**more: Any) -> dict[str, str]:
     """Query parameters for another page: those carried over, updated."""
-    kept = {name: st.query_params[name] for name in CARRIED if name in st.query_params}
+    here = params()
+    kept = {name: here[name] for name in CARRIED if name in here}
     return kept | {name: str(value) for name, value in more.items()}
 
 
 def go(page: str, **choices: Any) -> None:
     """Open another page with some choices."""
-    st.switch_page(f"views/{page}.py", query_params=carried(**choices))
+    open_page(page, carried(**choices))
 
 
 def value_or_warning(answer: tuple[T, str | None]) -> T:
@@ -105,7 +107,7 @@ def chooser(
         forget: Query parameters that lose their meaning when this one changes.
     """
     keys = list(options)
-    value = value_or_warning(one_of(st.query_params, name, keys, default))
+    value = value_or_warning(one_of(params(), name, keys, default))
     words = options if isinstance(options, Mapping) else {key: key for key in keys}
     key = f"choose_{name}"
     st.session_state[key] = value
@@ -124,7 +126,7 @@ def chooser(
 def typed(label: str, name: str, hint: str) -> str:
     """A line of text that is bound to a query parameter."""
     key = f"type_{name}"
-    value = str(st.query_params.get(name, ""))
+    value = str(params().get(name, ""))
     st.session_state[key] = value
     st.text_input(label, key=key, placeholder=hint, on_change=_write, args=(name, key, "", ()))
     return value
@@ -140,7 +142,7 @@ def number(label: str, name: str, low: int, high: int, value: int) -> None:
 def ratio(label: str, name: str, default: float, *, help: str | None = None) -> float:
     """A slider from 0 to 1 that is bound to a query parameter."""
     key = f"ratio_{name}"
-    value = value_or_warning(share(st.query_params, name, default))
+    value = value_or_warning(share(params(), name, default))
     st.session_state[key] = value
     st.slider(
         label, 0.0, 1.0, step=0.05, key=key, help=help, on_change=_write,
@@ -154,8 +156,8 @@ def many(
 ) -> list[str]:
     """A choice of several that is bound to a query parameter, separated by commas."""
     key = f"many_{name}"
-    value = value_or_warning(several(st.query_params, name, options))
-    if name not in st.query_params:
+    value = value_or_warning(several(params(), name, options))
+    if name not in params():
         value = list(default)
     st.session_state[key] = value
     st.multiselect(
@@ -166,19 +168,12 @@ def many(
 
 
 def _write_many(name: str, key: str) -> None:
-    st.query_params[name] = ",".join(st.session_state[key])
-    if not st.session_state[key]:
-        st.query_params.pop(name, None)
+    put({name: ",".join(st.session_state[key]) or None})
 
 
 def _write(name: str, key: str, default: Any, forget: Sequence[str]) -> None:
     value = st.session_state[key]
-    for old in forget:
-        st.query_params.pop(old, None)
-    if value == default:
-        st.query_params.pop(name, None)
-    else:
-        st.query_params[name] = str(value)
+    put(dict.fromkeys(forget) | {name: None if value == default else str(value)})
 
 
 def stepper(
@@ -212,7 +207,7 @@ def stepper(
 
 def _set(name: str, value: int | None) -> None:
     if value is not None:
-        st.query_params[name] = str(value)
+        put({name: str(value)})
 
 
 def draw(build: Callable[..., Any], *data: Any, alt: str, **options: Any) -> None:

@@ -22,6 +22,7 @@ from dashboard import notices, run_cache
 from dashboard.address import one_of, plain, span
 from dashboard.chosen_runs import Chosen, page_of_a_run
 from dashboard.controls import chooser, value_or_warning
+from dashboard.query import params
 from dashboard.selection import (
     CELLS,
     ORDERS,
@@ -81,7 +82,8 @@ class Images:
 
 def carried_filters() -> dict[str, str]:
     """The filters of the address, for a link to another page."""
-    found = {name: st.query_params[name] for name in FILTERS if name in st.query_params}
+    here = params()
+    found = {name: here[name] for name in FILTERS if name in here}
     return found if "order" in found else {**found, "order": "worst"}
 
 
@@ -123,7 +125,7 @@ def _menus(
     """One menu for each thing by which this run's images can be chosen."""
     again = ("page", "image")
     maps = {name: map_in_words(run, name) for name in names}
-    shown = value_or_warning(one_of(st.query_params, "map", names, names[0]))
+    shown = value_or_warning(one_of(params(), "map", names, names[0]))
     metrics = metric_names(table, shown) or [PRIMARY]
     first = PRIMARY if PRIMARY in metrics else metrics[0]
     thing = plain(run.thing)
@@ -197,8 +199,8 @@ def _choice(known: Mapping[str, str], run: Any, notes: Notes) -> Choice:
         cell=word("cell"),
         group=word("group"),
         tagged=None if tag is None else frozenset(i for i, n in of_set.items() if tag in n.tags),
-        confidence=value_or_warning(span(st.query_params, "confidence")),
-        score=value_or_warning(span(st.query_params, "score")),
+        confidence=value_or_warning(span(params(), "confidence")),
+        score=value_or_warning(span(params(), "score")),
     )
 
 

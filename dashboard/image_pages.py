@@ -17,6 +17,7 @@ from dashboard.chosen_runs import Chosen
 from dashboard.controls import go, offer, stepper, value_or_warning
 from dashboard.gallery import changes, gallery
 from dashboard.image_filters import Images, carried_filters
+from dashboard.query import params
 from dashboard.selection import (
     ORDERS,
     chosen_threshold,
@@ -85,7 +86,7 @@ def _shown(block: bytes, images: Images) -> None:
 def _turn(images: Images) -> tuple[np.ndarray, int]:
     where, picked = images.where, images.choice
     last = pages(len(where)) - 1
-    page = value_or_warning(whole(st.query_params, "page", 1, last + 1, 1)) - 1
+    page = value_or_warning(whole(params(), "page", 1, last + 1, 1)) - 1
     first, end = page * picked.per_page + 1, min((page + 1) * picked.per_page, len(where))
     by = f" by {plain(images.map)}" if picked.order in ("worst", "best") else ""
     words = (
@@ -131,8 +132,8 @@ def _tile(row: pd.Series, place: int, held: Cut, run: Any) -> Tile:
 def _settings(run: Any, map_name: str) -> Settings:
     """How tiles are painted: from the address, else as the run chose."""
     return Settings(
-        threshold=value_or_warning(share(st.query_params, "tau", threshold_of(run, map_name))),
-        opacity=value_or_warning(share(st.query_params, "opacity", 0.6)),
-        colours=value_or_warning(one_of(st.query_params, "colours", list(PALETTES), "inferno")),
-        box=value_or_warning(one_of(st.query_params, "box", ("0", "1"), "1")) == "1",
+        threshold=value_or_warning(share(params(), "tau", threshold_of(run, map_name))),
+        opacity=value_or_warning(share(params(), "opacity", 0.6)),
+        colours=value_or_warning(one_of(params(), "colours", list(PALETTES), "inferno")),
+        box=value_or_warning(one_of(params(), "box", ("0", "1"), "1")) == "1",
     )

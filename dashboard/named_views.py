@@ -11,6 +11,7 @@ from dashboard import notices, run_cache
 from dashboard.address import plain
 from dashboard.controls import changes_allowed, root
 from dashboard.pages import listed
+from dashboard.query import open_page, params
 
 
 def named_views(page: str) -> None:
@@ -32,7 +33,7 @@ def named_views(page: str) -> None:
                 continue
             with st.container(horizontal=True, vertical_alignment="center"):
                 if st.button(plain(name), key=f"view_{name}"):
-                    st.switch_page(f"views/{target}.py", query_params=dict(parse_qsl(query)))
+                    open_page(target, dict(parse_qsl(query)))
                 if changes_allowed(folder):
                     st.button(
                         "Forget", key=f"forget_{name}", type="tertiary", on_click=_forget,
@@ -46,7 +47,7 @@ def _keep(folder: str, page: str) -> None:
     with st.form("keep_view", border=False, clear_on_submit=True):
         name = st.text_input("Keep this view as", max_chars=80)
         if st.form_submit_button("Keep") and name.strip():
-            query = urlencode({key: st.query_params[key] for key in st.query_params})
+            query = urlencode(dict(params()))
             done = notices.readable(lambda: name_view(folder, name, f"{page}?{query}"))
             if done is not None:
                 st.rerun()

@@ -8,6 +8,7 @@ from attnviz.runs.datasets import Cut
 from dashboard import notices, run_cache
 from dashboard.address import whole
 from dashboard.controls import value_or_warning
+from dashboard.query import params, put
 
 _OBJECT = "object"
 
@@ -23,10 +24,8 @@ def slice_chooser(root: str, digest: str) -> int | None:
     if depth is None:
         return None
     name = "Frame" if run_cache.dataset_info(root, digest).get("axis") == "frame" else "Slice"
-    at = None
-    if "slice" in st.query_params:
-        found = value_or_warning(whole(st.query_params, "slice", 0, depth - 1, -1))
-        at = None if found < 0 else found
+    found = value_or_warning(whole(params(), "slice", 0, depth - 1, -1))
+    at = None if found < 0 else found
     st.session_state["slices"] = _OBJECT if at is None else at
     st.select_slider(
         f"{name} of each volume" if name == "Slice" else "Frame of each video",
@@ -40,10 +39,7 @@ def slice_chooser(root: str, digest: str) -> int | None:
 
 def _write() -> None:
     value = st.session_state["slices"]
-    if value == _OBJECT:
-        st.query_params.pop("slice", None)
-    else:
-        st.query_params["slice"] = str(value)
+    put({"slice": None if value == _OBJECT else str(value)})
 
 
 def at_slice(cut: Cut, place: int = 0) -> str:

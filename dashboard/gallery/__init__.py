@@ -11,6 +11,7 @@ from typing import Any
 import streamlit as st
 
 from dashboard.components import component, text, valid_key
+from dashboard.query import put
 
 _tiles = component(__file__, "tiles", before=("sheet",))
 
@@ -48,7 +49,5 @@ def _remember(key: str) -> None:
     count = sent.get("change")
     if isinstance(count, int):
         st.session_state[f"{key} changes"] = count
-    for name in KEPT:
-        value = sent.get(name)
-        if isinstance(value, str) and len(value) <= 16:
-            st.query_params[name] = value
+    values = {name: sent.get(name) for name in KEPT}
+    put({name: one for name, one in values.items() if isinstance(one, str) and len(one) <= 16})

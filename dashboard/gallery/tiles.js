@@ -12,11 +12,12 @@ export default function (component) {
   gallery.open = (key) => setTriggerValue("opened", key);
   gallery.remember = (settings) => setTriggerValue("settings", settings);
   const id = fingerprint(data);
+  gallery.given = unpack(data);
   if (gallery.id !== id) {
     gallery.id = id;
     gallery.sent = null;
-    load(gallery, unpack(data));
-  } else if (gallery.head) settle(gallery, unpack(data));
+    load(gallery, gallery.given);
+  } else if (gallery.head) settle(gallery, gallery.given);
   return () => shown.delete(root);
 }
 
@@ -64,8 +65,9 @@ async function load(gallery, head) {
   const [w, h] = head.side;
   const atlas = await createImageBitmap(new Blob([head.blob(head.atlas)], { type: "image/webp" }));
   if (gallery.id !== id) return; // newer data came while this was decoded
-  const settings = head.steps ? kept(gallery, head) : { ...head.settings };
-  Object.assign(gallery, { head, w, h, settings, pictures: cut(atlas, w, h, head.pictures) });
+  const { settings: given, change = 0 } = gallery.given; // newer than the head's, where they came meanwhile
+  const settings = head.steps ? kept(gallery, head) : { ...given };
+  Object.assign(gallery, { head, w, h, settings, changes: change, pictures: cut(atlas, w, h, head.pictures) });
   const masks = head.masks ? unpackBits(head.blob(head.masks), head.tiles.length, w * h) : null;
   gallery.masks = head.iou ? masks : null;
   gallery.outlines = masks ? masks.map((mask, i) => outline(mask, head.tiles[i].box, w)) : [];

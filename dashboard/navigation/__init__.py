@@ -13,6 +13,7 @@ import streamlit as st
 from dashboard.components import component
 from dashboard.controls import CARRIED, carried
 from dashboard.pages import PageInfo
+from dashboard.query import open_page
 
 _links = component(__file__, "navigation", shadow=False)  # its links count as the page's own
 
@@ -39,4 +40,4 @@ def _navigation(pages: dict[PageInfo, Any], current: PageInfo) -> None:
     wanted = _links(data=data, key="navigation", on_page_change=lambda: None).page
     for page, target in pages.items():
         if page.name == wanted:
-            st.switch_page(target, query_params=carried())
+            open_page(target, carried())

@@ -24,6 +24,7 @@ from dashboard.dot_plot import dots
 from dashboard.gallery import gallery
 from dashboard.lazy import below
 from dashboard.overlap import iou_curves, on_one_grid
+from dashboard.query import params, put
 from dashboard.selection import metric_names, neighbours, primary_map, verdict
 from dashboard.slices import slice_chooser
 from dashboard.summaries import level
@@ -78,7 +79,7 @@ def _few(choice: Chosen) -> Chosen:
     groups = choice.groups
     if len(groups) <= MOST:
         return choice
-    metric = str(st.query_params.get("metric", PRIMARY))
+    metric = str(params().get("metric", PRIMARY))
     left, right = st.columns(2)
     with left:
         words = typed("Filter variants", "variants", "name, setting=value …")
@@ -196,7 +197,7 @@ def _board(board: pd.DataFrame, metric: str) -> str | None:
 
 
 def _rank_by(metric: str) -> None:
-    st.query_params["metric"] = metric
+    put({"metric": metric})
 
 
 def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: list[str]) -> None:
@@ -209,7 +210,7 @@ def _strip(choice: Chosen, tables: dict[str, pd.DataFrame], metric: str, order: 
     first = tables[shown[0][1].id]
     where = np.flatnonzero(patched(first))
     start = int(where[0]) if len(where) else 0
-    image = value_or_warning(whole(st.query_params, "image", 0, len(first) - 1, start))
+    image = value_or_warning(whole(params(), "image", 0, len(first) - 1, start))
     at = slice_chooser(choice.listing.root, digest)
     found = notices.readable(lambda: run_cache.pictures(choice.listing.root, digest, [image], at))
     if found is None:

@@ -18,6 +18,7 @@ from dashboard.explorer import explorer
 from dashboard.image_filters import Images, page_of_images
 from dashboard.image_pages import image_page
 from dashboard.named_views import named_views
+from dashboard.query import put
 from dashboard.selection import in_order
 
 PAGE = {"title": "Explore", "icon": ":material/scatter_plot:", "order": 0.5}
@@ -63,11 +64,8 @@ def _dots(images: Images) -> None:
         "dots or over a histogram to choose images; they follow below."
     )
     if brushed is not None:
-        for key, span in zip(("confidence", "score"), brushed, strict=True):
-            st.query_params.pop(key, None)
-            if span is not None:
-                st.query_params[key] = f"{span[0]:.6g}~{span[1]:.6g}"
-        st.query_params.pop("page", None)
+        words = [None if span is None else f"{span[0]:.6g}~{span[1]:.6g}" for span in brushed]
+        put(dict(zip(("confidence", "score"), words, strict=True)) | {"page": None})
         st.rerun()
 
 

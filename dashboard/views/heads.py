@@ -22,6 +22,7 @@ from dashboard.head_stats import STATISTICS, LayerHeads, layers_of
 from dashboard.overlap import energy
 from dashboard.palettes import tint
 from dashboard.picker import picker
+from dashboard.query import params, put
 from dashboard.row_places import LIMIT, noted, placed_rows, read_rows
 from dashboard.selection import neighbours
 from dashboard.table import Cell, Column, Row, table
@@ -100,7 +101,7 @@ def _board(run: Any, layers: Sequence[LayerHeads], by: str, param: str, key: str
     if not found:
         return None
     keys = [f"{layer.map}~{i + 1}" for layer in layers for i in range(layer.count)]
-    here = value_or_warning(one_of(st.query_params, param, keys, keys[0]))
+    here = value_or_warning(one_of(params(), param, keys, keys[0]))
     known = np.concatenate(list(found.values()))
     finite = known[np.isfinite(known)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
@@ -112,7 +113,7 @@ def _board(run: Any, layers: Sequence[LayerHeads], by: str, param: str, key: str
                   key=f"heads_{key}", dense=True)  # fmt: skip
     _bar(low, high, by, run, layers)
     if event.opened and event.opened != here:
-        st.query_params[param] = event.opened
+        put({param: event.opened})
         st.rerun()
     name, _, number = here.rpartition("~")
     layer = next(one for one in layers if one.map == name)
@@ -194,7 +195,7 @@ def _image(
     marked = np.flatnonzero(patched(samples))
     kept = sorted({i for one in layers if one.rows for i in run.row_images(one.rows)})
     default = kept[0] if kept else int(marked[0]) if len(marked) else 0
-    image = value_or_warning(whole(st.query_params, "image", 0, len(samples) - 1, default))
+    image = value_or_warning(whole(params(), "image", 0, len(samples) - 1, default))
     where = np.array(kept) if image in kept else np.arange(len(samples))
     before, after = neighbours(where, image)
     with_rows = ", one of those whose full attention was kept" if image in kept else ""
@@ -315,7 +316,7 @@ def _maps(run: Any, layers: Sequence[LayerHeads], image: int, held: Any, scale: 
     )  # fmt: skip
     st.caption("A tile opens its head above. One row per layer, one column per head.")
     if opened:
-        st.query_params["head"] = opened
+        put({"head": opened})
         st.rerun()
 
 

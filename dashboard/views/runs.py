@@ -23,6 +23,7 @@ from dashboard.controls import (
     typed,
     value_or_warning,
 )
+from dashboard.query import params, put
 from dashboard.run_table import PER_PAGE, Field
 from dashboard.table import Event, table
 
@@ -40,7 +41,7 @@ def main() -> None:
     listing = listed()
     if listing is None:
         return
-    wanted = value_or_warning(several(st.query_params, "runs", listing.by_id))
+    wanted = value_or_warning(several(params(), "runs", listing.by_id))
     chosen = [run for run in map(listing.find, wanted) if run is not None]
     if chosen:
         bar(listing, chosen, picked=True)
@@ -100,8 +101,8 @@ def _table(shown: list[Any], chosen: list[Any], known: dict[str, Field]) -> None
         words = {key: one.label for key, one in known.items()}
         picked = many("Columns", "columns", words, default=usual)
     columns = {key: known[key] for key in picked}
-    sort = value_or_warning(one_of(st.query_params, "sort", ["run", *known], "run"))
-    down = st.query_params.get("desc") == "1"
+    sort = value_or_warning(one_of(params(), "sort", ["run", *known], "run"))
+    down = params().get("desc") == "1"
     key = known[sort].of if sort in known else lambda run: run.id
     ordered = run_table.in_order(shown, key, down=down)
     page = _page(len(ordered))
@@ -142,7 +143,7 @@ def _counted(n: int) -> None:
 
 def _page(count: int) -> int:
     last = max(0, (count - 1) // PER_PAGE)
-    page = value_or_warning(whole(st.query_params, "page", 1, last + 1, 1)) - 1
+    page = value_or_warning(whole(params(), "page", 1, last + 1, 1)) - 1
     if last:
         stepper(
             "page", page if page else None, page + 2 if page < last else None,
@@ -160,8 +161,7 @@ def _happened(
         page = "gallery" if run.state == "complete" else "training"
         go(page, run=run.id)
     if event.sorted:
-        st.query_params.update(sort=event.sorted, desc="1" if event.sorted == sort and not down
-                               else "0")  # fmt: skip
+        put({"sort": event.sorted, "desc": "1" if event.sorted == sort and not down else "0"})
         st.rerun()
     if event.ticked is not None:
         shown = {run.id for key in event.shown for run in rows.get(key, ())}
@@ -169,10 +169,7 @@ def _happened(
             run.id for key in event.ticked for run in rows.get(key, ()) if run.state == "complete"
         }
         wanted = sorted((ids - shown) | on)
-        if wanted:
-            st.query_params["runs"] = ",".join(wanted)
-        else:
-            st.query_params.pop("runs", None)
+        put({"runs": ",".join(wanted) or None})
         st.rerun()
 
 
@@ -247,7 +244,7 @@ def _rename(folder: str, run: Any) -> None:
                 return
             st.session_state[_RENAMED] = (run.id, name)
             run_cache.listing(folder, newest=True)
-            st.query_params["runs"] = name
+            put({"runs": name})
             st.rerun()
 
 
@@ -271,7 +268,7 @@ def _delete(folder: str, chosen: list[Any]) -> None:
                 tokens.append(token)
             st.session_state[_DELETED] = tokens
             run_cache.listing(folder, newest=True)
-            st.query_params.pop("runs", None)
+            put({"runs": None})
             st.rerun()
         if st.button("Keep"):
             st.session_state.pop(_ASKED)
@@ -299,7 +296,7 @@ def _undo() -> None:
             notices.readable(lambda: rename_run(folder, after, before))
             st.session_state.pop(_RENAMED)
             run_cache.listing(folder, newest=True)
-            st.query_params.pop("runs", None)
+            put({"runs": None})
             st.rerun()
 
 

@@ -31,6 +31,7 @@ from dashboard.head_stats import layers_of
 from dashboard.lazy import below
 from dashboard.overlap import energy, on_one_grid
 from dashboard.picker import picker
+from dashboard.query import params, put
 from dashboard.row_places import LIMIT, NOTE, PlacedRows, noted, placed_rows, read_rows
 from dashboard.selection import (
     ORDERS,
@@ -63,7 +64,7 @@ def main() -> None:
     choice = limited(choice)
     digest = _of_address([run for runs in choice.groups.values() for run in runs]).dataset
     picked = [(name, _of_address(runs)) for name, runs in choice.groups.items()]
-    asked = st.query_params.get("run")
+    asked = params().get("run")
     picked.sort(key=lambda one: one[1].id != asked)  # the run that was opened comes first
     tables: dict[str, pd.DataFrame] = {}
     shown = []
@@ -77,7 +78,7 @@ def main() -> None:
     first = tables[shown[0][1].id]
     marked = np.flatnonzero(patched(first))
     default = int(marked[0]) if len(marked) else 0
-    image = value_or_warning(whole(st.query_params, "image", 0, len(first) - 1, default))
+    image = value_or_warning(whole(params(), "image", 0, len(first) - 1, default))
     _turn(shown, tables, image)
     at = slice_chooser(choice.listing.root, str(shown[0][1].dataset))
     held = notices.readable(
@@ -186,19 +187,19 @@ def _corners(box: Sequence[int]) -> str:
 
 def _of_address(runs: Sequence[Any]) -> Any:
     """The run that the address names, where it is one of these; else the first."""
-    requested = st.query_params.get("run")
+    requested = params().get("run")
     return next((run for run in runs if run.id == requested), runs[0])
 
 
 def _turn(shown: list[tuple[str, Any]], tables: dict[str, pd.DataFrame], image: int) -> None:
     """Previous and next in the gallery's order, or by number."""
-    order = value_or_warning(one_of(st.query_params, "order", list(ORDERS), "number"))
-    outcome = value_or_warning(one_of(st.query_params, "outcome", list(OUTCOMES), "all"))
-    requested = st.query_params.get("run")
+    order = value_or_warning(one_of(params(), "order", list(ORDERS), "number"))
+    outcome = value_or_warning(one_of(params(), "outcome", list(OUTCOMES), "all"))
+    requested = params().get("run")
     run = next((run for _, run in shown if run.id == requested), shown[0][1])
     table = tables[run.id]
-    metric = st.query_params.get("metric", "energy_pointing_game")
-    size = st.query_params.get("size", "")
+    metric = params().get("metric", "energy_pointing_game")
+    size = params().get("size", "")
     choice = Choice(order, outcome, int(size) if size.isdecimal() else None)
     apart = None
     if order == "disagreement":
@@ -367,9 +368,7 @@ def _picker(shown: list[tuple[str, Any]], image: int, held: Cut, box: Any) -> No
             f"Full attention is kept for a few images only; for {plain(name)}: "
             f"{', '.join(str(one) for one in list(dict.fromkeys(images))[:24])}."
         )
-        st.button(
-            f"Show image {images[0]}", on_click=lambda: st.query_params.update(image=str(images[0]))
-        )
+        st.button(f"Show image {images[0]}", on_click=lambda: put({"image": str(images[0])}))
         return
     read = notices.readable(lambda: (read_rows(run, layer, image), noted(run, layer)), run)
     if read is None:

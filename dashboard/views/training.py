@@ -20,6 +20,7 @@ from dashboard.controls import chooser, draw, many, root, value_or_warning
 from dashboard.epochs import epoch_maps, found_at, seed_bands
 from dashboard.gallery import gallery
 from dashboard.overlap import energy
+from dashboard.query import params
 from dashboard.summaries import level
 
 PAGE = {"title": "Training", "icon": ":material/show_chart:", "order": 5}
@@ -39,10 +40,10 @@ def main() -> None:
     listing = listed()
     if listing is None:
         return
-    requested = value_or_warning(several(st.query_params, "runs", [run.id for run in listing.runs]))
+    requested = value_or_warning(several(params(), "runs", [run.id for run in listing.runs]))
     groups = cohorts(listing.runs)
     group = None if requested or not groups else one_group(groups)
-    bar(listing, _shown(listing, requested, group), picked="runs" in st.query_params)
+    bar(listing, _shown(listing, requested, group), picked="runs" in params())
     running = _running(listing)
     every = max(_EVERY, 2 * st.session_state.get(_TOOK, 0.0))
     body = st.fragment(_body, run_every=every if running else None)
@@ -109,7 +110,7 @@ def _shown(listing: run_cache.Listing, requested: list[str], group: Cohort | Non
         for run in listing.of("running", "stale", "stopped")
         if group is None or run.state == "running" or question(run) == group.question
     ]
-    one = st.query_params.get("run")
+    one = params().get("run")
     named = listing.find(one) if one else None
     if named is not None and named not in shown:
         shown.append(named)

@@ -22,6 +22,7 @@ from dashboard.controls import chooser, many, number, ratio, value_or_warning
 from dashboard.gallery import gallery
 from dashboard.overlap import energy
 from dashboard.pointer import pointer
+from dashboard.query import params, put
 from dashboard.selection import chosen_threshold, class_name, threshold_of
 from dashboard.upload import upload
 from dashboard.uploads import decoded
@@ -130,7 +131,7 @@ def _image(choice: Chosen, run: Any) -> np.ndarray | None:
         return None
     bare = np.flatnonzero(~patched(table))
     first = int(bare[0]) if len(bare) else 0
-    image = value_or_warning(whole(st.query_params, "image", 0, len(table) - 1, first))
+    image = value_or_warning(whole(params(), "image", 0, len(table) - 1, first))
     number("Or test image", "image", 0, len(table) - 1, image)
     if not len(bare) or patched(table)[image]:
         st.caption("This test image already has a patch of its own.")
@@ -150,13 +151,13 @@ def _patch(side: int, run: Any) -> Patch:
         "Patch", "shape", ("none", *_SHAPES), trained[0] if trained[0] in _SHAPES else "square"
     )
     usual = trained[1] if isinstance(trained[1], int) and 2 <= trained[1] <= side else 16
-    size = value_or_warning(whole(st.query_params, "size", 2, side, min(usual, side)))
+    size = value_or_warning(whole(params(), "size", 2, side, min(usual, side)))
     number("Size in pixels", "size", 2, side, size)
     fill = ratio("Brightness", "fill", 1.0, help="0 is black, 1 is white")
     opacity = ratio("Opacity", "opacity", 1.0)
     middle = (side - size) // 2
-    x = value_or_warning(whole(st.query_params, "x", 0, side - 1, middle))
-    y = value_or_warning(whole(st.query_params, "y", 0, side - 1, middle))
+    x = value_or_warning(whole(params(), "x", 0, side - 1, middle))
+    y = value_or_warning(whole(params(), "y", 0, side - 1, middle))
     x, y = min(x, side - size), min(y, side - size)
     nothing = shape == "none" or opacity == 0
     return Patch(
@@ -168,7 +169,7 @@ def _place(picture: np.ndarray, patch: Patch) -> None:
     """The image, to be clicked."""
     placed = pointer(pack_image(picture, x=patch.x, y=patch.y, size=patch.size), key="pointer")
     if placed is not None and placed != (patch.x, patch.y):
-        st.query_params.update(x=str(placed[0]), y=str(placed[1]))
+        put({"x": str(placed[0]), "y": str(placed[1])})
         st.rerun()
 
 

@@ -237,6 +237,36 @@ class TestGallery:
         settled(tab)
         tab.get_by_text("Threshold 0.60", exact=True).wait_for()
 
+    def test_a_late_answer_undoes_nothing(self, address: str, tab: Any):
+        """Actions reach the server with an address that lacks what it wrote just before."""
+        held: list[tuple[Any, Any]] = []
+        holding = False
+
+        def between(route: Any) -> None:
+            server = route.connect_to_server()
+            server.on_message(lambda one: held.append((route, one)) if holding else route.send(one))
+
+        tab.route_web_socket("**/_stcore/stream*", between)
+        visit(tab, f"{address}/gallery?run=mha-0&order=number&tau=0.50")
+        tab.locator(".tiles[data-painted]").wait_for()
+        slider = tab.get_by_role("slider", name="Threshold")
+        slider.focus()
+        holding = True
+        tab.keyboard.press("ArrowRight")
+        tab.keyboard.press("ArrowRight")
+        answered(tab, held, "tau=0.52")
+        tab.get_by_role("button", name="Next").click()  # still with the address from before
+        answered(tab, held, "page=2")
+        holding = False
+        for route, message in held:
+            route.send(message)
+        tab.wait_for_url("**tau=0.52*")
+        tab.wait_for_url("**page=2*")
+        settled(tab)
+        tab.get_by_text("Threshold 0.52", exact=True).wait_for()
+        tab.get_by_text("at threshold 0.52:").wait_for()
+        tab.get_by_text("page 2 of").wait_for()
+
     def test_tiles_are_walked_and_opened_by_keyboard(self, address: str, tab: Any):
         visit(tab, f"{address}/gallery?run=mha-0&order=number")
         tab.locator(".tiles[data-painted]").wait_for()
@@ -544,6 +574,17 @@ def shows(page: Any, shown: Callable[[Any], Any], wanted: Any) -> None:
             return
         page.wait_for_timeout(100)
     assert shown(page) == wanted
+
+
+def answered(page: Any, held: list[tuple[Any, Any]], words: str) -> None:
+    """Among what the server sent and the page has not got is an address with some words."""
+    from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
+
+    def said() -> bool:
+        sent = [ForwardMsg.FromString(message) for _, message in held]
+        return any(words in one.page_info_changed.query_string for one in sent)
+
+    shows(page, lambda _: said(), True)
 
 
 def pressed(page: Any, key: str, field: Any) -> str:
