@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -363,11 +365,13 @@ def test_attention_in_slices_is_one_record(size: int) -> None:
 
 
 class Blocks(nn.Module):
-    """A stem, a class token, and equal blocks of attention; a linear layer reads the token."""
+    """A stem, tokens, equal blocks of attention, and a layer that reads a token or all cells."""
 
-    def __init__(self, depth: int = 4) -> None:
+    def __init__(self, depth: int = 4, tokens: int = 1, read: int = 0) -> None:
         super().__init__()
-        self.stem, self.token = nn.Conv2d(3, WIDTH, 4, 4), nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.stem = nn.Conv2d(3, WIDTH, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, tokens, WIDTH))
+        self.read = read
         self.blocks = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(depth))
         self.head = nn.Linear(WIDTH, 2)
 
@@ -376,7 +380,8 @@ class Blocks(nn.Module):
         y = torch.cat([self.token.expand(len(y), -1, -1), y], 1)
         for block in self.blocks:
             y = y + block(attend(F.layer_norm(y, (WIDTH,)))).relu()
-        logits: Tensor = self.head(y[:, 0])
+        first = self.token.shape[1]
+        logits: Tensor = self.head(y[:, self.read] if self.read < first else y[:, first:].mean(1))
         return logits
 
 
@@ -445,6 +450,35 @@ def test_places_are_right_where_no_origin_is_remembered(
     for record in seen_in(Blocks(), torch.randn(2, 3, 16, 24)).values():
         assert (record.key_grid, cells(record)) == ((4, 6), [-1, *range(24)])
     assert computed
+
+
+def test_places_do_not_depend_on_what_was_watched_before() -> None:
+    """Each model's first watch is made by a thread of its own, which remembers nothing."""
+
+    def windowed(x: Tensor) -> Tensor:
+        y = x.unflatten(2, (2, 2)).unflatten(4, (2, 3))  # (b, c, rows, 2, columns, 3)
+        return attend(y.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(0, 2)).mean(1)
+
+    def told(model: nn.Module) -> list[str]:
+        seen = seen_in(model, torch.ones(2, 3, 16, 24))
+        return [
+            f"{name} {one.key_grid} {one.query_grid} {one.prefix} {one.places} {one.images}"
+            for name, one in seen.items()
+        ]
+
+    torch.manual_seed(0)
+    ways = [windowed, lambda x: attend(rows(x)), lambda x: attend(rows(x.flip(2))),
+            lambda x: attend(rows(x.mT.contiguous()))]  # fmt: skip
+    models = [Made(way) for way in ways] + [Blocks(3)]
+    models += [Blocks(1, tokens, read) for tokens in (1, 2) for read in range(tokens + 1)]
+    alone = []
+    for model in models:
+        with ThreadPoolExecutor(1) as first:
+            alone.append(first.submit(told, model).result())
+    assert len({str(one) for one in alone}) == len(models)
+    order = np.random.default_rng(0).permutation(np.repeat(np.arange(len(models)), 3))
+    for number in order:
+        assert told(models[number]) == alone[number]
 
 
 def test_tokens_that_join_in_the_same_way_keep_their_own_roles() -> None:
