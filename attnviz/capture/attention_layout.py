@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -157,6 +158,70 @@ def layout(
         whole=whole,
     )  # fmt: skip
     return Layout(order, sizes, split)
+
+
+class Beside(NamedTuple):
+    """Heads that share their keys and lie beside the queries, in one axis of a product.
+
+    Attributes:
+        sizes: What the axis holds, slowest first.
+        heads: Which of the two are heads; the other are queries.
+    """
+
+    sizes: tuple[int, int]
+    heads: int
+
+    def apart(self, operand: Tensor, query: int, key: int) -> tuple[Tensor, int, int]:
+        """A view of the operand with heads as an axis, and its axes of queries and of keys."""
+        view = operand.unflatten(query, self.sizes)
+        return view, query + 1 - self.heads, key + (key > query)
+
+    def queries(self, x: Tensor | None, lineage: Lineage) -> Tensor | None:
+        """Queries `(…, heads and queries, d)` as `(…, heads, queries, d)`, None if not proven so."""
+        if x is None or x.shape[-2] != prod(self.sizes):
+            return None
+        split = x.unflatten(-2, self.sizes)
+        at = split.dim() - 3 + self.heads
+        labels = lineage.labels(split) or ()
+        if not labels or any(one.along(at) for one in labels):
+            return None
+        return split.movedim(at, -3)
+
+    def keys(self, x: Tensor | None) -> Tensor | None:
+        """Keys or values `(…, keys, d)` as `(…, heads, keys, d)`."""
+        return None if x is None else x[..., None, :, :].expand(
+            *x.shape[:-2], self.sizes[self.heads], *x.shape[-2:]
+        )  # fmt: skip
+
+
+def heads_beside(
+    operand: Tensor, query: int, tag: Tag, module: nn.Module, lineage: Lineage
+) -> Beside | None:
+    """Heads in the same axis as queries; None where it holds queries alone.
+
+    Heads that share their keys are written as more queries of one product, as `einsum` does with
+    `b h i d, b j d -> b h i j`. They are told from queries on a grid by their places, which are the
+    same in each head, or by the number of heads that the module names.
+    """
+    size, stride = operand.shape[query], operand.stride(query)
+    inner = sorted(_inside(size, stride, tag, set()) - {tag.axis}, key=lambda i: -tag.stride[i])
+    inner = [i for i in inner if tag.shape[i] > 1]
+    sizes = [tag.shape[i] for i in inner]
+    if len(inner) < 2 or prod(sizes) != size:
+        return None
+    view = operand.unflatten(query, sizes)
+    if [view.stride(query + i) for i in range(len(sizes))] != [tag.stride[i] for i in inner]:
+        return None
+    labels = lineage.labels(view) or ()
+    placed = [any(one.along(query + i) for one in labels) for i in range(len(sizes))]
+    if not any(placed):
+        heads = head_count(module)
+        first = next((i for i, n in enumerate(sizes) if n == heads), None)
+        placed = [first is not None and i != first for i in range(len(sizes))]
+    cut = next((i for i in range(1, len(sizes)) if placed[i] != placed[i - 1]), 0)
+    if not cut or len(set(placed[cut:])) > 1:
+        return None
+    return Beside((prod(sizes[:cut]), prod(sizes[cut:])), int(placed[0]))
 
 
 def _leading(operand: Tensor, query: int, key: int, tag: Tag) -> list[int]:

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from attnviz.capture import fused_weights as fusion
-from attnviz.capture.attention_layout import UNSPLIT, Layout, Split, divided_kernel, layout
+from attnviz.capture.attention_layout import (
+    UNSPLIT,
+    Layout,
+    Split,
+    divided_kernel,
+    heads_beside,
+    layout,
+)
 from attnviz.capture.call_stack import Place
 from attnviz.capture.fused_weights import Fused
 from attnviz.capture.grids import Geometry, token_counts
@@ -68,6 +75,10 @@ class AttentionRecords:
         met_context = known is not None and known.kind == "context" and squash.scores is None
         if met_context and tag.find(operand) == key:
             return None  # linear attention's queries, softmaxed over channels, meet their context
+        lineage, shape = self._recorder.lineage, operand.shape
+        beside = heads_beside(operand, query, tag, squash.place.module, lineage)
+        if beside is not None:
+            operand, query, key = beside.apart(operand, query, key)
         queries, keys = operand.shape[query], operand.shape[key]
         width = None if squash.scores is None else squash.scores.width
         scope = self._scopes.at(squash.place, queries, keys, width)
@@ -76,7 +87,6 @@ class AttentionRecords:
         total = operand.numel() // max(1, queries * keys)
         whole = self._scopes.cut(scope, squash.place, total, keys)
         images = scope.shape.images
-        lineage = self._recorder.lineage
         read = layout(
             operand, query, key, tag, scope.module, images, lineage, values=values, whole=whole
         )
@@ -89,6 +99,11 @@ class AttentionRecords:
             raw = before_dropout(tag, operand)
             weights = present(raw)
         found = squash.scores if rows is None else None
+        asked, given = (None, None) if found is None else (found.query, found.key)
+        if beside is not None:
+            asked, given, values = (
+                beside.queries(asked, lineage), beside.keys(given), beside.keys(values),
+            )  # fmt: skip
         keeps_values = self._recorder.options.operands and rows is None
         plain = tag.kind == "softmax"
         record = Record(
@@ -98,8 +113,7 @@ class AttentionRecords:
             double_softmax=squash.twice, factor=tag.factor, mixed=tag.mixed,
             dropout=tag.raw is not None, logit_scale=squash.logit_scale,
             d_k=None if found is None else found.width,
-            query=None if found is None else read.operand(found.query, queries),
-            key=None if found is None else read.operand(found.key, keys),
+            query=read.operand(asked, queries), key=read.operand(given, keys),
             value=read.operand(values, keys) if keeps_values else None,
             leaf=self._collector.leaf(raw, present),
         )  # fmt: skip
@@ -110,7 +124,7 @@ class AttentionRecords:
         record = self._in_product(record, operand, query, key, read, images)
         replaced = self._recorder.apply(record, squash, operand, restore)
         self._recorder.part(values, squash, int(operand.storage_offset()), read.split)
-        return replaced
+        return None if replaced is None else replaced.reshape(shape)
 
     def _in_parts(self, tag: Tag, operand: Tensor, key: int, values: Tensor) -> Tensor | None:
         """A part of a softmax's result is contracted with values at sampling points."""
