@@ -146,17 +146,24 @@ def layout(
     if not axes or prod(sizes) != total:
         sizes = tuple(operand.shape[i] for i in lead)
     known = followed_images(lineage, operand, lead)
-    if known is None and values is not None and values.shape[:-2].numel() == total:
-        known = followed_images(lineage, values, range(values.dim() - 2))
+    if values is not None and values.shape[:-2].numel() != total:
+        values = None
+    outer = () if values is None else range(values.dim() - 2)
+    if known is None and values is not None:
+        known = followed_images(lineage, values, outer)
     if known is None:
         images = _counted(lineage, operand, module, images)
     whole = whole and len(sizes) == 1
     if whole and known is None:
         return Layout(order, sizes, Split())
-    split = divided(
-        sizes, head_count(module), images, known, partial(same_places, lineage, operand, lead),
-        whole=whole,
-    )  # fmt: skip
+
+    def windows() -> Numbers | None:
+        found = same_places(lineage, operand, lead)
+        if found is None and values is not None:
+            found = same_places(lineage, values, outer)
+        return found
+
+    split = divided(sizes, head_count(module), images, known, windows, whole=whole)
     return Layout(order, sizes, split)
 
 
@@ -177,7 +184,7 @@ class Beside(NamedTuple):
         return view, query + 1 - self.heads, key + (key > query)
 
     def queries(self, x: Tensor | None, lineage: Lineage) -> Tensor | None:
-        """Queries `(…, heads and queries, d)` as `(…, heads, queries, d)`, None if not proven so."""
+        """Queries `(…, heads and queries, d)` as `(…, heads, queries, d)`; None if not proven."""
         if x is None or x.shape[-2] != prod(self.sizes):
             return None
         split = x.unflatten(-2, self.sizes)
@@ -319,9 +326,12 @@ def divided(
     if counts.max(initial=0) * count != total:
         return Split(unsplit=True)  # images have more rows than others
     order = np.argsort(known, kind="stable").reshape(count, -1)
-    rest = tuple(n for n in _left(sizes, known, count) if n > 1)
+    left, along = _left(sizes, known, count)
+    rest = tuple(n for n in left if n > 1)
     if not whole and rest:
         cut = windows() if count < total else None
+        if cut is not None and heads is None and len(rest) > 1 and along is not None:
+            cut = _with_frames(cut, sizes, order[0], along)
         own, heads = _heads(rest, heads, None if cut is None else cut[order[0]], len(sizes) == 1)
         order = order[:, own]
     else:
@@ -354,15 +364,33 @@ def _by_shape(sizes: tuple[int, ...], heads: int | None, images: int | None) -> 
     return by_axis[others[0]] // (sizes[others[0]] // images)
 
 
-def _left(sizes: tuple[int, ...], known: Numbers, count: int) -> tuple[int, ...]:
-    """The axes that are left of each image."""
+def _left(sizes: tuple[int, ...], known: Numbers, count: int) -> tuple[tuple[int, ...], int | None]:
+    """The axes that are left of each image, and which one images lie along."""
     by_axis = known.reshape(sizes)
     along = [i for i in range(len(sizes)) if (by_axis != by_axis.take([0], i)).any()]
     if not along:
-        return sizes
+        return sizes, 0
     if len(along) > 1 or sizes[along[0]] % count:
-        return (known.size // count,)
-    return tuple(n // count if i == along[0] else n for i, n in enumerate(sizes))
+        return (known.size // count,), None
+    return tuple(n // count if i == along[0] else n for i, n in enumerate(sizes)), along[0]
+
+
+def _with_frames(windows: Numbers, sizes: tuple[int, ...], rows: Numbers, along: int) -> Numbers:
+    """Windows, where rows of one image that lie in the images' own axis are apart.
+
+    Frames of a video, views and crops are folded with the images before there are any heads, and
+    hold the same places. Heads lie in an axis of their own then.
+
+    Args:
+        windows: A number for each row, the same where tokens are the same places.
+        sizes: The axes of the rows.
+        rows: Those of one image.
+        along: The axis that images lie along.
+    """
+    at = np.unravel_index(np.arange(len(windows)), sizes)[along]
+    if len(np.unique(windows[rows])) > 1 or len(np.unique(at[rows])) == 1:
+        return windows
+    return at
 
 
 def _heads(

@@ -121,7 +121,7 @@ class AttentionRecords:
         if rows is not None:
             record = self._recorder.at_points(record, None, rows, images)
             return self._recorder.apply(record, squash, operand, restore)
-        record = self._in_product(record, operand, query, key, read, images)
+        record = self._in_product(record, operand, query, key, read, images, values)
         replaced = self._recorder.apply(record, squash, operand, restore)
         self._recorder.part(values, squash, int(operand.storage_offset()), read.split)
         return None if replaced is None else replaced.reshape(shape)
@@ -152,11 +152,19 @@ class AttentionRecords:
 
     def _in_product(
         self, record: Record, operand: Tensor, query: int, key: int, read: Layout,
-        images: int | None,
+        images: int | None, values: Tensor | None = None,
     ) -> Record:  # fmt: skip
-        """The record with the places of its tokens, read off the axes of its weights."""
+        """The record with the places of its tokens, read off the axes of its weights.
+
+        Where these do not tell those of the keys, as of a part of a softmax over several sets of
+        keys, the values do, one for each key.
+        """
         lineage, lead = self._recorder.lineage, list(read.order[:-2])
         queries, keys = (numbered(lineage, operand, [axis], lead, read) for axis in (query, key))
+        if keys is None and values is not None:
+            outer = range(values.dim() - 2)
+            if values.shape[: len(outer)] == tuple(operand.shape[i] for i in lead):
+                keys = numbered(lineage, values, [len(outer)], outer, read)
         return self._recorder.lies(record, queries, keys, images)
 
     def _in_kernel(

@@ -51,6 +51,10 @@ class Scores:
     width: int
     shape: tuple[int, ...]
 
+    def without_operands(self) -> Scores:
+        """The same for larger logits that these are a part of, whose factors are others."""
+        return replace(self, query=None, key=None)
+
 
 @dataclass(slots=True, eq=False)
 class Squash:

@@ -314,3 +314,27 @@ def test_what_is_written_into_its_own_images_is_followed(write: str) -> None:
     record = only(model, 3)
     assert record.shape == (3, 4, CELLS, CELLS)
     assert record.note == ""
+
+
+@pytest.mark.parametrize(
+    ("count", "frames", "heads_first"),
+    [(1, 3, False), (2, 4, False), (3, 3, False), (2, 4, True), (3, 3, True)],
+)
+def test_frames_that_are_folded_with_the_images_are_no_heads(
+    count: int, frames: int, heads_first: bool
+) -> None:
+    class Video(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x.flatten(0, 1))
+            return y.unflatten(0, (len(x), -1)).mean(1)
+
+    net = Video(heads_apart if heads_first else attend, 2, declared=False)
+    x = torch.randn(count, frames, 3, 12, 16)
+    with torch.no_grad(), watch(net, empty=True) as seen:
+        net(x)
+    (record,) = seen.values()
+    assert record.weights is not None
+    torch.testing.assert_close(record.weights, net.truth)
+    assert record.heads == 2
+    (found,) = locate(net, x, channels=2).values()
+    assert found.keys.grid == (frames, *GRID)

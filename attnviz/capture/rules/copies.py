@@ -75,7 +75,8 @@ def join(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
             axis += axis >= dim
         elif axis == dim:
             axis = None
-        session.tags.put(out, first.on(out, axis))
+        scores = first.scores and first.scores.without_operands()
+        session.tags.put(out, first.on(out, axis, scores=scores))
     return out
 
 
