@@ -196,9 +196,12 @@ class Beside(NamedTuple):
 
     def keys(self, x: Tensor | None) -> Tensor | None:
         """Keys or values `(…, keys, d)` as `(…, heads, keys, d)`."""
-        return None if x is None else x[..., None, :, :].expand(
+        if x is None:
+            return None
+        repeated: Tensor = x.unsqueeze(-3).expand(
             *x.shape[:-2], self.sizes[self.heads], *x.shape[-2:]
-        )  # fmt: skip
+        )
+        return repeated
 
 
 def heads_beside(

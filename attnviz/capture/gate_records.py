@@ -11,10 +11,18 @@ from attnviz.capture.op_mode import apart
 from attnviz.capture.proven_places import Even, Numbered, numbered, proven
 from attnviz.capture.provenance import Squash, Tag
 from attnviz.capture.record import Record, changed
-from attnviz.capture.recorder import UNPROVEN, Recorder, Restore, before_dropout
+from attnviz.capture.recorder import (
+    UNPROVEN,
+    Recorder,
+    Restore,
+    before_dropout,
+    edited,
+    same,
+)
 from attnviz.capture.sampled_parts import Part, SampledParts
 from attnviz.capture.sampled_rows import SampledRows
 from attnviz.capture.scopes import Scope
+from attnviz.errors import UnsupportedError
 from attnviz.token_places import NO_QUERIES, Places, RecordPlaces
 
 Weighing = tuple[Tag, Tensor, Tensor, list[int]]
@@ -156,8 +164,22 @@ class GateRecords:
         shape = Geometry(record.images, record.image)
         scope = Scope(record.name, self._recorder.stack.model, shape)
         assert tag.squash is not None
-        made, _ = self._gate_record(tag, tag.squash, gate, other, repeated, scope)
-        self._collector.keep(changed(made, module=record.module, edited=record.edited), number)
+        made, restore = self._gate_record(tag, tag.squash, gate, other, repeated, scope)
+        edit = self._recorder.edit_of(made, tag.squash.place, number) if record.edited else None
+        if edit is not None:
+            made = edited(made, edit)
+            pool, _ = _pooling(tag, gate, other, repeated)
+            assert pool is not None
+            assert made.scale is not None
+            assert record.weights is not None
+            if not same(restore(made.scale, gate), pool.restore(record.weights, gate)):
+                raise UnsupportedError(
+                    f"edit of {made.name!r}: it is a gate over places {tuple(made.scale.shape)}, "
+                    f"and was edited as attention {tuple(record.weights.shape)}, which gives "
+                    "other values; use an edit that does not depend on the shape, or change the "
+                    "model's code"
+                )
+        self._collector.keep(changed(made, module=record.module), number)
 
     def _gate_record(
         self,

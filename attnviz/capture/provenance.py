@@ -70,6 +70,7 @@ class Squash:
         outer: Whether its input was a sum or product of broadcast tensors, as in BAM.
         learned: Whether q and k were made of parameters alone, as between learned queries.
         used: Whether its result met data in a product.
+        early: Whether its result met learned values before it was recorded.
         numbers: The records made of it, by storage offset: a softmax may be used in parts.
     """
 
@@ -82,6 +83,7 @@ class Squash:
     outer: bool = False
     learned: bool = False
     used: bool = False
+    early: bool = False
     numbers: dict[int, int] = field(default_factory=dict)
 
     @property

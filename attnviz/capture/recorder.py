@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from itertools import permutations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,6 +86,7 @@ class Recorder:
         self.passed_over: dict[str, None] = {}
         self.trusted = False
         self._parts: dict[int, Part] = {}
+        self._edits: dict[int, tuple[Tensor, Tensor]] = {}
         self._made: list[Squash] = []
         self._guarded: list[Tensor] = []
         self._call: object = None
@@ -149,23 +151,46 @@ class Recorder:
         known = squash.numbers.get(offset)
         if known is None and once and squash.numbers:
             known = min(squash.numbers.values())
-        edit = self.edit_of(record, squash.place, known)
-        if known is not None:
-            record = record if edit is None else _edited(record, edit)
-        else:
-            squash.numbers[offset] = len(self.seen)
+        edit, plain = self.edit_of(record, squash.place, known), _values(record)
+        if known is None:
+            known = squash.numbers[offset] = len(self.seen)
             record = self.keep(record, edit)
-        values = record.weights if record.kind == "attention" else record.scale
-        if edit is None or values is None:
+            new = _values(record)
+            if edit is not None and plain is not None and new is not None:
+                self._edits[known] = plain.detach().clone(), new
+        if edit is None or plain is None:
             return None
-        return restore(values, operand).to(operand.dtype)
+        if squash.early:
+            raise UnsupportedError(
+                f"edit of {record.name!r}: its weights met learned values before they met the "
+                "values of an image, and were not edited there; change the order in the model's "
+                "code"
+            )
+        before, after = self._edits[known]
+        if same(before, plain):
+            return restore(after, operand).to(operand.dtype)
+        return _again(before, after, operand, record.name).to(operand.dtype)
+
+    def used_again(self, squash: Squash, operand: Tensor) -> Tensor | None:
+        """Weights meet something else than the values: edited ones, where their record was edited.
+
+        Args:
+            squash: The function that made them.
+            operand: The tensor that holds them.
+        """
+        number = min(squash.numbers.values(), default=None)
+        squash.early = squash.early or number is None
+        if number not in self._edits:
+            return None
+        name = self.seen._records[number].name
+        return _again(*self._edits[number], operand, name).to(operand.dtype)
 
     def keep(self, record: Record, edit: Edit | None) -> Record:
         """Keep a record as it is applied, after its edit."""
         if self.collector.rolls and (call := self.stack.call()) is not self._call:
             self._call = call
             self.collector.begin()
-        record = record if edit is None else _edited(record, edit)
+        record = record if edit is None else edited(record, edit)
         self.collector.keep(record)
         return record
 
@@ -314,6 +339,7 @@ class Recorder:
         dropped = dropped | self._join_parts()
         self._sides.clear()
         self._parts.clear()
+        self._edits.clear()
         if dropped:
             self.seen._drop(dropped)
         self.seen.unused = [self._unused(squash) for squash in self._made if _matters(squash)]
@@ -421,11 +447,50 @@ def before_dropout(tag: Tag, operand: Tensor) -> Tensor:
     return raw.as_strided(operand.shape, operand.stride(), offset)
 
 
-def _edited(record: Record, edit: Edit) -> Record:
+def edited(record: Record, edit: Edit) -> Record:
     """The record with edited values, which have no graph."""
     field = "weights" if record.weights is not None else "scale"
     values = checked(edit, getattr(record, field).detach(), record)
     return changed(record, edited=True, leaf=None, **{field: values})
+
+
+def _values(record: Record) -> Tensor | None:
+    return record.weights if record.kind == "attention" else record.scale
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether values are equal to the last bit; NaN is as large as NaN."""
+    if one.shape != other.shape:
+        return False
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def _again(before: Tensor, after: Tensor, operand: Tensor, name: str) -> Tensor:
+    """Edited values for a second use of the same ones, in another order of their axes.
+
+    A gate g may come as 1 - g as well, as where it chooses between two branches.
+
+    Raises:
+        UnsupportedError: They were changed in between, or could lie in more than one order.
+    """
+    found: list[Tensor] = []
+    for order in permutations(range(before.dim())):
+        if before.numel() != operand.numel():
+            break
+        plain, new = (x.permute(order).reshape(operand.shape) for x in (before, after))
+        plain = plain.to(operand.dtype)
+        if same(plain, operand):
+            found.append(new)
+        if same(1 - plain, operand) or same(plain, 1 - operand):
+            found.append(1 - new)
+    if not found or not all(same(one, found[0]) for one in found):
+        raise UnsupportedError(
+            f"edit of {name!r}: its values are used a second time, and are "
+            f"{'in an order that is not known' if found else 'others'} there, as "
+            f"{tuple(operand.shape)}; what the edit makes of them is not known: edit another "
+            "record, or change the model's code"
+        )
+    return found[0]
 
 
 def _refuse_gradient(_: Tensor) -> None:

@@ -222,6 +222,138 @@ def test_weights_that_are_used_twice_are_one_call() -> None:
         model(nets.images())
 
 
+class Relative(nn.Module):
+    """Attention with a relative position for each pair of tokens in its values (Shaw, 2018)."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.factor, self.off, self.first = factor, False, False
+        self.stem = nn.Conv2d(3, 12, 4, 4)
+        self.table = nn.Parameter(torch.randn(24, 24, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x).flatten(2).mT.unflatten(2, (3, 4)).transpose(1, 2)
+        weights = (y @ y.mT).softmax(-1)
+        if self.off:
+            weights = weights * torch.tensor([1.0, 0.0, 1.0])[:, None, None]
+        again = weights * self.factor if self.factor != 1 else weights
+        if self.first:
+            return torch.einsum("bhqk,qkd->bhqd", again, self.table) + weights @ y
+        return weights @ y + torch.einsum("bhqk,qkd->bhqd", again, self.table)
+
+
+def test_weights_that_met_learned_values_first_cannot_be_edited() -> None:
+    model = Relative()
+    model.first = True
+    with (
+        torch.no_grad(),
+        pytest.raises(UnsupportedError, match=r"met learned values before .* change the order"),
+        watch(model, edit={"*": edits.head_off(1)}),
+    ):
+        model(nets.images())
+
+
+def test_a_second_use_in_another_order_is_edited_alike() -> None:
+    model, x = Relative(), nets.images()
+    with torch.no_grad():
+        with watch(model, edit={"*": edits.head_off(1)}):
+            edited = model(x)
+        plain, model.off = model(x), True
+        torch.testing.assert_close(edited, model(x))
+    assert not torch.allclose(edited, plain)
+
+
+def test_a_second_use_of_changed_values_cannot_be_edited() -> None:
+    model, x = Relative(0.5), nets.images()
+    with (
+        torch.no_grad(),
+        pytest.raises(UnsupportedError, match=r"are used a second time, and are others there"),
+        watch(model, edit={"*": edits.head_off(1)}),
+    ):
+        model(x)
+
+
+def test_a_second_use_in_an_order_that_is_not_known_cannot_be_edited() -> None:
+    class Uniform(Relative):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x).flatten(2).mT.unflatten(2, (3, 4)).transpose(1, 2)
+            flat = y.mean(2, keepdim=True).repeat(1, 1, 24, 1)
+            weights = (flat @ flat.mT).softmax(-1)
+            return weights @ y + torch.einsum("bhqk,qkd->bhqd", weights, self.table)
+
+    model = Uniform()
+    with (
+        torch.no_grad(),
+        pytest.raises(UnsupportedError, match=r"and are in an order that is not known there"),
+        watch(model, edit={"*": lambda x: x.tril()}),
+    ):
+        model(nets.images())
+
+
+@pytest.mark.parametrize("complement_first", [False, True])
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.25])
+def test_the_complement_of_an_edited_gate_is_edited_with_it(
+    value: float, complement_first: bool
+) -> None:
+    class Highway(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.stem, self.gate = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 1)
+            self.given: float | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x)
+            gate = self.gate(y.mean((2, 3), keepdim=True)).sigmoid()
+            gate = gate if self.given is None else torch.full_like(gate, self.given)
+            if complement_first:
+                return (1 - gate) * y + gate * y.relu()
+            return gate * y.relu() + (1 - gate) * y
+
+    model, x = Highway(), nets.images()
+    with torch.no_grad():
+        with watch(model, edit={"*": edits.constant(value)}):
+            edited = model(x)
+        model.given = 1 - value if complement_first else value
+        torch.testing.assert_close(edited, model(x))
+
+
+def test_a_softmax_over_places_is_edited_as_it_is_recorded_or_not_at_all() -> None:
+    class Places(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.stem, self.score = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 1, 1)
+            self.factor = 1.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x)
+            gate = self.score(y).flatten(2).softmax(-1).view(len(y), 1, *y.shape[2:])
+            return y * (gate * self.factor)
+
+    model, x = Places(), nets.images()
+    with torch.no_grad():
+        with watch(model, edit={"*": lambda x: 2 * x}) as seen:
+            edited = model(x)
+        (record,) = seen.values()
+        with watch(model) as plain:
+            model(x)
+        (before,) = plain.values()
+        assert record.scale is not None
+        assert before.scale is not None
+        assert record.kind == "gate"
+        torch.testing.assert_close(record.scale, 2 * before.scale)
+        model.factor = 2.0
+        torch.testing.assert_close(edited, model(x))
+        model.factor = 1.0
+        with (
+            pytest.raises(UnsupportedError, match=r"it is a gate over places \(2, 1, 4, 6\)"),
+            watch(model, edit={"*": lambda x: x.flip(-1)}),
+        ):
+            model(x)
+
+
 def test_dropout_within_a_kernel_is_not_undone_either(monkeypatch: pytest.MonkeyPatch) -> None:
     real = fused_kernels.arguments  # no kernel of a CPU drops weights out
     monkeypatch.setattr(

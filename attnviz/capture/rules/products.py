@@ -36,7 +36,14 @@ def _product(session: Session, func: Any, args: Any, kwargs: Any, i: int, j: int
     if all(parameters):
         return _learned(session, func, args, kwargs, left, right, tags)
     if any(parameters) and not any(_is_learned(tag) for tag in tags):
+        side = int(parameters[0])
+        replaced = _met_learned(session, (left, right)[side], tags[side], -1 - side)
+        if replaced is not None:
+            number = (i, j)[side]
+            args = (*args[:number], replaced, *args[number + 1 :])
         out = func(*args, **kwargs)
+        if replaced is not None:
+            session.recorder.guard(out)
         _mixed(session, left, right, parameters, out)
         if left.dim() == 3 and len(left) > 1 and session.tags.get(out) is None:
             # learned queries meet keys; or experts their input, which no softmax over keys follows
@@ -63,6 +70,14 @@ def _product(session: Session, func: Any, args: Any, kwargs: Any, i: int, j: int
     if replaced is not None:
         session.recorder.guard(out)
     return out
+
+
+def _met_learned(session: Session, x: Tensor, tag: Tag | None, axis: int) -> Tensor | None:
+    """Attention weights meet learned values, as of relative positions; edited ones, if they are."""
+    squash = None if tag is None or tag.kind != "softmax" else tag.squash
+    if tag is None or squash is None or squash.scores is None:
+        return None
+    return session.recorder.used_again(squash, x) if tag.find(x) == x.dim() + axis else None
 
 
 def _is_learned(tag: Tag | None) -> bool:
