@@ -187,7 +187,7 @@ class Beside(NamedTuple):
         """Queries `(…, heads and queries, d)` as `(…, heads, queries, d)`; None if not proven."""
         if x is None or x.shape[-2] != prod(self.sizes):
             return None
-        split = x.unflatten(-2, self.sizes)
+        split: Tensor = x.unflatten(-2, self.sizes)
         at = split.dim() - 3 + self.heads
         labels = lineage.labels(split) or ()
         if not labels or any(one.along(at) for one in labels):

@@ -373,7 +373,7 @@ class AttentionRecords:
     def _with_operands(self, record: Record, fused: Fused) -> Record:
         keep = self._recorder.options.reads_operands
         return changed(
-            record, logit_scale=fused.scale, d_k=fused.query.shape[-1],
+            record, logit_scale=fused.logit_scale, d_k=fused.query.shape[-1],
             query=fused.query if keep else None, key=fused.key if keep else None,
             value=fused.value if keep else None,
         )  # fmt: skip

@@ -7,6 +7,7 @@ only an edit puts something else in its place.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from attnviz.capture.followed_ops import Followed, follow, followed, tensors
 from attnviz.capture.op_mode import OpMode, apart, modes
 from attnviz.capture.provenance import PARAMETER
 from attnviz.capture.registry import FOUND, RULES, Rule
+from attnviz.capture.rules.elementwise import multiplier
 from attnviz.capture.rules.fused_kernels import foreign
 from attnviz.capture.session import Session
 
@@ -102,7 +104,7 @@ class Watcher(OpMode):
                 rule = None
             elif session.is_parameter(first):
                 if not known.fixed and session.are_parameters((*args, *kwargs.values())):
-                    return _fixed(session, first, func(*args, **kwargs))
+                    return _fixed(session, func, args, func(*args, **kwargs))
                 if known.writes:
                     session.tags.written(first)
         if rule is None and known.composite:
@@ -140,16 +142,21 @@ def _run_on_subclass(
     return func(*args, **kwargs)
 
 
-def _fixed(session: Session, first: Tensor, out: Any) -> Any:
+def _fixed(session: Session, func: Any, args: Any, out: Any) -> Any:
     """Tag what was made of parameters alone: it does not depend on the input.
 
     Logits of learned queries stay logits under a scale or a mask.
     """
+    first = args[0]
     tag = session.tags.get(first)
+    logits = tag is not None and tag.scores is not None
     for made in out if isinstance(out, (list, tuple)) else (out,):
         if isinstance(made, Tensor):
-            alike = tag is not None and tag.scores is not None and made.shape == first.shape
-            session.tags.put(made, tag if alike and tag is not None else PARAMETER)
+            if tag is not None and logits and made.shape == first.shape:
+                factor = tag.factor * multiplier(func, args)
+                session.tags.put(made, replace(tag, factor=factor))
+            else:
+                session.tags.put(made, PARAMETER)
     return out
 
 

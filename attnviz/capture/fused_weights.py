@@ -32,6 +32,7 @@ class Fused:
         causal: Whether a query sees only keys up to its own number.
         scale: What multiplies q · kᵀ.
         dropout: The probability of dropout on the weights.
+        factor: By which number queries and keys were multiplied before; NaN where not known.
     """
 
     query: Tensor
@@ -41,6 +42,12 @@ class Fused:
     causal: bool = False
     scale: float = 1.0
     dropout: float = 0.0
+    factor: float = 1.0
+
+    @property
+    def logit_scale(self) -> float | None:
+        """What q · kᵀ is multiplied by in all, None where it is not a known number."""
+        return None if math.isnan(self.factor) else self.scale * self.factor
 
 
 def splitting(fused: Fused, by: Split) -> Callable[[Tensor], Tensor]:

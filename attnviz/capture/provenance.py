@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from math import isnan
+from math import isnan, nan
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -166,6 +166,14 @@ class Tag:
         return replace(
             self, shape=tuple(tensor.shape), stride=tensor.stride(), axis=axis, **changes
         )
+
+
+def factor_of(tag: Tag | None, tensor: Tensor) -> float:
+    """By which number a tensor was multiplied; NaN where only a part of its storage was."""
+    if tag is None or tag.kind != "factor":
+        return 1.0
+    whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+    return tag.factor if whole or tag.extra else nan
 
 
 def _nested(view: Tensor, run: range) -> bool:

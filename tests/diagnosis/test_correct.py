@@ -150,3 +150,53 @@ def test_published_weights_other_than_a_softmax_are_described_and_not_accused(de
     found = diagnose(Weighted(weigh).eval(), images)
     assert {one.code for one in found if one.severity != "note"} == set()
     assert {one.code for one in found} - {"untrained", "near-uniform"} == notes
+
+
+class Scaled(nn.Module):
+    """Attention whose logits are scaled in one way or another, and sometimes twice."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.way, self.cut, self.qkv = way, nn.Conv2d(3, 32, 8, 8), nn.Linear(32, 96)
+        self.position = nn.Parameter(torch.randn(1, 64, 32))
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.cut(images).flatten(2).mT + self.position
+        q, k, v = self.qkv(x).unflatten(2, (3, 2, 16)).permute(2, 0, 3, 1, 4)
+        return self.head(self.attend(q, k, v).transpose(1, 2).flatten(2).mean(1))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        kernel, pad = nn.functional.scaled_dot_product_attention, nn.functional.pad
+        if self.way == "queries before a kernel":
+            return kernel(q / 4, k, v, scale=1.0)
+        if self.way == "both before a kernel":
+            return kernel(q / 2, k / 2, v, scale=1.0)
+        if self.way == "heads padded for a kernel":
+            q, k, v = (pad(x, (0, 16)) for x in (q, k, v))
+            return kernel(q, k, v, scale=0.25)[..., :16]
+        if self.way == "a bias as one more feature":
+            q, k = pad(q, (0, 1), value=1.0), pad(k, (0, 1))
+            return (q @ k.mT / 4).softmax(-1) @ v
+        if self.way == "learned positions":
+            p = self.position.unflatten(2, (2, 16)).transpose(1, 2)
+            return (p @ p.mT * 0.25).softmax(-1) @ v
+        return kernel(q / 4 if self.way == "twice" else q * 4, k, v)
+
+
+@pytest.mark.parametrize(
+    "way",
+    ["queries before a kernel", "both before a kernel", "heads padded for a kernel",
+     "a bias as one more feature", "learned positions"],
+)  # fmt: skip
+def test_logits_that_are_scaled_once_are_right_wherever_it_is_done(way: str) -> None:
+    found = diagnose(Scaled(way).eval(), torch.randn(8, 3, 64, 64))
+    assert "temperature" not in found.codes
+
+
+@pytest.mark.parametrize(("way", "ratio"), [("twice", 0.25), ("not at all", 4.0)])
+def test_what_multiplies_queries_before_a_kernel_is_counted(way: str, ratio: float) -> None:
+    found = diagnose(Scaled(way).eval(), torch.randn(8, 3, 64, 64))
+    (one,) = [finding for finding in found if finding.code == "temperature"]
+    assert one.evidence["ratio"] == pytest.approx(ratio)

@@ -211,18 +211,16 @@ def _gated_among(
 @rule("aten.mul.Scalar", "aten.mul_.Scalar")
 def scale(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """Remember by which number queries, logits or weights were multiplied."""
-    return _scaled(session, func, args, kwargs, inverse=False)
+    return _scaled(session, func, args, kwargs)
 
 
-def _scaled(session: Session, func: Any, args: Any, kwargs: Any, *, inverse: bool) -> Any:
-    x, by = args[0], args[1]
+def _scaled(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
+    x = args[0]
     tag = session.tags.get(x) if isinstance(x, Tensor) else None
     out = func(*args, **kwargs)
     if not isinstance(x, Tensor) or not x.dim():
         return out
-    factor = _number(by)
-    if inverse:
-        factor = 1 / factor if factor else nan
+    factor = multiplier(func, args)
     if tag is None:
         if out.dim() > 1 and factor == factor:
             session.tags.put(out, Tag("factor", factor=factor, extra=out is not x))
@@ -237,6 +235,15 @@ def _scaled(session: Session, func: Any, args: Any, kwargs: Any, *, inverse: boo
     return out
 
 
+def multiplier(func: Any, args: Any) -> float:
+    """By which number an op multiplies its first argument; NaN if it is not known."""
+    name = str(func).split(".")[1].rstrip("_")
+    if name not in ("mul", "div"):
+        return 1.0
+    by = _number(args[1])
+    return by if name == "mul" else 1 / by if by else nan
+
+
 def _number(by: Any) -> float:
     if not isinstance(by, Tensor):
         return float(by)
@@ -248,7 +255,7 @@ def divide(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """A number scales; weights divided by their own sum are still weights."""
     x, y = args[0], args[1]
     if not isinstance(y, Tensor) or not isinstance(x, Tensor) or not x.dim() or not y.dim():
-        return _scaled(session, func, args, kwargs, inverse=True)
+        return _scaled(session, func, args, kwargs)
     tag, total = session.tags.get(x), session.tags.get(y)
     out = func(*args, **kwargs)
     if tag is None or _still_scaled(session, (tag,), out):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib import import_module
+from math import prod
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from attnviz.capture.fused_weights import Fused, grouped
 from attnviz.capture.op_mode import apart, as_called
+from attnviz.capture.provenance import factor_of
 from attnviz.capture.registry import Entry, rule
 from attnviz.capture.session import Session
 
@@ -38,6 +40,7 @@ def attention(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
         bool(given.get("is_causal", False)),
         query.shape[-1] ** -0.5 if scale is None else float(scale),
         float(given.get("dropout_p") or 0.0),
+        prod(factor_of(session.tags.get(given[one]), given[one]) for one in ("query", "key")),
     )
     more = out[1] if func._schema.returns[1].name in ("logsumexp", "log_sumexp") else None
     replaced = session.attention.fused(fused, out[0], more)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from attnviz.capture.provenance import PARAMETER, Scores, Tag
+from attnviz.capture.provenance import PARAMETER, Scores, Tag, factor_of
 from attnviz.capture.registry import rule
 from attnviz.capture.session import Session
 
@@ -36,10 +36,10 @@ def _product(session: Session, func: Any, args: Any, kwargs: Any, i: int, j: int
     if all(parameters):
         return _learned(session, func, args, kwargs, left, right, tags)
     if any(parameters) and not any(_is_learned(tag) for tag in tags):
-        side = int(parameters[0])
-        replaced = _met_learned(session, (left, right)[side], tags[side], -1 - side)
+        data = int(parameters[0])
+        replaced = _met_learned(session, (left, right)[data], tags[data], -1 - data)
         if replaced is not None:
-            number = (i, j)[side]
+            number = (i, j)[data]
             args = (*args[:number], replaced, *args[number + 1 :])
         out = func(*args, **kwargs)
         if replaced is not None:
@@ -177,11 +177,7 @@ def _scored(
     mixed: bool = False,
 ) -> None:
     """Tag a product of data with data: logits, if a softmax follows."""
-    scale = alpha
-    for tag, operand in zip(tags, (left, right), strict=True):
-        if tag is not None and tag.kind == "factor":
-            whole = operand.numel() * operand.element_size() == operand.untyped_storage().nbytes()
-            scale *= tag.factor if whole or tag.extra else nan
+    scale = alpha * factor_of(tags[0], left) * factor_of(tags[1], right)
     keep = session.options.reads_operands
     scores = Scores(
         left if keep else None,

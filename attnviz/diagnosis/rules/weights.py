@@ -266,9 +266,28 @@ def temperature(case: Examination) -> Iterator[Observation]:
         ratio = record.logit_scale * record.d_k**0.5
         if abs(ratio - 1) <= TEMPERATURE or record.d_k == 1 or normalised(record):
             continue
+        width = record.d_k - _empty(record)
+        ratio = record.logit_scale * width**0.5
+        if abs(ratio - 1) <= TEMPERATURE:
+            continue
         word = "sharper" if ratio > 1 else "flatter"
         scale = record.logit_scale
-        yield observed(record.name, word=word, scale=scale, ratio=ratio, d_k=record.d_k)
+        yield observed(record.name, word=word, scale=scale, ratio=ratio, d_k=width)
+
+
+def _empty(record: Record) -> int:
+    """How many features add nothing to any q · k but a constant: kernels are given padded heads.
+
+    They are zero in all queries or in all keys, or as a bias is, one number in all of either.
+    """
+    if record.query is None or record.key is None:
+        return 0
+    flat = [x.float().flatten(0, -2) for x in (record.query, record.key)]
+    if any(len(x) < 2 for x in flat):
+        return 0
+    query, key = ((x == x[:1]).all(0) for x in flat)
+    count = int((query | key).sum())
+    return count if count < len(query) else 0
 
 
 def normalised(record: Record) -> bool:
