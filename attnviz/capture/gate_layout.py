@@ -140,6 +140,8 @@ class Pooling:
         shape: What it multiplies: its sizes, 1 along which the weights are repeated.
         keys: The axes that sum to one.
         rest: The others, images first.
+        queries: Those of the others that are queries; what is left are heads.
+        untold: Whether some of those that are counted as heads may be queries.
         sampled: Of deformable attention, whose queries have keys of their own; None where each
             image, or head, is pooled as a whole.
     """
@@ -147,29 +149,37 @@ class Pooling:
     shape: tuple[int, ...]
     keys: tuple[int, ...]
     rest: tuple[int, ...]
+    queries: tuple[int, ...] = ()
+    untold: bool = False
     sampled: SampledRows | None = None
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The axes in the order (images, heads …, queries …, keys …)."""
+        heads = (i for i in self.rest if i not in self.queries)
+        return (*heads, *self.queries, *self.keys)
 
     def of_queries(self, labels: Labels, batch: int, images: int | None) -> Pooling:
         """The same for values at sampling points; see `sampled_rows`."""
-        order = (*self.rest, *self.keys)
-        rows = sampled_rows(labels, self.shape, order, len(self.keys), batch, images)
-        return replace(self, sampled=rows)
+        plain = replace(self, queries=(), untold=False)
+        rows = sampled_rows(labels, self.shape, plain.order, len(self.keys), batch, images)
+        return self if rows is None else replace(plain, sampled=rows)
 
     def present(self, weights: Tensor) -> Tensor:
-        """`(b, heads, 1, k)`, or `(b, heads, q, k)` where queries have keys of their own."""
+        """`(b, heads, q, k)`, with one query where each image, or head, is pooled as a whole."""
         x = weights.reshape(*(1,) * (len(self.shape) - weights.dim()), *weights.shape)
         for i, size in enumerate(self.shape):
             if size == 1 and x.shape[i] > 1:
                 x = x.narrow(i, 0, 1)
-        x = x.permute(*self.rest, *self.keys)
-        x = x.flatten(len(self.rest))
+        x = x.permute(self.order).flatten(len(self.rest))
         if self.sampled is not None:
             return self.sampled.present(x.flatten(0, -2))
-        return x.reshape(x.shape[0], -1, 1, x.shape[-1])
+        queries = prod(self.shape[i] for i in self.queries)
+        return x.reshape(x.shape[0], -1, queries, x.shape[-1])
 
     def restore(self, weights: Tensor, like: Tensor) -> Tensor:
         """Weights as presented in their own shape."""
-        order = (*self.rest, *self.keys)
+        order = self.order
         weights = weights if self.sampled is None else self.sampled.restore(weights)
         x = weights.reshape([self.shape[i] for i in order])
         x = x.permute([order.index(i) for i in range(len(order))])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import prod
+
 import numpy as np
 from torch import Tensor
 
+from attnviz.capture.attention_layout import head_count
 from attnviz.capture.gate_layout import Arrangement, Pooling, arrange, pooling, spanned
 from attnviz.capture.grids import Geometry
 from attnviz.capture.op_mode import apart
@@ -24,6 +28,12 @@ from attnviz.capture.sampled_rows import SampledRows
 from attnviz.capture.scopes import Scope
 from attnviz.errors import UnsupportedError
 from attnviz.token_places import NO_QUERIES, Places, RecordPlaces
+
+UNTOLD = (
+    "which of its axes are heads and which are queries was not followed: all of them count as "
+    "heads; give the module that attends its number of heads, as num_heads"
+)
+"""The note of records whose queries may be counted as heads."""
 
 Weighing = tuple[Tag, Tensor, Tensor, list[int]]
 
@@ -61,8 +71,9 @@ class GateRecords:
             replaced, part = self._parts.add(tag, gate, spanned(gate, other, repeated), other)
             return replaced, None if part is None else Tag("weighted", extra=(part, ()))
         squash.used = True
-        pool, size = _pooling(tag, gate, other, repeated)
-        scope = self._scopes.at(squash.place, 1, size if pool is not None else 0)
+        pool, size = self._pooling(tag, gate, other, repeated)
+        count = 1 if pool is None else prod(pool.shape[i] for i in pool.queries)
+        scope = self._scopes.at(squash.place, count, size if pool is not None else 0)
         if pool is not None:
             labels = self._recorder.lineage.labels(other) or ()
             pool = pool.of_queries(labels, squash.shape[0], scope.shape.images)
@@ -86,6 +97,31 @@ class GateRecords:
         weighted = None if pool is None else Tag("weighted", extra=(number, pool.keys))
         return replaced, weighted
 
+    def _pooling(
+        self, tag: Tag, gate: Tensor, other: Tensor, repeated: list[int]
+    ) -> tuple[Pooling | None, int]:
+        """How softmax weights are summed, if they are, and how many there are in a row.
+
+        Axes of other places than the keys' are queries, and so are those beside the one that has as
+        many entries as the module names heads.
+        """
+        if tag.kind != "softmax" or tag.axis is None or tag.squash is None:
+            return None, 0
+        size = tag.shape[tag.axis]
+        pool = pooling(gate, other, repeated, tag.find(gate), size)
+        if pool is None:
+            return None, size
+        lead = other.dim() - gate.dim()
+        free = [a for a in pool.rest[1:] if a >= lead and pool.shape[a] > 1]
+        labels = self._recorder.lineage.labels(gate) or ()
+        of_queries = [one for one in labels if not any(one.along(a - lead) for a in pool.keys)]
+        queries = [a for a in free if any(one.along(a - lead) for one in of_queries)]
+        named = [a for a in free if pool.shape[a] == head_count(tag.squash.place.module)]
+        if not queries and len(free) > len(named) == 1:
+            queries = [a for a in free if a not in named]
+        untold = not queries and len(free) > 1
+        return replace(pool, queries=tuple(queries), untold=untold), size
+
     @apart
     def pooled(self, tag: Tag, axes: set[int]) -> None:
         """Softmax weights times values are summed over some axes: attention, over its own axes."""
@@ -98,14 +134,14 @@ class GateRecords:
         self._summed.add(number)
         record = self._recorder.seen._records[number]
         old, gate, other, repeated = self._weighed[number]
-        pool, _ = _pooling(old, gate, other, repeated)
+        pool, _ = self._pooling(old, gate, other, repeated)
         if record.kind == "attention" or record.axis == "branch" or pool is None:
             return
         weights = pool.present(gate)
         record = self._in_pool(record, gate, pool, record.images, number)
         self._collector.keep(changed(
-            record, kind="attention", weights=weights, scale=None, axis="k", how="pooled",
-            heads=weights.shape[1], features=None,
+            record, kind="attention", weights=weights, scale=None, axis="k", how=_how(pool),
+            heads=weights.shape[1], features=None, note=UNTOLD if pool.untold else "",
         ), number)  # fmt: skip
 
     def _in_pool(
@@ -118,13 +154,20 @@ class GateRecords:
         lead = len(pool.shape) - gate.dim()
         keys = [a - lead for a in pool.keys if a >= lead]
         rest = [a - lead for a in pool.rest if a >= lead and pool.shape[a] > 1]
-        side = numbered(
-            self._recorder.lineage, gate, keys, rest,
-            Even(images=gate.shape[rest[0]] if rest else 1),
-        )  # fmt: skip
-        if side is not None and images and len(side.numbers) == 1:
-            side = Numbered(side.space, np.repeat(side.numbers, images, 0))
-        return self._recorder.lies(record, None, side, images, number)
+        asking = [a - lead for a in pool.queries]
+        split = Even(images=gate.shape[rest[0]] if rest else 1)
+        lineage = self._recorder.lineage
+        sides = [
+            numbered(lineage, gate, tokens, [a for a in rest if a not in tokens], split)
+            for tokens in (asking, keys)
+        ]
+        queries, found = (
+            Numbered(side.space, np.repeat(side.numbers, images, 0))
+            if side is not None and images and len(side.numbers) == 1
+            else side
+            for side in sides
+        )
+        return self._recorder.lies(record, queries if asking else None, found, images, number)
 
     def _at_points(
         self, record: Record, gate: Tensor, rows: SampledRows, images: int | None,
@@ -168,7 +211,7 @@ class GateRecords:
         edit = self._recorder.edit_of(made, tag.squash.place, number) if record.edited else None
         if edit is not None:
             made = edited(made, edit)
-            pool, _ = _pooling(tag, gate, other, repeated)
+            pool, _ = self._pooling(tag, gate, other, repeated)
             assert pool is not None
             assert made.scale is not None
             assert record.weights is not None
@@ -221,9 +264,9 @@ class GateRecords:
         with self._collector.graph():
             weights = pool.present(before_dropout(tag, gate))
         return Record(
-            name, "attention", weights, None, "k", weights.shape[1], how="pooled", op=squash.op,
+            name, "attention", weights, None, "k", weights.shape[1], how=_how(pool), op=squash.op,
             factor=tag.factor, mixed=tag.mixed, dropout=tag.raw is not None,
-            leaf=self._collector.leaf(gate, pool.present),
+            leaf=self._collector.leaf(gate, pool.present), note=UNTOLD if pool.untold else "",
         )  # fmt: skip
 
     def _branch(
@@ -245,11 +288,5 @@ class GateRecords:
         return self._recorder.apply(record, squash, gate, restore, once=True)
 
 
-def _pooling(
-    tag: Tag, gate: Tensor, other: Tensor, repeated: list[int]
-) -> tuple[Pooling | None, int]:
-    """How softmax weights are summed, if they are, and how many there are in a row."""
-    if tag.kind != "softmax" or tag.axis is None:
-        return None, 0
-    size = tag.shape[tag.axis]
-    return pooling(gate, other, repeated, tag.find(gate), size), size
+def _how(pool: Pooling) -> str:
+    return "direct" if pool.queries else "pooled"

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from attnviz import maps
 from attnviz.capture import Record, watch
+from attnviz.errors import InputError
 from tests.capture import nets
 
 
@@ -624,3 +626,40 @@ def test_queries_packed_by_key_group_are_heads_of_one_token(mask: bool) -> None:
         logits[1, ..., :2] = -torch.inf
     assert record.weights is not None
     torch.testing.assert_close(record.weights, logits.softmax(-1))
+
+
+class Neighbours(nn.Module):
+    """Attention to the 3 x 3 cells around each cell, written as a product and a sum."""
+
+    def __init__(self, *, named: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 12, 4, 4)
+        if named:
+            self.num_heads = 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = self.stem(x)
+        b, _, h, w = f.shape
+        q = f.view(b, 3, 4, 1, h * w)
+        around = F.unfold(f, 3, padding=1).view(b, 3, 4, 9, h * w)
+        weights = (q * around).sum(2).softmax(2)
+        self.truth = weights.detach().transpose(2, 3)
+        return (weights[:, :, None] * around).sum(3).flatten(1, 2)
+
+
+def test_queries_of_a_product_and_sum_are_no_heads() -> None:
+    model = Neighbours(named=True)
+    record = only(model, torch.randn(2, 3, 16, 24))
+    assert record.weights is not None
+    torch.testing.assert_close(record.weights, model.truth)
+    assert record.heads == 3
+
+
+def test_heads_that_cannot_be_told_from_queries_are_noted() -> None:
+    record = only(Neighbours(named=False), torch.randn(2, 3, 16, 24))
+    assert record.weights is not None
+    assert record.weights.shape == (2, 3 * 24, 1, 9)
+    assert "are heads and which are queries was not followed" in record.note
+    with pytest.raises(InputError, match="which of its 9 keys are which places is unknown"):
+        maps.received(record)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from attnviz.capture import Record
+from attnviz.capture.gate_records import UNTOLD
 from attnviz.diagnosis.examination import Examination
 from attnviz.diagnosis.registry import Observation, observed, rule
 
@@ -145,6 +146,8 @@ def collapsed(case: Examination) -> Iterator[Observation]:
 )
 def duplicates(case: Examination) -> Iterator[Observation]:
     for record, weights in _trained_weights(case):
+        if UNTOLD in record.note:  # queries may be counted as heads, and two may well be alike
+            continue
         apart = _equal_pairs(weights)
         if len(apart):
             yield observed(
