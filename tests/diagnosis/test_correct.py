@@ -200,3 +200,21 @@ def test_what_multiplies_queries_before_a_kernel_is_counted(way: str, ratio: flo
     found = diagnose(Scaled(way).eval(), torch.randn(8, 3, 64, 64))
     (one,) = [finding for finding in found if finding.code == "temperature"]
     assert one.evidence["ratio"] == pytest.approx(ratio)
+
+
+def test_queries_that_may_be_counted_as_heads_are_no_equal_heads() -> None:
+    class Neighbours(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.cut, self.head = nn.Conv2d(3, 32, 8, 8), nn.Linear(32, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            x = self.cut(images)
+            around = nn.functional.unfold(x, 3, padding=1).view(len(x), 2, 16, 9, 64)
+            weights = (x.view(len(x), 2, 16, 1, 64) * around).sum(2).softmax(2)
+            return self.head((weights[:, :, None] * around).sum(3).flatten(1, 2).mean(2))
+
+    images = torch.randn(8, 3, 1, 1).expand(-1, -1, 64, 64)  # of one colour: queries are alike
+    found = diagnose(Neighbours().eval(), images + 0.01 * torch.randn(8, 3, 64, 64), trained=True)
+    assert "duplicate-heads" not in found.codes
