@@ -21,7 +21,8 @@ class Capture(Mapping[str, Record]):
     record within `attn`.
 
     Attributes:
-        unused: Softmaxes of q · k and gates that were computed and never multiplied with data.
+        unused: Softmaxes of q · k and gates that were computed and never multiplied with data, as
+            far as they were followed.
         output: In a stream, the model's output.
         batch: In a stream, the loader's own item.
     """

@@ -73,7 +73,10 @@ def _near(where: object, session: Session) -> str:
 def _candidates(session: Session, seen: Capture) -> str:
     if seen.unused:
         near = _listed(f"{record.name} ({record.op}, {record.source})" for record in seen.unused)
-        return f"nearest: {near}: computed and never multiplied with data"
+        return (
+            f"nearest: {near}: computed and never multiplied with data, as far as its way is "
+            "followed"
+        )
     named = [
         f"{name} ({type(module).__name__})"
         for name, module in session.stack.modules.items()

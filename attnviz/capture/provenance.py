@@ -103,7 +103,8 @@ class Tag:
         kind: `"softmax"`, `"gate"`, `"scores"`, `"parameter"`, `"factor"` (multiplied by a
             number), `"dropout"` (a mask), `"weighted"` (softmax × data), `"outer"`, `"clip"`
             (between 0 and 6), `"exp"`, `"total"` (a sum of those), `"context"` (softmax @ data),
-            `"moved"` (rolled or padded), `"log_gate"` (the logarithm of a gate), `"scaled"`
+            `"moved"` (rolled or padded), `"log_gate"`
+            and `"log_softmax"` (logarithms), `"log_total"` (that of a sum of `"exp"`), `"scaled"`
             (multiplied by a gate's function, which is no gate if coordinates come of it).
         shape: Sizes of the tensor as it was written.
         stride: Its strides, the same.

@@ -353,7 +353,7 @@ class Recorder:
         record = Record(
             place.name, "gate" if squash.op != "softmax" else "attention", op=squash.op,
             shape=squash.shape, softmax=squash.op == "softmax", how="not applied",
-            note="computed, and never multiplied with data",
+            note="computed, and never multiplied with data, as far as its way is followed",
         )  # fmt: skip
         return self.placed(record, place, Scope(place.name, place.module, Geometry()))
 

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 
 from attnviz import maps
 from attnviz.capture import Record, watch
-from attnviz.errors import InputError
+from attnviz.errors import InputError, NothingSeenError
 from tests.capture import nets
 
 
@@ -663,3 +663,33 @@ def test_heads_that_cannot_be_told_from_queries_are_noted() -> None:
     assert "are heads and which are queries was not followed" in record.note
     with pytest.raises(InputError, match="which of its 9 keys are which places is unknown"):
         maps.received(record)
+
+
+SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "log_softmax": lambda x: F.log_softmax(x, -1).exp(),
+    "log_softmax in a view": lambda x: F.log_softmax(x, -1).flatten(0, 1).exp().view_as(x),
+    "logsumexp": lambda x: (x - x.logsumexp(-1, keepdim=True)).exp(),
+    "logsumexp unsqueezed": lambda x: (x - x.logsumexp(-1)[..., None]).exp(),
+    "a sum that is kept from zero": lambda x: x.exp() / (x.exp().sum(-1, keepdim=True) + 1e-8),
+}
+
+
+@pytest.mark.parametrize("way", SPELLINGS)
+def test_a_softmax_by_its_logarithm_is_one(way: str) -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return SPELLINGS[way](q @ k.mT * 0.5) @ v
+
+    model = nets.around(nets.Attention(attend))
+    record = only(model, nets.images())
+    assert record.weights is not None
+    torch.testing.assert_close(record.weights, slow_weights(model, nets.images()))
+    assert (record.how, record.axis, record.logit_scale) == ("qk", "k", pytest.approx(0.5))
+
+
+def test_a_logsumexp_of_something_else_makes_no_softmax() -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        logits = q @ k.mT
+        return (logits - (2 * logits).logsumexp(-1, keepdim=True)).exp() @ v
+
+    with pytest.raises(NothingSeenError), watch(model := nets.around(nets.Attention(attend))):
+        model(nets.images())

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from attnviz.capture.provenance import PARAMETER, Tag
+from attnviz.capture.provenance import PARAMETER, Tag, storage_key
 from attnviz.capture.registry import rule
 from attnviz.capture.session import Session
 
@@ -66,13 +66,39 @@ def log_gate(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     return out
 
 
+@rule("aten._log_softmax.default")
+def log_softmax(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
+    """The logarithm of a softmax, which its exponential makes one."""
+    x, axis = args[0], args[1]
+    out = func(*args, **kwargs)
+    if x.dim() > 1:
+        shape, logits = tuple(out.shape), session.tags.get(x)
+        made = Tag("log_softmax", shape, out.stride(), axis % x.dim(), extra=logits)
+        session.tags.put(out, made)
+    return out
+
+
+@rule("aten.logsumexp.default")
+def log_total(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
+    """The logarithm of a softmax's denominator, to be subtracted from the logits."""
+    x, axes = args[0], args[1]
+    out = func(*args, **kwargs)
+    axes = [axes] if isinstance(axes, int) else axes
+    if x.dim() > 1 and len(axes) == 1:
+        session.tags.put(out, Tag("log_total", axis=axes[0] % x.dim(), extra=storage_key(x)))
+    return out
+
+
 @rule("aten.exp.default", "aten.exp_.default")
 def exponential(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
-    """The numerator of a softmax that is written out, or a sigmoid from its logarithm."""
+    """The numerator of a softmax that is written out, or one or a sigmoid from its logarithm."""
     tag = session.tags.get(args[0])
+    axis = None if tag is None else tag.find(args[0])
     out = func(*args, **kwargs)
     if tag is not None and tag.kind == "log_gate":
         session.gate(out, "sigmoid", None)
+    elif tag is not None and tag.kind == "log_softmax" and axis is not None:
+        session.softmax(out, axis, tag.extra)
     elif out.dim() > 1:
         session.tags.put(out, Tag("exp", tuple(out.shape), out.stride(), extra=tag))
     return out

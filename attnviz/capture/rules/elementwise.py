@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from attnviz.capture.provenance import Tag
+from attnviz.capture.provenance import Tag, storage_key
 from attnviz.capture.registry import rule
 from attnviz.capture.rules.copies import WEIGHTS, first_tagged
 from attnviz.capture.session import Session
+
+_SMALL = 1e-3  # what is added to a sum to keep it from zero
 
 _OWN = ("gate", "softmax", "scores", "parameter", "weighted")
 
@@ -54,10 +56,17 @@ def add(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     """Logits keep their name under a bias or mask, weights and gates under a number."""
     tag, source, rest = first_tagged(session, args)
     tags = [session.tags.get(x) for x in args if isinstance(x, Tensor)]
+    denominator = _log_total(session, func, args)
     out = func(*args, **kwargs)
     if not isinstance(out, Tensor) or out.dim() < 1 or _still_scaled(session, tags, out):
         return out
-    if tag is None:
+    if denominator is not None and out.shape == args[0].shape:
+        made = Tag("log_softmax", tuple(out.shape), out.stride(), denominator, extra=tags[0])
+        session.tags.put(out, made)
+    elif tag is not None and tag.kind == "total":
+        if rest is None and abs(_number(args[1])) < _SMALL:
+            session.tags.put(out, tag)
+    elif tag is None:
         _outer(session, args, out)
     elif tag.kind == "parameter" or tag.kind == "clip":
         session.tags.carry(tag, source, out)
@@ -70,6 +79,16 @@ def add(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
     elif tag.kind == "gate" and rest is not None and _weighs(session, rest):
         session.tags.carry(tag, source, out)
     return out
+
+
+def _log_total(session: Session, func: Any, args: Any) -> int | None:
+    """The axis of logits whose own logsumexp is subtracted from them; None of others."""
+    if not str(func).startswith("aten.sub") or not isinstance(args[1], Tensor):
+        return None
+    tag = session.tags.get(args[1])
+    if tag is None or tag.kind != "log_total" or tag.extra != storage_key(args[0]):
+        return None
+    return tag.axis
 
 
 def _weighs(session: Session, x: Tensor) -> bool:
