@@ -757,7 +757,10 @@ def _padded(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels | 
 
 
 def _around(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
-    """A feature map with rows around it that lie outside of the image, for the next layer."""
+    """A feature map with rows around it that lie outside of the image, for the next layer.
+
+    Nothing where so few rows are left that they would pass for a grid over the image.
+    """
     x, by = args[0], list(args[1])
     if x.dim() not in (4, 5) or len(by) > 2 * (x.dim() - 2):
         return ()
@@ -770,6 +773,9 @@ def _around(lineage: Lineage, args: Any, kwargs: Any, made: Tensor) -> Labels:
         Line(size, line.first - line.step * n, line.step, line.pixels)
         for line, n, size in zip(lines, before, made.shape[2:], strict=True)
     ]
+    if any(line.size < known.size and line.off() < 0.5
+           for line, known in zip(wide, lines, strict=True)):  # fmt: skip
+        return ()
     return (Space(tuple(wide), raw=True).whole(made.dim()),)
 
 

@@ -16,6 +16,7 @@ from attnviz.token_places import Places, Role
 FARTHEST = 0.5
 """The largest distance of a token from the centre of its cell, in cells."""
 
+_APART = 1.5  # cells: neighbouring rows of a coarser grid are nearer to each other
 
 TOLD = "the positions that its model computes for its tokens"
 """The reason of places that were read off position ids."""
@@ -180,8 +181,8 @@ def _images(numbers: Numbers) -> int | None:
 def _grid(placed: Numbers, lines: Sequence[Line]) -> tuple[tuple[int, ...], Numbers, float] | None:
     """The grid that cells fill, their numbers on it, and the largest distance in cells.
 
-    Evenly spaced rows and columns are a grid of their own if they cover the image; other cells are
-    a part of the whole grid, or of one with more rows where those end before the image does.
+    Rows and columns of a coarser feature map over the image are a grid of their own; other cells
+    are a part of the whole grid, or of one with more rows where those end before the image does.
     """
     index: list[Numbers] = []
     rest = placed
@@ -190,7 +191,7 @@ def _grid(placed: Numbers, lines: Sequence[Line]) -> tuple[tuple[int, ...], Numb
         rest = rest // line.size
     index = index[::-1]
     rows = [np.unique(one) for one in index]
-    if math.prod(map(len, rows)) == len(placed) and all(map(_even, rows)):
+    if math.prod(map(len, rows)) == len(placed) and all(map(_coarser, rows, lines)):
         error = max(line.off(one.tolist()) for line, one in zip(lines, rows, strict=True))
         if error < FARTHEST:
             cells = np.zeros(len(placed), np.int64)
@@ -207,5 +208,17 @@ def _grid(placed: Numbers, lines: Sequence[Line]) -> tuple[tuple[int, ...], Numb
     return tuple(count for count, _, _ in laid), cells, error
 
 
-def _even(rows: Numbers) -> bool:
-    return len(rows) < 3 or len(np.unique(np.diff(rows))) == 1
+def _coarser(rows: Numbers, line: Line) -> bool:
+    """Whether some rows are those of a coarser feature map: every so many, from end to end.
+
+    One row of several is none, nor are rows at the ends alone, which leave out what lies between.
+    """
+    if len(rows) == 1:
+        return line.size == 1
+    step, *others = np.diff(rows)
+    return bool(
+        all(other == step for other in others)
+        and rows[0] < step
+        and rows[-1] + step >= line.size
+        and step * len(rows) < _APART * line.size
+    )

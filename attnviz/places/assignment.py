@@ -36,6 +36,7 @@ class Tokens:
         points: Positions `(b · tokens, axes)`, 0 to 1.
         fields: The same by each noise field alone, `(fields, b · tokens, axes)`.
         spread: By axis the standard deviation of what a token sees.
+        across: Along how many axes a token may see the image from end to end.
         coded: The mean of the check's field over what moves each token.
         mixed: Why nothing can be said of them.
         expected: A grid and cells that the watch saw, of one image.
@@ -49,6 +50,7 @@ class Tokens:
     points: Tensor
     fields: Tensor
     spread: list[float]
+    across: int
     coded: Tensor | None
     mixed: str = ""
     expected: tuple[tuple[int, ...], tuple[int, ...]] | None = None
@@ -106,12 +108,13 @@ def tokens(motion: Motion, images: Images) -> Tokens:
     coded = motion.mean("code").flatten() if "code" in motion.products else None
     narrow = alive & ~wide
     deviation = _deviation(spread[narrow], images.sides[0])
+    across = _across(deviation, images.sides[0])
     image = number.round().long().clamp(0, count - 1)
     if bool(narrow.any()) and not bool(points.isfinite().all()):
         mixed = "its tokens are not finite"
     b, n = motion.energy.shape
     fields = torch.stack([one.flatten(0, 1) for one in motion.fields.values()])
-    return Tokens((b, n), alive, wide, image, points, fields, deviation, coded, mixed)
+    return Tokens((b, n), alive, wide, image, points, fields, deviation, across, coded, mixed)
 
 
 def _deviation(spread: Tensor, sides: Sequence[int]) -> list[float]:
@@ -119,6 +122,14 @@ def _deviation(spread: Tensor, sides: Sequence[int]) -> list[float]:
     total = float(spread.clamp_min(0).median()) if len(spread) else 0.0
     shares = [1 / n**2 for n in sides]
     return [math.sqrt(total * share / sum(shares)) for share in shares]
+
+
+def _across(deviation: Sequence[float], sides: Sequence[int]) -> int:
+    """Along how many axes a token may see the image from end to end.
+
+    Each of these adds 1/12 to the sum of the variances, pixels taken as squares.
+    """
+    return math.floor(12 * sum(d**2 for d in deviation) + sum(1 / n**2 for n in sides) + 0.5)
 
 
 def assign(sides: Sequence[Tokens]) -> None:
@@ -146,7 +157,7 @@ def assign(sides: Sequence[Tokens]) -> None:
 
 
 def _own(one: Tokens, image: int) -> None:
-    one.found[image] = snapped(one.points[one.of(image)], one.spread)
+    one.found[image] = snapped(one.points[one.of(image)], one.spread, one.across)
 
 
 def _peers(one: Tokens, other: Tokens) -> bool:
@@ -167,12 +178,12 @@ def _together(
     """One image's tokens by the mean over all that seem to be the same, or an expected order."""
     chosen = one.of(image)
     here = points[chosen]
-    found = snapped(here, one.spread)
+    found = snapped(here, one.spread, one.across)
     if found.grid is None:
         fits = [
             fit
             for grid, cell in _expected(one, image, len(chosen), peers)
-            if (fit := agrees(here, fields[:, chosen], one.spread, grid, cell))
+            if (fit := agrees(here, fields[:, chosen], one.spread, grid, cell, one.across))
         ]
         known = {(fit.grid, fit.cell): fit for fit in fits}
         if len(known) == 1:

@@ -9,7 +9,7 @@ from attnviz.capture import Record
 from attnviz.capture.record import changed
 from attnviz.errors import InputError
 from attnviz.text import table
-from attnviz.token_places import RecordPlaces
+from attnviz.token_places import NO_QUERIES, RecordPlaces
 
 
 class Layout(Mapping[str, RecordPlaces]):
@@ -62,15 +62,22 @@ class Layout(Mapping[str, RecordPlaces]):
             return "Layout: no attention"
         rows = (_row(name, one) for name, one in self._places.items())
         columns = table(("name", "how", "queries", "keys", "error"), rows, rule=True)
-        unknown = sum(not one.keys.known for one in self._places.values())
-        count = f"{len(self._places)} records, {unknown} with unknown keys"
-        return f"{columns}\n{count}, {self.passes} forward passes"
+        all_ = self._places.values()
+        keys = sum(not one.keys.known for one in all_)
+        queries = sum(not (one.queries.known or one.queries.reason == NO_QUERIES) for one in all_)
+        records, passes = _counted(len(all_), "record"), _counted(self.passes, "forward pass", "es")
+        unknown = f"{keys} with unknown keys, {queries} with unknown queries"
+        return f"{columns}\n{records}, {unknown}, {passes}"
 
 
 class UnknownRecordError(InputError, KeyError):
     """A layout has no entry for the record of this name."""
 
     __str__ = Exception.__str__
+
+
+def _counted(count: int, word: str, several: str = "s") -> str:
+    return f"{count} {word}{'' if count == 1 else several}"
 
 
 def _row(name: str, one: RecordPlaces) -> tuple[str, ...]:

@@ -224,7 +224,7 @@ def _settled(measured: Places, proven: Places | None) -> Places:
     if proven is None or not measured.known:
         return proven or measured
     if measured.image is None and measured.grid is not None:
-        if measured.cell != proven.cell:
+        if (measured.grid, measured.cell) != (proven.grid, proven.cell):
             return Places(reason=_CONTRADICTED)
         role = tuple(
             own if own == "padding" else found

@@ -5,6 +5,11 @@ tokens fall into equal groups, and a grid is right if every cell then holds exac
 the groups lie where its rows and columns do. Where only some cells are there (a masked
 autoencoder's), the coarsest grid is taken on whose centres all of them lie.
 
+Rows of a part of the image fit a grid of fewer rows as well. What a token sees tells them apart: a
+grid of one row is taken only of tokens that see the image from end to end, some cells as those of a
+grid only if they lie in most of its rows or if tokens see as much as a cell, and no grid whose rows
+leave room for another one.
+
 A token that sees far sees less beyond the border, where the image ends, and its measured position
 moves inwards: rows and columns are expected at the mean of a normal distribution that is cut off
 there.
@@ -25,6 +30,8 @@ FARTHEST = 0.45
 _SHIFT = 0.55  # cells: strided convolutions see up to half a cell above and to the left
 _DRIFT = 0.25  # cells that rows may move from the first to the last
 _NARROW = 0.6  # cells: the deviation of what a token sees that tells rows apart from others
+_OWN = 0.2, 0.4  # cells: the same of a token that sees its own cell; 0.29 where it sees all alike
+_ROOM = 0.25  # rows: from the centre of one more to the image's end
 _CLOSEST = 0.3  # cells between two rows: those at the border draw near to each other
 _MANY = 16  # tokens whose distances can be compared with the noise
 _EXCESS = 0.1  # square cells
@@ -49,14 +56,17 @@ class Snapped:
     reason: str = ""
 
 
-def snapped(points: Tensor, spread: Sequence[float]) -> Snapped:
+def snapped(points: Tensor, spread: Sequence[float], across: int = 0) -> Snapped:
     """Find the grid that some points form.
 
     Args:
         points: `(tokens, axes)`, positions from 0 to 1.
         spread: By axis the standard deviation of what a token sees.
+        across: Along how many axes a token may see the image from end to end.
     """
-    grids, known = _factors(len(points), points.shape[1]), Ranks()
+    known = Ranks()
+    sides = _factors(len(points), points.shape[1])
+    grids = [grid for grid in sides if grid.count(1) <= across]
     found = [one for grid in grids if (one := _full(points, grid, spread, known))]
     found.sort(key=lambda one: one[0])
     if not found:
@@ -74,6 +84,7 @@ def agrees(
     spread: Sequence[float],
     grid: tuple[int, ...],
     cell: Tensor,
+    across: int = 0,
 ) -> Snapped | None:
     """Whether noisy positions agree with cells that are expected, None where they do not.
 
@@ -88,8 +99,9 @@ def agrees(
         spread: By axis the standard deviation of what a token sees.
         grid: The expected grid.
         cell: For each token its expected cell.
+        across: Along how many axes a token may see the image from end to end.
     """
-    if len(cell) != len(points):
+    if len(cell) != len(points) or grid.count(1) > across:
         return None
     rest, far = cell, torch.zeros(len(points), dtype=points.dtype)
     error, excess = 0.0, 0.0
@@ -101,9 +113,14 @@ def agrees(
         if abs(shift) > _SHIFT:
             return None
         sums = torch.zeros(side, dtype=off.dtype).index_add_(0, index, off)
-        error = max(error, float((sums / index.bincount(minlength=side).clamp_min(1)).abs().max()))
+        count = index.bincount(minlength=side)
+        error = max(error, float((sums / count.clamp_min(1)).abs().max()))
         if error > FARTHEST:
             return None
+        if bool(count.all()):
+            sums = torch.zeros(side, dtype=off.dtype).index_add_(0, index, points[:, axis])
+            if not _from_end_to_end(sums / count, spread[axis]):
+                return None
         far = torch.maximum(far, off.abs())
         excess = max(excess, float(off.square().mean()) - _noise(fields[..., axis] * side))
     near = float((far < 0.5).double().mean()) >= 0.9 and float(far.max()) <= 1.5
@@ -223,8 +240,22 @@ def _on_rows(rank: Tensor, lines: Tensor, side: int, spread: float, fit: float) 
         and float(off.abs().max()) < FARTHEST
         and float(lines.diff().min()) * side > _CLOSEST
         and (drift < _DRIFT or error < FARTHEST)
+        and _from_end_to_end(lines, spread)
     )
     return Ranked(rank, side, fit, error) if good else None
+
+
+def _from_end_to_end(lines: Tensor, spread: float) -> bool:
+    """Whether the image has no room for another row before the first or behind the last one.
+
+    It is not known of rows that see more than their own cells: they draw near to each other.
+    """
+    if len(lines) < 2:
+        return True
+    step = float(lines.diff().median())
+    if step <= 0 or spread / step > _OWN[1]:
+        return True
+    return max(float(lines[0]), 1 - float(lines[-1])) < (1 + _ROOM) * step
 
 
 def _on_more_rows(
@@ -263,8 +294,12 @@ def _part(points: Tensor, spread: Sequence[float]) -> Snapped | None:
             return None
         grid.append(side)
         at = points[:, axis] * side - 0.5
+        row = at.round().long().clamp(0, side - 1)
+        most = 2 * len(row.unique()) > side > 3
+        if not most and spread[axis] * side < _OWN[0]:
+            return None
         error = max(error, float((at - at.round()).abs().max()))
-        index = index * side + at.round().long().clamp(0, side - 1)
+        index = index * side + row
     if len(index.unique()) != len(index):
         return None
     return Snapped(tuple(grid), tuple(index.tolist()), error)

@@ -98,3 +98,26 @@ def test_lerp_of_parameters_or_by_a_number_is_no_gate() -> None:
     with torch.no_grad(), av.watch(net, empty=True) as seen:
         net(torch.randn(2, 3, 8, 8))
     assert not len(seen)
+
+
+@pytest.mark.parametrize("part", ["row 1", "column 2", "pooled to a row"])
+def test_a_spatial_gate_of_one_row_is_no_channel_gate_and_is_drawn_in_that_row(part: str) -> None:
+    makes: dict[str, tuple[Apply, slice, slice]] = {
+        "row 1": (lambda x, z: x[:, :, 1:2] * z[:, :, 1:2].sigmoid(), slice(4, 8), slice(None)),
+        "column 2": (lambda x, z: x[..., 2:3] * z[..., 2:3].sigmoid(), slice(None), slice(8, 12)),
+        "pooled to a row": (
+            lambda x, z: F.adaptive_avg_pool2d(x, (1, 5)) * z[:, :, :1, :5].sigmoid(),
+            slice(None),
+            slice(None),
+        ),
+    }
+    apply, down, along = makes[part]
+    torch.manual_seed(0)
+    model = Net(apply).eval()
+    with torch.no_grad(), av.watch(model) as seen:
+        model(torch.randn(1, 3, 16, 20))
+    (record,) = seen.values()
+    assert record.axis == ("rows" if part == "column 2" else "columns")
+    drawn = av.gate_map(record, size=(16, 20), interpolation="nearest")[0]
+    assert float(drawn[down, along].sum()) == pytest.approx(float(drawn.sum()))
+    assert bool((drawn[down, along] > 0).all())

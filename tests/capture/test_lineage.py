@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.testing import assert_close
 
 from attnviz import maps
 from attnviz.capture import Capture, Record, followed_ops, lineage, stream, watch
@@ -97,6 +99,103 @@ def test_copies_in_another_order_of_memory_are_followed(order: str, b: int) -> N
 def test_every_other_place_is_a_grid_of_half_the_size() -> None:
     record = only(lambda x: attend(rows(x[..., ::2, ::2])), 1, 3, 32, 48)
     assert (record.key_grid, cells(record)) == ((4, 6), list(range(24)))
+
+
+def grid_of(record: Record) -> tuple[int, ...] | None:
+    assert record.places is not None
+    return record.places.keys.grid
+
+
+def grid_cells(grid: tuple[int, ...], *chosen: object) -> list[int]:
+    return np.arange(math.prod(grid)).reshape(grid)[chosen].ravel().tolist()
+
+
+ALL = slice(None)
+PARTS: dict[str, tuple[object, object]] = {
+    "the first row": (slice(0, 1), ALL),
+    "row 1": (slice(1, 2), ALL),
+    "row 6": (slice(6, 7), ALL),
+    "the last row": (slice(-1, None), ALL),
+    "column 2": (ALL, slice(2, 3)),
+    "the centre column": (ALL, slice(4, 5)),
+    "rows 3 and 4": (slice(3, 5), ALL),
+    "the first and the last row": (slice(None, None, 7), ALL),
+    "rows 1, 3 and 5": (slice(1, 6, 2), ALL),
+    "one row, every third column": (slice(1, 2), slice(None, None, 3)),
+    "the inner patch": (slice(3, 4), slice(4, 5)),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_a_feature_map_is_no_grid_of_its_own(part: str) -> None:
+    down, along = PARTS[part]
+    record = only(lambda x: attend(rows(x[:, :, down, along])), 1, 3, 32, 36)
+    assert (grid_of(record), cells(record)) == ((8, 9), grid_cells((8, 9), down, along))
+    assert record.places is not None
+    assert record.places.queries.cell == record.places.keys.cell
+    assert record.places.keys.error == 0
+    drawn = maps.received(record)[0]
+    assert drawn.shape == (8, 9)
+    inside = torch.zeros(8, 9, dtype=torch.bool)
+    inside[down, along] = True
+    assert_close(drawn[inside].sum(), drawn.sum())
+
+
+@pytest.mark.parametrize("chosen", [1, 2, 6])
+def test_keys_that_are_one_row_are_drawn_in_that_row_at_the_size_of_the_image(chosen: int) -> None:
+    def after(x: Tensor) -> Tensor:
+        keys = rows(x[:, :, chosen : chosen + 1])
+        return (rows(x) @ keys.mT).softmax(-1) @ keys
+
+    record = only(after, 1, 3, 32, 32)
+    drawn = maps.received(record, size=(32, 32), interpolation="nearest")[0]
+    assert_close(drawn[4 * chosen : 4 * chosen + 4].sum(), drawn.sum())
+
+
+def test_the_centre_row_of_three_is_a_third_of_the_image() -> None:
+    record = only(lambda x: attend(rows(x[:, :, 1:2])), 1, 3, 12, 16)
+    assert (grid_of(record), cells(record)) == ((3, 4), [4, 5, 6, 7])
+
+
+COARSER: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, int]]] = {
+    "every second row": (lambda x: x[:, :, ::2], (4, 9)),
+    "every second row but the first": (lambda x: x[:, :, 1::2], (4, 9)),
+    "every fourth row, every third column": (lambda x: x[:, :, 2::4, 1::3], (2, 3)),
+    "every other column of nine": (lambda x: x[..., ::2], (8, 5)),
+    "one row by pooling": (nn.AvgPool2d((8, 1)), (1, 9)),
+    "one row by adaptive pooling": (nn.AdaptiveAvgPool2d((1, 9)), (1, 9)),
+    "one column by a layer": (nn.Conv2d(WIDTH, WIDTH, (1, 9)), (8, 1)),
+    "one row by strides": (nn.Conv2d(WIDTH, WIDTH, (3, 1), (8, 1), (1, 0)), (1, 9)),
+}
+
+
+@pytest.mark.parametrize("way", COARSER)
+def test_a_coarser_feature_map_is_a_grid_of_its_own(way: str) -> None:
+    make, grid = COARSER[way]
+    record = only(lambda x: attend(rows(make(x))), 1, 3, 32, 36)
+    assert (grid_of(record), cells(record)) == (grid, list(range(math.prod(grid))))
+
+
+def test_one_slice_of_a_volume_is_a_part_of_it() -> None:
+    stem = nn.Conv3d(1, WIDTH, 4, 4)
+    for at in (0, 1, 2):
+        record = only(
+            lambda x, at=at: attend(rows(x[:, :, at : at + 1])), 1, 1, 12, 12, 16, stem=stem
+        )
+        assert (grid_of(record), cells(record)) == ((3, 3, 4), grid_cells((3, 3, 4), at))
+    flat = only(lambda x: attend(rows(x)), 1, 1, 4, 12, 16, stem=stem)
+    assert (grid_of(flat), cells(flat)) == ((1, 3, 4), list(range(12)))
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("by", [(0, 0, -1, -6), (0, 0, -3, -3), (-4, -4, 0, 0)])
+def test_rows_that_padding_cuts_off_leave_a_part_of_the_grid(
+    by: tuple[int, ...], kernel: int
+) -> None:
+    layer = nn.Conv2d(WIDTH, WIDTH, kernel, padding=kernel // 2)
+    record = only(lambda x: attend(rows(layer(F.pad(x, by)))), 1, 3, 32, 36)
+    chosen = slice(-by[2], 8 + by[3]), slice(-by[0], 9 + by[1])
+    assert (grid_of(record), cells(record)) == ((8, 9), grid_cells((8, 9), *chosen))
 
 
 LOST: dict[str, Callable[[Tensor], Tensor]] = {

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from attnviz.capture import watch
 from attnviz.errors import InputError
-from attnviz.places import Layout, locate
+from attnviz.places import Layout, Places, locate, measurement
+from attnviz.token_places import NO_QUERIES, RecordPlaces
 from tests.places import nets
 
 
@@ -349,6 +350,88 @@ def test_a_layout_prints_one_line_per_record_and_survives_json() -> None:
     assert "3×4" in lines[2]
     with pytest.raises(InputError, match=r"no places of 'blocks\.9'"):
         layout["blocks.9"]
+
+
+def test_a_layout_counts_unknown_keys_and_unknown_queries() -> None:
+    known, no_queries = Places(status="measured"), Places(reason=NO_QUERIES)
+    unknown = Places(reason="the measured positions form no grid")
+    one = Layout({"a": RecordPlaces(unknown, known)}, 1)
+    last = "1 record, 0 with unknown keys, 1 with unknown queries, 1 forward pass"
+    assert repr(one).splitlines()[-1] == last
+    several = {"a": (known, unknown), "b": (no_queries, known), "c": (unknown, unknown)}
+    layout = Layout({name: RecordPlaces(*pair) for name, pair in several.items()}, 9)
+    last = "3 records, 2 with unknown keys, 1 with unknown queries, 9 forward passes"
+    assert repr(layout).splitlines()[-1] == last
+
+
+def patches_of(grid: tuple[int, int], *chosen: slice, patch: int = 8) -> tuple[Places, list[int]]:
+    """Where some patches are measured that a watch does not follow, and where they are."""
+    truth = torch.arange(grid[0] * grid[1]).view(grid)[chosen].flatten()
+    model = nets.Plain(0, read=None, order=truth, patch=patch)
+    found = locate(model, images(grid[0] * patch, grid[1] * patch))
+    return found["blocks.0"].keys, truth.tolist()
+
+
+ALL = slice(None)
+PARTS = {
+    "row 1": (slice(1, 2), ALL),
+    "row 3": (slice(3, 4), ALL),
+    "row 6": (slice(6, 7), ALL),
+    "the last row": (slice(7, 8), ALL),
+    "column 2": (ALL, slice(2, 3)),
+    "rows 6 and 7": (slice(6, 8), ALL),
+    "rows 3 and 4": (slice(3, 5), ALL),
+    "the first and the last row": (slice(None, None, 7), ALL),
+    "the last patch": (slice(7, 8), slice(7, 8)),
+    "an inner patch": (slice(3, 4), slice(4, 5)),
+    "a corner": (slice(5, 8), slice(5, 8)),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_some_patches_are_not_drawn_over_the_whole_image(part: str) -> None:
+    places, truth = patches_of((8, 8), *PARTS[part])
+    if places.known:
+        assert (places.grid, list(places.cell)) == ((8, 8), truth)
+    else:
+        assert places.reason
+
+
+def test_two_rows_of_three_are_measured_as_such_and_the_rows_of_a_half_as_well() -> None:
+    places, truth = patches_of((3, 4), slice(0, 2), ALL)
+    assert (places.grid, list(places.cell)) == ((3, 4), truth)
+    places, truth = patches_of((8, 8), slice(0, 4), ALL)
+    assert (places.grid, list(places.cell)) == ((8, 8), truth)
+
+
+@pytest.mark.parametrize(
+    ("stem", "size", "grid"),
+    [
+        (nn.Conv2d(3, nets.WIDTH, 8, 8), (8, 64), (1, 8)),
+        (nn.Conv2d(3, nets.WIDTH, 4, 4), (64, 4), (16, 1)),
+        (nn.Conv3d(3, nets.WIDTH, (1, 8, 8), (1, 8, 8)), (1, 32, 32), (1, 4, 4)),
+        (nn.Conv3d(3, nets.WIDTH, (16, 8, 8), (16, 8, 8)), (16, 32, 32), (1, 4, 4)),
+    ],
+)
+def test_one_row_of_tokens_that_see_the_image_from_end_to_end_is_a_grid(
+    stem: nn.Module, size: tuple[int, ...], grid: tuple[int, ...]
+) -> None:
+    count = torch.tensor(grid).prod()
+    model = nets.Plain(0, read=None, order=torch.arange(int(count)), axes=len(size))
+    model.stem = stem
+    places = locate(model, torch.randn(1, 3, *size), channels=1)["blocks.0"].keys
+    assert (places.grid, places.status) == (grid, "measured")
+    assert places.cell == tuple(range(int(count)))
+
+
+def test_measured_places_on_another_grid_than_the_proven_ones_are_refused() -> None:
+    cells, roles = tuple(range(8)), ("place",) * 8
+    proven = Places((3, 4), cells, roles, status="proven", error=0.0)
+    found = measurement._settled(Places((2, 4), cells, roles, status="measured", error=0.3), proven)
+    assert (found.status, found.grid) == ("unknown", None)
+    assert found.reason == "the measured places are others than those followed from a feature map"
+    same = measurement._settled(Places((3, 4), cells, roles, status="measured", error=0.3), proven)
+    assert (same.grid, same.error) == ((3, 4), 0.0)
 
 
 def test_what_is_no_image_is_refused() -> None:

@@ -42,6 +42,34 @@ def test_some_cells_lie_on_the_coarsest_grid_that_holds_them() -> None:
     assert (found.grid, list(found.cell)) == ((8, 8), order.tolist())
 
 
+def test_rows_that_leave_room_for_another_one_are_a_part() -> None:
+    two = centres(3, 4)[:8]
+    for points, cells in ((two, range(8)), (two + torch.tensor([1 / 3, 0]), range(4, 12))):
+        found = snapped(points, [0.29 / 3, 0.29 / 4])
+        assert (found.grid, found.cell) == ((3, 4), tuple(cells))
+        fields = points[None].expand(2, -1, -1)
+        assert agrees(points, fields, [0.29 / 3, 0.29 / 4], (2, 4), torch.arange(8)) is None
+
+
+def test_one_row_is_a_grid_only_of_tokens_that_see_from_end_to_end() -> None:
+    row = centres(1, 9)
+    fields, cells = row[None].expand(2, -1, -1), torch.arange(9)
+    assert snapped(row, [0.2, 0.03], 1).grid == (1, 9)
+    assert agrees(row, fields, [0.2, 0.03], (1, 9), cells, 1) is not None
+    assert snapped(row, [0.03, 0.03]).grid is None
+    assert agrees(row, fields, [0.03, 0.03], (1, 9), cells) is None
+
+
+def test_cells_on_few_rows_are_of_a_grid_whose_cells_are_as_large_as_what_tokens_see() -> None:
+    """Columns 1 and 4 of 9 lie where those of 3 do."""
+    rows = (torch.arange(9, dtype=torch.float64) + 0.5) / 9
+    columns = torch.tensor([1, 3], dtype=torch.float64) / 6
+    points = torch.cartesian_prod(rows, columns)
+    assert snapped(points, [0.29 / 9, 0.29 / 9]).grid is None
+    found = snapped(points, [0.29 / 9, 0.29 / 3])
+    assert (found.grid, found.cell[:4]) == ((9, 3), (0, 1, 3, 4))
+
+
 def test_a_view_cut_off_at_the_border_moves_inwards_and_is_expected_to() -> None:
     torch.manual_seed(0)
     sides, spread = (7, 9), 0.13
