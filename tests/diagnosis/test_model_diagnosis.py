@@ -299,3 +299,24 @@ def test_a_gate_of_fewer_places_that_is_resized_is_recorded_and_not_reported() -
     found = diagnose(Net(Resized()).eval(), noise())
     assert found.checked["gates"] == 1
     assert found.codes == ("untrained",)
+
+
+class InPlace(nn.Module):
+    """Normalises its images where they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = TWINS["reshaped tokens"].make(mended=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images.sub_(0.1).div_(0.5)
+        return self.inner(images)
+
+
+def test_a_model_that_changes_its_images_in_place_is_not_accused() -> None:
+    images = noise()
+    before = images.clone()
+    found = diagnose(InPlace(), images)
+    assert not found.errors
+    assert not found.warnings
+    assert torch.equal(images, before)
