@@ -139,8 +139,12 @@ class Examination:
         """A watched run; zero-initialised parameters are replaced as in `substitutes`."""
         torch.manual_seed(seed)
         with watch(self.model, operands=True, edit=edit, empty=True, **how) as seen:
-            output = flat_output(functional_call(self.model, self.substitutes, (images,)))
+            output = self._output(images)
         return Run(seen, output)
+
+    def _output(self, images: Tensor) -> Tensor:
+        outputs = functional_call(self.model, self.substitutes, (images,))
+        return flat_output(outputs, len(images))
 
     def attempt(self, images: Tensor, **how: Any) -> Run:
         """The same where the model may fail; what was captured before that is kept."""
@@ -148,7 +152,7 @@ class Examination:
         seen = Capture()
         try:
             with watch(self.model, operands=True, empty=True, **how) as seen:
-                output = flat_output(functional_call(self.model, self.substitutes, (images,)))
+                output = self._output(images)
         except Exception as failure:
             return Run(seen, None, failure)
         return Run(seen, output)
@@ -176,7 +180,7 @@ class Examination:
     def again(self) -> Tensor:
         """The output for `some` with another random seed."""
         torch.manual_seed(1)
-        return flat_output(functional_call(self.model, self.substitutes, (self.some,)))
+        return self._output(self.some)
 
     @cached_property
     def fewer(self) -> Run:
@@ -210,7 +214,7 @@ class Examination:
         torch.manual_seed(0)
         output = None
         with recorded_calls(self.model, replace) as mode, suppress(Exception):
-            output = flat_output(functional_call(self.model, self.substitutes, (images,)))
+            output = self._output(images)
         return Calls(mode.calls, mode.products, output)
 
     @cached_property
