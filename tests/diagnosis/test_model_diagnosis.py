@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import attnviz as av
+from attnviz.capture import watch
 from attnviz.diagnosis import diagnose
-from attnviz.diagnosis.examination import is_trained
+from attnviz.diagnosis.examination import Examination, is_trained
 from attnviz.diagnosis.outputs import flat_output
+from attnviz.diagnosis.rules.effects import measured_changes, randomly_scaled
 from attnviz.diagnosis.statistics import interval
 from attnviz.errors import InputError
+from attnviz.model_state import frozen
 from attnviz.patches import inject_patch
 from tests.diagnosis.twins import TWINS, C, Net
 from tests.diagnosis.twins.gates import SpatialGate
@@ -382,3 +385,36 @@ def test_a_model_that_changes_its_images_in_place_is_not_accused() -> None:
     assert not found.errors
     assert not found.warnings
     assert torch.equal(images, before)
+
+
+class BatchGate(nn.Module):
+    """A gate of each channel that all images of the batch share, closed by its bias or not."""
+
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.squeeze, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Linear(8, 4)
+        nn.init.constant_(self.squeeze.bias, bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        y = x + x * self.squeeze(x.mean((0, 2, 3))).sigmoid()[None, :, None, None]
+        return self.head(y.mean((2, 3)))
+
+
+def test_a_gate_that_all_images_share_has_the_effect_that_it_has() -> None:
+    model, images = BatchGate(0.0).eval(), noise()
+    assert "no-effect" not in diagnose(model, images).codes
+    with frozen(model):
+        case = Examination(model, images)
+        (found,) = measured_changes(case).values()
+        plain = model(case.some)
+        with watch(model, edit={"*": randomly_scaled}):
+            other = model(case.some)
+    assert found == pytest.approx(float((other - plain).norm() / plain.norm()), rel=1e-4)
+
+
+def test_a_gate_that_is_closed_by_its_bias_is_told_once() -> None:
+    found = diagnose(BatchGate(-40.0).eval(), noise(), trained=True)
+    assert "gate-closed" in found.codes
+    assert "no-effect" not in found.codes
