@@ -93,12 +93,12 @@ def _without_copies(group: Group) -> Group:
     Judged by all its metrics, and only where scores differ between images: two trainings may both
     hit every image.
     """
-    first: dict[bytes, int] = {}
+    first: dict[bytes | int, int] = {}
     for i in range(len(group.seeds)):
         rows = [np.ascontiguousarray(scores[i]) for scores in group.values.values()]
         distinct = max(len(np.unique(row[np.isfinite(row)])) for row in rows)
         key = b"".join(row.tobytes() for row in rows)
-        first.setdefault(key if distinct >= DISTINCT else bytes(i + 1), i)
+        first.setdefault(key if distinct >= DISTINCT else i, i)
     kept = list(first.values())
     if len(kept) == len(group.seeds):
         return group
