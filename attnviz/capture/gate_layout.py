@@ -108,7 +108,8 @@ def _axis(varies: set[int], dims: int) -> str:
 def _channels_last(varies: set[int], shape: tuple[int, ...], labels: Labels) -> bool:
     last = len(shape) - 1
     if varies == {last}:
-        return shape[1] != 1
+        placed = any(one.along(last) and not one.space.raw for one in labels)
+        return shape[1] != 1 and not placed
     if varies == {1}:
         return False
     return any(one.along(1) and not one.along(last) for one in labels)
