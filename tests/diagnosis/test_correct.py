@@ -156,15 +156,17 @@ def test_published_weights_other_than_a_softmax_are_described_and_not_accused(de
     ("weigh", "flat"),
     [
         (lambda scores, _: 3 * (12 * scores).softmax(-1), False),
+        (lambda scores, _: 40 * (12 * scores).softmax(-1), False),
         (lambda scores, _: (0 * scores).softmax(-1) / 9, True),
         (lambda scores, _: (1 + 0.3 * scores).clamp(0) / scores.shape[-1], None),
         (lambda scores, _: scores.softmax(-1) - 0.9 * scores.flip(1).softmax(-1), False),
     ],
-    ids=["sum above 1", "sum below 1", "nearly 1", "negative"],
+    ids=["sum of 3", "sum of 40", "sum below 1", "nearly 1", "negative"],
 )
 def test_entropy_is_that_of_rows_that_sum_to_one(weigh, flat) -> None:
     images = torch.rand(8, 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
     found = diagnose(Weighted(weigh).eval(), images, trained=True)
+    assert "collapsed-heads" not in found.codes
     told = [one.evidence["entropy"] for one in found if one.code == "near-uniform"]
     assert all(0 <= one <= 1 + 1e-6 for one in told)
     if flat is not None:
