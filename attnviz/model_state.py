@@ -1,27 +1,30 @@
 """Run a model in evaluation mode and restore all of its state.
 
 `frozen` is the one context manager for it: attribution, faithfulness, randomisation and diagnosis
-run models inside it. `seeded` is its part for random generators. `misfit` says why a model cannot
-be given some weights.
+run models inside it. Its parts are `seeded` for random generators and `copied_inputs` for models
+that change their images in place. `misfit` says why a model cannot be given some weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 
 @contextmanager
 def frozen(model: nn.Module, *, gradients: bool = False, seed: int = 0) -> Iterator[None]:
     """Evaluation mode inside the block; on every exit the model and the generators are as before.
 
-    Restored are modes, hooks, attributes, buffers' values, the parameters' `requires_grad` and
-    `grad`, and the random generators of torch and numpy. Parameters' values are not copied.
+    Each call of the model gets copies of its inputs, as by `copied_inputs`. Restored are modes,
+    hooks, attributes, buffers' values, the parameters' `requires_grad` and `grad`, and the random
+    generators of torch and numpy. Parameters' values are not copied.
 
     Args:
         model: The model.
@@ -39,7 +42,11 @@ def frozen(model: nn.Module, *, gradients: bool = False, seed: int = 0) -> Itera
                 module.training = False
                 if gradients and getattr(module, "inplace", False) is True:
                     module.inplace = False  # type: ignore[assignment]  # a plain flag
-            with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+            with (
+                torch.inference_mode(False),
+                torch.set_grad_enabled(gradients),
+                copied_inputs(model),
+            ):
                 yield
         finally:
             for module, state in zip(modules, attributes, strict=True):
@@ -49,6 +56,36 @@ def frozen(model: nn.Module, *, gradients: bool = False, seed: int = 0) -> Itera
             for parameter, required, grad in parameters:
                 parameter.requires_grad_(required)
                 parameter.grad = grad
+
+
+@contextmanager
+def copied_inputs(model: nn.Module) -> Iterator[None]:
+    """Copies of the input tensors for each call of the model inside the block.
+
+    A model that normalises its images in place (`x.sub_(mean)`) would change what the next call
+    gets, and cannot be given a leaf that requires a gradient. Gradients pass through the copies.
+    """
+    if isinstance(model, torch.jit.ScriptModule):  # which take no hooks of their own
+
+        def of_model(module: nn.Module, args: tuple[Any, ...]) -> Any:
+            return _copies(module, args)[0] if module is model else None
+
+        handle = register_module_forward_pre_hook(of_model)
+    else:
+        handle = model.register_forward_pre_hook(_copies, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _copies(
+    _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def copy(value: Any) -> Any:
+        return value.clone() if isinstance(value, Tensor) else value
+
+    return tuple(map(copy, args)), {name: copy(value) for name, value in kwargs.items()}
 
 
 @contextmanager

@@ -607,7 +607,7 @@ def train(model: nn.Module, side: int, steps: int = STEPS) -> None:
     optimizer = torch.optim.Adam(trainable, lr=2e-3)
     for step in range(steps):
         images, labels = patched(8, step, side)
-        outputs = flat_output(model(images))[:, :1].mean(1)
+        outputs = flat_output(model(images), len(images))[:, :1].mean(1)
         if not outputs.requires_grad:
             break
         loss = F.binary_cross_entropy_with_logits(outputs, labels)

@@ -101,3 +101,27 @@ def test_random_numbers_inside_follow_the_seed_alone():
     assert draws[0] != draws[2]
     with seeded(3):
         assert float(torch.rand(1)) == draws[0][0]
+
+
+class InPlace(nn.Module):
+    """Normalises its images where they are."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        images.sub_(0.5).div_(0.25)
+        return images.mean((1, 2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+@pytest.mark.parametrize("make", [lambda one: one, torch.jit.script], ids=["plain", "scripted"])
+def test_a_model_that_changes_its_images_gets_copies(make):
+    model, images = make(InPlace()), torch.rand(2, 3, 4, 4)
+    before, leaf = images.clone(), images.clone().requires_grad_()
+    with frozen(model):
+        assert torch.equal(model(images), model(images))
+        if not isinstance(model, torch.jit.ScriptModule):
+            assert torch.equal(model(images=images), model(images))
+    assert torch.equal(images, before)
+    with frozen(model, gradients=True):
+        model(leaf).sum().backward()
+    assert torch.allclose(leaf.grad, torch.full_like(leaf, 4 / 48))
+    assert not model._forward_pre_hooks

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from attnviz.comparison.from_runs import run_groups
 from attnviz.comparison.groups import Group, array
 from attnviz.comparison.tables import is_list, table_group
-from attnviz.definitions import DEFINITIONS, LEVELS, level_key
+from attnviz.definitions import DEFINITIONS, LEVELS, level_key, limits_of
 from attnviz.errors import InputError, unknown_name
 from attnviz.statistics.clusters import GROUP, labelled
 from attnviz.statistics.variance import mean_of_valid
@@ -19,6 +21,13 @@ from attnviz.statistics.variance import mean_of_valid
 Source: TypeAlias = Mapping[str, Any] | Sequence[Any] | str | os.PathLike[str]
 """What `compare` reads: score tables, runs or evaluations by variant, a list of runs or of
 evaluations, or a folder of runs."""
+
+
+ROUNDING = 1e-5
+"""By how much rounding may take a score over its metric's limits."""
+
+DISTINCT = 8
+"""Different scores in a table from which two trainings do not agree by chance."""
 
 
 def read_groups(
@@ -54,8 +63,60 @@ def read_groups(
     _same_images(found)
     grouping = _same_grouping(found, groups)
     chosen = _choose(found, primary, metrics)
+    for group in found:
+        _check_limits(group, chosen)
+    trained = [_without_copies(group) for group in found]
+    copied = [
+        _copies_note(*pair) for pair in zip(found, trained, strict=True) if pair[0] is not pair[1]
+    ]
     levels = _levels(baselines)
-    return [_narrowed(group, chosen, levels, grouping) for group in found], notes
+    return [_narrowed(group, chosen, levels, grouping) for group in trained], [*notes, *copied]
+
+
+def _check_limits(group: Group, chosen: Iterable[str]) -> None:
+    """Refuse scores that the metric cannot take, such as percent of one between 0 and 1."""
+    for name in chosen:
+        low, high = limits_of(name)
+        scores = group.values[name]
+        outside = scores[(scores < low - ROUNDING) | (scores > high + ROUNDING)]
+        if len(outside):
+            raise InputError(
+                f"compare: {group.variant}, {name}: expected scores from {low:g} to {high:g}, got "
+                f"{outside[0]:g} ({len(outside)} of {scores.size} lie outside); divide percent by "
+                "100, or give scores of another kind under a name of their own"
+            )
+
+
+def _without_copies(group: Group) -> Group:
+    """The variant with trainings of the same scores, to the last bit, counted once.
+
+    Judged by all its metrics, and only where scores differ between images: two trainings may both
+    hit every image.
+    """
+    first: dict[bytes | int, int] = {}
+    for i in range(len(group.seeds)):
+        rows = [np.ascontiguousarray(scores[i]) for scores in group.values.values()]
+        distinct = max(len(np.unique(row[np.isfinite(row)])) for row in rows)
+        key = b"".join(row.tobytes() for row in rows)
+        first.setdefault(key if distinct >= DISTINCT else i, i)
+    kept = list(first.values())
+    if len(kept) == len(group.seeds):
+        return group
+    return replace(
+        group,
+        seeds=tuple(group.seeds[i] for i in kept),
+        values={name: scores[kept] for name, scores in group.values.items()},
+        correct=None if group.correct is None else group.correct[kept],
+        accuracy=tuple(group.accuracy[i] for i in kept) if group.accuracy else (),
+    )
+
+
+def _copies_note(group: Group, trained: Group) -> str:
+    return (
+        f"{group.variant}: {len(group.seeds)} trainings count as {len(trained.seeds)}, since the "
+        f"scores of the others are the same on all {group.images} images to the last bit: was the "
+        "seed applied?"
+    )
 
 
 def _same_grouping(groups: Sequence[Group], given: Any) -> tuple[Any, ...] | None:

@@ -60,7 +60,7 @@ def differentiated(
     pixels = images.detach().clone().requires_grad_()
     with frozen(model, gradients=True), _outputs(model) as outputs:
         with recorded_calls(model) as mode:
-            output = flat_output(functional_call(model, values, (pixels,)))
+            output = flat_output(functional_call(model, values, (pixels,)), len(pixels))
         if not output.requires_grad:
             return None
         tokens = [(name, one) for name, one in outputs if one.dim() == 3 and one.requires_grad]

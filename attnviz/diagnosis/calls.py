@@ -93,8 +93,10 @@ class CallMode(TorchFunctionMode):
                 self.products.append(Product(self._module, factor.detach().clone(), nodes))
         result = func(*args, **(kwargs or {}))
         op = _OPS.get(func)
+        if op is None:
+            return result
         first = result[0] if isinstance(result, tuple) else result
-        if op is None or not isinstance(first, Tensor):
+        if not isinstance(first, Tensor):
             return result
         self.calls.append(Call(self._module, op, first))
         other = self.replace.get(len(self.calls) - 1)

@@ -139,8 +139,12 @@ class Examination:
         """A watched run; zero-initialised parameters are replaced as in `substitutes`."""
         torch.manual_seed(seed)
         with watch(self.model, operands=True, edit=edit, empty=True, **how) as seen:
-            output = flat_output(functional_call(self.model, self.substitutes, (images,)))
+            output = self._output(images)
         return Run(seen, output)
+
+    def _output(self, images: Tensor) -> Tensor:
+        outputs = functional_call(self.model, self.substitutes, (images,))
+        return flat_output(outputs, len(images))
 
     def attempt(self, images: Tensor, **how: Any) -> Run:
         """The same where the model may fail; what was captured before that is kept."""
@@ -148,7 +152,7 @@ class Examination:
         seen = Capture()
         try:
             with watch(self.model, operands=True, empty=True, **how) as seen:
-                output = flat_output(functional_call(self.model, self.substitutes, (images,)))
+                output = self._output(images)
         except Exception as failure:
             return Run(seen, None, failure)
         return Run(seen, output)
@@ -176,7 +180,7 @@ class Examination:
     def again(self) -> Tensor:
         """The output for `some` with another random seed."""
         torch.manual_seed(1)
-        return flat_output(functional_call(self.model, self.substitutes, (self.some,)))
+        return self._output(self.some)
 
     @cached_property
     def fewer(self) -> Run:
@@ -210,7 +214,7 @@ class Examination:
         torch.manual_seed(0)
         output = None
         with recorded_calls(self.model, replace) as mode, suppress(Exception):
-            output = flat_output(functional_call(self.model, self.substitutes, (images,)))
+            output = self._output(images)
         return Calls(mode.calls, mode.products, output)
 
     @cached_property
@@ -269,11 +273,16 @@ class Examination:
     def changes(self, edits: Mapping[int, Edit]) -> dict[int, float]:
         """Relative change of the output by an edit of one record, for each of some records.
 
-        Several edits share a batch, of which the first images stay plain for comparison. Records
-        whose edit failed are left out.
+        Several edits share a batch, of which the first images stay plain for comparison. An edit of
+        values that all images share has a run of its own. Records whose edit failed are left out.
         """
+        shared = [i for i in edits if self.separate or not self._of_each_image(i)]
         found = {}
-        for some in self._batches(list(edits), self._bytes):
+        for i in shared:
+            run = self.attempt(self.some, edit={self.records[i].name: edits[i]})
+            if run.output is not None and self.fewer.output is not None:
+                found[i] = _relative(run.output, self.fewer.output)
+        for some in self._batches([i for i in edits if i not in shared], self._bytes):
             copies = len(some) + 1
             part = {
                 self.records[i].name: partial(_edit_copy, edits[i], n + 1, copies)
@@ -284,8 +293,16 @@ class Examination:
                 continue
             plain, *others = output.chunk(copies)
             for i, other in zip(some, others, strict=True):
-                found[i] = float((other - plain).norm() / plain.norm())
+                found[i] = _relative(other, plain)
         return found
+
+    def _of_each_image(self, i: int) -> bool:
+        """Whether the values of a record have an axis over the images of the batch."""
+        other = self.paired(self.fewer)[i]
+        if other is None:
+            return False
+        more, less = _length(self.records[i]), _length(other)
+        return more * len(self.some) == less * len(self.few)
 
     def _batches(self, numbers: Sequence[int], memory: int) -> list[Sequence[int]]:
         """Groups of records whose edits share a forward pass, which takes that memory for each."""
@@ -429,12 +446,21 @@ class Examination:
 
 
 def _edit_copy(edit: Edit, copy: int, copies: int, values: Tensor) -> Tensor:
-    """Edit one of the copies of the images in a batch; all of them if they cannot be told apart."""
-    if len(values) % copies:
-        return edit(values)
+    """Edit one of the copies of the images in a batch."""
     parts = list(values.chunk(copies))
     parts[copy] = edit(parts[copy])
     return torch.cat(parts)
+
+
+def _length(record: Record) -> int:
+    """The first axis of a record's weights or scale."""
+    values = record.weights if record.weights is not None else record.scale
+    return 0 if values is None else len(values)
+
+
+def _relative(other: Tensor, plain: Tensor) -> float:
+    """The change of an output relative to the output."""
+    return float((other - plain).norm() / plain.norm())
 
 
 def _substitute(parameter: Tensor) -> Tensor | None:

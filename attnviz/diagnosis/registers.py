@@ -113,7 +113,7 @@ def attention_sinks(model: nn.Module, images: Images, *, threshold: float = SINK
     found = []
     with frozen(model):
         with watch(model, operands=True, empty=True) as seen:
-            plain = flat_output(model(images))
+            plain = flat_output(model(images), len(images))
         for record in seen.attention.values():
             few = record.shape and record.shape[-1] - record.prefix < FEWEST
             if few or record.windows is not None:
@@ -121,7 +121,7 @@ def attention_sinks(model: nn.Module, images: Images, *, threshold: float = SINK
             for sink in sinks_of(record, threshold):
                 edit = without_sinks(threshold, head=sink.head)
                 with watch(model, empty=True, edit={record.name: edit}):
-                    other = flat_output(model(images))
+                    other = flat_output(model(images), len(images))
                 found.append(replace(sink, change=float((other - plain).norm() / plain.norm())))
     return found
 
@@ -248,8 +248,9 @@ def _measured(
     maps: dict[str, list[tuple[Tensor, Tensor]]] = {}
     size = (images.shape[-2], images.shape[-1])
     for start in range(0, len(images), _SIZE):
+        part = images[start : start + _SIZE]
         with watch(model, empty=True, edit=edit) as seen:
-            outputs.append(flat_output(model(images[start : start + _SIZE])))
+            outputs.append(flat_output(model(part), len(part)))
         inside = None if masks is None else masks[start : start + _SIZE].flatten(1)
         for name, record in seen.attention.items():
             if record.weights is None or record.row_grids[1] is None or record.windows is not None:

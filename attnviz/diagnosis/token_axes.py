@@ -24,6 +24,9 @@ SPREAD = 0.25
 LOCAL = 0.4
 """A change is local if this share of it stays near its place."""
 
+OWN = 0.5
+"""Keys are channels of the map before them if both change more alike than this, 0 to 1."""
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -97,7 +100,8 @@ def _channels(number: int, base: Record, probes: Probes) -> Tokens:
         return unknown  # no feature map: windows by tokens, or one in which changes have spread
     if len(record.key) != len(perturbed.places) + 1:
         return unknown  # windows are folded into the batch
-    change = (record.key[1:] - record.key[:1]).float().square()
+    moved = (record.key[1:] - record.key[:1]).float()
+    change = moved.square()
     if _evenness(change.sum((1, 3))) < SPREAD or _evenness(change.sum((2, 3))) < SPREAD:
         return unknown  # the second where heads are windows, of which a patch changes a few
     along = change.sum((1, 2))
@@ -106,8 +110,21 @@ def _channels(number: int, base: Record, probes: Probes) -> Tokens:
         if near is not None and near > LOCAL:
             return Tokens("channels", {"keys": keys})
     if probes.refused and keys == before.channels:
-        return Tokens("swapped", {"keys": keys, "places": h * w})
+        alike = _alikeness(before.change.flatten(2), moved.transpose(1, 2).flatten(2))
+        if alike > OWN:
+            return Tokens("swapped", {"keys": keys, "places": h * w})
     return unknown
+
+
+def _alikeness(one: Tensor, other: Tensor) -> float:
+    """Whether rows change alike in two tensors `(patches, rows, n)`: the least over the patches.
+
+    Linear centred kernel alignment (Kornblith et al. 2019, section 3): 1 where one is the other
+    after a rotation of its features, about 1/rows where their rows have nothing in common.
+    """
+    x, y = (x.double() - x.double().mean(1, keepdim=True) for x in (one, other))
+    norms = (x @ x.mT).flatten(1).norm(dim=1) * (y @ y.mT).flatten(1).norm(dim=1)
+    return float(((x.mT @ y).square().sum((1, 2)) / norms.clamp_min(1e-30)).min())
 
 
 def last_grid(activations: Iterable[Activation]) -> Activation | None:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from attnviz.attribution import attribute
 from attnviz.errors import InputError, UnsupportedError, unknown_name
 from attnviz.metrics import agreement
-from attnviz.model_state import frozen, seeded
+from attnviz.model_state import copied_inputs, frozen, seeded
 from attnviz.shapes import Images, Maps, Scores
 from attnviz.text import table
 
@@ -147,7 +147,8 @@ def _drawing(draw: str | Draw, seed: int, options: dict[str, Any]) -> Draw:
 
 
 def _maps(draw: Draw, model: nn.Module, images: Images) -> Maps:
-    maps = draw(model, images)
+    with copied_inputs(model):
+        maps = draw(model, images)
     if maps.ndim != 3 or len(maps) != len(images):
         raise InputError(
             f"randomisation: expected maps ({len(images)}, h, w), got {tuple(maps.shape)}"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from attnviz.definitions import DEFINITIONS, MetricDefinition, define, sort_by_definition
 from attnviz.errors import InputError
 from attnviz.inputs import AnyMaps
+from attnviz.model_state import copied_inputs
 from attnviz.shapes import Images, Scores
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -53,7 +54,9 @@ class FaithfulnessMetric:
         Raises:
             InputError: The function returns anything but one score per image.
         """
-        found = self.function(model, images, maps, **{name: options[name] for name in self.options})
+        own = {name: options[name] for name in self.options}
+        with copied_inputs(model):
+            found = self.function(model, images, maps, **own)
         if isinstance(found, np.ndarray):
             found = torch.from_numpy(found)
         if not isinstance(found, Tensor) or found.shape != (len(images),) or found.is_complex():

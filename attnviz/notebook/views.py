@@ -137,7 +137,7 @@ def show(
         images: `(b, c, h, w)` as the model took them, uint8 `(b, h, w, 3)`, or pictures of Pillow.
         maps: `(b, h, w)`, a mapping of names to such maps, or what `watch` yielded, with the
             records' own places or those of `Layout.onto`.
-        masks: `(b, H, W)` bool, where the object is; gives the IoU.
+        masks: `(b, h, w)` bool at the images' size, where the object is; gives the IoU.
         names: One per image.
         threshold: Where the slider stands at first.
         title: What is shown, for screen readers and files.
@@ -148,7 +148,8 @@ def show(
         `save("view.html")`.
 
     Raises:
-        InputError: Images, maps and masks that do not fit; a capture without any map.
+        InputError: Images, maps and masks that do not fit; a map without a finite value; a capture
+            without any map.
 
     Examples:
         >>> import torch, attnviz as av
@@ -156,8 +157,9 @@ def show(
         >>> view
         Images and their maps; a notebook shows it, .save('view.html') writes it
     """
-    shown = _images(images)
-    known = None if masks is None else _masks(masks, len(shown), shown.shape[1:3])
+    whole = _images(images)
+    shown = _smaller(whole, _SIDE)
+    known = None if masks is None else _masks(masks, whole.shape[:3], shown.shape[1:3])
     words = [f"image {i}" for i in range(len(shown))] if names is None else list(map(str, names))
     if len(words) != len(shown):
         raise InputError(f"show: expected {len(shown)} names, got {len(words)}")
@@ -182,7 +184,7 @@ def show(
 
 
 def _images(images: Any) -> np.ndarray:
-    """`(b, h, w, 3)` uint8, at most `_SIDE` pixels on a side."""
+    """`(b, h, w, 3)` uint8."""
     if isinstance(images, torch.Tensor) and images.dtype.is_floating_point:
         if images.ndim != 4:
             raise InputError(f"show: expected images (b, c, h, w), got shape {tuple(images.shape)}")
@@ -193,8 +195,7 @@ def _images(images: Any) -> np.ndarray:
         raise InputError(f"show: expected 1 to {MOST} images, got {len(listed)}")
     if len({one.shape for one in listed}) > 1:
         raise InputError("show: expected images of one size; resize them to one")
-    whole = np.stack(listed)
-    return _smaller(whole, _SIDE)
+    return np.stack(listed)
 
 
 def _smaller(images: np.ndarray, side: int) -> np.ndarray:
@@ -207,13 +208,13 @@ def _smaller(images: np.ndarray, side: int) -> np.ndarray:
     return np.stack([np.asarray(Image.fromarray(one).resize(size)) for one in images])
 
 
-def _masks(masks: Any, count: int, size: Sequence[int]) -> np.ndarray:
-    """`(b, h, w)` bool at the size of the images that are shown."""
+def _masks(masks: Any, images: tuple[int, ...], size: Sequence[int]) -> np.ndarray:
+    """`(b, h, w)` bool at the size at which the images `(b, H, W)` are shown."""
     found = torch.as_tensor(np.asarray(masks) if not isinstance(masks, torch.Tensor) else masks)
-    if found.ndim != 3 or len(found) != count or found.dtype != torch.bool:
+    if tuple(found.shape) != images or found.dtype != torch.bool:
         raise InputError(
-            f"show: expected {count} masks (b, h, w) of booleans, got {found.dtype} "
-            f"{tuple(found.shape)}"
+            f"show: expected {images[0]} masks (b, h, w) of booleans at the images' size, "
+            f"{images}, got {found.dtype} {tuple(found.shape)}"
         )
     h, w = (int(side) for side in size)
     return np.asarray((resized(found.cpu().float(), (h, w), "bilinear") > 0.5).numpy())
@@ -235,6 +236,12 @@ def _drawn(maps: Any, records: Mapping[str, Record], count: int) -> dict[str, np
             raise InputError(
                 f"show: expected {count} maps (b, h, w) of {name!r}, one per image, got shape "
                 f"{one.shape}"
+            )
+        empty = np.flatnonzero(~np.isfinite(one).any((1, 2)))
+        if len(empty):
+            raise InputError(
+                f"show: expected maps with finite values, got none in {len(empty)} of the {count} "
+                f"maps of {name!r}, the first of image {empty[0]}; leave those images out"
             )
     if not layers:
         raise InputError("show: expected maps, got none")

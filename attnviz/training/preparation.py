@@ -18,6 +18,7 @@ from attnviz.evaluation.answers import Answers, Target
 from attnviz.evaluation.evaluation import device_of, planned
 from attnviz.evaluation.measuring import Plan, measured
 from attnviz.maps import CONSTRUCTIONS, watch_options
+from attnviz.model_state import copied_inputs
 from attnviz.places.records import are_proven
 from attnviz.training.budget import Budget
 from attnviz.training.calibration import Calibration
@@ -96,7 +97,7 @@ class Preparation:
             if not self.budget.allows(PROBE):
                 return f"a first forward pass: {self.budget.price(PROBE)}"
             begun = self.budget.clock()
-            with torch.no_grad():
+            with torch.no_grad(), copied_inputs(model):
                 model(first.images)
             settle(model)
             self.forward = self.budget.clock() - begun
@@ -108,7 +109,7 @@ class Preparation:
             cost = FIRST + WATCHED * (self.forward or 0.0)
             if not self.budget.allows(cost):
                 return f"finding the map: {self.budget.price(cost)}"
-            with torch.no_grad(), watch(model, empty=True) as seen:
+            with torch.no_grad(), copied_inputs(model), watch(model, empty=True) as seen:
                 model(first.images)
             self._proven = are_proven(seen)
         return ""

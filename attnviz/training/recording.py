@@ -49,8 +49,8 @@ def start_run(
         The run's writer, for `Monitor(data, run=run)`, or None where another process writes.
 
     Raises:
-        RunError: A complete run is there, one with other settings, or one that another process
-            writes; or the folder cannot be written.
+        RunError: A complete run is there, one of another variant, seed, classes, thing or other
+            settings, or one that another process writes; or the folder cannot be written.
     """
     if not is_main():
         yield None
@@ -58,7 +58,10 @@ def start_run(
     target = Path(path)
     known = plain(settings or {}, "settings")
     if (target / "run.json").exists():
-        writer = _resumed(target, known, seed)
+        own = {"seed": seed, "classes": tuple(classes), "thing": thing}
+        if variant is not None:  # the folder's name may have changed since
+            own["variant"] = variant
+        writer = _resumed(target, known, own)
     else:
         writer = begin_run(
             target.parent, target.name, variant=variant or target.name, settings=known, seed=seed,
@@ -82,12 +85,13 @@ def is_main() -> bool:
     return True
 
 
-def _resumed(path: Path, settings: Mapping[str, Any], seed: int | None) -> RunWriter:
+def _resumed(path: Path, settings: Mapping[str, Any], own: Mapping[str, Any]) -> RunWriter:
     run = open_run(path)
     if run.state == "complete":
         raise RunError(f"start_run: {path} holds a complete run; choose a new folder")
-    before, now = {**run.settings, "seed": run.seed}, {**settings, "seed": seed}
-    differ = [key for key in sorted({**before, **now}) if before.get(key) != now.get(key)]
+    before = run.settings
+    differ = [key for key in sorted({**before, **settings}) if before.get(key) != settings.get(key)]
+    differ += [key for key, value in own.items() if getattr(run, key) != value]
     if differ:
         raise RunError(
             f"start_run: {path} was begun with another {', '.join(differ)}; choose a new folder, "

@@ -545,6 +545,8 @@ def scripted():
         return torch.jit.script(plain())
 
 
+# torch hides this warning of its own by replacing what shows it, which "error" comes before
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize(
     ("made", "remedy"),
     [
@@ -576,3 +578,29 @@ def test_captum_is_not_loaded_until_a_map_is_asked_for():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     ).stdout.split()
     assert not {"captum", "skimage", "scipy", "pandas"} & set(loaded)
+
+
+class InPlace(nn.Module):
+    """Normalises its images, where they are or not."""
+
+    def __init__(self, *, inplace):
+        super().__init__()
+        self.model, self.where = plain(), inplace
+
+    def forward(self, x):
+        if self.where:
+            x.sub_(0.5).div_(0.25)
+            return self.model(x)
+        return self.model((x - 0.5) / 0.25)
+
+
+@pytest.mark.filterwarnings("ignore::attnviz.errors.CompletenessWarning")  # of its max-pooling
+@EACH
+def test_a_model_that_changes_its_images_in_place_has_the_same_maps(method):
+    x = images()
+    before = x.clone()
+    one, other = (
+        asked(method, InPlace(inplace=inplace), x, sign="signed") for inplace in (False, True)
+    )
+    assert_close(other, one)
+    assert torch.equal(x, before)

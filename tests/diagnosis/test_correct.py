@@ -218,3 +218,89 @@ def test_queries_that_may_be_counted_as_heads_are_no_equal_heads() -> None:
     images = torch.randn(8, 3, 1, 1).expand(-1, -1, 64, 64)  # of one colour: queries are alike
     found = diagnose(Neighbours().eval(), images + 0.01 * torch.randn(8, 3, 64, 64), trained=True)
     assert "duplicate-heads" not in found.codes
+
+
+@pytest.mark.parametrize(
+    ("weigh", "flat"),
+    [
+        (lambda scores, _: 3 * (12 * scores).softmax(-1), False),
+        (lambda scores, _: 40 * (12 * scores).softmax(-1), False),
+        (lambda scores, _: (0 * scores).softmax(-1) / 9, True),
+        (lambda scores, _: (1 + 0.3 * scores).clamp(0) / scores.shape[-1], None),
+        (lambda scores, _: scores.softmax(-1) - 0.9 * scores.flip(1).softmax(-1), False),
+    ],
+    ids=["sum of 3", "sum of 40", "sum below 1", "nearly 1", "negative"],
+)
+def test_entropy_is_that_of_rows_that_sum_to_one(weigh, flat) -> None:
+    images = torch.rand(8, 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = diagnose(Weighted(weigh).eval(), images, trained=True)
+    assert "collapsed-heads" not in found.codes
+    told = [one.evidence["entropy"] for one in found if one.code == "near-uniform"]
+    assert all(0 <= one <= 1 + 1e-6 for one in told)
+    if flat is not None:
+        assert bool(told) == flat
+
+
+class AsManyAsChannels(nn.Module):
+    """Attention whose keys are as many as channels and are none: each made another way."""
+
+    def __init__(self, made: str, width: int = 32) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.cut, self.made, self.width = nn.Conv2d(3, width, 4, 4), made, width
+        self.place = nn.Parameter(torch.randn(64, width) / 2)
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.latents = nn.Parameter(torch.randn(1, width, width))
+        self.learner, self.shorter = nn.Linear(width, width), nn.Linear(64, width)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        t = self.cut(images).flatten(2).mT + self.place
+        if self.made == "latents":
+            t = self.latents + self.attend(self.latents.expand_as(t[:, : self.width]), t)
+        if self.made == "learned tokens":
+            t = self.learner(t).softmax(1).mT @ t
+        return self.head((t + self.attend(t, t)).mean(1))
+
+    def attend(self, queries: Tensor, t: Tensor) -> Tensor:
+        q, k, v = self.query(queries), self.key(t), self.value(t)
+        if self.made == "shorter keys":
+            k, v = self.shorter(k.mT).mT, self.shorter(v.mT).mT
+        chunks = self.width if self.made == "chunks" else k.shape[1]
+        outs, sums = [], []
+        for keys, values in zip(k.split(chunks, 1), v.split(chunks, 1), strict=True):
+            scores = q @ keys.mT / self.width**0.5
+            outs.append(scores.softmax(-1) @ values)
+            sums.append(scores.logsumexp(-1, keepdim=True))
+        return (torch.stack(sums).softmax(0) * torch.stack(outs)).sum(0)
+
+
+@pytest.mark.parametrize("made", ["latents", "learned tokens", "shorter keys", "chunks"])
+def test_keys_as_many_as_channels_by_coincidence_are_no_channels(made: str) -> None:
+    """A Perceiver, a TokenLearner, a Linformer, and online softmax over chunks of keys."""
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = diagnose(AsManyAsChannels(made).eval(), images)
+    assert not [one for one in found if one.severity != "note"], found
+
+
+class OneToken(nn.Module):
+    """Two blocks, of which the second has the mean of all places as its only token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.cut, self.place = nn.Conv2d(3, 32, 8, 8), nn.Parameter(torch.randn(16, 32) / 2)
+        self.first, self.last = (nn.MultiheadAttention(32, 4, batch_first=True) for _ in range(2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        t = self.cut(images).flatten(2).mT + self.place
+        t = (t + self.first(t, t, t)[0]).mean(1, keepdim=True)
+        return (t + self.last(t, t, t)[0])[:, 0]
+
+
+def test_one_key_is_not_accused_of_having_no_effect() -> None:
+    """As in the last stage of a Swin transformer on small images."""
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = diagnose(OneToken().eval(), images)
+    assert found.checked["attention"] == 2
+    assert not [one for one in found if one.severity != "note"], found

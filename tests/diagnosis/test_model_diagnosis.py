@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import attnviz as av
+from attnviz.capture import watch
 from attnviz.diagnosis import diagnose
-from attnviz.diagnosis.examination import is_trained
+from attnviz.diagnosis.examination import Examination, is_trained
 from attnviz.diagnosis.outputs import flat_output
+from attnviz.diagnosis.rules.effects import measured_changes, randomly_scaled
 from attnviz.diagnosis.statistics import interval
 from attnviz.errors import InputError
+from attnviz.model_state import frozen
 from attnviz.patches import inject_patch
 from tests.diagnosis.twins import TWINS, C, Net
 from tests.diagnosis.twins.gates import SpatialGate
@@ -240,9 +245,69 @@ def test_training_mode_is_mentioned_where_it_matters() -> None:
 
 def test_outputs_of_any_nesting_are_one_table() -> None:
     x = torch.ones(2, 3)
-    assert flat_output((x, [{"a": x[:, :1]}], torch.ones(5), torch.ones(2).long())).shape == (2, 4)
+    outputs = (x, [{"a": x[:, :1]}], torch.ones(5), torch.ones(2).long())
+    assert flat_output(outputs, 2).shape == (2, 4)
     with pytest.raises(InputError, match="expected a model that returns tensors, got int"):
-        flat_output(3)
+        flat_output(3, 2)
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        lambda x: list(x),
+        lambda x: tuple(x),
+        lambda x: [{"boxes": one[:, :1], "scores": one[:, 1:]} for one in x],
+        lambda x: {"masks": list(x), "note": "of each image"},
+        lambda x: (list(x), x.mean()),
+    ],
+)
+@pytest.mark.parametrize("b", [1, 2, 4])
+def test_one_item_per_image_is_one_row(packed, b: int) -> None:
+    x = torch.rand(b, 5, 3)
+    rows = flat_output(packed(x), b)
+    assert len(rows) == b
+    assert torch.equal(rows[:, :15].sort(1).values, x.flatten(1).sort(1).values)
+
+
+def test_items_of_several_lengths_are_filled_and_batches_stay_batches() -> None:
+    rows = flat_output([torch.ones(2, 4), torch.ones(1, 4)], 2)
+    assert rows.sum(1).tolist() == [8, 4]
+    x = torch.rand(2, 3)
+    assert torch.equal(flat_output((x, x + 1), 2), torch.cat([x, x + 1], 1))
+    assert torch.equal(flat_output((x, torch.ones(5)), 2), x)  # two outputs, of two images
+    assert flat_output([x.sum(), x.sum()], 2).shape == (2, 1)
+    assert flat_output(torch.rand(7), 1).shape == (1, 7)  # squeezed
+
+
+def test_outputs_without_rows_of_images_are_refused() -> None:
+    integers = r"expected a model that returns floating-point tensors, got torch.int64 \(2,\);"
+    with pytest.raises(InputError, match=integers + " wrap it in a module that returns the logits"):
+        flat_output(torch.ones(2, 3).argmax(1), 2)
+    rows = r"one row for each of 2 images, got torch.float32 \(5, 3\); wrap it in a module whose"
+    with pytest.raises(InputError, match=rows):
+        flat_output(torch.ones(5, 3), 2)
+
+
+class Detector(nn.Module):
+    """One dictionary per image, or one number."""
+
+    def __init__(self, *, scalars: bool) -> None:
+        super().__init__()
+        self.inner = TWINS["reshaped tokens"].make(mended=True)
+        self.scalars = scalars
+
+    def forward(self, images: Tensor) -> list[Any]:
+        rows = self.inner(images)
+        if self.scalars:
+            return [one.sum() for one in rows]
+        return [{"boxes": one, "scores": one[:1]} for one in rows]
+
+
+@pytest.mark.parametrize("scalars", [False, True])
+def test_a_model_that_returns_one_item_per_image_leaks_nothing(scalars: bool) -> None:
+    found = diagnose(Detector(scalars=scalars), noise())
+    assert not found.errors
+    assert not found.warnings
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -299,3 +364,57 @@ def test_a_gate_of_fewer_places_that_is_resized_is_recorded_and_not_reported() -
     found = diagnose(Net(Resized()).eval(), noise())
     assert found.checked["gates"] == 1
     assert found.codes == ("untrained",)
+
+
+class InPlace(nn.Module):
+    """Normalises its images where they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = TWINS["reshaped tokens"].make(mended=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images.sub_(0.1).div_(0.5)
+        return self.inner(images)
+
+
+def test_a_model_that_changes_its_images_in_place_is_not_accused() -> None:
+    images = noise()
+    before = images.clone()
+    found = diagnose(InPlace(), images)
+    assert not found.errors
+    assert not found.warnings
+    assert torch.equal(images, before)
+
+
+class BatchGate(nn.Module):
+    """A gate of each channel that all images of the batch share, closed by its bias or not."""
+
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.squeeze, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Linear(8, 4)
+        nn.init.constant_(self.squeeze.bias, bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        y = x + x * self.squeeze(x.mean((0, 2, 3))).sigmoid()[None, :, None, None]
+        return self.head(y.mean((2, 3)))
+
+
+def test_a_gate_that_all_images_share_has_the_effect_that_it_has() -> None:
+    model, images = BatchGate(0.0).eval(), noise()
+    assert "no-effect" not in diagnose(model, images).codes
+    with frozen(model):
+        case = Examination(model, images)
+        (found,) = measured_changes(case).values()
+        plain = model(case.some)
+        with watch(model, edit={"*": randomly_scaled}):
+            other = model(case.some)
+    assert found == pytest.approx(float((other - plain).norm() / plain.norm()), rel=1e-4)
+
+
+def test_a_gate_that_is_closed_by_its_bias_is_told_once() -> None:
+    found = diagnose(BatchGate(-40.0).eval(), noise(), trained=True)
+    assert "gate-closed" in found.codes
+    assert "no-effect" not in found.codes

@@ -39,3 +39,17 @@ def corner_maps(b: int = 3, side: tuple[int, int] = (8, 10)) -> Tensor:
     maps = torch.rand(b, *side, generator=torch.Generator().manual_seed(1)) * 0.1
     maps[:, : side[0] // 2, : side[1] // 2] += 1
     return maps
+
+
+class InPlace(nn.Module):
+    """A model after a normalisation of its images, in place or not."""
+
+    def __init__(self, model: nn.Module, *, inplace: bool) -> None:
+        super().__init__()
+        self.model, self.where = model, inplace
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.where:
+            images.sub_(0.1).div_(0.5)
+            return self.model(images)
+        return self.model((images - 0.1) / 0.5)

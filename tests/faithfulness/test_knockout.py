@@ -13,6 +13,7 @@ import attnviz as av
 from attnviz.capture import watch
 from attnviz.errors import InputError, NothingSeenError
 from attnviz.faithfulness import Cut, knockout
+from tests.faithfulness.nets import InPlace
 
 
 class Heads(nn.Module):
@@ -159,3 +160,11 @@ def test_what_cannot_be_cut_is_said():
         knockout(Heads(), images(), ways=["none"])
     with pytest.raises(InputError, match="at least one image"):
         knockout(Heads(), images(0))
+
+
+def test_a_model_that_changes_its_images_in_place_has_the_same_effects():
+    x = images()
+    before = x.clone()
+    plain, other = (knockout(InPlace(Heads(), inplace=inplace), x) for inplace in (False, True))
+    assert_close(other.effects, plain.effects)
+    assert torch.equal(x, before)

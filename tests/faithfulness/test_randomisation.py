@@ -13,6 +13,7 @@ from attnviz.attribution import attribute
 from attnviz.errors import InputError, UnsupportedError
 from attnviz.faithfulness import randomisation
 from attnviz.metrics import agreement
+from tests.faithfulness.nets import InPlace
 
 
 def net():
@@ -208,3 +209,19 @@ def test_parameters_that_are_never_seen_in_use_need_an_order():
         order_of(Idle())
     check = randomisation(Idle(), images(), lambda _, x: x.mean(1), layers=["linear"])
     assert check.layers == ("linear",)
+
+
+def test_a_model_that_changes_its_images_in_place_is_compared_on_the_same_images():
+    x = images()
+    before = x.clone()
+
+    plain, other = (
+        randomisation(InPlace(net(), inplace=inplace), x, _outputs) for inplace in (False, True)
+    )
+    assert_close(other.spearman, plain.spearman)
+    assert torch.equal(x, before)
+
+
+def _outputs(model, x):
+    """A map that follows the outputs, drawn by a function of one's own."""
+    return x.mean(1) ** 2 * model(x)[:, :1, None] + x[:, 0] * model(x)[:, 1:, None]

@@ -11,7 +11,7 @@ from attnviz import faithfulness
 from attnviz.baseline_images import black_and_white
 from attnviz.errors import InputError
 from attnviz.faithfulness import DEFAULT, METRICS, faithfulness_scores
-from tests.faithfulness.nets import Corner, corner_images, corner_maps
+from tests.faithfulness.nets import Corner, InPlace, corner_images, corner_maps
 
 
 def test_the_front_door_knows_them():
@@ -98,3 +98,16 @@ def test_normalised_images_score_as_the_pixels_that_they_are():
         )  # fmt: skip
         for name in names:
             assert_close(found[name], expected[name], atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_that_changes_its_images_in_place_scores_as_one_that_does_not():
+    images, maps = corner_images(), corner_maps()
+    names, before = [*DEFAULT, "infidelity"], images.clone()
+    plain, other = (
+        faithfulness_scores(
+            InPlace(Corner(), inplace=inplace), images, maps, target=1, metrics=names
+        )
+        for inplace in (False, True)
+    )
+    assert_close(other, plain, equal_nan=True)
+    assert torch.equal(images, before)

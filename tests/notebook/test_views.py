@@ -84,6 +84,12 @@ def test_what_does_not_fit_is_refused(scene):
         av.show(images, torch.rand(5, 4, 4))
     with pytest.raises(av.InputError, match="6 masks"):
         av.show(images, seen, masks=masks[:2])
+    with pytest.raises(av.InputError, match=r"at the images' size, \(6, .*got torch.bool \(6, 8, "):
+        av.show(images, seen, masks=masks[:, :8])
+    with pytest.raises(
+        av.InputError, match="none in 1 of the 6 maps of 'map', the first of image 4"
+    ):
+        av.show(images, torch.rand(6, 4, 4).index_fill(0, torch.tensor([4]), float("nan")))
     with pytest.raises(av.InputError, match="6 names"):
         av.show(images, seen, names=["a"])
     with pytest.raises(av.InputError, match="threshold from 0 to 1"):

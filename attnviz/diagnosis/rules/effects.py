@@ -40,14 +40,16 @@ LITTLE = 1e-3
     "zero-initialised branches are not named. A note where the values are one learned vector for "
     "all keys and images, as in the first decoder layer of DETR, or where the output does change "
     "once every other attention, too, has single keys: then the weights make the values equal, not "
-    "the code.",
-    explained_by=("not-applied", "batch-attention", "output-constant"),
+    "the code. Attention with one key is not judged: its weight is 1.",
+    explained_by=("not-applied", "batch-attention", "output-constant", "gate-closed"),
 )
 def no_effect(case: Examination) -> Iterator[Observation]:
     found = {i: change for i, change in measured_changes(case).items() if change < NOTHING}
     elsewhere = _changes_elsewhere(case, list(found)) if found else {}
     for i, change in found.items():
         record = case.records[i]
+        if record.kind == "attention" and record.shape[-1] == 1:
+            continue  # one key has the weight 1, whatever the code
         weak = _of_constants(record) or elsewhere.get(i, 0.0) >= NOTHING
         yield observed(record.name, "note" if weak else None, change=change)
 

@@ -21,7 +21,7 @@ from attnviz.diagnosis.perturbation import (
 )
 from attnviz.diagnosis.registry import Observation, observed, rule
 from attnviz.diagnosis.rules.weights import normalised
-from attnviz.diagnosis.token_axes import last_grid
+from attnviz.diagnosis.token_axes import OWN, last_grid
 
 KEPT = 0.75
 """Tokens are in order if this share of a change stays where the features changed before."""
@@ -73,7 +73,10 @@ def channel_attention(case: Examination) -> Iterator[Observation]:
     "was made to fit. It learns one weight per place, the model works at one image size only, and "
     "an object that moves is another object.",
     method="As many keys as channels, every key changes with any one place, the change is spread "
-    "along the features, and the model fails at twice the height.",
+    "along the features, the model fails at twice the height, and keys change as the channels of "
+    f"the map before them do: an alignment of the two changes above {OWN:g}, in the order of "
+    "channels. Latents, learned tokens and keys in chunks that happen to be as many are no "
+    "channels.",
 )
 def swapped_axes(case: Examination) -> Iterator[Observation]:
     for i, tokens in case.tokens.items():

@@ -51,12 +51,17 @@ _JUDGED = "Judged with trained weights; a note where that is not known."
     cause="Logits too small: queries and keys hardly trained, too small a temperature, tokens that "
     "are all alike, a second softmax.",
     method=f"Mean entropy above {UNIFORM:.1%} of the logarithm of the number of keys with any "
-    f"weight. {_JUDGED}",
+    "weight, of rows that are divided by their sum where that is not 1. Weights of which some are "
+    f"negative are not judged. {_JUDGED}",
 )
 def near_uniform(case: Examination) -> Iterator[Observation]:
-    for record, weights in _trained_weights(case):
-        entropy = float(torch.special.entr(weights.clamp_min(0)).sum(-1).mean())
-        allowed = float((weights > 0).sum(-1).float().clamp_min(2).log().mean())
+    for record, weights in _shares(case):
+        rows = weights.flatten(0, 2)
+        rows = rows[rows.sum(-1) > 0]
+        if not len(rows):
+            continue
+        entropy = float(torch.special.entr(rows / rows.sum(-1, keepdim=True)).sum(-1).mean())
+        allowed = float((rows > 0).sum(-1).float().clamp_min(2).log().mean())
         if entropy / allowed > UNIFORM:
             keys = round(math.exp(allowed))
             yield observed(record.name, case.trained_severity, entropy=entropy / allowed, keys=keys)
@@ -82,7 +87,7 @@ def near_uniform(case: Examination) -> Iterator[Observation]:
     explained_by=("collapsed-heads",),
 )
 def saturated(case: Examination) -> Iterator[Observation]:
-    for record, weights in _trained_weights(case):
+    for record, weights in _shares(case):
         share = (weights.amax(-1) > SHARP).float().mean((0, 2))
         high = share[share > ROWS]
         if len(high):
@@ -113,7 +118,7 @@ def saturated(case: Examination) -> Iterator[Observation]:
     f"{_JUDGED}",
 )
 def collapsed(case: Examination) -> Iterator[Observation]:
-    for record, weights in _trained_weights(case):
+    for record, weights in _shares(case):
         if weights.shape[-2] < 2:
             continue
         received = weights.mean((0, 2)).amax(-1)
@@ -176,7 +181,7 @@ def duplicates(case: Examination) -> Iterator[Observation]:
     f"{COLLAPSED:.0%}. {_JUDGED}",
 )
 def class_token_only(case: Examination) -> Iterator[Observation]:
-    for record, weights in _trained_weights(case):
+    for record, weights in _shares(case):
         p = record.prefix
         if not p or weights.shape[-1] - p < _FEWEST or weights.shape[-2] <= p:
             continue
@@ -229,6 +234,16 @@ def _trained_weights(case: Examination) -> Iterator[tuple[Record, Tensor]]:
             continue
         if bool(weights.isfinite().all()):
             yield record, weights.float()
+
+
+def _shares(case: Examination) -> Iterator[tuple[Record, Tensor]]:
+    """The same as shares of each row: rows that sum to more than 1 divided by their sum.
+
+    Records with negative weights are left out.
+    """
+    for record, weights in _trained_weights(case):
+        if not bool((weights < 0).any()):
+            yield record, weights / weights.sum(-1, keepdim=True).clamp_min(1)
 
 
 def _equal_pairs(weights: Tensor) -> Tensor:
