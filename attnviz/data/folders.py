@@ -9,10 +9,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from attnviz.data.mask_values import Inside, chosen_values, refuse_absent, values_of_file
 from attnviz.data.preprocessing import preprocessing
 from attnviz.data.samples import Sample, Samples
 from attnviz.data.scenes import Scene
-from attnviz.data.sources import Inside
 from attnviz.errors import InputError, unknown_name
 from attnviz.image_files import SUFFIXES, photograph
 
@@ -32,14 +32,17 @@ def mask_folder(
     classes: Sequence[str] | None = None,
     group: ByFile = None,
     inside: Inside = None,
-    ignore: tuple[int, ...] = (),
+    ignore: int | Sequence[int] = (),
     without: Literal["error", "empty", "unknown"] = "error",
     seed: int = 0,
 ) -> Samples:
     """Images of a folder, and of its sub-folders, each with the mask of its name.
 
     The mask of `images/a/b.jpg` is `masks/a/b.png` (or another lossless format). In a mask of one
-    value beside 0 that value is the thing; of a label map `inside` says which values are.
+    value beside 0 that value is the thing; of a label map `inside` says which values are. Masks are
+    grey images, or palettes: of greys read by their brightness, with colours by index, 0 the
+    background in black. Of an image of one colour the alpha channel is the mask. Other masks in
+    colour are refused.
 
     Args:
         images: The folder of images.
@@ -60,8 +63,9 @@ def mask_folder(
         Samples; `classes` are the classes' names.
 
     Raises:
-        InputError: A folder without images, images without a mask, masks of another size, or a
-            label that is missing; files are named, before anything is computed.
+        InputError: A folder without images, images without a mask, masks of another size, a label
+            that is missing, or values `inside` that no mask holds; files are named, before anything
+            is computed. A mask in colour, when it is read.
     """
     return _MaskFolder(Path(images), None if masks is None else Path(masks), transform, labels,
                        classes, group, inside, ignore, without, seed)  # fmt: skip
@@ -79,12 +83,13 @@ class _MaskFolder:
         classes: Sequence[str] | None,
         group: ByFile,
         inside: Inside,
-        ignore: tuple[int, ...],
+        ignore: int | Sequence[int],
         without: str,
         seed: int,
     ) -> None:
-        self.folder, self.ignore = images, ignore
-        self.inside = (inside,) if isinstance(inside, int) else inside
+        self.folder = images
+        self.ignore = chosen_values(ignore, "ignore") or ()
+        self.inside = chosen_values(inside, "inside")
         self.moved = preprocessing(transform, seed)
         self.paths = _images(images)
         if masks is not None and not masks.is_dir():
@@ -96,6 +101,8 @@ class _MaskFolder:
         if masks is not None:
             self._check_names(masks, without)
         self._check_sizes(masks)
+        if self.inside is not None:
+            refuse_absent(self.inside, (self._values(mask) for mask in self.masks if mask))
         self.groups = _by_file(group, self.paths, images, "group")
         found = _by_file(labels, self.paths, images, "labels")
         self.classes, self.labels = _numbered(
@@ -124,13 +131,19 @@ class _MaskFolder:
         for path, mask in zip(self.paths, self.masks, strict=True):
             if mask is None or masks is None:
                 continue
-            sizes = [_size(path), _size(mask)]
-            if sizes[0] != sizes[1]:
-                (w, h), (x, y) = sizes
+            (size, turn), (given, own) = _size(path), _size(mask)
+            if size != given:
+                (w, h), (x, y) = size, given
                 raise InputError(
                     f"{mask}: expected the size of its image {path.name}, {h} × {w} (height × "
                     f"width), got {y} × {x}; a mask is given at its image's own size, before any "
                     "transform"
+                )
+            if turn != 1 and own == 1 and (turn in (2, 3, 4) or size[0] == size[1]):
+                raise InputError(
+                    f"{mask}: its image {path.name} is rotated by EXIF (orientation {turn}) and "
+                    "the mask states no orientation, so that it may be of the rotated image or of "
+                    "the stored one; save both upright, without EXIF"
                 )
 
     def __len__(self) -> int:
@@ -165,9 +178,7 @@ class _MaskFolder:
         return scene.prepared(self.moved, index)
 
     def _objects(self, mask: Path, index: int) -> tuple[list[np.ndarray], np.ndarray | None]:
-        with Image.open(mask) as opened:
-            flat = opened if opened.mode in ("1", "L", "P", "I", "I;16") else opened.convert("L")
-            values = np.asarray(flat)
+        values = self._values(mask)
         void = np.isin(values, self.ignore) if self.ignore else None
         if self.inside is not None:
             return [np.isin(values, self.inside)], void
@@ -178,6 +189,12 @@ class _MaskFolder:
                 "which are the thing, inside=<values>, and which count neither way, ignore="
             )
         return [np.isin(values, others)], void
+
+    def _values(self, mask: Path) -> np.ndarray:
+        try:
+            return values_of_file(mask, chosen=self.inside is not None)
+        except InputError as error:
+            raise InputError(f"{mask}: {error}") from error
 
 
 def _images(folder: Path) -> list[Path]:
@@ -202,13 +219,13 @@ def _beside(path: Path, images: Path, masks: Path) -> Path | None:
     return None
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """Width and height as a viewer shows it, from the file's head."""
+def _size(path: Path) -> tuple[tuple[int, int], int]:
+    """Width and height as a viewer shows it, and the EXIF orientation, from the file's head."""
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            turn = image.getexif().get(0x0112, 1)
             w, h = image.size
-            return (h, w) if turned else (w, h)
+            return ((h, w) if turn in (5, 6, 7, 8) else (w, h)), turn
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(f"{path.name}: cannot be decoded ({error})") from error
 

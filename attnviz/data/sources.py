@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from attnviz.data.mask_values import (
+    Inside,
+    chosen_values,
+    refuse_absent,
+    values_of_image,
+    whole,
+)
 from attnviz.data.preprocessing import Preprocessing, preprocessing
 from attnviz.data.samples import Sample, Samples, class_names
 from attnviz.data.scenes import Scene, box_of, filled_box
 from attnviz.errors import InputError
-
-Inside: TypeAlias = int | Sequence[int] | None
-"""Which values of a label map are the thing."""
 
 _KNOWN: dict[str, tuple[tuple[int, ...] | None, tuple[int, ...]]] = {
     "VOCSegmentation": (None, (255,)),
@@ -32,7 +36,7 @@ def samples_of(
     *,
     transform: Any = None,
     inside: Inside = None,
-    ignore: Sequence[int] = (),
+    ignore: int | Sequence[int] = (),
     group: Callable[[int, Any], str] | Sequence[str] | None = None,
     seed: int = 0,
 ) -> Samples:
@@ -77,10 +81,14 @@ def samples_of(
         found: Samples = data
         return found
     values, void = _KNOWN.get(type(data).__name__, (None, ()))
-    chosen = values if inside is None else (inside,) if isinstance(inside, int) else tuple(inside)
+    chosen = chosen_values(inside, "inside")
+    left_out = (*(chosen_values(ignore, "ignore") or ()), *void)
     known = type(data).__name__ in _KNOWN
     moved = None if transform is None else preprocessing(transform, seed)
-    return _Read(data, moved, chosen, (*ignore, *void), known, group)
+    read = _Read(data, moved, values if chosen is None else chosen, left_out, known, group)
+    if chosen is not None:
+        refuse_absent(chosen, read.label_maps())
+    return read
 
 
 class _Read:
@@ -167,7 +175,7 @@ class _Read:
         void = parts.get("ignore")
         void = None if void is None else np.asarray(void).astype(bool)
         if parts.get("mask") is not None:
-            return self._label_map(np.asarray(parts["mask"]), void, axes)
+            return self._label_map(self._values(parts["mask"]), void, axes)
         if parts.get("masks") is not None:
             masks = [np.asarray(one).astype(bool) for one in parts["masks"]]
             return masks, void
@@ -179,6 +187,22 @@ class _Read:
             return objects_of(parts["annotations"], size)
         return None, void
 
+    def _values(self, mask: Any) -> np.ndarray:
+        if isinstance(mask, Image.Image):
+            return values_of_image(mask, chosen=self.inside is not None or self.known)
+        return np.asarray(mask)
+
+    def label_maps(self) -> Iterator[np.ndarray]:
+        """The label maps of the items; items that cannot be read are named when they are needed."""
+        for index in range(len(self)):
+            try:
+                mask = fields_of(self.data[index]).get("mask")
+                values = None if mask is None else whole(self._values(mask))
+            except InputError:
+                continue
+            if values is not None and values.dtype != bool:
+                yield values
+
     def _label_map(
         self, mask: np.ndarray, void: np.ndarray | None, axes: int
     ) -> tuple[list[np.ndarray], np.ndarray | None]:
@@ -188,11 +212,7 @@ class _Read:
             raise InputError(f"expected a mask ({'d, ' * (axes == 3)}h, w), got {mask.shape}")
         if mask.dtype == bool:
             return [mask], void
-        if mask.dtype.kind == "f" and not np.isin(mask, (0.0, 1.0)).all():
-            raise InputError(
-                "expected a mask of booleans or whole numbers, got floating point values between "
-                "0 and 1; choose a threshold"
-            )
+        mask = whole(mask)
         values = [int(value) for value in np.unique(mask) if int(value) not in self.ignore]
         out = np.isin(mask, self.ignore) if self.ignore else np.zeros(mask.shape, bool)
         if void is not None:
