@@ -64,6 +64,23 @@ def photograph(
         raise InputError(f"{name}: cannot be decoded ({error})") from error
 
 
+def upright_size(path: Path) -> tuple[tuple[int, int], int]:
+    """Width and height as a viewer shows them, and the EXIF orientation, 1 where there is none.
+
+    Only the file's head is read.
+
+    Raises:
+        InputError: It cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            turn = int(image.getexif().get(0x0112, 1))
+            w, h = image.size
+            return ((h, w) if turn in (5, 6, 7, 8) else (w, h)), turn if turn in range(2, 9) else 1
+    except (OSError, UnidentifiedImageError) as error:
+        raise InputError(f"{path.name}: cannot be decoded ({error})") from error
+
+
 def square(photo: Image.Image, side: int) -> NDArray[np.uint8]:
     """The middle square of a photograph, resized with anti-aliasing to `(side, side, 3)`."""
     return fitted(photo, side, side)

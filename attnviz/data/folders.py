@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from attnviz.data.mask_values import Inside, chosen_values, refuse_absent, values_of_file
 from attnviz.data.preprocessing import preprocessing
 from attnviz.data.samples import Sample, Samples
 from attnviz.data.scenes import Scene
 from attnviz.errors import InputError, unknown_name
-from attnviz.image_files import SUFFIXES, photograph
+from attnviz.image_files import SUFFIXES, photograph, upright_size
 
 ByFile: TypeAlias = Mapping[str, Any] | Callable[[Path], Any] | Literal["folder"] | None
 """A value per image: by its stem, by a function of its path, or the name of its folder."""
@@ -131,7 +130,7 @@ class _MaskFolder:
         for path, mask in zip(self.paths, self.masks, strict=True):
             if mask is None or masks is None:
                 continue
-            (size, turn), (given, own) = _size(path), _size(mask)
+            (size, turn), (given, own) = upright_size(path), upright_size(mask)
             if size != given:
                 (w, h), (x, y) = size, given
                 raise InputError(
@@ -217,17 +216,6 @@ def _beside(path: Path, images: Path, masks: Path) -> Path | None:
         if found.is_file():
             return found
     return None
-
-
-def _size(path: Path) -> tuple[tuple[int, int], int]:
-    """Width and height as a viewer shows it, and the EXIF orientation, from the file's head."""
-    try:
-        with Image.open(path) as image:
-            turn = image.getexif().get(0x0112, 1)
-            w, h = image.size
-            return ((h, w) if turn in (5, 6, 7, 8) else (w, h)), turn
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"{path.name}: cannot be decoded ({error})") from error
 
 
 def _by_file(source: ByFile, paths: list[Path], folder: Path, what: str) -> list[Any]:

@@ -218,6 +218,12 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path: Path) -> None:
             {"segmentation": {"size": [12, 20], "counts": [3, 4]}},
             "run lengths of 7 pixels for an image of 240",
         ),
+        ({"segmentation": {"counts": [240]}}, "expected run lengths with size and counts, got"),
+        ({"segmentation": [1, 1, 4, 4, 1, 4]}, "expected a list of polygons, each"),
+        ({"segmentation": [[1, 1, 4, 4, 1, 4, 2]]}, "expected a list of polygons, each"),
+        ({"segmentation": [[1, 1, 4, 4, 1, float("nan")]]}, "a polygon with NaN or infinite"),
+        ({"bbox": []}, r"expected a bbox \[x, y, width, height\] of four numbers, got \[\]"),
+        ({"bbox": [1, 2, 3, None]}, r"expected a bbox \[x, y, width, height\] of four numbers"),
     ],
 )
 def test_an_annotation_that_cannot_be_drawn_is_named(
@@ -226,6 +232,74 @@ def test_an_annotation_that_cannot_be_drawn_is_named(
     file = annotated(tmp_path, [{"category_id": 3, **annotation}])
     with pytest.raises(InputError, match=rf"item 0 \(a.png\): {message}"):
         coco(file, tmp_path / "images", transform=ToTensor())[0]
+
+
+@pytest.mark.parametrize("area", [{}, {"area": None}])
+def test_the_label_is_that_of_the_largest_object_in_pixels(
+    area: dict[str, Any], tmp_path: Path
+) -> None:
+    small, large = {"bbox": [0, 0, 3, 3]}, {"bbox": [4, 0, 9, 9]}
+    crowd = {"bbox": [0, 0, 20, 12], "category_id": 3, "iscrowd": 1, **area}
+    rows = [{**small, "category_id": 3, **area}, {**large, "category_id": 1, **area}, crowd]
+    sample = coco(annotated(tmp_path, rows), tmp_path / "images", transform=ToTensor())[0]
+    assert sample.label == 0  # cat
+
+
+def changed(root: Path, part: str, **values: Any) -> Path:
+    """The file of one box, with other values in the first entry of a part; None removes a key."""
+    file = annotated(root, [{"category_id": 3, "bbox": [3, 2, 6, 4]}])
+    content = json.loads(file.read_text())
+    content[part][0].update(values)
+    for key in [key for key, value in values.items() if value is None]:
+        del content[part][0][key]
+    file.write_text(json.dumps(content))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        ("annotations", {"image_id": "7"}, "1 of 1 annotations name by image_id none of the 2 ima"),
+        ("annotations", {"image_id": None}, "1 of 1 annotations name by image_id none of the 2"),
+        ("annotations", {"category_id": 99}, "name by category_id none of the 2 categories, such"),
+        ("images", {"id": 9}, "expected one image per id, got 2 images of 1 ids"),
+        ("images", {"file_name": None}, "expected images with id and file_name, 1 of 2 lack one"),
+        ("categories", {"name": "cat"}, "several classes have one name, cat, cat"),
+        ("images", {"width": 10, "height": 6}, "expected a.png at 6 × 10 .* got a file of 12 × 20"),
+    ],
+)
+def test_annotations_that_would_be_dropped_or_misplaced_are_refused(
+    part: str, values: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    file = changed(tmp_path, part, **values)
+    with pytest.raises(InputError, match=message):
+        coco(file, tmp_path / "images", transform=ToTensor())
+
+
+@pytest.mark.parametrize(
+    ("turn", "values", "clear"),
+    [
+        (6, {}, False),  # the entry has the stored size
+        (6, {"width": 12, "height": 20}, True),  # the entry has the rotated size
+        (6, {"width": None, "height": None}, False),
+        (3, {}, False),
+        (1, {"width": None, "height": None}, True),
+    ],
+)
+def test_annotations_of_an_image_rotated_by_exif_need_a_clear_size(
+    turn: int, values: dict[str, Any], clear: bool, tmp_path: Path
+) -> None:
+    file = changed(tmp_path, "images", **values)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.new("RGB", (20, 12), "grey").save(tmp_path / "images/a.png", exif=exif)
+    if clear:
+        sample = coco(file, tmp_path / "images", transform=ToTensor())[0]
+        assert sample.mask is not None
+        assert sample.mask[2:6, 3:9].all()
+        return
+    with pytest.raises(InputError, match=rf"a\.png is rotated by EXIF \(orientation {turn}\)"):
+        coco(file, tmp_path / "images", transform=ToTensor())
 
 
 def test_labels_are_a_mapping_a_function_or_the_folder(tmp_path: Path, unchecked: None) -> None:
