@@ -53,7 +53,7 @@ def photograph(
             file = io.BytesIO(source) if isinstance(source, bytes) else source
             with Image.open(file, formats=list(formats)) as image:
                 _small_enough(image, name, most_pixels)
-                return _coloured(ImageOps.exif_transpose(image), name)
+                return coloured(ImageOps.exif_transpose(image), name)
     except InputError:
         raise
     except Image.DecompressionBombError:
@@ -112,7 +112,12 @@ def _small_enough(image: Image.Image, name: str, most_pixels: int) -> None:
         raise InputError(f"{name}: expected at most {most_pixels:,} pixels, got {pixels:,}")
 
 
-def _coloured(image: Image.Image, name: str) -> Image.Image:
+def coloured(image: Image.Image, name: str) -> Image.Image:
+    """An image in mode RGB: 16 bits rounded down to 8, transparency on white.
+
+    Raises:
+        InputError: Its values are no colours.
+    """
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(_eight_bits(image, name)).convert("RGB")
     if image.has_transparency_data:
