@@ -80,6 +80,78 @@ def test_what_is_wrong_in_a_folder_is_named_before_the_work(tmp_path: Path) -> N
         mask_folder(root / "bare", transform=ToTensor())
 
 
+def test_labels_go_by_path_before_name_and_a_name_of_two_images_is_refused(tmp_path: Path) -> None:
+    root = written(tmp_path, NAMES)
+    paths = {"cat/a.jpg": 0, "cat/b": 1, "dog/a": 2}
+
+    def labels(source: Any) -> list[Any]:
+        data = mask_folder(root / "images", transform=ToTensor(), labels=source)
+        return [data[i].label for i in range(3)]
+
+    assert labels(paths) == [0, 1, 2]
+    assert labels({"a": 7, "b.jpg": 1, "dog/a": 2}) == [7, 1, 2]
+    with pytest.raises(
+        InputError, match=r"labels: a is the name of 2 images, cat/a\.jpg and dog/a"
+    ):
+        labels({"a": 7, "b": 1})
+    with pytest.raises(InputError, match=r"group: a\.jpg is the name of 2 images"):
+        mask_folder(root / "images", transform=ToTensor(), group={"a.jpg": "p", "b": "q"})
+    (root / "images/c.jpg").write_bytes((root / "images/dog/a.jpg").read_bytes())
+    with pytest.raises(InputError, match=r"expected images in sub-folders, .* c\.jpg lies in"):
+        labels("folder")
+
+
+def test_a_mask_is_found_whatever_the_case_of_its_suffix(tmp_path: Path) -> None:
+    root = written(tmp_path, NAMES)
+    (root / "masks/cat/a.png").rename(root / "masks/cat/a.PNG")
+    sample = mask_folder(root / "images", root / "masks", transform=ToTensor(), without="empty")[0]
+    assert sample.mask is not None
+    assert sample.mask.any()
+
+
+def test_images_do_not_count_as_empty_beside_masks_of_no_image(tmp_path: Path) -> None:
+    root = written(tmp_path, NAMES)
+    (root / "masks/cat/a.png").rename(root / "masks/cat/a_mask.png")
+
+    def read(without: Any) -> Any:
+        return mask_folder(root / "images", root / "masks", transform=ToTensor(), without=without)
+
+    with pytest.raises(InputError, match=r"cat/a\.jpg, would count as empty, but 1 mask files are"):
+        read("empty")
+    with pytest.raises(InputError, match=r"1 mask files are of no image, such as cat/a_mask\.png;"):
+        read("error")
+    assert read("unknown")[0].mask is None
+
+
+def test_a_mask_that_is_not_one_s_own_is_refused(tmp_path: Path) -> None:
+    root = written(tmp_path, {"a": (8, 8), "b": (8, 8)})
+    images, masks = root / "images", root / "masks"
+
+    def read(masks: Path = masks) -> Any:
+        return mask_folder(images, masks, transform=ToTensor(), without="empty")
+
+    for folder in (images, root):
+        with pytest.raises(InputError, match="expected a folder of masks apart from the images"):
+            read(folder)
+    Image.new("L", (8, 8)).save(masks / "a.tif")
+    with pytest.raises(InputError, match=r"expected one mask for an image, got a\.png and a\.tif"):
+        read()
+    (masks / "a.tif").unlink()
+    (masks / "a.png").rename(masks / "a.jpg")
+    with pytest.raises(InputError, match=r"expected a mask in a lossless format .*; \.jpg changes"):
+        read()
+    (masks / "a.jpg").rename(masks / "a.png")
+    Image.new("RGB", (8, 8)).save(images / "a.bmp")
+    with pytest.raises(InputError, match="expected a mask for each image, this one is that of a"):
+        read()
+
+
+def test_a_misspelt_without_is_refused(tmp_path: Path, unchecked: None) -> None:
+    root = written(tmp_path, {"a": (8, 8)})
+    with pytest.raises(InputError, match="unknown without 'empy': did you mean 'empty'"):
+        mask_folder(root / "images", root / "masks", transform=ToTensor(), without="empy")  # type: ignore[arg-type]  # the point of the test
+
+
 def test_a_label_map_on_disk_needs_its_values_said(tmp_path: Path) -> None:
     root = written(tmp_path, {"a": (8, 8)})
     values = np.zeros((8, 8), np.uint8)
