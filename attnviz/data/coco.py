@@ -144,9 +144,11 @@ class _Coco:
         """An `InputError` where the annotations are of another image than the file holds."""
         name = entry["file_name"]
         (width, height), turn = upright_size(self.folder / name)
-        w, h = entry.get("width", height), entry.get("height", width)
-        if "width" not in entry and turn == 1:
-            return
+        w, h = int(entry.get("width") or 0), int(entry.get("height") or 0)
+        if not (w and h):  # not said
+            if turn == 1:
+                return
+            w, h = height, width
         if turn != 1 and ((w, h) == (height, width) or turn in (2, 3, 4)):
             raise InputError(
                 f"{self.file}: {name} is rotated by EXIF (orientation {turn}), so that annotations "
@@ -251,8 +253,9 @@ def _polygons(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> np.
             )
         x, y = (corners * scale - 0.5).T
         fine[polygon(y, x, fine.shape)] = True
-    inside: np.ndarray = fine.reshape(size[1], scale, size[0], scale).mean((1, 3)) >= 0.5
-    return inside
+    share = fine.reshape(size[1], scale, size[0], scale).mean((1, 3))
+    inside: np.ndarray = share >= 0.5
+    return inside if inside.any() else share > 0  # a sliver stays an object
 
 
 def _run_lengths(segmentation: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:

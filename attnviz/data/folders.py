@@ -102,7 +102,8 @@ class _MaskFolder:
             files = _mask_files(masks)
             keys = [_key(path, images) for path in self.paths]
             self.masks = [_mask_of(files.get(key, [])) for key in keys]
-            self._check_names(masks, without, [m for k, m in files.items() if k not in set(keys)])
+            others = files.keys() - set(keys)
+            self._check_names(masks, without, [files[key] for key in sorted(others)])
         self._check_sizes(masks)
         if self.inside is not None:
             refuse_absent(self.inside, (self._values(mask) for mask in self.masks if mask))

@@ -37,6 +37,12 @@ def values_of_file(path: Path, *, chosen: bool) -> np.ndarray:
         with Image.open(path, formats=FORMATS) as image:
             if image.mode not in ("1", "L", "P") and image.mode[0] not in "IF":
                 _check_depth(image)
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1:
+                raise InputError(
+                    f"expected a mask of one picture, got {frames} frames or pages; save "
+                    "one as the mask"
+                )
             upright = ImageOps.exif_transpose(image)
             upright.load()
     except (OSError, SyntaxError) as error:

@@ -77,7 +77,8 @@ def samples_of(
         seed: Of a random transform.
 
     Raises:
-        InputError: It is no such data set; items are read, and named, when they are needed.
+        InputError: It is no such data set, or no label map holds a value of `inside` (they are read
+            until one does). Other items are read, and named, when they are needed.
     """
     if hasattr(data, "dataset") and hasattr(data, "batch_size"):
         data = data.dataset

@@ -196,8 +196,9 @@ RLE = {"size": [12, 20], "counts": [12 * 5 + 2, 3, 9, 3, 12 * 13 + 7]}
         ({"bbox": [3, 2, 6, 4]}, [3, 2, 9, 6]),
         ({"segmentation": [[3, 2, 9, 2, 9, 6, 3, 6]], "bbox": [0, 0, 1, 1]}, [3, 2, 9, 6]),
         ({"segmentation": RLE}, [5, 2, 7, 5]),
+        ({"segmentation": [[3, 2.2, 9, 2.2, 9, 2.6, 3, 2.6]]}, [3, 2, 9, 3]),
     ],
-    ids=["box", "polygon", "run lengths"],
+    ids=["box", "polygon", "run lengths", "sliver"],
 )
 def test_annotations_of_every_kind_are_drawn(
     tmp_path: Path, annotation: dict[str, Any], box: list[int]

@@ -128,6 +128,14 @@ def test_colours_of_16_bits_lose_small_values_and_are_refused(tmp_path: Path) ->
         image[0]
 
 
+def test_a_mask_of_several_pages_is_refused(tmp_path: Path) -> None:
+    data = folder(tmp_path, Image.fromarray(GREY))
+    pages = [Image.fromarray(GREY), Image.fromarray(GREY)]
+    pages[0].save(tmp_path / "masks/a.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(InputError, match="expected a mask of one picture, got 2 frames or pages"):
+        data[0]
+
+
 def png(rows: bytes) -> bytes:
     """A PNG of 16-bit RGB, which Pillow reads and does not write."""
     import struct
