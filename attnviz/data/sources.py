@@ -185,7 +185,8 @@ class _Read:
             picture = picture_of(image)
             objects, void = self._objects(parts, picture.size)
             apart = parts.get("mask") is None
-            scene = Scene(picture, objects, void, **about, apart=apart)
+            framed = [] if apart else _filled(parts, picture.size)
+            scene = Scene(picture, objects, void, **about, apart=apart, framed=framed)
             return scene.prepared(self.moved, index)
         tensor = image.as_subclass(Tensor) if isinstance(image, Tensor) else image
         if not isinstance(tensor, Tensor) or tensor.ndim not in (3, 4):
@@ -196,9 +197,16 @@ class _Read:
         size = (tensor.shape[-1], tensor.shape[-2])
         objects, void = self._objects(parts, size, axes=tensor.ndim - 1)
         masks = None if objects is None else [torch.from_numpy(one) for one in objects]
-        single = masks if parts.get("mask") is None else None
-        boxes = [box for one in single or () if (box := box_of(one)) is not None]
         shape = masks[0].shape if masks else tensor.shape[-2:]
+        single = masks
+        if parts.get("mask") is not None:
+            single = [torch.from_numpy(one) for one in _filled(parts, size)]
+            if single and shape != tensor.shape[-2:]:
+                raise InputError(
+                    f"expected a mask and boxes of one image, got a mask {tuple(shape)} and boxes "
+                    f"in the pixels of {tuple(tensor.shape[-2:])}; bring the mask to that size"
+                )
+        boxes = [box for one in single or () if (box := box_of(one)) is not None]
         whole = None if masks is None else torch.zeros(shape, dtype=torch.bool)
         for one in masks or ():
             assert whole is not None
@@ -228,14 +236,7 @@ class _Read:
                 masks += objects
             return masks, void
         if parts.get("boxes") is not None:
-            boxes = parts["boxes"]
-            canvas = getattr(boxes, "canvas_size", parts.get("canvas"))
-            if canvas is not None and tuple(canvas) != (size[1], size[0]):
-                raise InputError(
-                    f"expected boxes of the {size[1]} × {size[0]} image, got boxes of "
-                    f"{canvas[0]} × {canvas[1]}; boxes and image must go through the same transform"
-                )
-            return [filled_box(box, size) for box in corners_of(boxes)], void
+            return _filled(parts, size), void
         if parts.get("annotations") is not None:
             return objects_of(parts["annotations"], size)
         return None, void
@@ -282,3 +283,17 @@ class _Read:
             )
         chosen = others if inside is None else list(inside)
         return [np.isin(mask, chosen)], out if out.any() else None
+
+
+def _filled(parts: Mapping[str, Any], size: tuple[int, int]) -> list[np.ndarray]:
+    """The boxes of an item as a mask each; none where it has no boxes."""
+    boxes = parts.get("boxes")
+    if boxes is None:
+        return []
+    canvas = getattr(boxes, "canvas_size", parts.get("canvas"))
+    if canvas is not None and tuple(canvas) != (size[1], size[0]):
+        raise InputError(
+            f"expected boxes of the {size[1]} × {size[0]} image, got boxes of "
+            f"{canvas[0]} × {canvas[1]}; boxes and image must go through the same transform"
+        )
+    return [filled_box(box, size) for box in corners_of(boxes)]

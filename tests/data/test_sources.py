@@ -122,6 +122,18 @@ def test_two_objects_keep_their_boxes() -> None:
     assert sample.boxes.tolist() == [[0, 0, 4, 4], [4, 4, 8, 8]]
 
 
+def test_boxes_beside_one_mask_of_several_objects_are_kept() -> None:
+    boxes = torch.tensor([[3, 2, 6, 6], [6, 2, 9, 6]])  # they touch, and are one component
+    target = {"mask": mask(), "boxes": boxes, "labels": torch.tensor([1, 2])}
+    for image, transform in ((tensor(), None), (picture(), ToTensor())):
+        sample = samples_of([(image, target)], transform=transform)[0]
+        assert torch.equal(sample.mask, MASK)
+        assert torch.equal(sample.boxes, boxes)
+    twice = MASK.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    with pytest.raises(InputError, match="expected a mask and boxes of one image, got a mask"):
+        samples_of([(tensor(), {**target, "mask": twice})])[0]
+
+
 def test_a_label_map_says_which_values_are_the_thing() -> None:
     values = np.zeros((H, W), dtype=np.uint8)
     values[:4], values[4:6], values[6:8] = 1, 2, 9
