@@ -181,6 +181,8 @@ class _Read:
             "name": str(parts.get("name", "")),
         }
         image = parts["image"]
+        if "annotations" in parts:
+            parts["canvas"] = self._stated_size(index)
         if self.moved is not None:
             picture = picture_of(image)
             objects, void = self._objects(parts, picture.size)
@@ -238,8 +240,18 @@ class _Read:
         if parts.get("boxes") is not None:
             return _filled(parts, size), void
         if parts.get("annotations") is not None:
+            _check_canvas(parts.get("canvas"), size)
             return objects_of(parts["annotations"], size)
         return None, void
+
+    def _stated_size(self, index: int) -> tuple[int, int] | None:
+        """Height and width of an image of torchvision's `CocoDetection`, as its JSON says."""
+        entries = getattr(getattr(self.data, "coco", None), "imgs", None)
+        ids = getattr(self.data, "ids", None)
+        if entries is None or ids is None:
+            return None
+        entry = entries[ids[index]]
+        return (int(entry["height"]), int(entry["width"])) if "height" in entry else None
 
     def _values(self, mask: Any) -> np.ndarray:
         if isinstance(mask, Image.Image):
@@ -290,10 +302,15 @@ def _filled(parts: Mapping[str, Any], size: tuple[int, int]) -> list[np.ndarray]
     boxes = parts.get("boxes")
     if boxes is None:
         return []
-    canvas = getattr(boxes, "canvas_size", parts.get("canvas"))
+    _check_canvas(getattr(boxes, "canvas_size", parts.get("canvas")), size)
+    return [filled_box(box, size) for box in corners_of(boxes)]
+
+
+def _check_canvas(canvas: Sequence[int] | None, size: tuple[int, int]) -> None:
+    """An `InputError` where objects are of another height and width than the image."""
     if canvas is not None and tuple(canvas) != (size[1], size[0]):
         raise InputError(
             f"expected boxes of the {size[1]} × {size[0]} image, got boxes of "
-            f"{canvas[0]} × {canvas[1]}; boxes and image must go through the same transform"
+            f"{canvas[0]} × {canvas[1]}; boxes and image must go through the same transform, give "
+            "it as transform="
         )
-    return [filled_box(box, size) for box in corners_of(boxes)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import tv_tensors
-from torchvision.transforms import ToTensor
+from torchvision.transforms import Compose, Resize, ToTensor
 
 from attnviz.data import Sample, patched, samples_of
 from attnviz.errors import InputError
@@ -120,6 +121,22 @@ def test_two_objects_keep_their_boxes() -> None:
     sample = samples_of([(picture(), target)], transform=ToTensor())[0]
     assert sample.boxes is not None
     assert sample.boxes.tolist() == [[0, 0, 4, 4], [4, 4, 8, 8]]
+
+
+def test_coco_s_objects_do_not_stay_behind_when_torchvision_resizes_the_image() -> None:
+    class CocoDetection(list[Any]):
+        """As torchvision's: its transform takes the image alone."""
+
+        ids = (4,)
+        coco = SimpleNamespace(imgs={4: {"id": 4, "height": 2 * H, "width": 2 * W}})
+
+    objects = [{"bbox": [3, 2, 6, 4], "category_id": 1, "image_id": 4}]
+    with pytest.raises(InputError, match=r"got boxes of 24 × 32; .* give it as transform="):
+        samples_of(CocoDetection([(tensor(), objects)]))[0]
+    whole = samples_of(CocoDetection([(picture().resize((2 * W, 2 * H)), objects)]),
+                       transform=Compose([Resize((H, W)), ToTensor()]))[0]  # fmt: skip
+    assert whole.boxes is not None
+    assert whole.boxes.tolist() == [[2, 1, 4, 3]]
 
 
 def test_boxes_beside_one_mask_of_several_objects_are_kept() -> None:
