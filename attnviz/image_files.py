@@ -53,7 +53,7 @@ def photograph(
             file = io.BytesIO(source) if isinstance(source, bytes) else source
             with Image.open(file, formats=list(formats)) as image:
                 _small_enough(image, name, most_pixels)
-                return _coloured(ImageOps.exif_transpose(image), name)
+                return coloured(ImageOps.exif_transpose(image), name)
     except InputError:
         raise
     except Image.DecompressionBombError:
@@ -62,6 +62,23 @@ def photograph(
         raise InputError(f"{name}: expected one of {', '.join(formats)}, got another") from None
     except Exception as error:  # each decoder fails in its own way on a damaged file
         raise InputError(f"{name}: cannot be decoded ({error})") from error
+
+
+def upright_size(path: Path) -> tuple[tuple[int, int], int]:
+    """Width and height as a viewer shows them, and the EXIF orientation, 1 where there is none.
+
+    Only the file's head is read.
+
+    Raises:
+        InputError: It cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            turn = int(image.getexif().get(0x0112, 1))
+            w, h = image.size
+            return ((h, w) if turn in (5, 6, 7, 8) else (w, h)), turn if turn in range(2, 9) else 1
+    except (OSError, UnidentifiedImageError) as error:
+        raise InputError(f"{path.name}: cannot be decoded ({error})") from error
 
 
 def square(photo: Image.Image, side: int) -> NDArray[np.uint8]:
@@ -95,7 +112,12 @@ def _small_enough(image: Image.Image, name: str, most_pixels: int) -> None:
         raise InputError(f"{name}: expected at most {most_pixels:,} pixels, got {pixels:,}")
 
 
-def _coloured(image: Image.Image, name: str) -> Image.Image:
+def coloured(image: Image.Image, name: str) -> Image.Image:
+    """An image in mode RGB: 16 bits rounded down to 8, transparency on white.
+
+    Raises:
+        InputError: Its values are no colours.
+    """
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(_eight_bits(image, name)).convert("RGB")
     if image.has_transparency_data:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from attnviz.errors import InputError
 from attnviz.evaluation import Evaluation, evaluate
 from attnviz.text import printable
 
+_EMPTY = ("", "nan")
+"""What a cell of a CSV file without a value holds, as pandas and others write it."""
 _WITHOUT = ("error", "empty", "unknown")
 
 
@@ -53,7 +56,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--labels", type=word, metavar="HOW",
-        help="folder (an image's folder is its class), or a CSV file with columns name and label",
+        help="folder (an image's folder is its class), or a CSV file with columns name (an image's "
+        "path in its folder, or its mere name where only one has it) and label",
     )  # fmt: skip
     group.add_argument(
         "--group", type=word, metavar="HOW",
@@ -194,11 +198,26 @@ def _by_file(how: str | None, column: str) -> Any:
         raise InputError(f"{how}: expected 'folder' or a CSV file ({error})") from error
     if not rows or not {"name", column} <= set(rows[0]):
         raise InputError(f"{how}: expected a CSV file with the columns name and {column}")
-    return {row["name"]: _value(row[column]) for row in rows}
+    found: dict[str, str | None] = {}
+    for row in rows:
+        name = (row["name"] or "").replace("\\", "/").removeprefix("./")
+        value = None if (row[column] or "").strip().lower() in _EMPTY else row[column].strip()
+        if found.setdefault(name, value) != value:
+            raise InputError(
+                f"{how}: expected one {column} for each name, {name} has {found[name]} and {value}"
+            )
+    return _numbers(found) if column == "label" else found
 
 
-def _value(text: str) -> str | int:
-    return int(text) if text.isdecimal() else text
+def _numbers(cells: Mapping[str, str | None]) -> Mapping[str, Any]:
+    """Labels as numbers where all are numbers, `1.0` as 1; empty cells are missing."""
+    try:
+        numbers = {name: None if text is None else float(text) for name, text in cells.items()}
+    except ValueError:
+        return cells
+    if any(number is not None and not number.is_integer() for number in numbers.values()):
+        return numbers
+    return {name: None if number is None else int(number) for name, number in numbers.items()}
 
 
 def _text(result: Evaluation, args: argparse.Namespace) -> str:

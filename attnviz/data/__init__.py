@@ -3,6 +3,8 @@
 samples        one image and what is known of it; batches of one size
 sources        tuples, mappings, torchvision's data sets, loaders → samples
 folders, coco  annotations on disk → samples
+items          one item of such a data set: image, place and label by name
+mask_values    what the values of a mask file or a PIL mask are
 patched        a patch laid into the images of any data set
 scenes         an annotated image before preprocessing
 preprocessing  the model's own transform, applied to images and masks alike

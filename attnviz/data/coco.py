@@ -14,7 +14,7 @@ from attnviz.data.preprocessing import preprocessing
 from attnviz.data.samples import Sample, Samples
 from attnviz.data.scenes import Scene, filled_box
 from attnviz.errors import InputError, UnsupportedError, unknown_name
-from attnviz.image_files import photograph
+from attnviz.image_files import photograph, upright_size
 
 
 def coco(
@@ -30,8 +30,8 @@ def coco(
     """Images with COCO annotations.
 
     An object is its segmentation (polygons or run lengths), or its box where it has none. Crowds
-    (`iscrowd`) count neither way. An image's label is the category of its largest object, as an
-    index into `classes`; an image without objects is known to hold none.
+    (`iscrowd`) count neither way. An image's label is the category of its largest object in pixels,
+    as an index into `classes`; an image without objects is known to hold none.
 
     Args:
         file: The JSON of annotations.
@@ -48,7 +48,8 @@ def coco(
         Samples; `classes` are the categories' names.
 
     Raises:
-        InputError: The file is no such JSON, a category is unknown, or images are missing; they
+        InputError: The file is no such JSON, a category is unknown, images are missing or of
+            another size than the file says, or annotations belong to no image or category; they
             are named, before anything is computed.
     """
     return _Coco(Path(file), Path(images), transform, thing, classes, group, seed)
@@ -71,9 +72,20 @@ class _Coco:
         self.moved = preprocessing(transform, seed)
         content = _read(file)
         self.entries: list[Mapping[str, Any]] = list(content["images"])
-        categories = sorted(content.get("categories", ()), key=lambda one: one["id"])
+        listed = content.get("categories") or ()
+        for rows, what, keys in (
+            (self.entries, "images", ("id", "file_name")),
+            (listed, "categories", ("id", "name")),
+        ):
+            _refuse_incomplete(file, rows, what, keys)
+        categories = sorted(listed, key=lambda one: one["id"])
         by_id = {one["id"]: str(one["name"]) for one in categories}
         self.classes = tuple(by_id.values() if classes is None else classes)
+        if len(set(self.classes)) < len(self.classes):
+            raise InputError(
+                f"{file}: several classes have one name, {', '.join(self.classes)}; rename the "
+                "categories, or give classes= in the order of the model's outputs"
+            )
         names = (thing,) if isinstance(thing, str) else thing
         self.thing = names[0] if names is not None and len(names) == 1 else "object"
         for name in names or ():
@@ -88,8 +100,9 @@ class _Coco:
         self._index = {id_: self.classes.index(by_id[id_]) for id_ in self._wanted}
         self._of_image: dict[Any, list[Mapping[str, Any]]] = {}
         for one in content["annotations"]:
-            self._of_image.setdefault(one["image_id"], []).append(one)
+            self._of_image.setdefault(one.get("image_id"), []).append(one)
         self._check()
+        self._check_references(content["annotations"], by_id)
 
     def _check(self) -> None:
         missing = [
@@ -102,6 +115,52 @@ class _Coco:
             )
         if self.group is not None and any(self.group not in entry for entry in self.entries):
             raise InputError(f"{self.file}: group={self.group!r} is no key of every image's entry")
+        for entry in self.entries:
+            self._check_size(entry)
+
+    def _check_references(
+        self, annotations: Sequence[Mapping[str, Any]], by_id: Mapping[Any, str]
+    ) -> None:
+        """An `InputError` for annotations that would be dropped."""
+        ids = [entry["id"] for entry in self.entries]
+        if len(set(ids)) < len(ids):
+            raise InputError(
+                f"{self.file}: expected one image per id, got {len(ids)} images of {len(set(ids))} "
+                "ids; give each image an id of its own"
+            )
+        for key, known, what in (
+            ("image_id", set(ids), "images"),
+            ("category_id", set(by_id), "categories"),
+        ):
+            lost = [one.get(key) for one in annotations if one.get(key) not in known]
+            if lost:
+                raise InputError(
+                    f"{self.file}: {len(lost)} of {len(annotations)} annotations name by "
+                    f"{key} none of the {len(known)} {what}, such as {lost[0]!r}; list it under "
+                    f"{what!r} (ids are compared with their type), or remove the annotations"
+                )
+
+    def _check_size(self, entry: Mapping[str, Any]) -> None:
+        """An `InputError` where the annotations are of another image than the file holds."""
+        name = entry["file_name"]
+        (width, height), turn = upright_size(self.folder / name)
+        w, h = int(entry.get("width") or 0), int(entry.get("height") or 0)
+        if not (w and h):  # not said
+            if turn == 1:
+                return
+            w, h = height, width
+        if turn != 1 and ((w, h) == (height, width) or turn in (2, 3, 4)):
+            raise InputError(
+                f"{self.file}: {name} is rotated by EXIF (orientation {turn}), so that annotations "
+                "may be of the rotated image or of the stored one; save it upright, without EXIF, "
+                "with annotations to match"
+            )
+        if (w, h) != (width, height):
+            raise InputError(
+                f"{self.file}: expected {name} at {h} × {w} (height × width), as its entry says, "
+                f"got a file of {height} × {width}; annotations are in the pixels of their image, "
+                "scale them with it"
+            )
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -117,7 +176,8 @@ class _Coco:
         except InputError as error:
             raise InputError(f"item {index} ({name}): {error}") from error
         single = [one for one in wanted if not one.get("iscrowd")]
-        largest = max(single, key=lambda one: float(one.get("area", 0)), default=None)
+        sizes = [int(mask.sum()) for mask in objects]
+        largest = single[int(np.argmax(sizes))] if single else None
         scene = Scene(
             picture,
             objects,
@@ -162,7 +222,12 @@ def _mask(annotation: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
     box = annotation.get("bbox")
     if box is None:
         raise InputError("an annotation with neither segmentation nor bbox")
-    x, y, w, h = (float(value) for value in box)
+    try:
+        x, y, w, h = (float(value) for value in box)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"expected a bbox [x, y, width, height] of four numbers, got {box!r}"
+        ) from None
     return filled_box((x, y, x + w, y + h), size)
 
 
@@ -171,7 +236,13 @@ def _polygons(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> np.
     scale = 4  # a pixel is inside where most of it is
     fine = np.zeros((size[1] * scale, size[0] * scale), dtype=bool)
     for one in polygons:
+        if not isinstance(one, Sequence) or len(one) % 2:
+            raise InputError(
+                f"expected a list of polygons, each [x, y, x, y, …], got {str(one)[:40]} in it"
+            )
         corners = np.asarray(one, dtype=float).reshape(-1, 2)
+        if not np.isfinite(corners).all():
+            raise InputError("a polygon with NaN or infinite corners")
         if len(corners) < 3:
             raise InputError(f"a polygon of {len(corners)} corners")
         if (corners < -1).any() or (corners > np.array(size) + 1).any():
@@ -182,12 +253,17 @@ def _polygons(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> np.
             )
         x, y = (corners * scale - 0.5).T
         fine[polygon(y, x, fine.shape)] = True
-    inside: np.ndarray = fine.reshape(size[1], scale, size[0], scale).mean((1, 3)) >= 0.5
-    return inside
+    share = fine.reshape(size[1], scale, size[0], scale).mean((1, 3))
+    inside: np.ndarray = share >= 0.5
+    return inside if inside.any() else share > 0  # a sliver stays an object
 
 
 def _run_lengths(segmentation: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
     """Run lengths, down the columns, the first of them outside."""
+    if not {"size", "counts"} <= set(segmentation):
+        raise InputError(
+            f"expected run lengths with size and counts, got {', '.join(segmentation) or 'nothing'}"
+        )
     height, width = (int(n) for n in segmentation["size"])
     if (width, height) != size:
         raise InputError(
@@ -221,6 +297,17 @@ def _decoder() -> Any:
     raise UnsupportedError(
         "compressed run lengths need pycocotools or faster-coco-eval: install attnviz[coco]"
     )
+
+
+def _refuse_incomplete(
+    file: Path, rows: Sequence[Mapping[str, Any]], what: str, keys: Sequence[str]
+) -> None:
+    lacking = [row for row in rows if not set(keys) <= set(row)]
+    if lacking:
+        raise InputError(
+            f"{file}: expected {what} with {' and '.join(keys)}, {len(lacking)} of {len(rows)} "
+            "lack one of them"
+        )
 
 
 def _read(file: Path) -> Mapping[str, Any]:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from attnviz.data.mask_values import Inside, chosen_values, refuse_absent, values_of_file
 from attnviz.data.preprocessing import preprocessing
 from attnviz.data.samples import Sample, Samples
 from attnviz.data.scenes import Scene
-from attnviz.data.sources import Inside
 from attnviz.errors import InputError, unknown_name
-from attnviz.image_files import SUFFIXES, photograph
+from attnviz.image_files import SUFFIXES, photograph, upright_size
 
 ByFile: TypeAlias = Mapping[str, Any] | Callable[[Path], Any] | Literal["folder"] | None
-"""A value per image: by its stem, by a function of its path, or the name of its folder."""
+"""A value per image: by its path in the folder or its name, each with or without the suffix, by a
+function of its path, or the name of its folder."""
 
-
+_WITHOUT = ("error", "empty", "unknown")
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff", ".gif")
 
 
@@ -32,14 +33,17 @@ def mask_folder(
     classes: Sequence[str] | None = None,
     group: ByFile = None,
     inside: Inside = None,
-    ignore: tuple[int, ...] = (),
+    ignore: int | Sequence[int] = (),
     without: Literal["error", "empty", "unknown"] = "error",
     seed: int = 0,
 ) -> Samples:
     """Images of a folder, and of its sub-folders, each with the mask of its name.
 
-    The mask of `images/a/b.jpg` is `masks/a/b.png` (or another lossless format). In a mask of one
-    value beside 0 that value is the thing; of a label map `inside` says which values are.
+    The mask of `images/a/b.jpg` is `masks/a/b.png` (or another lossless format); neither folder
+    lies in the other. In a mask of one value beside 0 that value is the thing; of a label map
+    `inside` says which values are. Masks are grey images, or palettes: of greys read by their
+    brightness, with colours by index, 0 the background in black. Of an image of one colour the
+    alpha channel is the mask. Other masks in colour are refused.
 
     Args:
         images: The folder of images.
@@ -60,8 +64,9 @@ def mask_folder(
         Samples; `classes` are the classes' names.
 
     Raises:
-        InputError: A folder without images, images without a mask, masks of another size, or a
-            label that is missing; files are named, before anything is computed.
+        InputError: A folder without images, images without a mask, masks of another size, a label
+            that is missing, or values `inside` that no mask holds; files are named, before anything
+            is computed. A mask in colour, when it is read.
     """
     return _MaskFolder(Path(images), None if masks is None else Path(masks), transform, labels,
                        classes, group, inside, ignore, without, seed)  # fmt: skip
@@ -79,58 +84,85 @@ class _MaskFolder:
         classes: Sequence[str] | None,
         group: ByFile,
         inside: Inside,
-        ignore: tuple[int, ...],
+        ignore: int | Sequence[int],
         without: str,
         seed: int,
     ) -> None:
-        self.folder, self.ignore = images, ignore
-        self.inside = (inside,) if isinstance(inside, int) else inside
+        self.folder = images
+        self.ignore = chosen_values(ignore, "ignore") or ()
+        self.inside = chosen_values(inside, "inside")
         self.moved = preprocessing(transform, seed)
         self.paths = _images(images)
-        if masks is not None and not masks.is_dir():
-            raise InputError(f"{masks}: expected a folder of masks, there is none")
-        self.masks = [
-            None if masks is None else _beside(path, images, masks) for path in self.paths
-        ]
+        if without not in _WITHOUT:
+            raise unknown_name("without", str(without), _WITHOUT)
+        self.masks: list[Path | None] = [None] * len(self.paths)
         self.known = masks is not None and without != "unknown"
         if masks is not None:
-            self._check_names(masks, without)
+            _check_folders(images, masks)
+            files = _mask_files(masks)
+            keys = [_key(path, images) for path in self.paths]
+            self.masks = [_mask_of(files.get(key, [])) for key in keys]
+            others = files.keys() - set(keys)
+            self._check_names(masks, without, [files[key] for key in sorted(others)])
         self._check_sizes(masks)
+        if self.inside is not None:
+            refuse_absent(self.inside, (self._values(mask) for mask in self.masks if mask))
         self.groups = _by_file(group, self.paths, images, "group")
         found = _by_file(labels, self.paths, images, "labels")
         self.classes, self.labels = _numbered(
             found, classes, [self._name(path) for path in self.paths]
         )
 
-    def _check_names(self, masks: Path, without: str) -> None:
+    def _check_names(self, masks: Path, without: str, others: Sequence[Sequence[Path]]) -> None:
         """An `InputError` where images have no mask, or masks are those of other images."""
         missing = [p for p, m in zip(self.paths, self.masks, strict=True) if m is None]
-        other = next((p for p in masks.rglob("*") if p.suffix.lower() in _LOSSLESS), None)
-        if len(missing) == len(self.paths) and other is not None:
+        names = [one.relative_to(masks).as_posix() for several in others for one in several]
+        if len(missing) == len(self.paths) and names:
             first = missing[0].relative_to(self.folder).with_suffix(".png")
             raise InputError(
-                f"{masks}: holds masks, such as {other.relative_to(masks).as_posix()}, but of none "
+                f"{masks}: holds masks, such as {names[0]}, but of none "
                 f"of the images; expected the image's own name, such as {first.as_posix()}; leave "
                 "masks out where places are unknown"
             )
+        lost = f"{len(names)} mask files are of no image, such as {names[0]}" if names else ""
         if missing and without == "error":
             raise InputError(
                 f"{masks}: {len(missing)} of {len(self.paths)} images have no mask, such as "
-                f"{self._name(missing[0])}; add the masks, or say without='empty' (--without "
-                "empty) if these images hold nothing, 'unknown' if that is not known"
+                f"{self._name(missing[0])}{'; ' * bool(lost)}{lost}; add the masks, or say "
+                "without='empty' (--without empty) if these images hold nothing, 'unknown' if that "
+                "is not known"
+            )
+        if missing and lost and without == "empty":
+            raise InputError(
+                f"{masks}: images without a mask, such as {self._name(missing[0])}, would count as "
+                f"empty, but {lost}; give masks their image's name, and move those of other images "
+                "elsewhere"
+            )
+        shared = [m for m, count in Counter(m for m in self.masks if m).items() if count > 1]
+        if shared:
+            sharing = [p.name for p, m in zip(self.paths, self.masks, strict=True) if m in shared]
+            raise InputError(
+                f"{shared[0]}: expected a mask for each image, this one is that of "
+                f"{' and '.join(sharing[:2])}; rename the images"
             )
 
     def _check_sizes(self, masks: Path | None) -> None:
         for path, mask in zip(self.paths, self.masks, strict=True):
             if mask is None or masks is None:
                 continue
-            sizes = [_size(path), _size(mask)]
-            if sizes[0] != sizes[1]:
-                (w, h), (x, y) = sizes
+            (size, turn), (given, own) = upright_size(path), upright_size(mask)
+            if size != given:
+                (w, h), (x, y) = size, given
                 raise InputError(
                     f"{mask}: expected the size of its image {path.name}, {h} × {w} (height × "
                     f"width), got {y} × {x}; a mask is given at its image's own size, before any "
                     "transform"
+                )
+            if turn != 1 and own == 1 and (turn in (2, 3, 4) or size[0] == size[1]):
+                raise InputError(
+                    f"{mask}: its image {path.name} is rotated by EXIF (orientation {turn}) and "
+                    "the mask states no orientation, so that it may be of the rotated image or of "
+                    "the stored one; save both upright, without EXIF"
                 )
 
     def __len__(self) -> int:
@@ -165,9 +197,7 @@ class _MaskFolder:
         return scene.prepared(self.moved, index)
 
     def _objects(self, mask: Path, index: int) -> tuple[list[np.ndarray], np.ndarray | None]:
-        with Image.open(mask) as opened:
-            flat = opened if opened.mode in ("1", "L", "P", "I", "I;16") else opened.convert("L")
-            values = np.asarray(flat)
+        values = self._values(mask)
         void = np.isin(values, self.ignore) if self.ignore else None
         if self.inside is not None:
             return [np.isin(values, self.inside)], void
@@ -178,6 +208,12 @@ class _MaskFolder:
                 "which are the thing, inside=<values>, and which count neither way, ignore="
             )
         return [np.isin(values, others)], void
+
+    def _values(self, mask: Path) -> np.ndarray:
+        try:
+            return values_of_file(mask, chosen=self.inside is not None)
+        except InputError as error:
+            raise InputError(f"{mask}: {error}") from error
 
 
 def _images(folder: Path) -> list[Path]:
@@ -192,32 +228,56 @@ def _images(folder: Path) -> list[Path]:
     return found
 
 
-def _beside(path: Path, images: Path, masks: Path) -> Path | None:
-    """The mask of an image: the same name, of whatever lossless format."""
-    stem = masks / path.relative_to(images).parent / path.stem
-    for suffix in _LOSSLESS:
-        found = stem.with_name(stem.name + suffix)
-        if found.is_file():
-            return found
-    return None
+def _check_folders(images: Path, masks: Path) -> None:
+    if not masks.is_dir():
+        raise InputError(f"{masks}: expected a folder of masks, there is none")
+    one, other = images.resolve(), masks.resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        raise InputError(
+            f"{masks}: expected a folder of masks apart from the images, {images}, neither in the "
+            "other; else masks are taken for images"
+        )
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """Width and height as a viewer shows it, from the file's head."""
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            w, h = image.size
-            return (h, w) if turned else (w, h)
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"{path.name}: cannot be decoded ({error})") from error
+def _key(path: Path, folder: Path) -> str:
+    """What an image and its mask share: the path in the folder without the suffix."""
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def _mask_files(masks: Path) -> dict[str, list[Path]]:
+    """The files of a folder of masks by the image that they are of."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(masks.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            found.setdefault(_key(path, masks), []).append(path)
+    return found
+
+
+def _mask_of(files: Sequence[Path]) -> Path | None:
+    """The one mask of an image, None where there is none."""
+    if len(files) > 1:
+        raise InputError(
+            f"{files[0]}: expected one mask for an image, got {' and '.join(f.name for f in files)}"
+        )
+    if files and files[0].suffix.lower() not in _LOSSLESS:
+        raise InputError(
+            f"{files[0]}: expected a mask in a lossless format ({', '.join(_LOSSLESS)}); "
+            f"{files[0].suffix} changes values, save the mask anew"
+        )
+    return files[0] if files else None
 
 
 def _by_file(source: ByFile, paths: list[Path], folder: Path, what: str) -> list[Any]:
     if source is None:
         return [None] * len(paths)
     if source == "folder":
-        return [path.relative_to(folder).parent.as_posix() for path in paths]
+        folders = [path.relative_to(folder).parent.as_posix() for path in paths]
+        if what == "labels" and "." in folders:
+            raise InputError(
+                f"labels: expected images in sub-folders, whose names are the classes; "
+                f"{paths[folders.index('.')].name} lies in {folder} itself"
+            )
+        return folders
     if callable(source):
         return [source(path) for path in paths]
     if not isinstance(source, Mapping):
@@ -225,11 +285,28 @@ def _by_file(source: ByFile, paths: list[Path], folder: Path, what: str) -> list
             f"{what}: expected a mapping by file name, a function of the path, or 'folder', got "
             f"{type(source).__name__}"
         )
-    found = [source.get(path.stem, source.get(path.name)) for path in paths]
-    missing = [path.name for path, value in zip(paths, found, strict=True) if value is None]
+    chosen = [_entry(path, source, folder) for path in paths]
+    missing = [
+        path.name for path, key in zip(paths, chosen, strict=True)
+        if key is None or source[key] is None
+    ]  # fmt: skip
     if missing:
         raise InputError(f"{what}: {len(missing)} images have none, such as {missing[0]}")
-    return found
+    for key, count in Counter(chosen).items():
+        if count > 1:
+            of = [p.relative_to(folder).as_posix() for p, k in zip(paths, chosen, strict=True)
+                  if k == key]  # fmt: skip
+            raise InputError(
+                f"{what}: {key} is the name of {len(of)} images, {' and '.join(of[:2])}; give "
+                "their paths in the folder"
+            )
+    return [source[str(key)] for key in chosen]
+
+
+def _entry(path: Path, source: Mapping[str, Any], folder: Path) -> str | None:
+    """The key under which a mapping holds an image: its path before its mere name."""
+    names = (path.relative_to(folder).as_posix(), _key(path, folder), path.name, path.stem)
+    return next((name for name in names if name in source), None)
 
 
 def _numbered(

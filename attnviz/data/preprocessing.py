@@ -50,13 +50,21 @@ class Shades:
         """The shades of a transformed black and a transformed white picture."""
         span = white - black
         there = span.abs() >= _LEAST
-        low, high = (one.flatten(1).median(1).values.tolist() for one in (black, white))
         known = torch.where(there, span, torch.inf)
-        return cls(black, known, bool(there.any()), (tuple(low), tuple(high)))
+        low, high = (_levels(one, there) for one in (black, white))
+        return cls(black, known, bool(there.any()), (low, high))
 
     def shares(self, image: Tensor) -> Tensor:
         """Each value's place between black, 0, and white, 1."""
         return (image - self.black) / self.span
+
+
+def _levels(values: Tensor, there: Tensor) -> tuple[float, ...]:
+    """The median of each channel over the pixels that come from the picture, padding left out."""
+    return tuple(
+        float(channel[inside].median() if bool(inside.any()) else channel.median())
+        for channel, inside in zip(values, there, strict=True)
+    )
 
 
 class Preprocessing:

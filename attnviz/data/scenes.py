@@ -32,6 +32,7 @@ class Scene:
         group: As in `Sample`.
         name: As in `Sample`.
         extra: As in `Sample`.
+        framed: Of one mask that may show several, the single objects' boxes filled, where known.
     """
 
     picture: Image.Image
@@ -42,6 +43,7 @@ class Scene:
     name: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
     apart: bool = True
+    framed: Sequence[Bool[np.ndarray, "H W"]] = ()
 
     def prepared(self, preprocessing: Preprocessing, index: int) -> Sample:
         """The scene as the model takes it: objects and ignored pixels moved with the image.
@@ -53,6 +55,7 @@ class Scene:
         try:
             image = preprocessing.image(self.picture, index)
             masks = [self._moved(one, preprocessing, index) for one in self.objects or ()]
+            framed = [self._moved(one, preprocessing, index) for one in self.framed]
             ignore = None
             if self.ignore is not None and bool(self.ignore.any()):
                 ignore = self._moved(self.ignore, preprocessing, index)
@@ -66,7 +69,7 @@ class Scene:
             mask = torch.zeros(image.shape[-2:], dtype=torch.bool)
             for one in masks:
                 mask |= one
-        objects = masks if self.apart else []
+        objects = masks if self.apart else framed
         boxes = [box for one in objects if (box := box_of(one)) is not None]
         return Sample(
             image=image,

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from attnviz.data.coco import objects_of
+from attnviz.data.items import axes_of, corners_of, fields_of, picture_of
+from attnviz.data.mask_values import (
+    Inside,
+    chosen_values,
+    refuse_absent,
+    values_of_image,
+    whole,
+)
 from attnviz.data.preprocessing import Preprocessing, preprocessing
 from attnviz.data.samples import Sample, Samples, class_names
 from attnviz.data.scenes import Scene, box_of, filled_box
 from attnviz.errors import InputError
-
-Inside: TypeAlias = int | Sequence[int] | None
-"""Which values of a label map are the thing."""
 
 _KNOWN: dict[str, tuple[tuple[int, ...] | None, tuple[int, ...]]] = {
     "VOCSegmentation": (None, (255,)),
@@ -32,7 +39,7 @@ def samples_of(
     *,
     transform: Any = None,
     inside: Inside = None,
-    ignore: Sequence[int] = (),
+    ignore: int | Sequence[int] = (),
     group: Callable[[int, Any], str] | Sequence[str] | None = None,
     seed: int = 0,
 ) -> Samples:
@@ -42,8 +49,16 @@ def samples_of(
 
     - `(image, mask)`, `(image, label)`, `(image, mask, label)`, or `(image, (label, mask))`,
     - `(image, target)` with a mapping of `masks`, `mask`, `boxes`, `labels` or `label` (detection
-      targets and tv_tensors of torchvision), or a list of COCO annotations (`CocoDetection`),
-    - mappings with `image` and any of `mask`, `masks`, `boxes`, `label`, `group`, `name`, `ignore`.
+      targets and tv_tensors of torchvision), a list of COCO annotations (`CocoDetection`), or the
+      annotation of `VOCDetection`, whose objects' boxes are read,
+    - mappings with `image` and any of `mask`, `masks`, `boxes`, `annotations`, `label`, `group`,
+      `name`, `ignore`.
+
+    `boxes` are corners, `[x0, y0, x1, y1)` in the image's pixels, or `tv_tensors.BoundingBoxes` of
+    any format; `bbox`, which means corners to some and a width and height to others, is taken from
+    COCO's annotations alone. Keys that look like a place and are none of these are refused, where
+    an item has no other. A label is a class's index, or its name where the data set lists
+    `classes`.
 
     Volumes `(c, d, h, w)` and videos `(t, c, h, w)` are read the same way, as tensors that the
     model takes with masks `(d, h, w)`.
@@ -62,7 +77,8 @@ def samples_of(
         seed: Of a random transform.
 
     Raises:
-        InputError: It is no such data set; items are read, and named, when they are needed.
+        InputError: It is no such data set, or no label map holds a value of `inside` (they are read
+            until one does). Other items are read, and named, when they are needed.
     """
     if hasattr(data, "dataset") and hasattr(data, "batch_size"):
         data = data.dataset
@@ -72,15 +88,24 @@ def samples_of(
             f"data: expected a sequence of images with len and [i], got {type(data).__name__}; of "
             "an iterator make a list, of a folder attnviz.data.mask_folder"
         )
+    if isinstance(data, tuple) and data and all(isinstance(part, Tensor) for part in data):
+        raise InputError(
+            f"data: expected a sequence of items, got a tuple of {len(data)} tensors; of stacked "
+            "images and masks make torch.utils.data.TensorDataset(images, masks)"
+        )
     plain = transform is None and group is None and inside is None
     if plain and len(data) and isinstance(data[0], Sample):
         found: Samples = data
         return found
     values, void = _KNOWN.get(type(data).__name__, (None, ()))
-    chosen = values if inside is None else (inside,) if isinstance(inside, int) else tuple(inside)
+    chosen = chosen_values(inside, "inside")
+    left_out = (*(chosen_values(ignore, "ignore") or ()), *void)
     known = type(data).__name__ in _KNOWN
     moved = None if transform is None else preprocessing(transform, seed)
-    return _Read(data, moved, chosen, (*ignore, *void), known, group)
+    read = _Read(data, moved, values if chosen is None else chosen, left_out, known, group)
+    if chosen is not None:
+        refuse_absent(chosen, read.label_maps())
+    return read
 
 
 class _Read:
@@ -107,8 +132,9 @@ class _Read:
     def __getitem__(self, index: int) -> Sample:
         item = self.data[index]
         try:
-            parts = fields_of(item)
-            sample = self._sample(parts, index)
+            if isinstance(item, Sample):
+                return self._again(item, index)
+            sample = self._sample(fields_of(item), item, index)
         except InputError as error:
             said = str(error)
             raise InputError(
@@ -116,23 +142,53 @@ class _Read:
             ) from error
         return sample
 
-    def _sample(self, parts: dict[str, Any], index: int) -> Sample:
-        group = parts.get("group")
-        if self.group is not None:
-            group = (
-                self.group(index, self.data[index]) if callable(self.group) else self.group[index]
+    def _again(self, sample: Sample, index: int) -> Sample:
+        """A sample with the group that was asked for, and otherwise as it was."""
+        if self.moved is not None:
+            raise InputError(
+                "transform: the items are samples, whose images are as the model takes them; "
+                "leave transform= out, or give pictures"
             )
+        return replace(sample, group=self._group_of(sample.group, sample, index))
+
+    def _group_of(self, own: Any, item: Any, index: int) -> str | None:
+        group = own
+        if self.group is not None:
+            group = self.group(index, item) if callable(self.group) else self.group[index]
+        return None if group is None else str(group)
+
+    def _label_of(self, label: Any) -> Any:
+        if isinstance(label, str):
+            if label not in self.classes:
+                known = f" or one of the classes {', '.join(self.classes)}" if self.classes else ""
+                raise InputError(
+                    f"label: expected a class's index{known}, got the text {label!r}; a file's "
+                    "name or a group is given in a mapping, 'name' or 'group'"
+                )
+            return self.classes.index(label)
+        if isinstance(label, Mapping) or axes_of(label) > 1:
+            raise InputError(
+                "label: expected a class's index or a vector of several labels, got "
+                f"{type(label).__name__}{' of several axes' * (axes_of(label) > 1)}; a label map "
+                "is given as 'mask', boxes as 'boxes'"
+            )
+        return torch.as_tensor(label) if isinstance(label, list | tuple) else label
+
+    def _sample(self, parts: dict[str, Any], item: Any, index: int) -> Sample:
         about: dict[str, Any] = {
-            "label": parts.get("label"),
-            "group": None if group is None else str(group),
+            "label": self._label_of(parts.get("label")),
+            "group": self._group_of(parts.get("group"), item, index),
             "name": str(parts.get("name", "")),
         }
         image = parts["image"]
+        if "annotations" in parts:
+            parts["canvas"] = self._stated_size(index)
         if self.moved is not None:
             picture = picture_of(image)
             objects, void = self._objects(parts, picture.size)
             apart = parts.get("mask") is None
-            scene = Scene(picture, objects, void, **about, apart=apart)
+            framed = [] if apart else _filled(parts, picture.size)
+            scene = Scene(picture, objects, void, **about, apart=apart, framed=framed)
             return scene.prepared(self.moved, index)
         tensor = image.as_subclass(Tensor) if isinstance(image, Tensor) else image
         if not isinstance(tensor, Tensor) or tensor.ndim not in (3, 4):
@@ -143,9 +199,16 @@ class _Read:
         size = (tensor.shape[-1], tensor.shape[-2])
         objects, void = self._objects(parts, size, axes=tensor.ndim - 1)
         masks = None if objects is None else [torch.from_numpy(one) for one in objects]
-        single = masks if parts.get("mask") is None else None
-        boxes = [box for one in single or () if (box := box_of(one)) is not None]
         shape = masks[0].shape if masks else tensor.shape[-2:]
+        single = masks
+        if parts.get("mask") is not None:
+            single = [torch.from_numpy(one) for one in _filled(parts, size)]
+            if single and shape != tensor.shape[-2:]:
+                raise InputError(
+                    f"expected a mask and boxes of one image, got a mask {tuple(shape)} and boxes "
+                    f"in the pixels of {tuple(tensor.shape[-2:])}; bring the mask to that size"
+                )
+        boxes = [box for one in single or () if (box := box_of(one)) is not None]
         whole = None if masks is None else torch.zeros(shape, dtype=torch.bool)
         for one in masks or ():
             assert whole is not None
@@ -167,20 +230,51 @@ class _Read:
         void = parts.get("ignore")
         void = None if void is None else np.asarray(void).astype(bool)
         if parts.get("mask") is not None:
-            return self._label_map(np.asarray(parts["mask"]), void, axes)
+            return self._label_map(self._values(parts["mask"]), void, axes, self.inside)
         if parts.get("masks") is not None:
-            masks = [np.asarray(one).astype(bool) for one in parts["masks"]]
+            masks: list[np.ndarray] = []
+            for one in parts["masks"]:
+                objects, void = self._label_map(self._values(one), void, axes, None)
+                masks += objects
             return masks, void
         if parts.get("boxes") is not None:
-            return [filled_box(box, size) for box in corners_of(parts["boxes"])], void
+            return _filled(parts, size), void
         if parts.get("annotations") is not None:
-            from attnviz.data.coco import objects_of
-
+            _check_canvas(parts.get("canvas"), size)
             return objects_of(parts["annotations"], size)
         return None, void
 
+    def _stated_size(self, index: int) -> tuple[int, int] | None:
+        """Height and width of an image of torchvision's `CocoDetection`, as its JSON says."""
+        entries = getattr(getattr(self.data, "coco", None), "imgs", None)
+        ids = getattr(self.data, "ids", None)
+        if entries is None or ids is None:
+            return None
+        entry = entries[ids[index]]
+        return (int(entry["height"]), int(entry["width"])) if "height" in entry else None
+
+    def _values(self, mask: Any) -> np.ndarray:
+        if isinstance(mask, Image.Image):
+            return values_of_image(mask, chosen=self.inside is not None or self.known)
+        return np.asarray(mask)
+
+    def label_maps(self) -> Iterator[np.ndarray]:
+        """The label maps of the items; items that cannot be read are named when they are needed."""
+        for index in range(len(self)):
+            try:
+                mask = fields_of(self.data[index]).get("mask")
+                values = None if mask is None else whole(self._values(mask))
+            except InputError:
+                continue
+            if values is not None and values.dtype != bool:
+                yield values
+
     def _label_map(
-        self, mask: np.ndarray, void: np.ndarray | None, axes: int
+        self,
+        mask: np.ndarray,
+        void: np.ndarray | None,
+        axes: int,
+        inside: tuple[int, ...] | None,
     ) -> tuple[list[np.ndarray], np.ndarray | None]:
         if mask.ndim == axes + 1 and 1 in (mask.shape[0], mask.shape[-1]):
             mask = mask[0] if mask.shape[0] == 1 else mask[..., 0]
@@ -188,125 +282,35 @@ class _Read:
             raise InputError(f"expected a mask ({'d, ' * (axes == 3)}h, w), got {mask.shape}")
         if mask.dtype == bool:
             return [mask], void
-        if mask.dtype.kind == "f" and not np.isin(mask, (0.0, 1.0)).all():
-            raise InputError(
-                "expected a mask of booleans or whole numbers, got floating point values between "
-                "0 and 1; choose a threshold"
-            )
+        mask = whole(mask)
         values = [int(value) for value in np.unique(mask) if int(value) not in self.ignore]
         out = np.isin(mask, self.ignore) if self.ignore else np.zeros(mask.shape, bool)
         if void is not None:
             out |= void
         others = [value for value in values if value != 0]
-        if self.inside is None and not self.known and len(others) > 1:
+        if inside is None and not self.known and len(others) > 1:
             raise InputError(
                 f"a label map with the values {values[:8]}: say which are the thing, "
                 "inside=<value or values>, and which count neither way, ignore=<values>"
             )
-        chosen = others if self.inside is None else list(self.inside)
+        chosen = others if inside is None else list(inside)
         return [np.isin(mask, chosen)], out if out.any() else None
 
 
-def fields_of(item: Any) -> dict[str, Any]:
-    """An item's image, masks, boxes, label and so on, by name.
+def _filled(parts: Mapping[str, Any], size: tuple[int, int]) -> list[np.ndarray]:
+    """The boxes of an item as a mask each; none where it has no boxes."""
+    boxes = parts.get("boxes")
+    if boxes is None:
+        return []
+    _check_canvas(getattr(boxes, "canvas_size", parts.get("canvas")), size)
+    return [filled_box(box, size) for box in corners_of(boxes)]
 
-    Raises:
-        InputError: It has a form that is not known.
-    """
-    if isinstance(item, Sample):
-        return {name: getattr(item, name) for name in
-                ("image", "mask", "ignore", "label", "group", "name")}  # fmt: skip
-    if isinstance(item, Mapping):
-        return _of_mapping(item)
-    if not isinstance(item, Sequence) or not 1 <= len(item) <= 3:
+
+def _check_canvas(canvas: Sequence[int] | None, size: tuple[int, int]) -> None:
+    """An `InputError` where objects are of another height and width than the image."""
+    if canvas is not None and tuple(canvas) != (size[1], size[0]):
         raise InputError(
-            f"expected (image, mask), (image, mask, label), (image, target) or a mapping with "
-            f"'image', got {type(item).__name__}"
+            f"expected boxes of the {size[1]} × {size[0]} image, got boxes of "
+            f"{canvas[0]} × {canvas[1]}; boxes and image must go through the same transform, give "
+            "it as transform="
         )
-    found: dict[str, Any] = {"image": item[0]}
-    for part in item[1:]:
-        found |= _of_target(part, found)
-    return found
-
-
-def _of_mapping(item: Mapping[str, Any]) -> dict[str, Any]:
-    names = {"pixel_values": "image", "img": "image", "labels": "label", "bbox": "boxes"}
-    found = {names.get(key, key): value for key, value in item.items()}
-    if "image" not in found:
-        raise InputError(f"expected a mapping with 'image', got {', '.join(map(str, item))}")
-    return found
-
-
-def _of_target(target: Any, so_far: Mapping[str, Any]) -> dict[str, Any]:
-    """Mask, boxes or label of the second or third part of an item."""
-    if target is None:
-        return {}
-    if _is_scalar(target):
-        return {"label": target}
-    if isinstance(target, Mapping):
-        found = {key: target[key] for key in ("masks", "mask", "boxes", "group", "name", "ignore")
-                 if target.get(key) is not None}  # fmt: skip
-        label = target.get("label", target.get("labels"))
-        return found | ({"label": label} if _is_scalar(label) else {})
-    if isinstance(target, Image.Image):
-        return {"mask": target}
-    shape = getattr(target, "shape", None)
-    if shape is not None and len(shape) in (2, 3, 4):
-        return {"mask": target}
-    if shape is not None and len(shape) == 1:
-        return {"label": torch.as_tensor(target)}
-    if isinstance(target, Sequence) and not isinstance(target, str):
-        if all(isinstance(one, Mapping) for one in target):
-            return {"annotations": target}
-        found = {}
-        for part in target:
-            found |= _of_target(part, so_far)
-        return found
-    if isinstance(target, str):
-        return {"group": target} if "label" in so_far else {"name": target}
-    raise InputError(f"expected a mask, label, boxes or a mapping, got {type(target).__name__}")
-
-
-def _is_scalar(value: Any) -> bool:
-    if isinstance(value, int | float | np.number):
-        return True
-    return getattr(value, "shape", None) == () and not isinstance(value, Image.Image)
-
-
-def picture_of(image: Any) -> Image.Image:
-    """An image of any kind as a PIL image in mode RGB.
-
-    Raises:
-        InputError: A floating point image outside [0, 1], or something that is no image.
-    """
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
-    if isinstance(image, Tensor) and array.ndim == 3:
-        array = array.transpose(1, 2, 0)
-    if array.dtype.kind == "f" and array.size and array.min() >= 0 and array.max() <= 1:
-        array = (array * 255).round().astype(np.uint8)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3):
-        raise InputError(
-            f"expected a picture: PIL, bytes, or floating point in [0, 1]; got {array.dtype} "
-            f"{array.shape}; where images are tensors already, leave transform= out"
-        )
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    return Image.fromarray(array).convert("RGB")
-
-
-def corners_of(boxes: Any) -> list[list[float]]:
-    """Boxes as `[x0, y0, x1, y1)`, from any format of a tv_tensor."""
-    form = str(getattr(boxes, "format", "XYXY")).rsplit(".", 1)[-1].upper()
-    if form not in ("XYXY", "XYWH", "CXCYWH"):
-        raise InputError(f"expected boxes as XYXY, XYWH or CXCYWH, got {form}")
-    rows = torch.as_tensor(np.asarray(boxes) if not isinstance(boxes, Tensor) else boxes)
-    rows = rows.as_subclass(Tensor).reshape(-1, 4).double()
-    if form == "XYWH":
-        rows = torch.cat([rows[:, :2], rows[:, :2] + rows[:, 2:]], 1)
-    elif form == "CXCYWH":
-        half = rows[:, 2:] / 2
-        rows = torch.cat([rows[:, :2] - half, rows[:, :2] + half], 1)
-    found: list[list[float]] = rows.tolist()
-    return found

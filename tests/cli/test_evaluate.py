@@ -13,6 +13,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 
 import attnviz as av
 from attnviz.cli import run
+from attnviz.cli.evaluate import _by_file
 from attnviz.cli.model_arguments import build
 from attnviz.data import mask_folder
 from attnviz.errors import InputError
@@ -175,3 +176,41 @@ def test_bad_words_are_one_line_that_says_what_was_expected(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("cells", "labels"),
+    [
+        (["0", "-1", "2"], [0, -1, 2]),
+        (["1.0", "", "2.0"], [1, None, 2]),  # as pandas writes whole numbers beside empty cells
+        (["0.5", "1", "NaN"], [0.5, 1.0, None]),
+        (["cat", "", "3"], ["cat", None, "3"]),
+    ],
+)
+def test_a_column_of_numbers_stays_one_beside_empty_and_negative_cells(
+    cells: list[str], labels: list[object], tmp_path: Path
+) -> None:
+    file = tmp_path / "labels.csv"
+    rows = [f"{name},{cell}" for name, cell in zip(("a", "b", "x\\c"), cells, strict=True)]
+    file.write_text("\n".join(["name,label", *rows]))
+    found = _by_file(str(file), "label")
+    assert found == dict(zip(("a", "b", "x/c"), labels, strict=True))
+    assert [type(value) for value in found.values()] == [type(value) for value in labels]
+
+
+def test_groups_stay_text_and_one_name_has_one_value(tmp_path: Path) -> None:
+    file = tmp_path / "groups.csv"
+    file.write_text("name,group\na,01\nb,1\na,01\n")
+    assert _by_file(str(file), "group") == {"a": "01", "b": "1"}
+    file.write_text("name,group\na,01\na,1\n")
+    with pytest.raises(InputError, match="expected one group for each name, a has 01 and 1"):
+        _by_file(str(file), "group")
+
+
+def test_images_without_a_label_in_the_file_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "labels.csv").write_text("name,label\nstripes/0.png,0\n1,1\n2,\n3,1\n")
+    words = ["--images", "images", "--masks", "masks", *NORMALISED, "--labels", "labels.csv"]
+    assert run(["evaluate", "evaluated_factory:net", *words]) == 2
+    assert "labels: 1 images have none, such as 2.png" in capsys.readouterr().err

@@ -80,6 +80,78 @@ def test_what_is_wrong_in_a_folder_is_named_before_the_work(tmp_path: Path) -> N
         mask_folder(root / "bare", transform=ToTensor())
 
 
+def test_labels_go_by_path_before_name_and_a_name_of_two_images_is_refused(tmp_path: Path) -> None:
+    root = written(tmp_path, NAMES)
+    paths = {"cat/a.jpg": 0, "cat/b": 1, "dog/a": 2}
+
+    def labels(source: Any) -> list[Any]:
+        data = mask_folder(root / "images", transform=ToTensor(), labels=source)
+        return [data[i].label for i in range(3)]
+
+    assert labels(paths) == [0, 1, 2]
+    assert labels({"a": 7, "b.jpg": 1, "dog/a": 2}) == [7, 1, 2]
+    with pytest.raises(
+        InputError, match=r"labels: a is the name of 2 images, cat/a\.jpg and dog/a"
+    ):
+        labels({"a": 7, "b": 1})
+    with pytest.raises(InputError, match=r"group: a\.jpg is the name of 2 images"):
+        mask_folder(root / "images", transform=ToTensor(), group={"a.jpg": "p", "b": "q"})
+    (root / "images/c.jpg").write_bytes((root / "images/dog/a.jpg").read_bytes())
+    with pytest.raises(InputError, match=r"expected images in sub-folders, .* c\.jpg lies in"):
+        labels("folder")
+
+
+def test_a_mask_is_found_whatever_the_case_of_its_suffix(tmp_path: Path) -> None:
+    root = written(tmp_path, NAMES)
+    (root / "masks/cat/a.png").rename(root / "masks/cat/a.PNG")
+    sample = mask_folder(root / "images", root / "masks", transform=ToTensor(), without="empty")[0]
+    assert sample.mask is not None
+    assert sample.mask.any()
+
+
+def test_images_do_not_count_as_empty_beside_masks_of_no_image(tmp_path: Path) -> None:
+    root = written(tmp_path, NAMES)
+    (root / "masks/cat/a.png").rename(root / "masks/cat/a_mask.png")
+
+    def read(without: Any) -> Any:
+        return mask_folder(root / "images", root / "masks", transform=ToTensor(), without=without)
+
+    with pytest.raises(InputError, match=r"cat/a\.jpg, would count as empty, but 1 mask files are"):
+        read("empty")
+    with pytest.raises(InputError, match=r"1 mask files are of no image, such as cat/a_mask\.png;"):
+        read("error")
+    assert read("unknown")[0].mask is None
+
+
+def test_a_mask_that_is_not_one_s_own_is_refused(tmp_path: Path) -> None:
+    root = written(tmp_path, {"a": (8, 8), "b": (8, 8)})
+    images, masks = root / "images", root / "masks"
+
+    def read(masks: Path = masks) -> Any:
+        return mask_folder(images, masks, transform=ToTensor(), without="empty")
+
+    for folder in (images, root):
+        with pytest.raises(InputError, match="expected a folder of masks apart from the images"):
+            read(folder)
+    Image.new("L", (8, 8)).save(masks / "a.tif")
+    with pytest.raises(InputError, match=r"expected one mask for an image, got a\.png and a\.tif"):
+        read()
+    (masks / "a.tif").unlink()
+    (masks / "a.png").rename(masks / "a.jpg")
+    with pytest.raises(InputError, match=r"expected a mask in a lossless format .*; \.jpg changes"):
+        read()
+    (masks / "a.jpg").rename(masks / "a.png")
+    Image.new("RGB", (8, 8)).save(images / "a.bmp")
+    with pytest.raises(InputError, match="expected a mask for each image, this one is that of a"):
+        read()
+
+
+def test_a_misspelt_without_is_refused(tmp_path: Path, unchecked: None) -> None:
+    root = written(tmp_path, {"a": (8, 8)})
+    with pytest.raises(InputError, match="unknown without 'empy': did you mean 'empty'"):
+        mask_folder(root / "images", root / "masks", transform=ToTensor(), without="empy")  # type: ignore[arg-type]  # the point of the test
+
+
 def test_a_label_map_on_disk_needs_its_values_said(tmp_path: Path) -> None:
     root = written(tmp_path, {"a": (8, 8)})
     values = np.zeros((8, 8), np.uint8)
@@ -124,8 +196,9 @@ RLE = {"size": [12, 20], "counts": [12 * 5 + 2, 3, 9, 3, 12 * 13 + 7]}
         ({"bbox": [3, 2, 6, 4]}, [3, 2, 9, 6]),
         ({"segmentation": [[3, 2, 9, 2, 9, 6, 3, 6]], "bbox": [0, 0, 1, 1]}, [3, 2, 9, 6]),
         ({"segmentation": RLE}, [5, 2, 7, 5]),
+        ({"segmentation": [[3, 2.2, 9, 2.2, 9, 2.6, 3, 2.6]]}, [3, 2, 9, 3]),
     ],
-    ids=["box", "polygon", "run lengths"],
+    ids=["box", "polygon", "run lengths", "sliver"],
 )
 def test_annotations_of_every_kind_are_drawn(
     tmp_path: Path, annotation: dict[str, Any], box: list[int]
@@ -218,6 +291,12 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path: Path) -> None:
             {"segmentation": {"size": [12, 20], "counts": [3, 4]}},
             "run lengths of 7 pixels for an image of 240",
         ),
+        ({"segmentation": {"counts": [240]}}, "expected run lengths with size and counts, got"),
+        ({"segmentation": [1, 1, 4, 4, 1, 4]}, "expected a list of polygons, each"),
+        ({"segmentation": [[1, 1, 4, 4, 1, 4, 2]]}, "expected a list of polygons, each"),
+        ({"segmentation": [[1, 1, 4, 4, 1, float("nan")]]}, "a polygon with NaN or infinite"),
+        ({"bbox": []}, r"expected a bbox \[x, y, width, height\] of four numbers, got \[\]"),
+        ({"bbox": [1, 2, 3, None]}, r"expected a bbox \[x, y, width, height\] of four numbers"),
     ],
 )
 def test_an_annotation_that_cannot_be_drawn_is_named(
@@ -226,6 +305,74 @@ def test_an_annotation_that_cannot_be_drawn_is_named(
     file = annotated(tmp_path, [{"category_id": 3, **annotation}])
     with pytest.raises(InputError, match=rf"item 0 \(a.png\): {message}"):
         coco(file, tmp_path / "images", transform=ToTensor())[0]
+
+
+@pytest.mark.parametrize("area", [{}, {"area": None}])
+def test_the_label_is_that_of_the_largest_object_in_pixels(
+    area: dict[str, Any], tmp_path: Path
+) -> None:
+    small, large = {"bbox": [0, 0, 3, 3]}, {"bbox": [4, 0, 9, 9]}
+    crowd = {"bbox": [0, 0, 20, 12], "category_id": 3, "iscrowd": 1, **area}
+    rows = [{**small, "category_id": 3, **area}, {**large, "category_id": 1, **area}, crowd]
+    sample = coco(annotated(tmp_path, rows), tmp_path / "images", transform=ToTensor())[0]
+    assert sample.label == 0  # cat
+
+
+def changed(root: Path, part: str, **values: Any) -> Path:
+    """The file of one box, with other values in the first entry of a part; None removes a key."""
+    file = annotated(root, [{"category_id": 3, "bbox": [3, 2, 6, 4]}])
+    content = json.loads(file.read_text())
+    content[part][0].update(values)
+    for key in [key for key, value in values.items() if value is None]:
+        del content[part][0][key]
+    file.write_text(json.dumps(content))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        ("annotations", {"image_id": "7"}, "1 of 1 annotations name by image_id none of the 2 ima"),
+        ("annotations", {"image_id": None}, "1 of 1 annotations name by image_id none of the 2"),
+        ("annotations", {"category_id": 99}, "name by category_id none of the 2 categories, such"),
+        ("images", {"id": 9}, "expected one image per id, got 2 images of 1 ids"),
+        ("images", {"file_name": None}, "expected images with id and file_name, 1 of 2 lack one"),
+        ("categories", {"name": "cat"}, "several classes have one name, cat, cat"),
+        ("images", {"width": 10, "height": 6}, "expected a.png at 6 × 10 .* got a file of 12 × 20"),
+    ],
+)
+def test_annotations_that_would_be_dropped_or_misplaced_are_refused(
+    part: str, values: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    file = changed(tmp_path, part, **values)
+    with pytest.raises(InputError, match=message):
+        coco(file, tmp_path / "images", transform=ToTensor())
+
+
+@pytest.mark.parametrize(
+    ("turn", "values", "clear"),
+    [
+        (6, {}, False),  # the entry has the stored size
+        (6, {"width": 12, "height": 20}, True),  # the entry has the rotated size
+        (6, {"width": None, "height": None}, False),
+        (3, {}, False),
+        (1, {"width": None, "height": None}, True),
+    ],
+)
+def test_annotations_of_an_image_rotated_by_exif_need_a_clear_size(
+    turn: int, values: dict[str, Any], clear: bool, tmp_path: Path
+) -> None:
+    file = changed(tmp_path, "images", **values)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.new("RGB", (20, 12), "grey").save(tmp_path / "images/a.png", exif=exif)
+    if clear:
+        sample = coco(file, tmp_path / "images", transform=ToTensor())[0]
+        assert sample.mask is not None
+        assert sample.mask[2:6, 3:9].all()
+        return
+    with pytest.raises(InputError, match=rf"a\.png is rotated by EXIF \(orientation {turn}\)"):
+        coco(file, tmp_path / "images", transform=ToTensor())
 
 
 def test_labels_are_a_mapping_a_function_or_the_folder(tmp_path: Path, unchecked: None) -> None:

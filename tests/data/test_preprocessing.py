@@ -80,6 +80,13 @@ def test_the_normalisation_is_undone_exactly() -> None:
     np.testing.assert_array_equal(shown.numpy(), pixels)
 
 
+def test_black_and_white_are_those_of_the_picture_and_not_of_the_padding() -> None:
+    moved = preprocessing(v1.Compose([v1.Pad((0, 70), fill=114), v1.ToTensor(), NORMALISE]))
+    plain = preprocessing(v1.Compose([v1.ToTensor(), NORMALISE]))
+    size = (90, 60)  # less than half of what comes out
+    assert moved.value_range(size, 0) == plain.value_range(size, 0)
+
+
 def test_an_image_s_draws_depend_on_its_number_alone() -> None:
     moved = preprocessing(TRANSFORMS["random"]())
     picture, mask = scene()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import tv_tensors
-from torchvision.transforms import ToTensor
+from torchvision.transforms import Compose, Resize, ToTensor
 
 from attnviz.data import Sample, patched, samples_of
 from attnviz.errors import InputError
@@ -58,6 +59,38 @@ FORMS: dict[str, tuple[Any, dict[str, Any]]] = {
         (tensor(), [{"bbox": [3, 2, 6, 4], "category_id": 1, "iscrowd": 0}]),
         {"mask": MASK},
     ),
+    "boxes as the target": (
+        (tensor(), tv_tensors.BoundingBoxes([[3, 2, 9, 6]], format="XYXY", canvas_size=(H, W))),
+        {"mask": MASK, "boxes": torch.tensor([[3, 2, 9, 6]])},
+    ),
+    "masks of one channel": ((tensor(), {"masks": MASK[None, None]}), {"mask": MASK}),
+    "masks of 0. and 255.": ((tensor(), {"masks": MASK[None] * 255.0}), {"mask": MASK}),
+    "VOC": (
+        (tensor(), {"annotation": {
+            "size": {"width": str(W), "height": str(H), "depth": "3"},
+            "object": [{"name": "cat", "bndbox": {"xmin": "4", "ymin": "3", "xmax": "9",
+                                                  "ymax": "6"}}],
+        }}),
+        {"mask": MASK, "boxes": torch.tensor([[3, 2, 9, 6]])},
+    ),
+    "mapping of COCO": (
+        {"image": tensor(), "annotations": [{"bbox": [3, 2, 6, 4], "category_id": 1}]},
+        {"mask": MASK},
+    ),
+    "bbox of tensors that know their format": (
+        {"image": tensor(), "bbox": tv_tensors.BoundingBoxes(
+            [[3, 2, 6, 4]], format="XYWH", canvas_size=(H, W))},
+        {"mask": MASK},
+    ),
+    "labels of objects": (
+        {"image": tensor(), "boxes": torch.tensor([[3, 2, 9, 6]]), "labels": torch.tensor([5])},
+        {"mask": MASK, "label": None},
+    ),
+    "a vector in a target": (
+        (tensor(), {"mask": MASK, "label": [0, 1, 1]}), {"label": torch.tensor([0, 1, 1])}),
+    "nothing in a list of COCO": ((tensor(), []), {"mask": torch.zeros(H, W, dtype=torch.bool)}),
+    "a mask of pixels beside the image": (
+        {"pixel_values": tensor(), "pixel_mask": MASK, "label": 1}, {"mask": None, "label": 1}),
     "several labels": ((tensor(), torch.tensor([0, 1, 1])), {"label": torch.tensor([0, 1, 1])}),
 }  # fmt: skip
 
@@ -88,6 +121,34 @@ def test_two_objects_keep_their_boxes() -> None:
     sample = samples_of([(picture(), target)], transform=ToTensor())[0]
     assert sample.boxes is not None
     assert sample.boxes.tolist() == [[0, 0, 4, 4], [4, 4, 8, 8]]
+
+
+def test_coco_s_objects_do_not_stay_behind_when_torchvision_resizes_the_image() -> None:
+    class CocoDetection(list[Any]):
+        """As torchvision's: its transform takes the image alone."""
+
+        ids = (4,)
+        coco = SimpleNamespace(imgs={4: {"id": 4, "height": 2 * H, "width": 2 * W}})
+
+    objects = [{"bbox": [3, 2, 6, 4], "category_id": 1, "image_id": 4}]
+    with pytest.raises(InputError, match=r"got boxes of 24 × 32; .* give it as transform="):
+        samples_of(CocoDetection([(tensor(), objects)]))[0]
+    whole = samples_of(CocoDetection([(picture().resize((2 * W, 2 * H)), objects)]),
+                       transform=Compose([Resize((H, W)), ToTensor()]))[0]  # fmt: skip
+    assert whole.boxes is not None
+    assert whole.boxes.tolist() == [[2, 1, 4, 3]]
+
+
+def test_boxes_beside_one_mask_of_several_objects_are_kept() -> None:
+    boxes = torch.tensor([[3, 2, 6, 6], [6, 2, 9, 6]])  # they touch, and are one component
+    target = {"mask": mask(), "boxes": boxes, "labels": torch.tensor([1, 2])}
+    for image, transform in ((tensor(), None), (picture(), ToTensor())):
+        sample = samples_of([(image, target)], transform=transform)[0]
+        assert torch.equal(sample.mask, MASK)
+        assert torch.equal(sample.boxes, boxes)
+    twice = MASK.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    with pytest.raises(InputError, match="expected a mask and boxes of one image, got a mask"):
+        samples_of([(tensor(), {**target, "mask": twice})])[0]
 
 
 def test_a_label_map_says_which_values_are_the_thing() -> None:
@@ -147,6 +208,41 @@ def test_torchvision_s_label_maps_mean_what_they_mean_there() -> None:
             "expected boxes as XYXY, XYWH or CXCYWH, got XYWHR",
         ),
         ({"mask": MASK}, "a mapping with 'image'"),
+        ((tensor(), {"masks": MASK.float()[None] * 0.1}), "choose a threshold"),
+        (
+            (tensor(), {"masks": torch.arange(3).repeat(H, 64)[None, :, :W]}),
+            "item 0: a label map with the values",
+        ),
+        (
+            (
+                tensor(),
+                tv_tensors.BoundingBoxes([[3, 2, 9, 6]], format="XYXY", canvas_size=(2 * H, 2 * W)),
+            ),
+            "expected boxes of the 12 × 16 image, got boxes of 24 × 32; boxes and image must go",
+        ),
+        (
+            (tensor(), {"annotation": {"size": {"width": "32", "height": "24"}, "object": []}}),
+            "got boxes of 24 × 32",
+        ),
+        (
+            (tensor(), {"boxes": torch.tensor([[0.1, 0.2, 0.5, 0.6]])}),
+            "expected boxes in pixels, got .* shares of the image",
+        ),
+        ((tensor(), {"annotation": {"object": [{"name": "cat"}]}}), "expected a VOC object with"),
+        (
+            (tensor(), [{"type": "Car", "bbox": [3.0, 2.0, 9.0, 6.0], "dimensions": [1, 2, 3]}]),
+            "expected a list of COCO's annotations, .* got type, bbox, dimensions",
+        ),
+        ({"image": tensor(), "annotations": "a.json"}, "COCO's annotations, .* got str"),
+        ({"image": tensor(), "bbox": [[3, 2, 6, 4]]}, "the place of the objects under bbox is not"),
+        ((tensor(), {"objects": {"bbox": [[3, 2, 6, 4]]}}), "under objects is not understood"),
+        ({"image": tensor(), "segmentation_mask": MASK}, "under segmentation_mask is not"),
+        ((tensor(), MASK, "cat"), "label: expected a class's index, got the text 'cat'; a file's"),
+        (
+            {"image": tensor(), "labels": MASK.long()},
+            "several labels, got Tensor of several axes; a label map is given",
+        ),
+        ({"image": tensor(), "labels": {"boxes": 0}}, "several labels, got dict; a label map"),
         (tensor(), "expected .image, mask."),
     ],
 )
@@ -159,6 +255,40 @@ def test_a_mask_of_another_size_than_its_picture_is_named() -> None:
     data = samples_of([(picture(), mask()[:-1])], transform=ToTensor())
     with pytest.raises(InputError, match="item 0: expected a mask of the image's size 12 × 16"):
         data[0]
+
+
+def test_a_label_by_name_is_that_class_of_the_data_set() -> None:
+    class Named(list[Any]):
+        classes = ("dog", "cat")
+
+    assert samples_of(Named([(tensor(), MASK, "cat")]))[0].label == 1
+    with pytest.raises(InputError, match="or one of the classes dog, cat, got the text 'cow'"):
+        samples_of(Named([{"image": tensor(), "label": "cow"}]))[0]
+
+
+def test_samples_stay_as_they_are_when_they_are_grouped() -> None:
+    sample = Sample(
+        tensor(), MASK, torch.tensor([[3, 2, 6, 6], [6, 2, 9, 6]]), label=1, name="a",
+        pixels=torch.zeros(H, W, 3, dtype=torch.uint8), value_range=((-2.0,), (2.0,)),
+        extra={"age": 3},
+    )  # fmt: skip
+    found = samples_of([sample], group=["p1"])[0]
+    assert found.group == "p1"
+    names = ("image", "mask", "boxes", "label", "name", "pixels", "value_range", "extra")
+    assert all(getattr(found, name) is getattr(sample, name) for name in names)
+    with pytest.raises(InputError, match="the items are samples, whose images are as the model"):
+        samples_of([sample], transform=ToTensor())[0]
+
+
+def test_stacked_tensors_are_refused_with_the_remedy() -> None:
+    with pytest.raises(InputError, match="expected a sequence of items, got a tuple of 2 tensors"):
+        samples_of((tensor()[None], MASK[None]))
+
+
+def test_a_picture_of_16_bits_keeps_its_shades() -> None:
+    shades = np.arange(H * W, dtype=np.uint16).reshape(H, W) * 256
+    sample = samples_of([(Image.fromarray(shades), mask())], transform=ToTensor())[0]
+    np.testing.assert_allclose(sample.image[0] * 255, shades >> 8)
 
 
 def test_a_stream_is_refused_with_the_remedy() -> None:
