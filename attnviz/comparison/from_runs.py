@@ -25,7 +25,7 @@ _NEEDED = ("index", "x0", "y0", "x1", "y1")
 _SHARED = ("label", "name")
 """Columns that must agree between runs that have them."""
 _QUESTION = {
-    *("question", "data", "dataset", "folder", "split", "test", "image", "side"),
+    *("question", "target", "data", "dataset", "folder", "split", "test", "image", "side"),
     *("patch", "size", "shape", "fill", "opacity", "count", "fraction"),
 }
 _INCIDENTAL = {

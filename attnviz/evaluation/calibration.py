@@ -18,6 +18,7 @@ from torch import Tensor
 from attnviz.data.samples import Samples, batches
 from attnviz.errors import InputError
 from attnviz.evaluation.answers import Answers
+from attnviz.evaluation.identity import spaced
 from attnviz.evaluation.measuring import Plan, measured
 from attnviz.maps import resized
 from attnviz.metrics.thresholds import calibrate_all
@@ -43,12 +44,11 @@ def calibrated(answers: Answers, samples: Samples, plan: Plan) -> dict[str, Any]
         InputError: No image of the split has a mask.
     """
     wanted = [key for key in plan.metrics if key in THRESHOLDED]
-    chosen = np.linspace(0, len(samples) - 1, min(len(samples), CALIBRATION)).round().astype(int)
     plain = replace(plan, metrics=(PRIMARY,), heads=(PRIMARY,) if plan.heads else ())
     maps: dict[str, list[Tensor]] = {}
     scores: dict[tuple[str, int | None], list[np.ndarray]] = {}
     masks: list[Tensor] = []
-    for found in batches(samples, np.unique(chosen).tolist(), plan.batch):
+    for found in batches(samples, spaced(len(samples), CALIBRATION), plan.batch):
         if not bool(found.masks.any()):
             continue
         seen = measured(answers, found, plain)

@@ -38,9 +38,10 @@ from attnviz.data.samples import (
 )
 from attnviz.data.sources import samples_of
 from attnviz.errors import InputError, unknown_name
-from attnviz.evaluation.answers import Answers, Target, task_of, tensor_of
+from attnviz.evaluation.answers import Answers, Target, named_target, target_of, task_of, tensor_of
 from attnviz.evaluation.calibration import calibrated
 from attnviz.evaluation.examining import examined
+from attnviz.evaluation.identity import Look, spaced
 from attnviz.evaluation.measuring import (
     Measured,
     Plan,
@@ -173,12 +174,14 @@ def evaluate(
     classes = classes or class_names(samples)
     thing = thing or str(getattr(samples, "thing", "object"))
     variant = variant or type(model).__name__
+    target = target_of(target, classes)
     held = None if calibration is None else samples_of(calibration)
     where = torch.device(device) if device is not None else device_of(model)
     with evaluating(model, where):
+        look = Look(samples)
         answers, plan, found = planned(
             model, samples, maps, attributions, metrics, target, batch, str(where),
-            layers=layers, heads=heads, layout=layout,
+            layers=layers, heads=heads, layout=layout, look=look,
         )  # fmt: skip
         if samples[0].image.ndim == 4:
             if faithfulness or knockout:
@@ -187,7 +190,7 @@ def evaluate(
                     "leave both out"
                 )
             findings = False
-        about = fingerprint(model, samples, plan, settings)
+        about = {} if save is None else fingerprint(model, samples, plan, target, look, held)
         with opened(save, about, samples, variant, seed, thing, classes, settings) as place:
             chosen: dict[str, Any] = {}
             if held is not None:
@@ -199,7 +202,7 @@ def evaluate(
             result = Evaluation.of(
                 place.pieces, parts, plan,
                 variant=variant, seed=seed, thing=thing, classes=tuple(classes or ()),
-                levels=Levels(samples, plan, held), layers=found,
+                target=named_target(target), levels=Levels(samples, plan, held), layers=found,
                 calibrated_on=0 if held is None else len(held), chosen=chosen.get("chosen", {}),
             )  # fmt: skip
             result = examined(
@@ -242,8 +245,11 @@ def planned(
     heads: bool = False,
     layout: Layout | None = None,
     proven: bool = False,
+    look: Look | None = None,
 ) -> tuple[Answers, Plan, dict[str, Any]]:
     """What is to be computed, found out on the first image, and the layers of the maps.
+
+    Args: as of `evaluate`, and `look`, what some images show of all; None reads them.
 
     Raises:
         InputError: An unknown map, method or metric; a model or data that cannot be evaluated.
@@ -279,8 +285,10 @@ def planned(
     with_layers = {
         name: _with_layer(model, first.images, name, options) for name, options in named.items()
     }
-    task = "classes" if callable(target) else task_of(tensor_of(outputs), first)
+    labels = (look or Look(samples)).labels
+    task = task_of(tensor_of(outputs), len(first), labels, target)
     answers = Answers(model, target, task)
+    answers.check_target(answers.scores(outputs).shape[1])
     channels = 1 + channel_axis(first.samples[0])
     records = placed(model, first.images, seen, layout, proven=proven, channels=channels)
     chosen = {drawing.construction.key: drawing.construction
@@ -377,7 +385,12 @@ def _layers(drawn: DrawnMaps, plan: Plan, unmeasured: Mapping[str, str]) -> dict
 
 
 def fingerprint(
-    model: nn.Module, samples: Samples, plan: Plan, settings: Mapping[str, Any] | None
+    model: nn.Module,
+    samples: Samples,
+    plan: Plan,
+    target: Target,
+    look: Look,
+    held: Samples | None,
 ) -> dict[str, Any]:
     """What an interrupted evaluation must have in common with the one that goes on with it."""
     digest = hashlib.blake2b(digest_size=8)
@@ -388,6 +401,9 @@ def fingerprint(
         "model": type(model).__name__,
         "weights": digest.hexdigest(),
         "images": len(samples),
+        "data": look.digest,
+        "calibration": None if held is None else Look(held).digest,
+        "target": named_target(target),
         "maps": list(plan.maps or ()),
         "attributions": {name: {k: str(v) for k, v in options.items()}
                          for name, options in plan.attributions.items()},
@@ -528,10 +544,9 @@ def _spaced_masks(samples: Samples) -> list[Tensor]:
     """Masks with something in them of evenly spaced images, by size."""
     first = samples[0]
     pixels = math.prod(scored_size(first))
-    most = min(len(samples), max(32, LEVEL_PIXELS // pixels))
-    spaced = np.unique(np.linspace(0, len(samples) - 1, most).round().astype(int))
+    chosen = spaced(len(samples), max(32, LEVEL_PIXELS // pixels))
     found: dict[tuple[int, ...], list[Tensor]] = {}
-    for batch in batches(samples, spaced.tolist(), 32):
+    for batch in batches(samples, chosen, 32):
         masks = batch.masks[batch.masks.flatten(1).any(1)]
         found.setdefault(tuple(masks.shape[1:]), []).append(masks)
     by_size = [torch.cat(parts) for parts in found.values()]

@@ -66,6 +66,7 @@ class Evaluation:
         earlier: The number of maps of earlier layers that were left out; `layers=True` draws them.
         by_head: `"<map>/<metric>"` → scores of each image and head, `(n, heads)`.
         rows: Map → the whole attention of a few images.
+        target: Which output was explained: `"label"`, `"predicted"`, an index, a function's name.
         pieces: Where the raw maps are.
         parts: Which pieces there are.
     """
@@ -92,6 +93,7 @@ class Evaluation:
     earlier: int = 0
     by_head: Mapping[str, np.ndarray] = field(default_factory=dict)
     rows: Mapping[str, Rows] = field(default_factory=dict)
+    target: str | int = "label"
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -105,6 +107,7 @@ class Evaluation:
         seed: int | None,
         thing: str,
         classes: tuple[str, ...],
+        target: str | int,
         levels: Callable[[str, tuple[int, int]], dict[str, dict[str, float]]],
         layers: Mapping[str, Any],
         calibrated_on: int,
@@ -131,6 +134,7 @@ class Evaluation:
             seed=seed,
             thing=thing,
             classes=classes,
+            target=target,
             samples=samples,
             summary=summary,
             primary=first,

@@ -40,6 +40,9 @@ from attnviz.runs.writer import RunWriter
 
 _FACTS = "evaluation.json"
 
+_SPOKEN = {"data": "data set (its images, masks, labels or groups)", "calibration": "calibration"}
+"""What a message calls parts of an evaluation's identity."""
+
 TOGETHER = 64
 """Images that are read, and kept, at a time."""
 
@@ -123,10 +126,11 @@ def opened(
         "evaluation": {**about, **scale},
         "thing": thing,
         "classes": list(classes or ()),
+        "target": about["target"],
         **(settings or {}),
     }
     if (path / "run.json").exists():
-        writer = _resumed(path, known)
+        writer = _resumed(path, known, variant, seed)
     else:
         digest = kept(path.parent, samples, thing)
         writer = start_run(
@@ -178,19 +182,38 @@ def _normalisation(sample: Sample) -> dict[str, list[float]]:
     return {"mean": (-black * std).tolist(), "std": std.tolist()}
 
 
-def _resumed(path: Path, known: Mapping[str, Any]) -> RunWriter:
+def _resumed(path: Path, known: Mapping[str, Any], variant: str, seed: int | None) -> RunWriter:
+    """The writer of an interrupted run; what its version did not note yet is not compared.
+
+    Raises:
+        RunError: It is complete, or was begun with something else.
+    """
     run = open_run(path)
     if run.state == "complete":
         raise RunError(f"evaluate: {path} holds a complete run; save= needs a new folder (--out)")
-    before = dict(run.settings)
-    differ = [key for key in known if json.dumps(before.get(key), sort_keys=True, default=str)
-              != json.dumps(known[key], sort_keys=True, default=str)]  # fmt: skip
+    noted = dict(run.settings)
+    evaluation = {**known["evaluation"], **noted.get("evaluation", {})}
+    before = {"target": known["target"], **noted, "evaluation": evaluation}
+    same = {"variant": run.variant == variant, "seed": run.seed == seed}
+    differ = [key for key, agrees in same.items() if not agrees]
+    differ += [key for key in known if key != "evaluation" and _other(before.get(key), known[key])]
+    differ += [
+        _SPOKEN.get(key, f"evaluation ({key})")
+        for key, value in known["evaluation"].items()
+        if key not in ("target", "mean", "std") and _other(evaluation[key], value)
+    ]
     if differ:
         raise RunError(
             f"evaluate: {path} was begun with another {', '.join(differ)}; "
             "save= to a new folder, or remove this one"
         )
     return resume_run(path)
+
+
+def _other(one: Any, value: Any) -> bool:
+    """Whether two settings differ as a run's header holds them."""
+    first, second = (json.dumps(each, sort_keys=True, default=str) for each in (one, value))
+    return first != second
 
 
 def kept(root: Path, samples: Samples, thing: str) -> str:
@@ -266,7 +289,10 @@ def saved(
     target = Path(path)
     with start_run(
         target.parent, target.name, variant=result.variant, seed=result.seed,
-        settings={"thing": result.thing, "classes": list(result.classes), **(settings or {})},
+        settings={
+            "thing": result.thing, "classes": list(result.classes), "target": result.target,
+            **(settings or {}),
+        },
         thing=result.thing, classes=result.classes,
     ) as writer:  # fmt: skip
         written(result, writer, model)

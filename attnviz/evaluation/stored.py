@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from attnviz.baseline_images import ValueRange, black_and_white
 from attnviz.data.samples import Batch, Sample
 from attnviz.errors import InputError, RunError
-from attnviz.evaluation.answers import Answers, Target, task_of, tensor_of
+from attnviz.evaluation.answers import Answers, Target, target_of, task_of, tensor_of
 from attnviz.evaluation.measuring import reference_levels, usable
 from attnviz.maps import resized
 from attnviz.metrics import METRICS, localization
@@ -94,10 +94,15 @@ class StoredRun:
     @cached_property
     def answers(self) -> Answers:
         """Its model, read as one score per output that a map can explain."""
-        first = self._first
-        labelled = any(sample.label is not None for sample in first.samples)
-        target = self.target if self.target is not None else "label" if labelled else "predicted"
-        return Answers(self.model, target, task_of(tensor_of(self._outputs), first))
+        labels = [None if label < 0 else int(label) for label in self.dataset.labels().tolist()]
+        labelled = any(label is not None for label in labels)
+        target = "label" if labelled else "predicted"
+        if self.target is not None:
+            target = target_of(self.target, self.run.classes)
+        outputs = tensor_of(self._outputs)
+        answers = Answers(self.model, target, task_of(outputs, len(self._first), labels, target))
+        answers.check_target(answers.scores(self._outputs).shape[1])
+        return answers
 
     @cached_property
     def explained(self) -> nn.Module:

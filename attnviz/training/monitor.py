@@ -18,7 +18,7 @@ from attnviz.comparison.from_runs import grouping_of
 from attnviz.data.samples import batches, displayed
 from attnviz.diagnosis.recurring import Recurring
 from attnviz.errors import InputError, UnsupportedError, unknown_name
-from attnviz.evaluation.answers import Target
+from attnviz.evaluation.answers import Target, target_of
 from attnviz.evaluation.evaluation import device_of, evaluating
 from attnviz.evaluation.measuring import measured, sample_columns
 from attnviz.evaluation.saving import kept
@@ -160,7 +160,9 @@ class Monitor:
         with undisturbed():
             self.data = Calibration(data)
             self.pinned = _pinned(pinned, self.data)
-            answer: Target = target or ("label" if self.data.labelled else "predicted")
+            answer = target_of(
+                ("label" if self.data.labelled else "predicted") if target is None else target
+            )
             self._ready = Preparation(self.data, self.maps, self.metrics, answer, self.budget)
             if run is not None:
                 self._describe(run)

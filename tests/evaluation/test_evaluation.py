@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from attnviz.data.samples import Sample
 from attnviz.errors import InputError, RunError
 from attnviz.evaluation import CheckFailed, evaluate
 from attnviz.runs import start_run
+from attnviz.runs.documents import sealed
 from attnviz.testing import assert_looks_at
 from tests.evaluation.made import Attending, Listed, Patches, SeveralSizes, convolutions
 
@@ -147,6 +150,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_table(
     import attnviz.evaluation.evaluation as module
 
     monkeypatch.setattr(module, "PIECE", 3)
+    monkeypatch.setattr("attnviz.evaluation.identity.LOOKED_AT", 1)
     model = Attending()
     whole = evaluate(model, Patches(12), save=tmp_path / "whole", findings=False)
     monkeypatch.setattr("attnviz.evaluation.saving.kept", lambda *_: whole_digest(tmp_path))
@@ -178,11 +182,99 @@ def test_another_evaluation_s_folder_is_refused(
     with pytest.raises(RunError, match="holds a complete run; save= needs"):
         evaluate(model, Patches(4), save=tmp_path / "a", findings=False)
     monkeypatch.setattr("attnviz.evaluation.saving.kept", lambda *_: None)
+    monkeypatch.setattr("attnviz.evaluation.identity.LOOKED_AT", 1)
     few = ["iou_at_area"]
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, Interrupted(9), save=tmp_path / "b", findings=False, metrics=few)
     with pytest.raises(RunError, match="begun with another evaluation"):
         evaluate(model, Patches(9), save=tmp_path / "b", findings=False)
+
+
+class Stopped(Patches):
+    """A data set whose image 5 cannot be read once scores are computed."""
+
+    def __getitem__(self, index: int) -> Sample:
+        if index == 5 and any(frame.function == "piece_of" for frame in inspect.stack()):
+            raise KeyboardInterrupt
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": Patches(9, classes=3, seed=4)}, "another data set .its images, masks, labels"),
+        ({"target": 1}, "begun with another target; save= to a new folder"),
+        ({"target": lambda y: y[:, 0]}, "begun with another target"),
+        ({"calibration": Patches(3, seed=6)}, "begun with another calibration"),
+        ({"calibration": None}, "begun with another calibration"),
+        ({"seed": 1}, "begun with another seed"),
+        ({"variant": "b"}, "begun with another variant"),
+        ({"metrics": ["pixel_auroc"]}, r"begun with another evaluation \(metrics\)"),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_a_resumed_run_has_the_data_target_and_names_of_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str | None
+) -> None:
+    import attnviz.evaluation.evaluation as module
+
+    monkeypatch.setattr(module, "PIECE", 4)
+    first = {
+        "data": Patches(9, classes=3), "calibration": Patches(3, seed=5), "seed": 0,
+        "variant": "a", "findings": False, "attributions": ["saliency"],
+    }  # fmt: skip
+    model = Attending(3)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, save=tmp_path / "a", **{**first, "data": Stopped(9, classes=3)})
+    if message is None:
+        evaluate(model, save=tmp_path / "a", **first)
+        settings = av.open_run(tmp_path / "a").settings
+        assert (settings["target"], settings["evaluation"]["target"]) == ("label", "label")
+        return
+    with pytest.raises(RunError, match=message):
+        evaluate(model, save=tmp_path / "a", **{**first, **changes})
+    assert av.open_run(tmp_path / "a").state == "stopped"
+
+
+def test_a_run_of_an_earlier_version_that_notes_no_target_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import attnviz.evaluation.evaluation as module
+
+    monkeypatch.setattr(module, "PIECE", 4)
+    model = Attending(3)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, Stopped(9, classes=3), save=tmp_path / "a", findings=False)
+    header = json.loads((tmp_path / "a" / "run.json").read_text())
+    del header["settings"]["target"]
+    for name in ("data", "calibration", "target"):
+        del header["settings"]["evaluation"][name]
+    (tmp_path / "a" / "run.json").write_bytes(sealed(header))
+    evaluate(model, Patches(9, classes=3), save=tmp_path / "a", findings=False)
+    assert av.open_run(tmp_path / "a").state == "complete"
+
+
+def test_runs_of_other_targets_are_not_ranked(tmp_path: Path) -> None:
+    for target in ("label", "predicted"):
+        evaluate(
+            Answer(lambda y: y.mean((2, 3))), with_labels([0, 2, 1, 0]), target=target,
+            findings=False, variant=target, save=tmp_path / target,
+        )  # fmt: skip
+    with pytest.raises(InputError, match=r"answer different questions: target: label \(label"):
+        av.compare(tmp_path)
+
+
+def test_evaluations_of_other_targets_are_not_ranked(tmp_path: Path) -> None:
+    found = [
+        evaluate(
+            Answer(lambda y: y.mean((2, 3))), with_labels([0, 2, 1, 0]), target=target,
+            findings=False, variant=str(target),
+        )
+        for target in ("label", 1)
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="answer different questions: target: label"):
+        av.compare(found)
+    assert found[1].save(tmp_path / "a").settings["target"] == 1
 
 
 def test_processes_compute_the_same_to_the_last_bit(
