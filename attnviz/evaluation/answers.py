@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Integral, Real
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -70,9 +70,11 @@ def target_of(target: Any, classes: Sequence[str] | None = None) -> Target:
         InputError: It is none of these.
     """
     names = list(classes or ())
-    if callable(target) or target in _ANSWERS:
-        return target
+    if callable(target):
+        return cast(Callable[[Any], Tensor], target)
     if isinstance(target, str):
+        if target in _ANSWERS:
+            return cast(Target, target)
         if target in names:
             return names.index(target)
         raise unknown_name("target", target, [*_ANSWERS, *names])
@@ -141,6 +143,14 @@ def _is_number(label: Any) -> bool:
     return isinstance(label, Real | np.bool_) and math.isfinite(label)
 
 
+def _check_number(label: Any, name: str) -> None:
+    if not _is_number(label):
+        raise InputError(
+            f"{name}: expected a label that is a finite number, or None where there is none, "
+            f"got {label!r}"
+        )
+
+
 def _check_labels(batch: Batch, task: Task, n: int) -> None:
     """Whether every label of a batch is one that the task has.
 
@@ -156,22 +166,18 @@ def _check_labels(batch: Batch, task: Task, n: int) -> None:
                 f"{name}: expected no label, as of the images that were looked at first, got "
                 f"{label!r}; give all images labels, or target='predicted' or an index"
             )
-        vector = isinstance(label, Tensor) and label.ndim == 1
         if task == "several labels":
             if not (isinstance(label, Tensor) and label.shape == (n,)):
                 got = tuple(label.shape) if isinstance(label, Tensor) else repr(label)
                 raise InputError(f"{name}: expected a label of {n} classes, as a vector, got {got}")
-        elif vector or not _is_number(label):
-            raise InputError(
-                f"{name}: expected a label that is a finite number, or None where there is none, "
-                f"got {label!r}"
-            )
-        elif task == "binary" and float(label) not in (0.0, 1.0):
+            continue
+        _check_number(label, name)
+        if task == "binary" and float(label) not in (0.0, 1.0):
             raise InputError(
                 f"{name}: expected a label 0 or 1 of a model of one output, as of the images that "
                 f"were looked at first, got {label}"
             )
-        elif task == "classes" and not (float(label).is_integer() and 0 <= label < n):
+        if task == "classes" and not (float(label).is_integer() and 0 <= label < n):
             raise InputError(f"{name}: expected a label from 0 to {n - 1}, got {label}")
 
 
@@ -275,7 +281,8 @@ def _label(label: int | float | Tensor | None, best: int, n: int, name: str) -> 
     if isinstance(label, Tensor) and label.ndim:
         present = label.nonzero().flatten().tolist()
         return best if best in present or not present else int(present[0])
-    if not (_is_number(label) and 0 <= int(label) < n):
+    _check_number(label, name)
+    if not 0 <= int(label) < n:
         raise InputError(f"{name}: expected a label from 0 to {n - 1}, got {label}")
     return int(label)
 

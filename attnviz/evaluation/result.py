@@ -516,6 +516,8 @@ def _first_line(result: Evaluation) -> str:
     line = f"{result.variant}{seed}: {len(result.samples)} images"
     if not math.isnan(result.accuracy):
         line += f", accuracy {result.accuracy:.3f}"
+    if "prediction" in result.samples and (lost := int(result.samples["prediction"].isna().sum())):
+        line += f", {lost} with outputs that are NaN or infinite"
     groups = result.samples["group"].nunique() if "group" in result.samples else 0
     return line + (f", {groups} groups" if groups else "")
 

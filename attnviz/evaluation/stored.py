@@ -96,7 +96,7 @@ class StoredRun:
         """Its model, read as one score per output that a map can explain."""
         labels = [None if label < 0 else int(label) for label in self.dataset.labels().tolist()]
         labelled = any(label is not None for label in labels)
-        target = "label" if labelled else "predicted"
+        target: Target = "label" if labelled else "predicted"
         if self.target is not None:
             target = target_of(self.target, self.run.classes)
         outputs = tensor_of(self._outputs)

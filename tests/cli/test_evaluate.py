@@ -161,7 +161,7 @@ def test_a_folder_of_hugging_face_brings_its_size_normalisation_and_weights(
         ),
         (["--masks", "masks", *NORMALISED, "--labels", "no.csv"], "'folder' or a CSV file"),
         (["--masks", "masks", *NORMALISED, "--maps", "receivd"], "unknown map 'receivd'"),
-        (["--masks", "masks", *NORMALISED, "--target", "last"], "label, predicted or an index"),
+        (["--masks", "masks", *NORMALISED, "--target", "last"], "unknown target 'last': did you"),
         (
             ["--masks", "masks", *NORMALISED, "--calibration-images", "images"],
             "with either --calibration-masks or --calibration-coco",

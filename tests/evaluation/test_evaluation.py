@@ -350,6 +350,145 @@ def test_targets_choose_what_an_attribution_explains() -> None:
     assert own.raw("saliency").shape == (3, 32, 32)
 
 
+def test_targets_are_indices_of_any_type_and_names_of_classes() -> None:
+    model, data = Answer(lambda y: y.mean((2, 3))), with_labels([0, 2, 1])
+    options: dict[str, Any] = {"attributions": ["saliency"], "findings": False}
+    right = evaluate(model, data, target=1, **options)
+    for target in (np.int64(1), "dog"):
+        found = evaluate(model, data, target=target, classes=["cat", "dog", "owl"], **options)  # type: ignore[arg-type]  # what is tested
+        assert found.target == 1
+        np.testing.assert_array_equal(found.raw("saliency"), right.raw("saliency"))
+    without = with_labels([None] * 3)
+    for target in ("predicted", 1):
+        found = evaluate(model, without, target=target, **options)  # type: ignore[arg-type]  # a union of literals
+        want = evaluate(model, data, target=target, **options)  # type: ignore[arg-type]  # the same
+        np.testing.assert_array_equal(found.raw("saliency"), want.raw("saliency"))
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("lable", "unknown target 'lable': did you mean 'label'"),
+        ("dgo", "unknown target 'dgo': did you mean 'dog'"),
+        (1.0, "a class's name or a function of the outputs, got 1.0"),
+        (torch.tensor(1), "expected 'label', 'predicted', an index"),
+        ([0, 1, 2], "of one image after the other only 'label' and 'predicted' are explained"),
+        (True, "expected 'label', 'predicted', an index"),
+        (9, "target: expected an output from 0 to 2, got 9"),
+        (-1, "target: expected an output from 0 to 2, got -1"),
+    ],
+)
+@pytest.mark.parametrize("attending", [False, True])
+def test_other_targets_are_refused(
+    attending: bool, target: Any, message: str, unchecked: None
+) -> None:
+    model = Attending(3) if attending else Answer(lambda y: y.mean((2, 3)))
+    with pytest.raises(InputError, match=message):
+        evaluate(
+            model, with_labels([0, 2, 1]), target=target, classes=["cat", "dog", "owl"],
+            findings=False,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[np.float64(0), np.float64(2), np.float64(1)], [torch.tensor(float(k)) for k in (0, 2, 1)]],
+)
+def test_whole_numbers_are_classes_of_whatever_type(labels: list[Any], unchecked: None) -> None:
+    model = Answer(lambda y: y.mean((2, 3)))
+    options: dict[str, Any] = {"attributions": ["saliency"], "findings": False}
+    right = evaluate(model, with_labels([0, 2, 1]), **options)
+    found = evaluate(model, with_labels(labels), **options)
+    pd.testing.assert_frame_equal(found.samples, right.samples)
+
+
+@pytest.mark.parametrize("kind", [float, np.bool_, np.float32, lambda k: torch.tensor(float(k))])
+def test_labels_0_and_1_of_one_output_are_binary_of_whatever_type(
+    kind: Any, unchecked: None
+) -> None:
+    model = Answer(lambda y: y.mean((1, 2, 3)), 1)
+    right = evaluate(model, with_labels([0, 1, 1]), findings=False)
+    found = evaluate(model, with_labels([kind(k) for k in (0, 1, 1)]), findings=False)
+    assert found.accuracy == right.accuracy
+    np.testing.assert_array_equal(found.samples["correct"], right.samples["correct"])
+
+
+def test_labels_of_one_output_other_than_0_and_1_are_of_a_regression() -> None:
+    model = Answer(lambda y: y.mean((1, 2, 3)), 1)
+    for labels in ([1, 5, 3], [5, 1, 3]):
+        found = evaluate(model, with_labels(labels), findings=False).samples
+        assert "correct" not in found
+        np.testing.assert_allclose(found["loss"], (found["prediction"] - labels) ** 2)
+
+
+def test_labels_count_though_the_first_image_has_none() -> None:
+    model = Answer(lambda y: y.mean((2, 3)))
+    first = evaluate(model, with_labels([None, 0, 2, 1]), target="predicted", findings=False)
+    last = evaluate(model, with_labels([0, 2, 1, None]), target="predicted", findings=False)
+    assert first.samples["label"].tolist()[1:] == [0, 2, 1]
+    assert set(first.samples) == set(last.samples)
+    assert first.samples["correct"].notna().tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs", "labels", "message"),
+    [
+        ((2, 3), 3, [0, 3], "item 1: expected a label from 0 to 2, got 3"),
+        ((2, 3), 3, [0, -1], "item 1: expected a label from 0 to 2, got -1"),
+        ((2, 3), 3, [0, 0.5, 1], None),
+        ((2, 3), 3, ["a", "b"], "item 0: expected a label that is a finite number, or None where"),
+        ((2, 3), 3, [0, [0, 1]], r"expected a label that is a finite number, .* got \[0, 1\]"),
+        ((2, 3), 3, [float("nan")] * 2, "expected a label that is a finite number, .* got nan"),
+        (
+            (2, 3), 3, [torch.tensor([0, 1, 1]), torch.tensor([0, 1])],
+            r"item 1: expected a label of 3 classes, as a vector, got \(2,\)",
+        ),
+        (
+            (2, 3), 3, [torch.tensor([0, 1, 1]), 1],
+            "item 1: expected a label of 3 classes, as a vector, got 1",
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("target", ["label", "predicted"])
+def test_labels_that_no_output_has_are_named(
+    target: Any, shape: Any, outputs: int, labels: list[Any], message: str | None, unchecked: None
+) -> None:
+    model, data = Answer(lambda y: y.mean(shape), outputs), with_labels(labels)
+    if message is None:
+        assert "correct" not in evaluate(model, data, target=target, findings=False).samples
+        return
+    with pytest.raises(InputError, match=message):
+        evaluate(model, data, target=target, findings=False)
+
+
+def test_labels_of_another_kind_than_those_looked_at_first_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("attnviz.evaluation.identity.LOOKED_AT", 2)
+    with pytest.raises(InputError, match="item 1: expected a label 0 or 1 of a model of one"):
+        evaluate(Answer(lambda y: y.mean((1, 2, 3)), 1), with_labels([0, 5, 1]), findings=False)
+    with pytest.raises(InputError, match="item 1: expected no label, as of the images that were"):
+        evaluate(Answer(lambda y: y.mean((2, 3))), with_labels([None, 1, None]), findings=False)
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "label"),
+    [
+        (lambda y: y.mean((2, 3)), 3, 0),
+        (lambda y: y.mean((1, 2, 3)), 1, 0),
+        (lambda y: y.mean((2, 3)), 3, torch.tensor([0, 0, 0])),
+    ],
+)
+def test_an_answer_that_is_no_number_is_neither_right_nor_wrong(
+    shape: Any, classes: int, label: Any
+) -> None:
+    model = Answer(lambda y: shape(y) * torch.nan, classes)
+    found = evaluate(model, with_labels([label] * 3), findings=False)
+    assert np.isnan(found.accuracy)
+    assert found.samples["prediction"].isna().all()
+    assert "3 with outputs that are NaN or infinite" in str(found)
+
+
 def test_a_model_s_mistakes_are_counted() -> None:
     model = Answer(lambda y: y.mean((2, 3)))
     data = with_labels([0, 2, 1])
