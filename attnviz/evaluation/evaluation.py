@@ -508,10 +508,10 @@ class Levels:
 
     def __init__(self, samples: Samples, plan: Plan, held: Samples | None = None) -> None:
         self.plan = plan
-        self.masks = _spaced_masks(samples)
-        kept = [] if held is None or len(self.masks) != 1 else _spaced_masks(held)
+        self.masks, self.ignored = _spaced_masks(samples)
+        kept, without = ([], []) if held is None or len(self.masks) != 1 else _spaced_masks(held)
         same = len(kept) == 1 and kept[0].shape[1:] == self.masks[0].shape[1:]
-        self.calibration = kept[0] if same else None
+        self.calibration = kept[0] if same and without == [None] else None
         self._known: dict[Any, dict[str, dict[str, float]]] = {}
 
     def __call__(self, name: str, grid: tuple[int, ...]) -> dict[str, dict[str, float]]:
@@ -537,17 +537,25 @@ class Levels:
         threshold: Mapping[str, float] | None = None,
         levels: Sequence[str] = LEVELS,
     ) -> dict[str, dict[str, float]]:
-        return reference_levels(self.masks, grid, keys, threshold, self.calibration, levels)
+        return reference_levels(
+            self.masks, grid, keys, threshold, self.calibration, levels, self.ignored
+        )
 
 
-def _spaced_masks(samples: Samples) -> list[Tensor]:
-    """Masks with something in them of evenly spaced images, by size."""
+def _spaced_masks(samples: Samples) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Masks with something in them of evenly spaced images, by size, and their ignored pixels."""
     first = samples[0]
     pixels = math.prod(scored_size(first))
     chosen = spaced(len(samples), max(32, LEVEL_PIXELS // pixels))
-    found: dict[tuple[int, ...], list[Tensor]] = {}
+    found: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
     for batch in batches(samples, chosen, 32):
-        masks = batch.masks[batch.masks.flatten(1).any(1)]
-        found.setdefault(tuple(masks.shape[1:]), []).append(masks)
-    by_size = [torch.cat(parts) for parts in found.values()]
-    return [masks for masks in by_size if len(masks)]
+        filled = batch.masks.flatten(1).any(1)
+        if bool(filled.any()):
+            ignore = torch.zeros_like(batch.masks) if batch.ignore is None else batch.ignore
+            part = batch.masks[filled], ignore[filled]
+            found.setdefault(tuple(batch.masks.shape[1:]), []).append(part)
+    by_size = [tuple(map(torch.cat, zip(*parts, strict=True))) for parts in found.values()]
+    return (
+        [masks for masks, _ in by_size],
+        [ignore if bool(ignore.any()) else None for _, ignore in by_size],
+    )

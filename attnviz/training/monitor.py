@@ -20,10 +20,10 @@ from attnviz.diagnosis.recurring import Recurring
 from attnviz.errors import InputError, UnsupportedError, unknown_name
 from attnviz.evaluation.answers import Target, target_of
 from attnviz.evaluation.evaluation import device_of, evaluating
-from attnviz.evaluation.measuring import measured, sample_columns
+from attnviz.evaluation.measuring import measured, reference_levels, sample_columns
 from attnviz.evaluation.saving import kept
 from attnviz.maps import resized
-from attnviz.metrics import METRICS, baselines
+from attnviz.metrics import METRICS
 from attnviz.runs.writer import RunWriter
 from attnviz.statistics.summary import summarised
 from attnviz.trackers import Picture, Tracker, scores_table
@@ -390,12 +390,14 @@ class Monitor:
         return pictures
 
     def _summary(self, seen: Look) -> dict[str, Any]:
-        masks = [self.data[index].mask for index in seen.indices if self.data.shows(index)]
+        shown = [index for index in seen.indices if self.data.shows(index)]
+        parts = [(one.masks, one.ignore) for one in batches(self.data, shown, 32)]
+        masks, ignored = [one for one, _ in parts], [one for _, one in parts]
         group = grouping_of(_table(self.data, seen).iloc[list(seen.indices)])
         scores: dict[str, dict[str, Any]] = {}
         for name, maps in seen.maps.items():
             grid = (int(maps.shape[-2]), int(maps.shape[-1]))
-            levels = baselines(torch.stack(masks), grid, self.metrics) if masks else {}
+            levels = reference_levels(masks, grid, self.metrics, None, ignored=ignored)
             scores[name] = {
                 key: summarised(key, seen.columns[f"{name}/{key}"], levels.get(key), group=group)
                 for key in self.metrics

@@ -17,6 +17,9 @@ import attnviz as av
 from attnviz.data.samples import Sample
 from attnviz.errors import InputError, RunError
 from attnviz.evaluation import CheckFailed, evaluate
+from attnviz.evaluation.calibration import _box_at
+from attnviz.maps import resized
+from attnviz.metrics.counted import counted_thresholds
 from attnviz.runs import start_run
 from attnviz.runs.documents import sealed
 from attnviz.testing import assert_looks_at
@@ -586,6 +589,93 @@ def test_ignored_pixels_count_neither_way() -> None:
     inside = large[made.mask & ~ignore].sum() / large[~ignore].sum()
     score = result.samples["received/energy_pointing_game"][0]
     assert score == pytest.approx(float(inside), abs=1e-5)
+
+
+def partly_ignored(count: int, seed: int = 0) -> Listed:
+    """Images of which a strip at the right and below counts neither way, as in VOC."""
+    made = Patches(count, seed=seed)
+    found = []
+    for index in range(count):
+        one = made[index]
+        assert one.mask is not None
+        ignore = torch.zeros(32, 32, dtype=torch.bool)
+        ignore[:, 20 + index % 8 :] = ignore[22:] = True
+        mask = torch.zeros(32, 32, dtype=torch.bool)
+        mask[4 + index % 5 : 14, 3 : 9 + index % 4] = True
+        found.append(Sample(one.image, mask, None, ignore, 0))
+    return Listed(found)
+
+
+def test_reference_levels_and_thresholds_are_of_the_pixels_that_count() -> None:
+    """A slow twin: chance, and the best of all thresholds, with the ignored pixels taken out."""
+    data, held = partly_ignored(6), partly_ignored(5, seed=3)
+    keys = ["energy_pointing_game", "pixel_auroc", "mass_lift", "max_iou", "max_box_acc"]
+    model = Attending()
+    result = evaluate(model, data, calibration=held, metrics=keys, findings=False)
+    shares = [float(s.mask.sum() / (~s.ignore).sum()) for s in data.samples]
+    found = result.summary["received"]
+    assert found["energy_pointing_game"]["chance"] == pytest.approx(np.mean(shares))
+    assert found["mass_lift"]["chance"] == pytest.approx(1)
+    assert found["mass_lift"]["bound"] == pytest.approx(np.mean([1 / share for share in shares]))
+    assert found["pixel_auroc"]["chance"] == pytest.approx(0.5)
+    assert "max_box_acc" not in found  # no image of the calibration split is whole
+
+    raw = torch.from_numpy(evaluate(model, held, findings=False).raw("received"))
+    large = resized(raw, (32, 32), "bilinear").double()
+    counted = [
+        (one[~s.ignore], s.mask[~s.ignore]) for one, s in zip(large, held.samples, strict=True)
+    ]
+    scaled = [((one - one.min()) / (one.max() - one.min()), mask) for one, mask in counted]
+
+    def iou(tau: float) -> float:
+        return float(np.mean([((one >= tau) & mask).sum() / ((one >= tau) | mask).sum()
+                              for one, mask in scaled]))  # fmt: skip
+
+    best = max(iou(float(tau)) for one, _ in scaled for tau in one)
+    assert iou(result.tau("received", "max_iou")) == pytest.approx(best)
+
+
+def test_no_threshold_is_best_where_maps_say_nothing_and_pixels_are_ignored() -> None:
+    maps = torch.zeros(1, 4, 4)
+    maps[0, 0] = maps[0, 1, 0] = 1  # half of the mask among five pixels: IoU 1/6, of all 2/8
+    mask, ignore = torch.zeros(1, 4, 4, dtype=torch.bool), torch.zeros(1, 4, 4, dtype=torch.bool)
+    mask[0, 1, :2] = True
+    ignore[0, 2:] = True
+    assert counted_thresholds(maps, mask, ignore, ["iou"]) == {"iou": 0.0}
+
+
+def test_levels_are_of_the_pixels_that_count(unchecked: None) -> None:
+    masks, ignore = torch.zeros(2, 8, 8, dtype=torch.bool), torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[:, :4, :4] = ignore[:, 4:] = ignore[0, :, :2] = True
+    found = av.baselines(masks, (4, 4), ["energy_pointing_game", "max_iou"], ignore=ignore)
+    assert found["energy_pointing_game"]["chance"] == pytest.approx((8 / 24 + 16 / 32) / 2)
+    assert found["max_iou"]["redrawn"] == 1
+    with pytest.raises(InputError, match="ignore: max_box_acc is of whole images; leave out"):
+        av.baselines(masks, (4, 4), ["max_box_acc"], ignore=ignore)
+    with pytest.raises(InputError, match=r"ignore: expected bool \(2, 8, 8\) as the masks"):
+        av.baselines(masks, (4, 4), ignore=ignore[:1])
+
+
+def test_thresholds_of_boxes_are_chosen_by_the_annotated_boxes() -> None:
+    made = Patches(8)
+    both = [[[6, k, 14, k + 10], [14, k, 28, k + 10]] for k in range(8)]
+    samples = []
+    for k, boxes in enumerate(both):
+        mask = torch.zeros(32, 32, dtype=torch.bool)
+        mask[k : k + 10, 6:28] = True
+        samples.append(Sample(made[k].image, mask, torch.tensor(boxes), None, 0))
+    data, model = Listed(samples), Attending()
+    key = "max_box_acc_v2"
+    result = evaluate(model, data, calibration=data, metrics=[key], findings=False)
+    large = resized(torch.from_numpy(result.raw("received")), (32, 32), "bilinear")
+    masks = torch.stack([s.mask for s in samples if s.mask is not None])
+    boxes = [s.boxes for s in samples]
+    assert result.tau("received", key) == av.calibrate_threshold(large, masks, key, boxes=boxes)
+    assert result.tau("received", key) != av.calibrate_threshold(large, masks, key)
+    small = Sample(made[0].image, masks[0], torch.tensor([[6, 0, 14, 10], [0, 0, 1, 1]]), None, 0)
+    halved = _box_at(small, (32, 32), (16, 16))
+    assert halved is not None
+    assert halved.tolist() == [[3, 0, 7, 5], [0, 0, 1, 1]]
 
 
 def test_images_of_different_sizes_are_scored_at_their_own() -> None:
