@@ -248,8 +248,8 @@ def scored(
             large, batch.masks, keys, threshold=dict(threshold or {}), boxes=boxes
         )
         return {key: one.numpy() for key, one in scores.items()}
-    scores = counted_scores(large, batch.masks, batch.ignore, keys, threshold)
-    return {key: one.numpy() for key, one in scores.items()}
+    counted = counted_scores(large, batch.masks, batch.ignore, keys, threshold)
+    return {key: one.numpy() for key, one in counted.items()}
 
 
 def usable(metrics: Sequence[str], threshold: Mapping[str, float] | None) -> list[str]:

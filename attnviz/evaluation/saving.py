@@ -43,6 +43,9 @@ _FACTS = "evaluation.json"
 _SPOKEN = {"data": "data set (its images, masks, labels or groups)", "calibration": "calibration"}
 """What a message calls parts of an evaluation's identity."""
 
+IGNORED, BOXES, MODEL_IMAGES = "ignored pixels", "annotated boxes", "the model's images"
+"""What of a data set a run may lack, as it is noted in its settings."""
+
 TOGETHER = 64
 """Images that are read, and kept, at a time."""
 
@@ -132,7 +135,9 @@ def opened(
     if (path / "run.json").exists():
         writer = _resumed(path, known, variant, seed)
     else:
-        digest = kept(path.parent, samples, thing)
+        digest, lacks = kept(path.parent, samples, thing)
+        if lacks:
+            known["evaluation"] |= {"lacks": lacks}
         writer = start_run(
             path.parent, path.name, variant=variant, settings=known, seed=seed, dataset=digest,
             classes=classes or (), thing=thing, mean=scale.get("mean"), std=scale.get("std"),
@@ -216,21 +221,30 @@ def _other(one: Any, value: Any) -> bool:
     return first != second
 
 
-def kept(root: Path, samples: Samples, thing: str) -> str:
+def kept(root: Path, samples: Samples, thing: str) -> tuple[str, list[str]]:
     """Keep images, masks, boxes and labels beside the runs that share them, a few at a time.
 
     Returns:
-        The digest by which a run names them.
+        The digest by which a run names them, and what of the data is not kept: `IGNORED`, `BOXES`,
+        `MODEL_IMAGES`.
     """
+    lacks: set[str] = set()
     info = {"thing": thing}
     if samples[0].image.ndim == 4:
         video = channel_axis(samples[0]) == 1
         info["axis"] = str(getattr(samples, "axis", "frame" if video else "slice"))
-    return save_dataset(root, _arrays(samples), info=info)
+    digest = save_dataset(root, _arrays(samples, lacks), info=info)
+    return digest, sorted(lacks)
 
 
-def _arrays(samples: Samples) -> Iterator[dict[str, np.ndarray]]:
-    """What is kept of the images, in their order; neighbours of one size together."""
+def _arrays(samples: Samples, lacks: set[str]) -> Iterator[dict[str, np.ndarray]]:
+    """What is kept of the images, in their order; neighbours of one size together.
+
+    Args:
+        samples: The data set.
+        lacks: What is not kept is added here.
+    """
+    scales = _scales(samples[0])
     alike: list[Sample] = []
     for index in range(len(samples)):
         sample = checked(samples[index], index)
@@ -238,7 +252,48 @@ def _arrays(samples: Samples) -> Iterator[dict[str, np.ndarray]]:
             yield _kept(alike)
             alike = []
         alike.append(sample)
+        if sample.ignore is not None and bool(sample.ignore.any()):
+            lacks.add(IGNORED)
+        if sample.boxes is not None and not _is_filled(sample):
+            lacks.add(BOXES)
+        scales = [scale for scale in scales if _gives_back(sample, *scale)]
+        if not scales:
+            lacks.add(MODEL_IMAGES)
     yield _kept(alike)
+
+
+def _is_filled(sample: Sample) -> bool:
+    """Whether the mask is one box, that which was annotated: then it says all of the boxes."""
+    if sample.boxes is None or len(sample.boxes) != 1 or sample.mask is None:
+        return False
+    x0, y0, x1, y1 = sample.boxes[0].tolist()
+    inside = sample.mask[..., y0:y1, x0:x1]
+    return bool(inside.all()) and int(inside.sum()) == int(sample.mask.sum())
+
+
+def _scales(sample: Sample) -> list[tuple[Sequence[float], Sequence[float]]]:
+    """Mean and standard deviation by which a data set's images may be normalised.
+
+    Where that is not known they may be shades, from 0 to 1 or from −1 to 1, as `displayed` takes
+    them.
+    """
+    known = _normalisation(sample)
+    return [(known["mean"], known["std"])] if known else [((0.0,), (1.0,)), ((0.5,), (0.5,))]
+
+
+def _gives_back(sample: Sample, mean: Sequence[float], std: Sequence[float]) -> bool:
+    """Whether a picture as it is kept, normalised, is the image that the model took.
+
+    It is kept as bytes, and within 0 to 1: up to a shade in the mean.
+    """
+    if sample.image.ndim == 4:
+        return True  # volumes are never given to a model again
+    shares = _shown(sample, scored_size(sample)).permute(2, 0, 1).float() / 255
+    if shares.shape != sample.image.shape:
+        return False
+    scale = [torch.tensor(list(one)).view(-1, 1, 1) for one in (mean, std)]
+    own = sample.image.detach().cpu().float() * scale[1] + scale[0]
+    return float((own - shares).abs().mean()) <= 1 / 255
 
 
 def _kept(alike: Sequence[Sample]) -> dict[str, np.ndarray]:

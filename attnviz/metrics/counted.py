@@ -6,7 +6,7 @@ image. Metrics of boxes have no score where pixels are missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -62,8 +62,8 @@ def counted_thresholds(
     """`attnviz.calibrate_threshold` for several metrics, of the pixels that count.
 
     A pixel that does not count is given the least value of those that do, and lies in no mask:
-    above that value it changes no IoU. At τ = 0, where it would, the IoU is computed without it. Metrics
-    of boxes take the images without such pixels, and have no τ where there are none.
+    above that value it changes no IoU. At τ = 0, where it would, the IoU is computed without it.
+    Metrics of boxes take the images without such pixels, and have no τ where there are none.
 
     Args:
         maps: `(b, *places)`.
@@ -86,24 +86,16 @@ def counted_thresholds(
         least = maps.masked_fill(ignore, torch.inf).flatten(1).amin(1)
         least = least.view(-1, *[1] * (maps.ndim - 1))
         found = calibrate_all(torch.where(ignore, least, maps), goals, of_pixels, grid=grid)
-        found = {
-            key: _better(lambda tau, k=key: _mean(maps, goals, ignore, k, tau), key, tau)
-            for key, tau in found.items()
-        }
+        for key, tau in found.items():
+            at, of_all = (_mean(maps, goals, ignore, key, one) for one in (tau, 0.0))
+            lower = METRICS[key].definition.better == "lower"
+            found[key] = 0.0 if (of_all < at if lower else of_all > at) else tau
     of_boxes = [key for key in metrics if key in BOXES]
     if of_boxes and bool(whole.any()):
         chosen = whole.nonzero()[:, 0].tolist()
         own = None if boxes is None else [boxes[image] for image in chosen]
         found |= calibrate_all(maps[whole], masks[whole], of_boxes, grid=grid, boxes=own)
     return found
-
-
-def _better(score: Callable[[float], float], key: str, tau: float) -> float:
-    """τ, or 0 where that scores better."""
-    worse = (
-        (lambda a, b: a > b) if METRICS[key].definition.better == "lower" else (lambda a, b: a < b)
-    )
-    return 0.0 if worse(score(tau), score(0.0)) else tau
 
 
 def _mean(maps: Tensor, masks: Tensor, ignore: Tensor, key: str, tau: float) -> float:

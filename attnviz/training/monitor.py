@@ -157,6 +157,7 @@ class Monitor:
         if not self._active:
             return
         self.run, self.trackers = run, tuple(trackers)
+        self._lacks: list[str] = []
         with undisturbed():
             self.data = Calibration(data)
             self.pinned = _pinned(pinned, self.data)
@@ -227,6 +228,8 @@ class Monitor:
         if self.final:
             self._measure_all()
         summary: dict[str, Any] = {"not_measured": self.not_measured}
+        if self._lacks:
+            summary["lacks"] = self._lacks
         if self._last is None:
             warnings.warn(_NOTHING.format(self.not_measured.get(MAPS, "")), stacklevel=2)
         else:
@@ -424,7 +427,7 @@ class Monitor:
 
     def _describe(self, run: RunWriter) -> None:
         """What the run says about the images; and what it holds of an interrupted training."""
-        digest = kept(run.path.parent, self.data, self.data.thing or "object")
+        digest, self._lacks = kept(run.path.parent, self.data, self.data.thing or "object")
         run.describe(dataset=digest, thing=self.data.thing, classes=self.data.classes)
         run.before_finish(self.finish)
         self.findings = [one for one in run.summary.get("findings") or [] if "epoch" in one]

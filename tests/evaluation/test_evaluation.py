@@ -156,7 +156,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_table(
     monkeypatch.setattr("attnviz.evaluation.identity.LOOKED_AT", 1)
     model = Attending()
     whole = evaluate(model, Patches(12), save=tmp_path / "whole", findings=False)
-    monkeypatch.setattr("attnviz.evaluation.saving.kept", lambda *_: whole_digest(tmp_path))
+    monkeypatch.setattr("attnviz.evaluation.saving.kept", lambda *_: (whole_digest(tmp_path), []))
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, Interrupted(12), save=tmp_path / "halted", findings=False)
     assert av.open_run(tmp_path / "halted").state == "stopped"
@@ -184,7 +184,7 @@ def test_another_evaluation_s_folder_is_refused(
     evaluate(model, Patches(4), save=tmp_path / "a", findings=False)
     with pytest.raises(RunError, match="holds a complete run; save= needs"):
         evaluate(model, Patches(4), save=tmp_path / "a", findings=False)
-    monkeypatch.setattr("attnviz.evaluation.saving.kept", lambda *_: None)
+    monkeypatch.setattr("attnviz.evaluation.saving.kept", lambda *_: (None, []))
     monkeypatch.setattr("attnviz.evaluation.identity.LOOKED_AT", 1)
     few = ["iou_at_area"]
     with pytest.raises(KeyboardInterrupt):
