@@ -40,7 +40,7 @@ from attnviz.data.sources import samples_of
 from attnviz.errors import InputError, unknown_name
 from attnviz.evaluation.answers import Answers, Target, named_target, target_of, task_of, tensor_of
 from attnviz.evaluation.calibration import calibrated
-from attnviz.evaluation.examining import examined
+from attnviz.evaluation.examining import check_numbers, examined
 from attnviz.evaluation.identity import Look, spaced
 from attnviz.evaluation.measuring import (
     Measured,
@@ -168,15 +168,22 @@ def evaluate(
             where it can be known before.
         RunError: `save` holds another evaluation, or cannot be written.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            "evaluate: expected a model, an instance of torch.nn.Module, got "
+            f"{_described(model)}; attnviz.build_model and the command line make one of a name"
+        )
     samples = samples_of(data)
     if not len(samples):
         raise InputError("evaluate: expected at least one image, got none")
+    check_numbers("faithfulness", faithfulness, len(samples))
+    check_numbers("knockout", knockout, len(samples))
     classes = classes or class_names(samples)
     thing = thing or str(getattr(samples, "thing", "object"))
     variant = variant or type(model).__name__
     target = target_of(target, classes)
     held = None if calibration is None else samples_of(calibration)
-    where = torch.device(device) if device is not None else device_of(model)
+    where = device_of(model) if device is None else _device(device)
     with evaluating(model, where):
         look = Look(samples)
         answers, plan, found = planned(
@@ -211,6 +218,31 @@ def evaluate(
             )  # fmt: skip
             path = finished(place, result, model)
             return result if path is None else replace(result, facts={"run": str(path)})
+
+
+def _described(model: Any) -> str:
+    """What is no model, in a message."""
+    if isinstance(model, type):
+        return f"the class {model.__name__}"
+    return repr(model) if isinstance(model, str) else type(model).__name__
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """A device that is here.
+
+    Raises:
+        InputError: There is none of that name.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        said = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"evaluate: device: expected one that torch has here, such as 'cpu' or 'cuda', got "
+            f"{device!r} ({said})"
+        ) from error
+    return found
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -254,12 +286,20 @@ def planned(
     Raises:
         InputError: An unknown map, method or metric; a model or data that cannot be evaluated.
     """
+    for what, given in (("maps", maps), ("attributions", attributions), ("metrics", metrics)):
+        if isinstance(given, str):
+            raise InputError(f"evaluate: {what}: expected a list of names, got the text {given!r}")
     named = (
         attributions
         if isinstance(attributions, Mapping)
         else {name: {"method": name} for name in attributions}
     )
     for name, options in named.items():
+        if not isinstance(options, Mapping):
+            raise InputError(
+                f"evaluate: attributions: expected arguments of {name} by name, such as {{}}, got "
+                f"{options!r}"
+            )
         method = options.get("method", name)
         if isinstance(method, str) and method not in methods():
             raise unknown_name("attribution", method, methods())
@@ -371,13 +411,18 @@ def _layers(drawn: DrawnMaps, plan: Plan, unmeasured: Mapping[str, str]) -> dict
         if options.get("layer") is not None
     }
     keys = {drawing.construction.key for drawing in chosen.values()}
+    missing = {
+        key: "the model has no attention or gate that this map is of"
+        + ("" if plan.names else f"; {', '.join(plan.attributions)} is scored instead")
+        for key in plan.maps or ()
+        if key not in keys
+    }
     return {
         "layers": layers,
         "about": {name: str(drawing.construction) for name, drawing in chosen.items()},
         "options": dict(plan.attributions),
-        "left_out": {
-            name: why for name, why in drawn.left_out.items() if name.split(".")[0] not in keys
-        },
+        "left_out": missing
+        | {name: why for name, why in drawn.left_out.items() if name.split(".")[0] not in keys},
         "primary": drawn.primary,
         "unmeasured": {name: why for name, why in unmeasured.items() if name in layers.values()},
         "earlier": 0 if plan.names is None else len(drawn) - len(plan.names),

@@ -124,6 +124,12 @@ def opened(
         return
     path = Path(save)
     outside_runs(path.parent)
+    if path.exists() and not path.is_dir():
+        raise RunError(f"evaluate: {path} is a file; save= needs a folder for the run (--out)")
+    if path.is_dir() and not (path / "run.json").exists() and any(path.iterdir()):
+        raise RunError(
+            f"evaluate: {path} holds files that are no run; save= needs a new folder (--out)"
+        )
     scale = _normalisation(samples[0])
     known = {
         "evaluation": {**about, **scale},

@@ -562,6 +562,96 @@ def test_labels_outside_the_classes_are_named() -> None:
         evaluate(Answer(lambda y: y.mean((2, 3))), data, findings=False)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "resnet18"}, "an instance of torch.nn.Module, got 'resnet18'; attnviz.build_"),
+        ({"model": Attending}, "expected a model, .* got the class Attending"),
+        ({"model": lambda x: x}, "expected a model, .* got function"),
+        ({"device": "gpu"}, "device: expected one that torch has here, .* got 'gpu'"),
+        ({"device": "cuda:99"}, "device: expected one that torch has here"),
+        ({"faithfulness": [99]}, "faithfulness: expected how many images, .* from 0 to 2, got 99"),
+        ({"faithfulness": -1}, "faithfulness: expected how many images, .* got -1"),
+        ({"faithfulness": {"images": [3]}}, "faithfulness: expected how many images, .* got 3"),
+        ({"faithfulness": [0.5]}, r"faithfulness: expected how many images, .* got 0\.5"),
+        ({"knockout": [77]}, "knockout: expected how many images, .* from 0 to 2, got 77"),
+        ({"faithfulness": np.array([0])}, "faithfulness: expected how many images, .* got array"),
+        ({"knockout": "all"}, "knockout: expected how many images, .* got 'all'"),
+        (
+            {"attributions": {"saliency": None}},
+            r"attributions: expected arguments of saliency by name, such as \{\}, got None",
+        ),
+        ({"attributions": "saliency"}, "attributions: expected a list of names, got the text 'sal"),
+        ({"metrics": "pointing_game"}, "metrics: expected a list of names, got the text 'pointing"),
+        ({"maps": "received"}, "maps: expected a list of names, got the text 'received'"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_before_the_work(
+    options: dict[str, Any], message: str, unchecked: None
+) -> None:
+    data = Patches(3)
+    with pytest.raises(InputError, match=message):
+        evaluate(**{"model": Attending(), "data": data, **options})
+    assert set(data.read) <= {0}
+
+
+def test_numbers_of_images_are_of_any_integer_type() -> None:
+    found = evaluate(
+        Attending(), Patches(3), faithfulness=(np.int64(0), 2), knockout=np.int64(2), findings=False
+    )  # type: ignore[call-overload]  # what is tested
+    assert found.samples["received/deletion_auc"].notna().tolist() == [True, False, True]
+
+
+def test_a_run_is_not_written_over_files(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunError, match=r"file is a file; save= needs a folder for the run \(--out"):
+        evaluate(Attending(), Patches(2), save=tmp_path / "file", findings=False)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    with pytest.raises(RunError, match="notes holds files that are no run; save= needs a new"):
+        evaluate(Attending(), Patches(2), save=tmp_path / "notes", findings=False)
+    assert not (tmp_path / "datasets").exists()
+
+
+def test_a_map_that_the_model_has_not_is_said_where_grad_cam_is_scored_instead() -> None:
+    found = evaluate(convolutions(), Patches(3, classes=2), maps=["class_row"], findings=False)
+    assert found.maps == ["layer_gradcam"]
+    said = "no map class_row: the model has no attention or gate that this map is of"
+    assert f"{said}; layer_gradcam is scored instead" in str(found)
+    some = evaluate(Attending(), Patches(3), maps=["received", "class_row"], findings=False)
+    assert some.maps == ["received"]
+    assert "no map class_row" in str(some)
+    assert "scored instead" not in str(some)
+
+
+def test_the_table_says_why_no_image_has_a_score() -> None:
+    empty = torch.zeros(32, 32, dtype=torch.bool)
+    data = Listed(
+        [Sample(one.image, empty, label=0) for one in map(Patches(2).__getitem__, (0, 1))]
+    )
+    told = "received: no image could be scored: "
+    assert f"{told}no mask has anything in it" in str(evaluate(Attending(), data, findings=False))
+    broken = convolutions()
+    with torch.no_grad():
+        for weight in broken.parameters():
+            weight.fill_(torch.nan)
+    said = str(evaluate(broken, Patches(3, classes=2), findings=False))
+    assert "layer_gradcam: no image could be scored: its maps are NaN or infinite" in said
+    assert told not in str(evaluate(Attending(), Patches(3), findings=False))
+
+
+def test_demands_that_cannot_be_read_and_metrics_without_scores_are_refused() -> None:
+    found = evaluate(Attending(), Patches(3), findings=False)
+    for demand in (">= 1.2.3", ">= .", 0.3, ">= "):
+        with pytest.raises(InputError, match=r"expected a demand such as '>= \.3', got"):
+            found.check(energy_pointing_game=demand)  # type: ignore[arg-type]  # one is a number
+    found.check(energy_pointing_game=">= .0", pixel_auroc=">= 0.")
+    with pytest.raises(InputError, match="max_iou of received needs a threshold: evaluate with"):
+        found.check(max_iou=">= .3")
+    with pytest.raises(InputError, match="unknown metric 'pointing': did you mean 'pointing_game'"):
+        found.to_latex(["pointing"])
+
+
 def test_unknown_names_are_refused_before_the_work() -> None:
     data = Patches(3)
     for options, message in (
@@ -700,9 +790,11 @@ def test_an_image_without_a_mask_has_no_score_and_no_zero() -> None:
 
 def test_a_run_is_complete_readable_and_ranked(tmp_path: Path) -> None:
     for seed in (0, 1):
-        torch.manual_seed(seed)
+        model = Attending(2)
+        with torch.no_grad():
+            model.head.weight.add_(0.1 * seed)
         result = evaluate(
-            Attending(2), Patches(12, classes=2), save=tmp_path / f"own-{seed}", variant="own",
+            model, Patches(12, classes=2), save=tmp_path / f"own-{seed}", variant="own",
             seed=seed, thing="lesion", classes=["no", "yes"], rows=2, knockout=2, faithfulness=2,
         )  # fmt: skip
     assert result.raw("received").shape == (12, 8, 8)  # of a saved one, read from its run

@@ -245,3 +245,13 @@ def test_images_that_are_shades_serve_again(tmp_path: Path, low: float) -> None:
     assert "lacks" not in av.open_run(path).settings["evaluation"]
     scale = ["--normalise", "symmetric"] if low else ["--mean", "0", "--std", "1"]
     assert run(["attribute", str(path), "--model", FACTORY, "--method", "saliency", *scale]) == 0
+
+
+def test_runs_with_the_same_weights_are_no_replicates(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        av.evaluate(
+            Attending(2), pictures(), save=tmp_path / f"a-{seed}", variant="a", seed=seed,
+            findings=False,
+        )  # fmt: skip
+    with pytest.raises(InputError, match="got the same weights in a-0, a-1: a seed is of a"):
+        av.compare(tmp_path)
