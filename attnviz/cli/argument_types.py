@@ -40,12 +40,8 @@ def whole(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
 
 
 def target(text: str) -> str | int:
-    """An output that is explained: `label`, `predicted` or an index."""
-    if text in ("label", "predicted"):
-        return text
-    if text.isdecimal():
-        return whole(0)(text)
-    raise ArgumentTypeError(f"expected label, predicted or an index, got {text!r}")
+    """An output that is explained: `label`, `predicted`, an index or the name of a class."""
+    return whole(0)(text) if text.isdecimal() else word(text)
 
 
 LARGEST = 4096

@@ -103,6 +103,7 @@ def _attributed(
 ) -> dict[str, Any]:
     """Draw, score (before anything is rounded), and amend the run."""
     bench = stored(args, found.path)
+    bench.check_pixels()
     parts = parts_of(bench.dataset.count, PIECE)
     alone = len(parts) == 1  # then the rows are counted, else the parts
     drawn = spread(

@@ -147,6 +147,12 @@ def scale_of(args: argparse.Namespace) -> tuple[tuple[float, ...], tuple[float, 
         mean, std = _three("--mean", args.mean), _three("--std", args.std)
         if min(std) <= 0:
             raise InputError(f"--std: expected positive numbers, got {std}")
+        for flag, numbers in (("--mean", mean), ("--std", std)):
+            if min(numbers) < 0 or max(numbers) > 1:
+                raise InputError(
+                    f"{flag}: expected numbers from 0 to 1, of pixels from 0 to 1, got {numbers}; "
+                    "divide those of pixels from 0 to 255 by 255"
+                )
         return mean, std
     if args.normalise is None:
         return None

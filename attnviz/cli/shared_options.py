@@ -33,8 +33,8 @@ def add_target(parser: argparse._ActionsContainer) -> None:
     """Which output is explained."""
     parser.add_argument(
         "--target", type=target, metavar="WHICH",
-        help="output of several that is explained: label, predicted or an index (default: label, "
-        "or predicted where there are no labels)",
+        help="output of several that is explained: label, predicted, an index or a class's name "
+        "(default: label, or predicted where there are no labels)",
     )  # fmt: skip
 
 

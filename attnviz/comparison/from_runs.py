@@ -17,7 +17,7 @@ import numpy as np
 from attnviz.comparison.groups import Group, thing_of
 from attnviz.definitions import LEVELS
 from attnviz.errors import InputError, unknown_name
-from attnviz.runs import ABSENT, differing, in_words
+from attnviz.runs import ABSENT, differing, flat, in_words
 from attnviz.statistics.clusters import GROUP, labelled
 from attnviz.statistics.variance import mean_of_valid
 
@@ -25,7 +25,7 @@ _NEEDED = ("index", "x0", "y0", "x1", "y1")
 _SHARED = ("label", "name")
 """Columns that must agree between runs that have them."""
 _QUESTION = {
-    *("question", "data", "dataset", "folder", "split", "test", "image", "side"),
+    *("question", "target", "data", "dataset", "folder", "split", "test", "image", "side"),
     *("patch", "size", "shape", "fill", "opacity", "count", "fraction"),
 }
 _INCIDENTAL = {
@@ -251,6 +251,17 @@ def _replicates(variant: str, runs: Mapping[str, Any]) -> None:
         raise InputError(
             f"compare: expected one run of {variant} per seed, got {', '.join(twice)}; choose one"
         )
+    trained: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        weights = flat(run.settings).get("evaluation.weights")
+        if weights is not None:
+            trained.setdefault(str(weights), []).append(name)
+    for same in trained.values():
+        if len(same) > 1:
+            raise InputError(
+                f"compare: expected the runs of {variant} to be trainings of their own, got the "
+                f"same weights in {', '.join(same)}: a seed is of a training; choose one"
+            )
 
 
 def _same_rows(frames: Mapping[str, Any]) -> None:

@@ -255,7 +255,7 @@ def _run_of(entry: Any) -> Any:
         variant=entry.variant,
         seed=entry.seed,
         thing=entry.thing,
-        settings={"thing": entry.thing},
+        settings={"thing": entry.thing, "target": entry.target},
         summary={
             "map": entry.primary,
             "metrics": entry.summary,

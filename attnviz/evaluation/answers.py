@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from numbers import Integral, Real
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -13,13 +15,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attnviz.data.samples import Batch, called
-from attnviz.errors import InputError
+from attnviz.errors import InputError, unknown_name
 
 Target: TypeAlias = Literal["label", "predicted"] | int | Callable[[Any], Tensor]
 """Which output a map explains: that of the image's label, the largest, the one of this index, or
 a function from the model's outputs to one number per image `(b,)`."""
 
 Task = Literal["binary", "classes", "several labels", "regression", "segmentation", "embedding"]
+
+_ANSWERS = ("label", "predicted")
 
 _FIELDS = ("logits", "out", "pooler_output", "image_embeds", "last_hidden_state")
 
@@ -52,39 +56,129 @@ def tensor_of(outputs: Any) -> Tensor:
     )
 
 
-def task_of(outputs: Tensor, batch: Batch) -> Task:
-    """The kind of task, from a model's outputs and the labels of a batch.
+def target_of(target: Any, classes: Sequence[str] | None = None) -> Target:
+    """What is explained, checked.
+
+    Args:
+        target: `"label"`, `"predicted"`, an index, the name of a class, or a function.
+        classes: The names of the classes, by index.
+
+    Returns:
+        The same; a class's name as its index.
+
+    Raises:
+        InputError: It is none of these.
+    """
+    names = list(classes or ())
+    if callable(target):
+        return cast(Callable[[Any], Tensor], target)
+    if isinstance(target, str):
+        if target in _ANSWERS:
+            return cast(Target, target)
+        if target in names:
+            return names.index(target)
+        raise unknown_name("target", target, [*_ANSWERS, *names])
+    if isinstance(target, Integral) and not isinstance(target, bool):
+        return int(target)
+    raise InputError(
+        f"target: expected 'label', 'predicted', an index, a class's name or a function of the "
+        f"outputs, got {target!r}; of one image after the other only 'label' and 'predicted' are "
+        "explained"
+    )
+
+
+def named_target(target: Target) -> str | int:
+    """A target as a run's settings hold it: a function by its name."""
+    if callable(target):
+        return f"{target.__module__}.{getattr(target, '__qualname__', type(target).__name__)}"
+    return target
+
+
+def task_of(outputs: Tensor, count: int, labels: Sequence[Any], target: Target = "label") -> Task:
+    """The kind of task, from a model's outputs and labels.
+
+    Labels that are all 0 or 1 of a model of one output are binary, and whole numbers of a model of
+    several are classes, of whatever type.
+
+    Args:
+        outputs: Of a batch.
+        count: Images of the batch.
+        labels: Of some images; None where there is none.
+        target: What is explained. Of several outputs without labels one is an answer where it is
+            `"predicted"` or an index, and all are an embedding otherwise.
 
     Raises:
         InputError: Outputs of another rank, or labels that do not fit them.
     """
-    labels = [sample.label for sample in batch.samples if sample.label is not None]
-    if outputs.shape[0] != len(batch) or outputs.ndim not in (1, 2, 3, 4, 5):
+    if outputs.ndim not in (1, 2, 3, 4, 5) or outputs.shape[0] != count:
         raise InputError(
-            f"evaluate: expected outputs for {len(batch)} images, (b,), (b, n) or (b, n, h, w), "
+            f"evaluate: expected outputs for {count} images, (b,), (b, n) or (b, n, h, w), "
             f"got {tuple(outputs.shape)}"
         )
+    known = [label for label in labels if label is not None]
     if outputs.ndim > 3:
         return "segmentation"
-    if outputs.ndim == 3 or not labels:
-        return "binary" if outputs.ndim < 3 and outputs[0].numel() == 1 else "embedding"
-    single = outputs.ndim == 1 or outputs.shape[1] == 1
-    first = labels[0]
-    if isinstance(first, Tensor) and first.ndim:
-        if single or len(first) != outputs.shape[1]:
+    single = outputs.ndim < 3 and outputs[0].numel() == 1
+    if outputs.ndim == 3 or not known:
+        if single:
+            return "binary"
+        return "embedding" if outputs.ndim == 3 or target == "label" else "classes"
+    vectors = [label for label in known if isinstance(label, Tensor) and label.ndim]
+    if vectors:
+        if single or len(vectors[0]) != outputs.shape[1]:
             raise InputError(
-                f"evaluate: labels of {len(first)} classes and outputs {tuple(outputs.shape)}"
+                f"evaluate: labels of {len(vectors[0])} classes and outputs {tuple(outputs.shape)}"
             )
         return "several labels"
+    if not all(map(_is_number, known)):
+        return "classes"  # each is named where it is read
     if single:
-        return "binary" if _is_whole(first) and float(first) in (0.0, 1.0) else "regression"
-    return "classes" if _is_whole(first) else "regression"
+        return "binary" if all(float(label) in (0.0, 1.0) for label in known) else "regression"
+    return "classes" if all(float(label).is_integer() for label in known) else "regression"
 
 
-def _is_whole(label: int | float | Tensor) -> bool:
+def _is_number(label: Any) -> bool:
     if isinstance(label, Tensor):
-        return not label.dtype.is_floating_point
-    return isinstance(label, int | bool | np.integer)
+        return label.ndim == 0 and bool(label.isfinite())
+    return isinstance(label, Real | np.bool_) and math.isfinite(label)
+
+
+def _check_number(label: Any, name: str) -> None:
+    if not _is_number(label):
+        raise InputError(
+            f"{name}: expected a label that is a finite number, or None where there is none, "
+            f"got {label!r}"
+        )
+
+
+def _check_labels(batch: Batch, task: Task, n: int) -> None:
+    """Whether every label of a batch is one that the task has.
+
+    Raises:
+        InputError: One is not; the image is named.
+    """
+    for index, sample in zip(batch.indices, batch.samples, strict=True):
+        label, name = sample.label, called(sample, index)
+        if label is None:
+            continue
+        if task == "embedding":
+            raise InputError(
+                f"{name}: expected no label, as of the images that were looked at first, got "
+                f"{label!r}; give all images labels, or target='predicted' or an index"
+            )
+        if task == "several labels":
+            if not (isinstance(label, Tensor) and label.shape == (n,)):
+                got = tuple(label.shape) if isinstance(label, Tensor) else repr(label)
+                raise InputError(f"{name}: expected a label of {n} classes, as a vector, got {got}")
+            continue
+        _check_number(label, name)
+        if task == "binary" and float(label) not in (0.0, 1.0):
+            raise InputError(
+                f"{name}: expected a label 0 or 1 of a model of one output, as of the images that "
+                f"were looked at first, got {label}"
+            )
+        if task == "classes" and not (float(label).is_integer() and 0 <= label < n):
+            raise InputError(f"{name}: expected a label from 0 to {n - 1}, got {label}")
 
 
 class Answers(nn.Module):
@@ -138,6 +232,15 @@ class Answers(nn.Module):
         plain = isinstance(outputs, Tensor) and outputs.ndim < 3 and not callable(self.target)
         return self.model if plain and self.task != "embedding" else self
 
+    def check_target(self, n: int) -> None:
+        """Refuse an index that none of the model's `n` outputs has.
+
+        Raises:
+            InputError: It is out of range.
+        """
+        if isinstance(self.target, int) and not 0 <= self.target < n:
+            raise InputError(f"target: expected an output from 0 to {n - 1}, got {self.target}")
+
     def chosen(self, scores: Float[Tensor, "b n"], batch: Batch) -> list[int] | None:
         """Which column each image's map explains; None where there is one column only.
 
@@ -145,11 +248,10 @@ class Answers(nn.Module):
             InputError: `target="label"` and an image without a label, or an index out of range.
         """
         n = scores.shape[1]
+        self.check_target(n)
         if n == 1 or callable(self.target):
             return None
         if isinstance(self.target, int):
-            if not 0 <= self.target < n:
-                raise InputError(f"target: expected an output from 0 to {n - 1}, got {self.target}")
             return [self.target] * len(batch)
         largest: list[int] = scores.argmax(1).tolist()
         if self.target == "predicted" or self.task in ("embedding", "regression"):
@@ -179,6 +281,7 @@ def _label(label: int | float | Tensor | None, best: int, n: int, name: str) -> 
     if isinstance(label, Tensor) and label.ndim:
         present = label.nonzero().flatten().tolist()
         return best if best in present or not present else int(present[0])
+    _check_number(label, name)
     if not 0 <= int(label) < n:
         raise InputError(f"{name}: expected a label from 0 to {n - 1}, got {label}")
     return int(label)
@@ -193,8 +296,11 @@ def columns_of(outputs: Any, batch: Batch, task: Task) -> dict[str, np.ndarray]:
         `loss`; only those that the task has.
     """
     if task == "embedding":
+        if tensor_of(outputs).ndim == 2:
+            _check_labels(batch, task, 0)
         return {}
     tensor = tensor_of(outputs).detach().float().cpu()
+    _check_labels(batch, task, 1 if tensor.ndim == 1 else tensor.shape[1])
     labels = [sample.label for sample in batch.samples]
     if task == "segmentation":
         tensor = _class_scores(tensor)
@@ -213,12 +319,18 @@ def _numbers(labels: Sequence[Any]) -> np.ndarray:
     return np.array([np.nan if label is None else float(label) for label in labels])
 
 
+def _where_finite(logits: Tensor, prediction: Tensor) -> np.ndarray:
+    """Predictions, NaN of images of which an output is not finite: that is no answer."""
+    answered = logits.isfinite().all(1).numpy()
+    return np.where(answered, prediction.numpy(), np.nan)
+
+
 def _binary(logits: Tensor, labels: Sequence[Any]) -> dict[str, np.ndarray]:
     probability = logits.sigmoid().numpy()
-    prediction = (logits > 0).long().numpy()
+    prediction = _where_finite(logits[:, None], (logits > 0).double())
     truth = _numbers(labels)
-    known = np.isfinite(truth)
-    goal = torch.from_numpy(np.where(known, truth, 0)).to(logits)
+    known = np.isfinite(truth) & np.isfinite(prediction)
+    goal = torch.from_numpy(np.where(np.isfinite(truth), truth, 0)).to(logits)
     loss = F.binary_cross_entropy_with_logits(logits, goal, reduction="none").numpy()
     return {
         "label": truth,
@@ -235,6 +347,7 @@ def _classes(logits: Tensor, labels: Sequence[Any], *, counted: bool) -> dict[st
     shares = logits.softmax(1)
     prediction = logits.argmax(1)
     truth = _numbers(labels)
+    said = _where_finite(logits, prediction)
     known = np.isfinite(truth) if counted else np.zeros(len(truth), dtype=bool)
     goal = torch.where(torch.from_numpy(known), torch.from_numpy(np.nan_to_num(truth)).long(),
                        prediction)  # fmt: skip
@@ -242,8 +355,8 @@ def _classes(logits: Tensor, labels: Sequence[Any], *, counted: bool) -> dict[st
     loss = F.cross_entropy(logits, goal, reduction="none").numpy()
     return {
         "label": truth,
-        "prediction": prediction.numpy(),
-        "correct": np.where(known, prediction.numpy() == truth, np.nan),
+        "prediction": said,
+        "correct": np.where(known & np.isfinite(said), said == truth, np.nan),
         "probability": of_goal,
         "confidence": shares.amax(1).numpy(),
         "loss": np.where(known, loss, np.nan),
@@ -256,11 +369,11 @@ def _several(logits: Tensor, labels: Sequence[Any]) -> dict[str, np.ndarray]:
     prediction = logits > 0
     known = truth.isfinite().all(1).numpy()
     exact = (prediction == (truth > 0.5)).all(1).numpy()
+    best = _where_finite(logits, logits.argmax(1))
     loss = F.binary_cross_entropy_with_logits(logits, truth.nan_to_num(), reduction="none").mean(1)
-    best = logits.argmax(1)
     return {
-        "prediction": best.numpy(),
-        "correct": np.where(known, exact, np.nan),
+        "prediction": best,
+        "correct": np.where(known & np.isfinite(best), exact, np.nan),
         "confidence": logits.sigmoid().amax(1).numpy(),
         "loss": np.where(known, loss.numpy(), np.nan),
     }

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnviz.data.samples import Samples, batches
+from attnviz.data.samples import Sample, Samples, batches
 from attnviz.errors import InputError
 from attnviz.evaluation.answers import Answers
+from attnviz.evaluation.identity import spaced
 from attnviz.evaluation.measuring import Plan, measured
 from attnviz.maps import resized
-from attnviz.metrics.thresholds import calibrate_all
+from attnviz.metrics.counted import counted_thresholds
 
 CALIBRATION = 1024
 """The most images that are used; evenly spaced over the split."""
@@ -43,17 +44,22 @@ def calibrated(answers: Answers, samples: Samples, plan: Plan) -> dict[str, Any]
         InputError: No image of the split has a mask.
     """
     wanted = [key for key in plan.metrics if key in THRESHOLDED]
-    chosen = np.linspace(0, len(samples) - 1, min(len(samples), CALIBRATION)).round().astype(int)
     plain = replace(plan, metrics=(PRIMARY,), heads=(PRIMARY,) if plan.heads else ())
     maps: dict[str, list[Tensor]] = {}
     scores: dict[tuple[str, int | None], list[np.ndarray]] = {}
     masks: list[Tensor] = []
-    for found in batches(samples, np.unique(chosen).tolist(), plan.batch):
+    ignored: list[Tensor] = []
+    boxes: list[Tensor | None] = []
+    for found in batches(samples, spaced(len(samples), CALIBRATION), plan.batch):
         if not bool(found.masks.any()):
             continue
         seen = measured(answers, found, plain)
         size = found.masks.shape[1:] if not masks else masks[0].shape[1:]
         masks.append(_at(found.masks, size))
+        ignored.append(
+            torch.zeros_like(masks[-1]) if found.ignore is None else _at(found.ignore, size)
+        )
+        boxes += [_box_at(one, found.masks.shape[1:], size) for one in found.samples]
         for name, one in seen.maps.items():
             maps.setdefault(name, []).append(one)
             scores.setdefault((name, None), []).append(seen.columns[f"{name}/{PRIMARY}"])
@@ -64,22 +70,26 @@ def calibrated(answers: Answers, samples: Samples, plan: Plan) -> dict[str, Any]
         raise InputError("evaluate: expected calibration images with masks, got none")
     goal = torch.cat(masks)
     means = {key: _mean(parts) for key, parts in scores.items()}
-    count = int(goal.flatten(1).any(1).sum())
+    count = int((goal & ~torch.cat(ignored)).flatten(1).any(1).sum())
     return {
-        "thresholds": _thresholds(maps, goal, wanted),
+        "thresholds": _thresholds(maps, goal, torch.cat(ignored), boxes, wanted),
         "chosen": _chosen(means, list(maps), count),
     }
 
 
 def _thresholds(
-    maps: Mapping[str, Sequence[Tensor]], goal: Tensor, wanted: Sequence[str]
+    maps: Mapping[str, Sequence[Tensor]],
+    goal: Tensor,
+    ignore: Tensor,
+    boxes: Sequence[Tensor | None],
+    wanted: Sequence[str],
 ) -> dict[str, dict[str, float]]:
     thresholds = {}
     size = tuple(goal.shape[1:])
     for name, parts in maps.items() if wanted else ():
         large = torch.cat([resized(one, size, "bilinear") for one in parts])
         try:
-            thresholds[name] = calibrate_all(large, goal, wanted)
+            thresholds[name] = counted_thresholds(large, goal, ignore, wanted, boxes=boxes)
         except InputError:  # no image whose map can be thresholded
             continue
     return thresholds
@@ -114,6 +124,17 @@ def _mean(parts: Sequence[np.ndarray]) -> float:
     whole = np.concatenate(parts)
     valid = whole[np.isfinite(whole)]
     return float(valid.mean()) if len(valid) else float("nan")
+
+
+def _box_at(sample: Sample, own: Sequence[int], size: Sequence[int]) -> Tensor | None:
+    """The annotated boxes of an image at another size, of at least one pixel."""
+    if sample.boxes is None or tuple(own) == tuple(size):
+        return sample.boxes
+    high, wide = (int(side) for side in size)
+    scale = torch.tensor([wide / own[1], high / own[0]] * 2)
+    x0, y0, x1, y1 = (sample.boxes * scale).round().long().unbind(1)
+    x0, y0 = x0.clamp(max=wide - 1), y0.clamp(max=high - 1)
+    return torch.stack([x0, y0, torch.maximum(x1, x0 + 1), torch.maximum(y1, y0 + 1)], 1)
 
 
 def _at(masks: Tensor, size: Sequence[int]) -> Tensor:

@@ -38,9 +38,10 @@ from attnviz.data.samples import (
 )
 from attnviz.data.sources import samples_of
 from attnviz.errors import InputError, unknown_name
-from attnviz.evaluation.answers import Answers, Target, task_of, tensor_of
+from attnviz.evaluation.answers import Answers, Target, named_target, target_of, task_of, tensor_of
 from attnviz.evaluation.calibration import calibrated
-from attnviz.evaluation.examining import examined
+from attnviz.evaluation.examining import check_numbers, examined
+from attnviz.evaluation.identity import Look, spaced
 from attnviz.evaluation.measuring import (
     Measured,
     Plan,
@@ -167,18 +168,27 @@ def evaluate(
             where it can be known before.
         RunError: `save` holds another evaluation, or cannot be written.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            "evaluate: expected a model, an instance of torch.nn.Module, got "
+            f"{_described(model)}; attnviz.build_model and the command line make one of a name"
+        )
     samples = samples_of(data)
     if not len(samples):
         raise InputError("evaluate: expected at least one image, got none")
+    check_numbers("faithfulness", faithfulness, len(samples))
+    check_numbers("knockout", knockout, len(samples))
     classes = classes or class_names(samples)
     thing = thing or str(getattr(samples, "thing", "object"))
     variant = variant or type(model).__name__
+    target = target_of(target, classes)
     held = None if calibration is None else samples_of(calibration)
-    where = torch.device(device) if device is not None else device_of(model)
+    where = device_of(model) if device is None else _device(device)
     with evaluating(model, where):
+        look = Look(samples)
         answers, plan, found = planned(
             model, samples, maps, attributions, metrics, target, batch, str(where),
-            layers=layers, heads=heads, layout=layout,
+            layers=layers, heads=heads, layout=layout, look=look,
         )  # fmt: skip
         if samples[0].image.ndim == 4:
             if faithfulness or knockout:
@@ -187,7 +197,7 @@ def evaluate(
                     "leave both out"
                 )
             findings = False
-        about = fingerprint(model, samples, plan, settings)
+        about = {} if save is None else fingerprint(model, samples, plan, target, look, held)
         with opened(save, about, samples, variant, seed, thing, classes, settings) as place:
             chosen: dict[str, Any] = {}
             if held is not None:
@@ -199,7 +209,7 @@ def evaluate(
             result = Evaluation.of(
                 place.pieces, parts, plan,
                 variant=variant, seed=seed, thing=thing, classes=tuple(classes or ()),
-                levels=Levels(samples, plan, held), layers=found,
+                target=named_target(target), levels=Levels(samples, plan, held), layers=found,
                 calibrated_on=0 if held is None else len(held), chosen=chosen.get("chosen", {}),
             )  # fmt: skip
             result = examined(
@@ -208,6 +218,31 @@ def evaluate(
             )  # fmt: skip
             path = finished(place, result, model)
             return result if path is None else replace(result, facts={"run": str(path)})
+
+
+def _described(model: Any) -> str:
+    """What is no model, in a message."""
+    if isinstance(model, type):
+        return f"the class {model.__name__}"
+    return repr(model) if isinstance(model, str) else type(model).__name__
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """A device that is here.
+
+    Raises:
+        InputError: There is none of that name.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        said = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"evaluate: device: expected one that torch has here, such as 'cpu' or 'cuda', got "
+            f"{device!r} ({said})"
+        ) from error
+    return found
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -242,18 +277,29 @@ def planned(
     heads: bool = False,
     layout: Layout | None = None,
     proven: bool = False,
+    look: Look | None = None,
 ) -> tuple[Answers, Plan, dict[str, Any]]:
     """What is to be computed, found out on the first image, and the layers of the maps.
+
+    Args: as of `evaluate`, and `look`, what some images show of all; None reads them.
 
     Raises:
         InputError: An unknown map, method or metric; a model or data that cannot be evaluated.
     """
+    for what, given in (("maps", maps), ("attributions", attributions), ("metrics", metrics)):
+        if isinstance(given, str):
+            raise InputError(f"evaluate: {what}: expected a list of names, got the text {given!r}")
     named = (
         attributions
         if isinstance(attributions, Mapping)
         else {name: {"method": name} for name in attributions}
     )
     for name, options in named.items():
+        if not isinstance(options, Mapping):
+            raise InputError(
+                f"evaluate: attributions: expected arguments of {name} by name, such as {{}}, got "
+                f"{options!r}"
+            )
         method = options.get("method", name)
         if isinstance(method, str) and method not in methods():
             raise unknown_name("attribution", method, methods())
@@ -279,8 +325,10 @@ def planned(
     with_layers = {
         name: _with_layer(model, first.images, name, options) for name, options in named.items()
     }
-    task = "classes" if callable(target) else task_of(tensor_of(outputs), first)
+    labels = (look or Look(samples)).labels
+    task = task_of(tensor_of(outputs), len(first), labels, target)
     answers = Answers(model, target, task)
+    answers.check_target(answers.scores(outputs).shape[1])
     channels = 1 + channel_axis(first.samples[0])
     records = placed(model, first.images, seen, layout, proven=proven, channels=channels)
     chosen = {drawing.construction.key: drawing.construction
@@ -363,13 +411,18 @@ def _layers(drawn: DrawnMaps, plan: Plan, unmeasured: Mapping[str, str]) -> dict
         if options.get("layer") is not None
     }
     keys = {drawing.construction.key for drawing in chosen.values()}
+    missing = {
+        key: "the model has no attention or gate that this map is of"
+        + ("" if plan.names else f"; {', '.join(plan.attributions)} is scored instead")
+        for key in plan.maps or ()
+        if key not in keys
+    }
     return {
         "layers": layers,
         "about": {name: str(drawing.construction) for name, drawing in chosen.items()},
         "options": dict(plan.attributions),
-        "left_out": {
-            name: why for name, why in drawn.left_out.items() if name.split(".")[0] not in keys
-        },
+        "left_out": missing
+        | {name: why for name, why in drawn.left_out.items() if name.split(".")[0] not in keys},
         "primary": drawn.primary,
         "unmeasured": {name: why for name, why in unmeasured.items() if name in layers.values()},
         "earlier": 0 if plan.names is None else len(drawn) - len(plan.names),
@@ -377,7 +430,12 @@ def _layers(drawn: DrawnMaps, plan: Plan, unmeasured: Mapping[str, str]) -> dict
 
 
 def fingerprint(
-    model: nn.Module, samples: Samples, plan: Plan, settings: Mapping[str, Any] | None
+    model: nn.Module,
+    samples: Samples,
+    plan: Plan,
+    target: Target,
+    look: Look,
+    held: Samples | None,
 ) -> dict[str, Any]:
     """What an interrupted evaluation must have in common with the one that goes on with it."""
     digest = hashlib.blake2b(digest_size=8)
@@ -388,6 +446,9 @@ def fingerprint(
         "model": type(model).__name__,
         "weights": digest.hexdigest(),
         "images": len(samples),
+        "data": look.digest,
+        "calibration": None if held is None else Look(held).digest,
+        "target": named_target(target),
         "maps": list(plan.maps or ()),
         "attributions": {name: {k: str(v) for k, v in options.items()}
                          for name, options in plan.attributions.items()},
@@ -492,10 +553,10 @@ class Levels:
 
     def __init__(self, samples: Samples, plan: Plan, held: Samples | None = None) -> None:
         self.plan = plan
-        self.masks = _spaced_masks(samples)
-        kept = [] if held is None or len(self.masks) != 1 else _spaced_masks(held)
+        self.masks, self.ignored = _spaced_masks(samples)
+        kept, without = ([], []) if held is None or len(self.masks) != 1 else _spaced_masks(held)
         same = len(kept) == 1 and kept[0].shape[1:] == self.masks[0].shape[1:]
-        self.calibration = kept[0] if same else None
+        self.calibration = kept[0] if same and without == [None] else None
         self._known: dict[Any, dict[str, dict[str, float]]] = {}
 
     def __call__(self, name: str, grid: tuple[int, ...]) -> dict[str, dict[str, float]]:
@@ -521,18 +582,25 @@ class Levels:
         threshold: Mapping[str, float] | None = None,
         levels: Sequence[str] = LEVELS,
     ) -> dict[str, dict[str, float]]:
-        return reference_levels(self.masks, grid, keys, threshold, self.calibration, levels)
+        return reference_levels(
+            self.masks, grid, keys, threshold, self.calibration, levels, self.ignored
+        )
 
 
-def _spaced_masks(samples: Samples) -> list[Tensor]:
-    """Masks with something in them of evenly spaced images, by size."""
+def _spaced_masks(samples: Samples) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Masks with something in them of evenly spaced images, by size, and their ignored pixels."""
     first = samples[0]
     pixels = math.prod(scored_size(first))
-    most = min(len(samples), max(32, LEVEL_PIXELS // pixels))
-    spaced = np.unique(np.linspace(0, len(samples) - 1, most).round().astype(int))
-    found: dict[tuple[int, ...], list[Tensor]] = {}
-    for batch in batches(samples, spaced.tolist(), 32):
-        masks = batch.masks[batch.masks.flatten(1).any(1)]
-        found.setdefault(tuple(masks.shape[1:]), []).append(masks)
-    by_size = [torch.cat(parts) for parts in found.values()]
-    return [masks for masks in by_size if len(masks)]
+    chosen = spaced(len(samples), max(32, LEVEL_PIXELS // pixels))
+    found: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+    for batch in batches(samples, chosen, 32):
+        filled = batch.masks.flatten(1).any(1)
+        if bool(filled.any()):
+            ignore = torch.zeros_like(batch.masks) if batch.ignore is None else batch.ignore
+            part = batch.masks[filled], ignore[filled]
+            found.setdefault(tuple(batch.masks.shape[1:]), []).append(part)
+    by_size = [tuple(map(torch.cat, zip(*parts, strict=True))) for parts in found.values()]
+    return (
+        [masks for masks, _ in by_size],
+        [ignore if bool(ignore.any()) else None for _, ignore in by_size],
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from attnviz.capture import watch
 from attnviz.comparison.from_runs import grouping_of
 from attnviz.data.samples import Batch, Samples, batches
-from attnviz.errors import NothingSeenError
+from attnviz.errors import InputError, NothingSeenError
 from attnviz.evaluation.answers import Answers
 from attnviz.evaluation.measuring import Plan, measured
 from attnviz.evaluation.result import Evaluation
@@ -59,13 +60,39 @@ def examined(
     return replace(result, **changes)
 
 
+def check_numbers(what: str, wanted: Any, count: int) -> None:
+    """Whether a number of images, or their numbers, are of a data set.
+
+    Args:
+        what: The argument that they are of.
+        wanted: A number, numbers of images, or a mapping with one of them as `images`.
+        count: Images of the data set.
+
+    Raises:
+        InputError: They are not.
+    """
+    images = wanted.get("images", 0) if isinstance(wanted, Mapping) else wanted
+    several = isinstance(images, Sequence) and not isinstance(images, str)
+    wrong = [one for one in (images if several else [images]) if not isinstance(one, Integral)]
+    if several:
+        wrong += [one for one in images if one not in wrong and not 0 <= one < count]
+    elif not wrong and images < 0:
+        wrong = [images]
+    if wrong:
+        raise InputError(
+            f"evaluate: {what}: expected how many images, from 0, or their numbers from 0 to "
+            f"{count - 1}, got {wrong[0]!r}"
+        )
+
+
 def _chosen(samples: Samples, count: int | Sequence[int]) -> list[Batch]:
     """Batches of one size: the images of these numbers, or `count` evenly spaced with a mask.
 
     Any images are taken where none has a mask.
     """
-    if not isinstance(count, int):
-        return list(batches(samples, list(count), max(1, len(count))))
+    if isinstance(count, Sequence):
+        return list(batches(samples, [int(one) for one in count], max(1, len(count))))
+    count = int(count)
     spaced = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), 4 * count)).astype(int))
     with_mask = [
         index

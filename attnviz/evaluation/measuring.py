@@ -17,6 +17,7 @@ from attnviz.data.samples import Batch, Sample
 from attnviz.evaluation.answers import Answers, Task, columns_of
 from attnviz.maps import DrawnMaps, maps_of, resized
 from attnviz.metrics import baselines, localization
+from attnviz.metrics.counted import BOXES, counted_scores
 from attnviz.metrics.reference_levels import LEVELS
 from attnviz.places import Layout, placed
 
@@ -247,11 +248,8 @@ def scored(
             large, batch.masks, keys, threshold=dict(threshold or {}), boxes=boxes
         )
         return {key: one.numpy() for key, one in scores.items()}
-    by_image = [
-        _without(large[i], batch.masks[i], batch.ignore[i], keys, threshold)
-        for i in range(len(batch))
-    ]
-    return {key: np.array([one[key] for one in by_image]) for key in keys}
+    counted = counted_scores(large, batch.masks, batch.ignore, keys, threshold)
+    return {key: one.numpy() for key, one in counted.items()}
 
 
 def usable(metrics: Sequence[str], threshold: Mapping[str, float] | None) -> list[str]:
@@ -268,8 +266,11 @@ def reference_levels(
     threshold: Mapping[str, float] | None,
     calibration: Tensor | None = None,
     levels: Sequence[str] = LEVELS,
+    ignored: Sequence[Tensor | None] = (),
 ) -> dict[str, dict[str, float]]:
     """Metric → level → its mean over masks of several sizes, for a map on this grid.
+
+    Of metrics of boxes it is the mean over the images without ignored pixels.
 
     Args:
         by_size: Masks `(b, *places)` of each size; empty ones do not count.
@@ -278,41 +279,44 @@ def reference_levels(
         threshold: By metric.
         calibration: Masks of the calibration split, where all are of one size.
         levels: Which levels.
+        ignored: Of each size the pixels that do not count, `(b, *places)`, or None.
     """
-    filled = [masks[masks.flatten(1).any(1)] for masks in by_size]
-    filled = [masks for masks in filled if len(masks)]
-    count = sum(map(len, filled))
+    parts = _filled(by_size, ignored or [None] * len(by_size))
+    count = sum(len(masks) for masks, _ in parts)
     draws = min(4, max(1, NOISE_MAPS // max(1, count)))
     total: dict[str, dict[str, float]] = {}
-    for masks in filled if metrics else ():
-        found = baselines(
-            masks, grid, metrics, threshold=threshold, calibration=calibration, levels=levels,
-            draws=draws,
+    counts: dict[str, int] = {}
+    for masks, ignore in parts:
+        keys = [key for key in metrics if ignore is None or key not in BOXES]
+        found = {} if not keys else baselines(
+            masks, grid, keys, threshold=threshold, calibration=calibration, levels=levels,
+            draws=draws, ignore=ignore,
         )  # fmt: skip
         for key, means in found.items():
             sums = total.setdefault(key, {})
+            counts[key] = counts.get(key, 0) + len(masks)
             for level, value in means.items():
                 sums[level] = sums.get(level, 0.0) + value * len(masks)
-    return {k: {level: v / count for level, v in sums.items()} for k, sums in total.items()}
+    return {k: {level: v / counts[k] for level, v in sums.items()} for k, sums in total.items()}
 
 
-def _without(
-    one: Tensor,
-    mask: Tensor,
-    ignore: Tensor,
-    keys: Sequence[str],
-    threshold: Mapping[str, float] | None,
-) -> dict[str, float]:
-    """Scores of the pixels that count; a metric of boxes has none where pixels are missing."""
-    if not bool(ignore.any()):
-        scores = localization(one[None], mask[None], keys, threshold=dict(threshold or {}))
-        return {key: float(score) for key, score in scores.items()}
-    kept = ~ignore
-    by_pixel = [key for key in keys if "box" not in key]
-    scores = localization(
-        one[kept][None, None], mask[kept][None, None], by_pixel, threshold=dict(threshold or {})
-    )
-    return {key: float(scores[key]) if key in scores else float("nan") for key in keys}
+def _filled(
+    by_size: Sequence[Tensor], ignored: Sequence[Tensor | None]
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Masks that are not empty, those of whole images and those with ignored pixels apart."""
+    found: list[tuple[Tensor, Tensor | None]] = []
+    for masks, ignore in zip(by_size, ignored, strict=True):
+        if ignore is None:
+            found.append((masks, None))
+            continue
+        partly = ignore.flatten(1).any(1)
+        found += [(masks[~partly], None), (masks[partly] & ~ignore[partly], ignore[partly])]
+    kept = [(masks, ignore, masks.flatten(1).any(1)) for masks, ignore in found]
+    return [
+        (masks[filled], None if ignore is None else ignore[filled])
+        for masks, ignore, filled in kept
+        if bool(filled.any())
+    ]
 
 
 def sample_columns(samples: Sequence[Sample]) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from attnviz.comparison.from_runs import grouping_of
+from attnviz.comparison.from_runs import grouping_of, patched
 from attnviz.comparison.text import records
 from attnviz.definitions import is_lower_better
 from attnviz.display import html_of
@@ -21,6 +21,7 @@ from attnviz.evaluation.calibration import PRIMARY
 from attnviz.evaluation.measuring import Plan
 from attnviz.evaluation.pieces import Pieces
 from attnviz.evaluation.saving import Rows, saved, summary_of, written
+from attnviz.metrics import METRICS
 from attnviz.runs import RunWriter, open_run
 from attnviz.statistics.summary import summarised
 from attnviz.text import table
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 _PRINTED = ("energy_pointing_game", "max_iou", "pointing_game", "pixel_auroc")
 _COLUMNS = ("map", "metric", "mean", "95 % CI", "chance", "redrawn", "valid")
-_DEMAND = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?[0-9.]+(?:e[-+]?[0-9]+)?)\s*")
+_DEMAND = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)\s*")
 
 
 class CheckFailed(AttnvizError, AssertionError):
@@ -66,6 +67,7 @@ class Evaluation:
         earlier: The number of maps of earlier layers that were left out; `layers=True` draws them.
         by_head: `"<map>/<metric>"` → scores of each image and head, `(n, heads)`.
         rows: Map → the whole attention of a few images.
+        target: Which output was explained: `"label"`, `"predicted"`, an index, a function's name.
         pieces: Where the raw maps are.
         parts: Which pieces there are.
     """
@@ -92,6 +94,7 @@ class Evaluation:
     earlier: int = 0
     by_head: Mapping[str, np.ndarray] = field(default_factory=dict)
     rows: Mapping[str, Rows] = field(default_factory=dict)
+    target: str | int = "label"
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -105,6 +108,7 @@ class Evaluation:
         seed: int | None,
         thing: str,
         classes: tuple[str, ...],
+        target: str | int,
         levels: Callable[[str, tuple[int, int]], dict[str, dict[str, float]]],
         layers: Mapping[str, Any],
         calibrated_on: int,
@@ -131,6 +135,7 @@ class Evaluation:
             seed=seed,
             thing=thing,
             classes=classes,
+            target=target,
             samples=samples,
             summary=summary,
             primary=first,
@@ -319,7 +324,11 @@ class Evaluation:
         """The table as LaTeX (booktabs): a row per map, a column per metric with its interval."""
         from attnviz.comparison.text import latex
 
-        keys = [key for key in metrics or _PRINTED if any(key in s for s in self.summary.values())]
+        held = {key for scores in self.summary.values() for key in scores}
+        for key in metrics or ():
+            if key not in held:
+                raise unknown_name("metric", key, held)
+        keys = [key for key in metrics or _PRINTED if key in held]
         head = " & ".join(["map", *(latex(key) for key in keys)])
         lines = [
             " & ".join([latex(name), *(_cell(self.summary[name].get(key)) for key in keys)])
@@ -375,6 +384,11 @@ class Evaluation:
         if name not in self.summary:
             raise unknown_name("map", name, self.summary)
         if metric not in self.summary[name]:
+            if metric in METRICS and METRICS[metric].thresholded and not self.calibrated_on:
+                raise InputError(
+                    f"{metric} of {name} needs a threshold: evaluate with calibration=, other "
+                    "images with masks that choose it"
+                )
             raise unknown_name(f"metric of {name}", metric, self.summary[name])
         column: np.ndarray = self.samples[f"{name}/{metric}"].to_numpy()
         return column
@@ -430,7 +444,7 @@ def _summary(
 
 
 def _holds(mean: float | None, demand: str, metric: str) -> bool:
-    parts = _DEMAND.fullmatch(demand)
+    parts = _DEMAND.fullmatch(demand) if isinstance(demand, str) else None
     if parts is None:
         raise InputError(f"check: {metric}: expected a demand such as '>= .3', got {demand!r}")
     if mean is None:
@@ -476,6 +490,8 @@ def _printed(result: Evaluation, metrics: Sequence[str]) -> str:
             f"{result.earlier} maps of earlier layers are left out: layers=True (--layers)"
         )
     lines += [_chosen_line(result, key, one) for key, one in result.chosen.items()]
+    lines += [f"{name}: no image could be scored: {why}" for name in main
+              if (why := _unscored(result, name, metrics))]  # fmt: skip
     lines += [f"no map {name}: {why}" for name, why in result.left_out.items()]
     lines += [
         f"places of {layer} could not be measured ({why}): it has no maps"
@@ -489,6 +505,16 @@ def _printed(result: Evaluation, metrics: Sequence[str]) -> str:
     if result.findings is not None:
         lines.append(str(result.findings.headline))
     return "\n".join(lines)
+
+
+def _unscored(result: Evaluation, name: str, metrics: Sequence[str]) -> str:
+    """Why none of a map's images has a score; empty where one has, or that is not known."""
+    scores = [result.summary[name][key] for key in metrics if key in result.summary[name]]
+    if not scores or any(numbers["valid"] for numbers in scores):
+        return ""
+    if not patched(result.samples).any():
+        return "no mask has anything in it"
+    return "" if np.isfinite(result.raw(name)).any() else "its maps are NaN or infinite"
 
 
 def _chosen_line(result: Evaluation, key: str, one: Mapping[str, Any]) -> str:
@@ -512,6 +538,8 @@ def _first_line(result: Evaluation) -> str:
     line = f"{result.variant}{seed}: {len(result.samples)} images"
     if not math.isnan(result.accuracy):
         line += f", accuracy {result.accuracy:.3f}"
+    if "prediction" in result.samples and (lost := int(result.samples["prediction"].isna().sum())):
+        line += f", {lost} with outputs that are NaN or infinite"
     groups = result.samples["group"].nunique() if "group" in result.samples else 0
     return line + (f", {groups} groups" if groups else "")
 

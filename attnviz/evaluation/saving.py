@@ -40,6 +40,12 @@ from attnviz.runs.writer import RunWriter
 
 _FACTS = "evaluation.json"
 
+_SPOKEN = {"data": "data set (its images, masks, labels or groups)", "calibration": "calibration"}
+"""What a message calls parts of an evaluation's identity."""
+
+IGNORED, BOXES, MODEL_IMAGES = "ignored pixels", "annotated boxes", "the model's images"
+"""What of a data set a run may lack, as it is noted in its settings."""
+
 TOGETHER = 64
 """Images that are read, and kept, at a time."""
 
@@ -118,17 +124,26 @@ def opened(
         return
     path = Path(save)
     outside_runs(path.parent)
+    if path.exists() and not path.is_dir():
+        raise RunError(f"evaluate: {path} is a file; save= needs a folder for the run (--out)")
+    if path.is_dir() and not (path / "run.json").exists() and any(path.iterdir()):
+        raise RunError(
+            f"evaluate: {path} holds files that are no run; save= needs a new folder (--out)"
+        )
     scale = _normalisation(samples[0])
     known = {
         "evaluation": {**about, **scale},
         "thing": thing,
         "classes": list(classes or ()),
+        "target": about["target"],
         **(settings or {}),
     }
     if (path / "run.json").exists():
-        writer = _resumed(path, known)
+        writer = _resumed(path, known, variant, seed)
     else:
-        digest = kept(path.parent, samples, thing)
+        digest, lacks = kept(path.parent, samples, thing)
+        if lacks:
+            known["evaluation"] |= {"lacks": lacks}
         writer = start_run(
             path.parent, path.name, variant=variant, settings=known, seed=seed, dataset=digest,
             classes=classes or (), thing=thing, mean=scale.get("mean"), std=scale.get("std"),
@@ -178,13 +193,26 @@ def _normalisation(sample: Sample) -> dict[str, list[float]]:
     return {"mean": (-black * std).tolist(), "std": std.tolist()}
 
 
-def _resumed(path: Path, known: Mapping[str, Any]) -> RunWriter:
+def _resumed(path: Path, known: Mapping[str, Any], variant: str, seed: int | None) -> RunWriter:
+    """The writer of an interrupted run; what its version did not note yet is not compared.
+
+    Raises:
+        RunError: It is complete, or was begun with something else.
+    """
     run = open_run(path)
     if run.state == "complete":
         raise RunError(f"evaluate: {path} holds a complete run; save= needs a new folder (--out)")
-    before = dict(run.settings)
-    differ = [key for key in known if json.dumps(before.get(key), sort_keys=True, default=str)
-              != json.dumps(known[key], sort_keys=True, default=str)]  # fmt: skip
+    noted = dict(run.settings)
+    evaluation = {**known["evaluation"], **noted.get("evaluation", {})}
+    before = {"target": known["target"], **noted, "evaluation": evaluation}
+    same = {"variant": run.variant == variant, "seed": run.seed == seed}
+    differ = [key for key, agrees in same.items() if not agrees]
+    differ += [key for key in known if key != "evaluation" and _other(before.get(key), known[key])]
+    differ += [
+        _SPOKEN.get(key, f"evaluation ({key})")
+        for key, value in known["evaluation"].items()
+        if key not in ("target", "mean", "std") and _other(evaluation[key], value)
+    ]
     if differ:
         raise RunError(
             f"evaluate: {path} was begun with another {', '.join(differ)}; "
@@ -193,21 +221,36 @@ def _resumed(path: Path, known: Mapping[str, Any]) -> RunWriter:
     return resume_run(path)
 
 
-def kept(root: Path, samples: Samples, thing: str) -> str:
+def _other(one: Any, value: Any) -> bool:
+    """Whether two settings differ as a run's header holds them."""
+    first, second = (json.dumps(each, sort_keys=True, default=str) for each in (one, value))
+    return first != second
+
+
+def kept(root: Path, samples: Samples, thing: str) -> tuple[str, list[str]]:
     """Keep images, masks, boxes and labels beside the runs that share them, a few at a time.
 
     Returns:
-        The digest by which a run names them.
+        The digest by which a run names them, and what of the data is not kept: `IGNORED`, `BOXES`,
+        `MODEL_IMAGES`.
     """
+    lacks: set[str] = set()
     info = {"thing": thing}
     if samples[0].image.ndim == 4:
         video = channel_axis(samples[0]) == 1
         info["axis"] = str(getattr(samples, "axis", "frame" if video else "slice"))
-    return save_dataset(root, _arrays(samples), info=info)
+    digest = save_dataset(root, _arrays(samples, lacks), info=info)
+    return digest, sorted(lacks)
 
 
-def _arrays(samples: Samples) -> Iterator[dict[str, np.ndarray]]:
-    """What is kept of the images, in their order; neighbours of one size together."""
+def _arrays(samples: Samples, lacks: set[str]) -> Iterator[dict[str, np.ndarray]]:
+    """What is kept of the images, in their order; neighbours of one size together.
+
+    Args:
+        samples: The data set.
+        lacks: What is not kept is added here.
+    """
+    scales = _scales(samples[0])
     alike: list[Sample] = []
     for index in range(len(samples)):
         sample = checked(samples[index], index)
@@ -215,7 +258,48 @@ def _arrays(samples: Samples) -> Iterator[dict[str, np.ndarray]]:
             yield _kept(alike)
             alike = []
         alike.append(sample)
+        if sample.ignore is not None and bool(sample.ignore.any()):
+            lacks.add(IGNORED)
+        if sample.boxes is not None and not _is_filled(sample):
+            lacks.add(BOXES)
+        scales = [scale for scale in scales if _gives_back(sample, *scale)]
+        if not scales:
+            lacks.add(MODEL_IMAGES)
     yield _kept(alike)
+
+
+def _is_filled(sample: Sample) -> bool:
+    """Whether the mask is one box, that which was annotated: then it says all of the boxes."""
+    if sample.boxes is None or len(sample.boxes) != 1 or sample.mask is None:
+        return False
+    x0, y0, x1, y1 = sample.boxes[0].tolist()
+    inside = sample.mask[..., y0:y1, x0:x1]
+    return bool(inside.all()) and int(inside.sum()) == int(sample.mask.sum())
+
+
+def _scales(sample: Sample) -> list[tuple[Sequence[float], Sequence[float]]]:
+    """Mean and standard deviation by which a data set's images may be normalised.
+
+    Where that is not known they may be shades, from 0 to 1 or from −1 to 1, as `displayed` takes
+    them.
+    """
+    known = _normalisation(sample)
+    return [(known["mean"], known["std"])] if known else [((0.0,), (1.0,)), ((0.5,), (0.5,))]
+
+
+def _gives_back(sample: Sample, mean: Sequence[float], std: Sequence[float]) -> bool:
+    """Whether a picture as it is kept, normalised, is the image that the model took.
+
+    It is kept as bytes, and within 0 to 1: up to a shade in the mean.
+    """
+    if sample.image.ndim == 4:
+        return True  # volumes are never given to a model again
+    shares = _shown(sample, scored_size(sample)).permute(2, 0, 1).float() / 255
+    if shares.shape != sample.image.shape:
+        return False
+    scale = [torch.tensor(list(one)).view(-1, 1, 1) for one in (mean, std)]
+    own = sample.image.detach().cpu().float() * scale[1] + scale[0]
+    return float((own - shares).abs().mean()) <= 1 / 255
 
 
 def _kept(alike: Sequence[Sample]) -> dict[str, np.ndarray]:
@@ -266,7 +350,10 @@ def saved(
     target = Path(path)
     with start_run(
         target.parent, target.name, variant=result.variant, seed=result.seed,
-        settings={"thing": result.thing, "classes": list(result.classes), **(settings or {})},
+        settings={
+            "thing": result.thing, "classes": list(result.classes), "target": result.target,
+            **(settings or {}),
+        },
         thing=result.thing, classes=result.classes,
     ) as writer:  # fmt: skip
         written(result, writer, model)

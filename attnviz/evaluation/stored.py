@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from attnviz.baseline_images import ValueRange, black_and_white
 from attnviz.data.samples import Batch, Sample
 from attnviz.errors import InputError, RunError
-from attnviz.evaluation.answers import Answers, Target, task_of, tensor_of
+from attnviz.evaluation.answers import Answers, Target, target_of, task_of, tensor_of
 from attnviz.evaluation.measuring import reference_levels, usable
+from attnviz.evaluation.saving import BOXES, IGNORED, MODEL_IMAGES
 from attnviz.maps import resized
 from attnviz.metrics import METRICS, localization
+from attnviz.metrics.counted import BOXES as OF_BOXES
 from attnviz.metrics.registry import of_any_axes
 from attnviz.model_state import frozen, misfit
 from attnviz.models import rebuild_model, reference_of
@@ -94,10 +96,15 @@ class StoredRun:
     @cached_property
     def answers(self) -> Answers:
         """Its model, read as one score per output that a map can explain."""
-        first = self._first
-        labelled = any(sample.label is not None for sample in first.samples)
-        target = self.target if self.target is not None else "label" if labelled else "predicted"
-        return Answers(self.model, target, task_of(tensor_of(self._outputs), first))
+        labels = [None if label < 0 else int(label) for label in self.dataset.labels().tolist()]
+        labelled = any(label is not None for label in labels)
+        target: Target = "label" if labelled else "predicted"
+        if self.target is not None:
+            target = target_of(self.target, self.run.classes)
+        outputs = tensor_of(self._outputs)
+        answers = Answers(self.model, target, task_of(outputs, len(self._first), labels, target))
+        answers.check_target(answers.scores(self._outputs).shape[1])
+        return answers
 
     @cached_property
     def explained(self) -> nn.Module:
@@ -143,6 +150,46 @@ class StoredRun:
         mean, std = self.normalisation
         return black_and_white(mean=mean, std=std)
 
+    @property
+    def lacks(self) -> frozenset[str]:
+        """What the run does not keep of its data; see `attnviz.evaluation.saving`."""
+        noted = self.run.settings.get("evaluation")
+        noted = noted if isinstance(noted, Mapping) else {}
+        return frozenset(noted.get("lacks") or self.run.summary.get("lacks") or ())
+
+    def check_pixels(self) -> None:
+        """Refuse localisation scores of a run without the pixels that its evaluation left out.
+
+        Raises:
+            InputError: Pixels were ignored.
+        """
+        if IGNORED in self.lacks:
+            raise InputError(
+                f"{self.run.id}: some pixels counted neither as inside nor as outside, and a run "
+                "does not keep which: maps are scored by attnviz evaluate, which takes "
+                "--attributions too; measure --metrics, without a key, leaves localisation out"
+            )
+
+    def _keys(
+        self, metrics: Sequence[str] | None, thresholds: Mapping[str, float], masks: Tensor
+    ) -> list[str]:
+        """The metrics that are named, or that can be computed of what the run keeps.
+
+        Raises:
+            InputError: One of boxes is named, and the boxes were annotated.
+        """
+        keys = _keys(metrics, thresholds, masks)
+        of_boxes = [key for key in keys if key in OF_BOXES]
+        if not of_boxes or BOXES not in self.lacks:
+            return keys
+        if metrics is not None:
+            raise InputError(
+                f"{self.run.id}: {', '.join(of_boxes)} is of boxes that were annotated, of which a "
+                "run does not keep the single ones: attnviz evaluate scores it; name other "
+                "--metrics"
+            )
+        return [key for key in keys if key not in of_boxes]
+
     def by_size(self, part: Sequence[int]) -> list[list[int]]:
         """These numbers of images, those of one size together, in their order."""
         indices = list(part)
@@ -170,13 +217,22 @@ class StoredRun:
         """The images of these numbers as the model takes them, with masks and labels.
 
         Raises:
-            InputError: They are of several sizes; see `by_size`.
+            InputError: They are of several sizes; see `by_size`. Or they are not the images that
+                the model took.
         """
         indices = list(part)
         if self.dataset.depth is not None:
             raise InputError(
                 f"{self.run.id}: its test images are volumes or videos, which are kept as bytes "
                 "and not as the model takes them: evaluate the model on its data again"
+            )
+        if MODEL_IMAGES in self.lacks:
+            raise InputError(
+                f"{self.run.id}: its test images are kept as pictures at the size of their masks, "
+                "and are not those that the model took: these had another size, or were normalised "
+                "in a way that was not told. Evaluate the model on its data again, with what is "
+                "wanted of it; masks of the images' size and Sample(value_range=…), or a "
+                "transform=, keep images that serve"
             )
         pixels = self.dataset.images(indices)
         masks = torch.from_numpy(np.array(self.dataset.masks(indices)))
@@ -227,12 +283,14 @@ class StoredRun:
             part: Numbers of images.
             metrics: Keys of `attnviz.metrics.METRICS`; None takes all that can be computed.
         """
-        return self.each_size(
-            part,
-            lambda alike: localized(
-                self.maps(name, alike), self.masks(alike), metrics, self.thresholds(name)
-            ),
-        )
+        self.check_pixels()
+        taus = self.thresholds(name)
+
+        def scores(alike: list[int]) -> dict[str, np.ndarray]:
+            masks = self.masks(alike)
+            return localized(self.maps(name, alike), masks, self._keys(metrics, taus, masks), taus)
+
+        return self.each_size(part, scores)
 
     def summarised(
         self,
@@ -252,7 +310,7 @@ class StoredRun:
             thresholds: By metric.
             group: The images' groups.
         """
-        keys = _keys(metrics, thresholds or {}, self.masks([0]))
+        keys = self._keys(metrics, thresholds or {}, self.masks([0]))
         masks = [self.masks(part) for part in self.by_size(range(self.dataset.count))]
         levels = reference_levels(masks, grid, keys, thresholds or None) if keys else {}
         return {

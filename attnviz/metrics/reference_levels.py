@@ -20,6 +20,7 @@ from attnviz.definitions import is_localization, is_lower_better
 from attnviz.errors import InputError, unknown_name
 from attnviz.inputs import AnyMasks, as_tensor, maps_with_masks
 from attnviz.metrics.batching import score
+from attnviz.metrics.counted import BOXES, counted_scores, counted_thresholds, refuse_boxes
 from attnviz.metrics.localization import compute_scores
 from attnviz.metrics.options import Options, Threshold, checked_options
 from attnviz.metrics.reasons import Reason
@@ -38,8 +39,6 @@ _GRID = 20
 LEVELS = ("chance", "centre", "fixed", "redrawn", "bound")
 """The levels in the order in which they are given."""
 
-_SLOW = ("max_box_acc", "max_box_acc_v2")
-
 _SMOOTH = {2: "bilinear", 3: "trilinear"}
 """Interpolation by the number of place axes."""
 
@@ -54,6 +53,7 @@ def baselines(
     draws: int = 4,
     seed: int = 0,
     levels: Sequence[str] = LEVELS,
+    ignore: AnyMasks | None = None,
 ) -> dict[str, dict[str, float]]:
     """Reference levels of every metric, as means over these masks.
 
@@ -88,32 +88,41 @@ def baselines(
         draws: Noise maps per mask.
         seed: Of the noise.
         levels: Which of these levels; of them only chance and centre depend on `threshold`.
+        ignore: (b, h, w) or (b, d, h, w), bool: pixels that count neither as inside nor as outside,
+            in no level. Not for the boxes.
 
     Returns:
         key → {"chance": …, "centre": …, "redrawn": …}, and "fixed" and "bound" where they are
         known.
 
     Raises:
-        InputError: Wrong shape or dtype, no mask that is not empty, an unknown metric.
+        InputError: Wrong shape or dtype, no mask that is not empty, an unknown metric,
+            metrics of boxes where pixels are ignored.
     """
     checked_options(threshold=threshold)
-    keys, goals = known_metrics(metrics), _filled(masks)
+    keys, (goals, without) = known_metrics(metrics), _counted(masks, ignore)
     _check_grid(grid, goals)
     if draws < 1:
         raise InputError(f"draws: expected at least 1 noise map per mask, got {draws}")
     if metrics is DEFAULT:
         keys = of_any_axes(keys, goals)
     if metrics is DEFAULT and threshold is None:
-        keys = tuple(key for key in keys if key not in _SLOW)
+        keys = tuple(key for key in keys if key not in BOXES)
+    if without is not None:
+        refuse_boxes(keys)
     for level in levels:
         if level not in LEVELS:
             raise unknown_name("level", level, LEVELS)
     ways: dict[str, Callable[[], dict[str, float]]] = {
-        "chance": lambda: _chance(goals, grid, keys, threshold, draws, seed),
-        "centre": lambda: _means(_centred(goals), goals, keys, threshold),
-        "fixed": lambda: {} if calibration is None else _fixed(goals, _filled(calibration), keys),
-        "redrawn": lambda: _redrawn(goals, grid, keys),
-        "bound": lambda: {key: b for key in keys if (b := _bound(goals, key)) is not None},
+        "chance": lambda: _chance(goals, grid, keys, threshold, draws, seed, without),
+        "centre": lambda: _means(_centred(goals), goals, keys, threshold, without),
+        "fixed": lambda: (
+            {} if calibration is None else _fixed(goals, _filled(calibration), keys, without)
+        ),
+        "redrawn": lambda: _redrawn(goals, grid, keys, without),
+        "bound": lambda: {
+            key: bound for key in keys if (bound := _bound(goals, key, without)) is not None
+        },
     }
     found = {level: way() for level, way in ways.items() if level in levels}
     return {
@@ -122,11 +131,13 @@ def baselines(
     }
 
 
-def _redrawn(goals: Tensor, grid: Sequence[int], keys: Sequence[str]) -> dict[str, float]:
+def _redrawn(
+    goals: Tensor, grid: Sequence[int], keys: Sequence[str], ignore: Tensor | None
+) -> dict[str, float]:
     """The scores of the masks averaged over cells and upsampled, the better of two ways."""
     cells = _pooled(goals, grid)
     near, smooth = (
-        _means(_upsampled(cells, goals, mode), goals, keys, None)
+        _means(_upsampled(cells, goals, mode), goals, keys, None, ignore)
         for mode in ("nearest", _SMOOTH[len(grid)])
     )
     return {key: (min if is_lower_better(key) else max)(near[key], smooth[key]) for key in keys}
@@ -149,18 +160,23 @@ def _chance(
     threshold: Threshold | None,
     draws: int,
     seed: int,
+    ignore: Tensor | None,
 ) -> dict[str, float]:
     """A constant map's scores where ties are fair, else the mean over maps of noise."""
     exact = [key for key in keys if METRICS[key].fair]
     drawn = [key for key in keys if not METRICS[key].fair]
-    chance = _means(goals.new_ones((), dtype=torch.float32).expand(goals.shape), goals, exact, None)
+    constant = goals.new_ones((), dtype=torch.float32).expand(goals.shape)
+    chance = _means(constant, goals, exact, None, ignore)
     noise = [
-        _means(_noise(goals, grid, seed + draw), goals, drawn, threshold) for draw in range(draws)
+        _means(_noise(goals, grid, seed + draw), goals, drawn, threshold, ignore)
+        for draw in range(draws)
     ]
     return chance | {key: sum(scores[key] for scores in noise) / draws for key in drawn}
 
 
-def _fixed(goals: Tensor, calibration: Tensor, keys: Sequence[str]) -> dict[str, float]:
+def _fixed(
+    goals: Tensor, calibration: Tensor, keys: Sequence[str], ignore: Tensor | None
+) -> dict[str, float]:
     """The scores of the map that is best for the calibration masks, whatever the image."""
     if calibration.shape[1:] != goals.shape[1:]:
         raise InputError(
@@ -174,7 +190,7 @@ def _fixed(goals: Tensor, calibration: Tensor, keys: Sequence[str]) -> dict[str,
     for group in alike.values():
         best = _best_fixed_map(calibration, METRICS[group[0]])
         tau = calibrate_all(best.expand(calibration.shape), calibration, _thresholded(group))
-        found |= _means(best.expand(goals.shape), goals, group, tau)
+        found |= _means(best.expand(goals.shape), goals, group, tau, ignore)
     return {key: found[key] for key in keys if key in found}
 
 
@@ -187,12 +203,17 @@ def _best_fixed_map(calibration: Tensor, metric: Metric) -> Tensor:
     return (total == total.max()).double() if metric.peak else total
 
 
-def _bound(goals: Tensor, key: str) -> float | None:
+def _bound(goals: Tensor, key: str, ignore: Tensor | None) -> float | None:
     """The mean over masks of the best score that any map can reach; None where it is not known."""
     metric = METRICS[key]
     if metric.bound is not None:
-        bounds = score(goals.double(), goals, metric.bound, blocked=Reason.EMPTY_MASK)
-        return float(bounds.mean())
+        parts = (
+            [goals]
+            if ignore is None
+            else [goal[~out][None, None] for goal, out in zip(goals, ignore, strict=True)]
+        )
+        bounds = [score(p.double(), p, metric.bound, blocked=Reason.EMPTY_MASK) for p in parts]
+        return float(torch.cat(bounds).mean())
     bound = metric.definition.bound
     return bound if isinstance(bound, float) else None
 
@@ -202,16 +223,40 @@ def _thresholded(keys: Sequence[str]) -> list[str]:
 
 
 def _means(
-    maps: Tensor, masks: Tensor, keys: Sequence[str], threshold: Threshold | None
+    maps: Tensor,
+    masks: Tensor,
+    keys: Sequence[str],
+    threshold: Threshold | None,
+    ignore: Tensor | None,
 ) -> dict[str, float]:
     """The mean of each metric, at the given thresholds or at those best for these very maps."""
     wanted = _thresholded(keys)
     given = threshold if isinstance(threshold, Mapping) else dict.fromkeys(wanted, threshold)
     tau = {key: value for key, value in given.items() if value is not None}
     missing = [key for key in wanted if key not in tau]
-    tau |= calibrate_all(maps, masks, missing, grid=_GRID)
-    table = compute_scores(maps, masks, keys, Options(threshold=tau))
+    table: Mapping[str, Tensor]
+    if ignore is None:
+        tau |= calibrate_all(maps, masks, missing, grid=_GRID)
+        table = compute_scores(maps, masks, keys, Options(threshold=tau))
+    else:
+        tau |= counted_thresholds(maps, masks, ignore, missing, grid=_GRID)
+        table = counted_scores(maps, masks, ignore, keys, tau)
     return {key: float(scores.nanmean()) for key, scores in table.items()}
+
+
+def _counted(masks: AnyMasks, ignore: AnyMasks | None) -> tuple[Tensor, Tensor | None]:
+    """The masks that are not empty where pixels count, and which pixels do not; None for all."""
+    if ignore is None:
+        return _filled(masks), None
+    goals, without = as_tensor(masks, "masks"), as_tensor(ignore, "ignore")
+    if without.shape != goals.shape or without.dtype != torch.bool:
+        raise InputError(
+            f"ignore: expected bool {tuple(goals.shape)} as the masks, got {without.dtype} "
+            f"{tuple(without.shape)}"
+        )
+    goals = goals & ~without
+    filled = goals.flatten(1).any(1)
+    return _filled(goals), without[filled]
 
 
 def _filled(masks: AnyMasks) -> Tensor:

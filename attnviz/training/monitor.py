@@ -18,12 +18,12 @@ from attnviz.comparison.from_runs import grouping_of
 from attnviz.data.samples import batches, displayed
 from attnviz.diagnosis.recurring import Recurring
 from attnviz.errors import InputError, UnsupportedError, unknown_name
-from attnviz.evaluation.answers import Target
+from attnviz.evaluation.answers import Target, target_of
 from attnviz.evaluation.evaluation import device_of, evaluating
-from attnviz.evaluation.measuring import measured, sample_columns
+from attnviz.evaluation.measuring import measured, reference_levels, sample_columns
 from attnviz.evaluation.saving import kept
 from attnviz.maps import resized
-from attnviz.metrics import METRICS, baselines
+from attnviz.metrics import METRICS
 from attnviz.runs.writer import RunWriter
 from attnviz.statistics.summary import summarised
 from attnviz.trackers import Picture, Tracker, scores_table
@@ -157,10 +157,13 @@ class Monitor:
         if not self._active:
             return
         self.run, self.trackers = run, tuple(trackers)
+        self._lacks: list[str] = []
         with undisturbed():
             self.data = Calibration(data)
             self.pinned = _pinned(pinned, self.data)
-            answer: Target = target or ("label" if self.data.labelled else "predicted")
+            answer = target_of(
+                ("label" if self.data.labelled else "predicted") if target is None else target
+            )
             self._ready = Preparation(self.data, self.maps, self.metrics, answer, self.budget)
             if run is not None:
                 self._describe(run)
@@ -225,6 +228,8 @@ class Monitor:
         if self.final:
             self._measure_all()
         summary: dict[str, Any] = {"not_measured": self.not_measured}
+        if self._lacks:
+            summary["lacks"] = self._lacks
         if self._last is None:
             warnings.warn(_NOTHING.format(self.not_measured.get(MAPS, "")), stacklevel=2)
         else:
@@ -388,12 +393,14 @@ class Monitor:
         return pictures
 
     def _summary(self, seen: Look) -> dict[str, Any]:
-        masks = [self.data[index].mask for index in seen.indices if self.data.shows(index)]
+        shown = [index for index in seen.indices if self.data.shows(index)]
+        parts = [(one.masks, one.ignore) for one in batches(self.data, shown, 32)]
+        masks, ignored = [one for one, _ in parts], [one for _, one in parts]
         group = grouping_of(_table(self.data, seen).iloc[list(seen.indices)])
         scores: dict[str, dict[str, Any]] = {}
         for name, maps in seen.maps.items():
             grid = (int(maps.shape[-2]), int(maps.shape[-1]))
-            levels = baselines(torch.stack(masks), grid, self.metrics) if masks else {}
+            levels = reference_levels(masks, grid, self.metrics, None, ignored=ignored)
             scores[name] = {
                 key: summarised(key, seen.columns[f"{name}/{key}"], levels.get(key), group=group)
                 for key in self.metrics
@@ -420,7 +427,7 @@ class Monitor:
 
     def _describe(self, run: RunWriter) -> None:
         """What the run says about the images; and what it holds of an interrupted training."""
-        digest = kept(run.path.parent, self.data, self.data.thing or "object")
+        digest, self._lacks = kept(run.path.parent, self.data, self.data.thing or "object")
         run.describe(dataset=digest, thing=self.data.thing, classes=self.data.classes)
         run.before_finish(self.finish)
         self.findings = [one for one in run.summary.get("findings") or [] if "epoch" in one]

@@ -155,6 +155,11 @@ def test_a_folder_of_hugging_face_brings_its_size_normalisation_and_weights(
             ["--coco", "annotations.json", *NORMALISED, "--labels", "folder"],
             "with --coco an image's label is its largest object's",
         ),
+        (
+            ["--masks", "masks", "--mean", "128", "--std", "64"],
+            "--mean: expected numbers from 0 to 1, of pixels from 0 to 1, got (128.0",
+        ),
+        (["--masks", "masks", "--mean", "0.5", "--std", "64"], "divide those of pixels from 0 to"),
         (["--masks", "masks", *NORMALISED, "--categories", "dots"], "--categories: belongs to"),
         (
             ["--masks", "masks", *NORMALISED, "--labels", "evaluated_factory.py"],
@@ -162,7 +167,7 @@ def test_a_folder_of_hugging_face_brings_its_size_normalisation_and_weights(
         ),
         (["--masks", "masks", *NORMALISED, "--labels", "no.csv"], "'folder' or a CSV file"),
         (["--masks", "masks", *NORMALISED, "--maps", "receivd"], "unknown map 'receivd'"),
-        (["--masks", "masks", *NORMALISED, "--target", "last"], "label, predicted or an index"),
+        (["--masks", "masks", *NORMALISED, "--target", "last"], "unknown target 'last': did you"),
         (
             ["--masks", "masks", *NORMALISED, "--calibration-images", "images"],
             "with either --calibration-masks or --calibration-coco",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,11 @@ import attnviz as av
 from attnviz.data.samples import Sample
 from attnviz.errors import InputError, RunError
 from attnviz.evaluation import CheckFailed, evaluate
+from attnviz.evaluation.calibration import _box_at
+from attnviz.maps import resized
+from attnviz.metrics.counted import counted_thresholds
 from attnviz.runs import start_run
+from attnviz.runs.documents import sealed
 from attnviz.testing import assert_looks_at
 from tests.evaluation.made import Attending, Listed, Patches, SeveralSizes, convolutions
 
@@ -147,9 +153,10 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_table(
     import attnviz.evaluation.evaluation as module
 
     monkeypatch.setattr(module, "PIECE", 3)
+    monkeypatch.setattr("attnviz.evaluation.identity.LOOKED_AT", 1)
     model = Attending()
     whole = evaluate(model, Patches(12), save=tmp_path / "whole", findings=False)
-    monkeypatch.setattr("attnviz.evaluation.saving.kept", lambda *_: whole_digest(tmp_path))
+    monkeypatch.setattr("attnviz.evaluation.saving.kept", lambda *_: (whole_digest(tmp_path), []))
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, Interrupted(12), save=tmp_path / "halted", findings=False)
     assert av.open_run(tmp_path / "halted").state == "stopped"
@@ -177,12 +184,100 @@ def test_another_evaluation_s_folder_is_refused(
     evaluate(model, Patches(4), save=tmp_path / "a", findings=False)
     with pytest.raises(RunError, match="holds a complete run; save= needs"):
         evaluate(model, Patches(4), save=tmp_path / "a", findings=False)
-    monkeypatch.setattr("attnviz.evaluation.saving.kept", lambda *_: None)
+    monkeypatch.setattr("attnviz.evaluation.saving.kept", lambda *_: (None, []))
+    monkeypatch.setattr("attnviz.evaluation.identity.LOOKED_AT", 1)
     few = ["iou_at_area"]
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, Interrupted(9), save=tmp_path / "b", findings=False, metrics=few)
     with pytest.raises(RunError, match="begun with another evaluation"):
         evaluate(model, Patches(9), save=tmp_path / "b", findings=False)
+
+
+class Stopped(Patches):
+    """A data set whose image 5 cannot be read once scores are computed."""
+
+    def __getitem__(self, index: int) -> Sample:
+        if index == 5 and any(frame.function == "piece_of" for frame in inspect.stack()):
+            raise KeyboardInterrupt
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": Patches(9, classes=3, seed=4)}, "another data set .its images, masks, labels"),
+        ({"target": 1}, "begun with another target; save= to a new folder"),
+        ({"target": lambda y: y[:, 0]}, "begun with another target"),
+        ({"calibration": Patches(3, seed=6)}, "begun with another calibration"),
+        ({"calibration": None}, "begun with another calibration"),
+        ({"seed": 1}, "begun with another seed"),
+        ({"variant": "b"}, "begun with another variant"),
+        ({"metrics": ["pixel_auroc"]}, r"begun with another evaluation \(metrics\)"),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_a_resumed_run_has_the_data_target_and_names_of_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str | None
+) -> None:
+    import attnviz.evaluation.evaluation as module
+
+    monkeypatch.setattr(module, "PIECE", 4)
+    first = {
+        "data": Patches(9, classes=3), "calibration": Patches(3, seed=5), "seed": 0,
+        "variant": "a", "findings": False, "attributions": ["saliency"],
+    }  # fmt: skip
+    model = Attending(3)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, save=tmp_path / "a", **{**first, "data": Stopped(9, classes=3)})
+    if message is None:
+        evaluate(model, save=tmp_path / "a", **first)
+        settings = av.open_run(tmp_path / "a").settings
+        assert (settings["target"], settings["evaluation"]["target"]) == ("label", "label")
+        return
+    with pytest.raises(RunError, match=message):
+        evaluate(model, save=tmp_path / "a", **{**first, **changes})
+    assert av.open_run(tmp_path / "a").state == "stopped"
+
+
+def test_a_run_of_an_earlier_version_that_notes_no_target_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import attnviz.evaluation.evaluation as module
+
+    monkeypatch.setattr(module, "PIECE", 4)
+    model = Attending(3)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, Stopped(9, classes=3), save=tmp_path / "a", findings=False)
+    header = json.loads((tmp_path / "a" / "run.json").read_text())
+    del header["settings"]["target"]
+    for name in ("data", "calibration", "target"):
+        del header["settings"]["evaluation"][name]
+    (tmp_path / "a" / "run.json").write_bytes(sealed(header))
+    evaluate(model, Patches(9, classes=3), save=tmp_path / "a", findings=False)
+    assert av.open_run(tmp_path / "a").state == "complete"
+
+
+def test_runs_of_other_targets_are_not_ranked(tmp_path: Path) -> None:
+    for target in ("label", "predicted"):
+        evaluate(
+            Answer(lambda y: y.mean((2, 3))), with_labels([0, 2, 1, 0]), target=target,
+            findings=False, variant=target, save=tmp_path / target,
+        )  # fmt: skip
+    with pytest.raises(InputError, match=r"answer different questions: target: label \(label"):
+        av.compare(tmp_path)
+
+
+def test_evaluations_of_other_targets_are_not_ranked(tmp_path: Path) -> None:
+    found = [
+        evaluate(
+            Answer(lambda y: y.mean((2, 3))), with_labels([0, 2, 1, 0]), target=target,
+            findings=False, variant=str(target),
+        )
+        for target in ("label", 1)
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="answer different questions: target: label"):
+        av.compare(found)
+    assert found[1].save(tmp_path / "a").settings["target"] == 1
 
 
 def test_processes_compute_the_same_to_the_last_bit(
@@ -258,6 +353,145 @@ def test_targets_choose_what_an_attribution_explains() -> None:
     assert own.raw("saliency").shape == (3, 32, 32)
 
 
+def test_targets_are_indices_of_any_type_and_names_of_classes() -> None:
+    model, data = Answer(lambda y: y.mean((2, 3))), with_labels([0, 2, 1])
+    options: dict[str, Any] = {"attributions": ["saliency"], "findings": False}
+    right = evaluate(model, data, target=1, **options)
+    for target in (np.int64(1), "dog"):
+        found = evaluate(model, data, target=target, classes=["cat", "dog", "owl"], **options)  # type: ignore[arg-type]  # what is tested
+        assert found.target == 1
+        np.testing.assert_array_equal(found.raw("saliency"), right.raw("saliency"))
+    without = with_labels([None] * 3)
+    for target in ("predicted", 1):
+        found = evaluate(model, without, target=target, **options)  # type: ignore[arg-type]  # a union of literals
+        want = evaluate(model, data, target=target, **options)  # type: ignore[arg-type]  # the same
+        np.testing.assert_array_equal(found.raw("saliency"), want.raw("saliency"))
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("lable", "unknown target 'lable': did you mean 'label'"),
+        ("dgo", "unknown target 'dgo': did you mean 'dog'"),
+        (1.0, "a class's name or a function of the outputs, got 1.0"),
+        (torch.tensor(1), "expected 'label', 'predicted', an index"),
+        ([0, 1, 2], "of one image after the other only 'label' and 'predicted' are explained"),
+        (True, "expected 'label', 'predicted', an index"),
+        (9, "target: expected an output from 0 to 2, got 9"),
+        (-1, "target: expected an output from 0 to 2, got -1"),
+    ],
+)
+@pytest.mark.parametrize("attending", [False, True])
+def test_other_targets_are_refused(
+    attending: bool, target: Any, message: str, unchecked: None
+) -> None:
+    model = Attending(3) if attending else Answer(lambda y: y.mean((2, 3)))
+    with pytest.raises(InputError, match=message):
+        evaluate(
+            model, with_labels([0, 2, 1]), target=target, classes=["cat", "dog", "owl"],
+            findings=False,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[np.float64(0), np.float64(2), np.float64(1)], [torch.tensor(float(k)) for k in (0, 2, 1)]],
+)
+def test_whole_numbers_are_classes_of_whatever_type(labels: list[Any], unchecked: None) -> None:
+    model = Answer(lambda y: y.mean((2, 3)))
+    options: dict[str, Any] = {"attributions": ["saliency"], "findings": False}
+    right = evaluate(model, with_labels([0, 2, 1]), **options)
+    found = evaluate(model, with_labels(labels), **options)
+    pd.testing.assert_frame_equal(found.samples, right.samples)
+
+
+@pytest.mark.parametrize("kind", [float, np.bool_, np.float32, lambda k: torch.tensor(float(k))])
+def test_labels_0_and_1_of_one_output_are_binary_of_whatever_type(
+    kind: Any, unchecked: None
+) -> None:
+    model = Answer(lambda y: y.mean((1, 2, 3)), 1)
+    right = evaluate(model, with_labels([0, 1, 1]), findings=False)
+    found = evaluate(model, with_labels([kind(k) for k in (0, 1, 1)]), findings=False)
+    assert found.accuracy == right.accuracy
+    np.testing.assert_array_equal(found.samples["correct"], right.samples["correct"])
+
+
+def test_labels_of_one_output_other_than_0_and_1_are_of_a_regression() -> None:
+    model = Answer(lambda y: y.mean((1, 2, 3)), 1)
+    for labels in ([1, 5, 3], [5, 1, 3]):
+        found = evaluate(model, with_labels(labels), findings=False).samples
+        assert "correct" not in found
+        np.testing.assert_allclose(found["loss"], (found["prediction"] - labels) ** 2)
+
+
+def test_labels_count_though_the_first_image_has_none() -> None:
+    model = Answer(lambda y: y.mean((2, 3)))
+    first = evaluate(model, with_labels([None, 0, 2, 1]), target="predicted", findings=False)
+    last = evaluate(model, with_labels([0, 2, 1, None]), target="predicted", findings=False)
+    assert first.samples["label"].tolist()[1:] == [0, 2, 1]
+    assert set(first.samples) == set(last.samples)
+    assert first.samples["correct"].notna().tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs", "labels", "message"),
+    [
+        ((2, 3), 3, [0, 3], "item 1: expected a label from 0 to 2, got 3"),
+        ((2, 3), 3, [0, -1], "item 1: expected a label from 0 to 2, got -1"),
+        ((2, 3), 3, [0, 0.5, 1], None),
+        ((2, 3), 3, ["a", "b"], "item 0: expected a label that is a finite number, or None where"),
+        ((2, 3), 3, [0, [0, 1]], r"expected a label that is a finite number, .* got \[0, 1\]"),
+        ((2, 3), 3, [float("nan")] * 2, "expected a label that is a finite number, .* got nan"),
+        (
+            (2, 3), 3, [torch.tensor([0, 1, 1]), torch.tensor([0, 1])],
+            r"item 1: expected a label of 3 classes, as a vector, got \(2,\)",
+        ),
+        (
+            (2, 3), 3, [torch.tensor([0, 1, 1]), 1],
+            "item 1: expected a label of 3 classes, as a vector, got 1",
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("target", ["label", "predicted"])
+def test_labels_that_no_output_has_are_named(
+    target: Any, shape: Any, outputs: int, labels: list[Any], message: str | None, unchecked: None
+) -> None:
+    model, data = Answer(lambda y: y.mean(shape), outputs), with_labels(labels)
+    if message is None:
+        assert "correct" not in evaluate(model, data, target=target, findings=False).samples
+        return
+    with pytest.raises(InputError, match=message):
+        evaluate(model, data, target=target, findings=False)
+
+
+def test_labels_of_another_kind_than_those_looked_at_first_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("attnviz.evaluation.identity.LOOKED_AT", 2)
+    with pytest.raises(InputError, match="item 1: expected a label 0 or 1 of a model of one"):
+        evaluate(Answer(lambda y: y.mean((1, 2, 3)), 1), with_labels([0, 5, 1]), findings=False)
+    with pytest.raises(InputError, match="item 1: expected no label, as of the images that were"):
+        evaluate(Answer(lambda y: y.mean((2, 3))), with_labels([None, 1, None]), findings=False)
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "label"),
+    [
+        (lambda y: y.mean((2, 3)), 3, 0),
+        (lambda y: y.mean((1, 2, 3)), 1, 0),
+        (lambda y: y.mean((2, 3)), 3, torch.tensor([0, 0, 0])),
+    ],
+)
+def test_an_answer_that_is_no_number_is_neither_right_nor_wrong(
+    shape: Any, classes: int, label: Any
+) -> None:
+    model = Answer(lambda y: shape(y) * torch.nan, classes)
+    found = evaluate(model, with_labels([label] * 3), findings=False)
+    assert np.isnan(found.accuracy)
+    assert found.samples["prediction"].isna().all()
+    assert "3 with outputs that are NaN or infinite" in str(found)
+
+
 def test_a_model_s_mistakes_are_counted() -> None:
     model = Answer(lambda y: y.mean((2, 3)))
     data = with_labels([0, 2, 1])
@@ -328,6 +562,96 @@ def test_labels_outside_the_classes_are_named() -> None:
         evaluate(Answer(lambda y: y.mean((2, 3))), data, findings=False)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "resnet18"}, "an instance of torch.nn.Module, got 'resnet18'; attnviz.build_"),
+        ({"model": Attending}, "expected a model, .* got the class Attending"),
+        ({"model": lambda x: x}, "expected a model, .* got function"),
+        ({"device": "gpu"}, "device: expected one that torch has here, .* got 'gpu'"),
+        ({"device": "cuda:99"}, "device: expected one that torch has here"),
+        ({"faithfulness": [99]}, "faithfulness: expected how many images, .* from 0 to 2, got 99"),
+        ({"faithfulness": -1}, "faithfulness: expected how many images, .* got -1"),
+        ({"faithfulness": {"images": [3]}}, "faithfulness: expected how many images, .* got 3"),
+        ({"faithfulness": [0.5]}, r"faithfulness: expected how many images, .* got 0\.5"),
+        ({"knockout": [77]}, "knockout: expected how many images, .* from 0 to 2, got 77"),
+        ({"faithfulness": np.array([0])}, "faithfulness: expected how many images, .* got array"),
+        ({"knockout": "all"}, "knockout: expected how many images, .* got 'all'"),
+        (
+            {"attributions": {"saliency": None}},
+            r"attributions: expected arguments of saliency by name, such as \{\}, got None",
+        ),
+        ({"attributions": "saliency"}, "attributions: expected a list of names, got the text 'sal"),
+        ({"metrics": "pointing_game"}, "metrics: expected a list of names, got the text 'pointing"),
+        ({"maps": "received"}, "maps: expected a list of names, got the text 'received'"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_before_the_work(
+    options: dict[str, Any], message: str, unchecked: None
+) -> None:
+    data = Patches(3)
+    with pytest.raises(InputError, match=message):
+        evaluate(**{"model": Attending(), "data": data, **options})
+    assert set(data.read) <= {0}
+
+
+def test_numbers_of_images_are_of_any_integer_type() -> None:
+    found = evaluate(
+        Attending(), Patches(3), faithfulness=(np.int64(0), 2), knockout=np.int64(2), findings=False
+    )  # type: ignore[call-overload]  # what is tested
+    assert found.samples["received/deletion_auc"].notna().tolist() == [True, False, True]
+
+
+def test_a_run_is_not_written_over_files(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunError, match=r"file is a file; save= needs a folder for the run \(--out"):
+        evaluate(Attending(), Patches(2), save=tmp_path / "file", findings=False)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    with pytest.raises(RunError, match="notes holds files that are no run; save= needs a new"):
+        evaluate(Attending(), Patches(2), save=tmp_path / "notes", findings=False)
+    assert not (tmp_path / "datasets").exists()
+
+
+def test_a_map_that_the_model_has_not_is_said_where_grad_cam_is_scored_instead() -> None:
+    found = evaluate(convolutions(), Patches(3, classes=2), maps=["class_row"], findings=False)
+    assert found.maps == ["layer_gradcam"]
+    said = "no map class_row: the model has no attention or gate that this map is of"
+    assert f"{said}; layer_gradcam is scored instead" in str(found)
+    some = evaluate(Attending(), Patches(3), maps=["received", "class_row"], findings=False)
+    assert some.maps == ["received"]
+    assert "no map class_row" in str(some)
+    assert "scored instead" not in str(some)
+
+
+def test_the_table_says_why_no_image_has_a_score() -> None:
+    empty = torch.zeros(32, 32, dtype=torch.bool)
+    data = Listed(
+        [Sample(one.image, empty, label=0) for one in map(Patches(2).__getitem__, (0, 1))]
+    )
+    told = "received: no image could be scored: "
+    assert f"{told}no mask has anything in it" in str(evaluate(Attending(), data, findings=False))
+    broken = convolutions()
+    with torch.no_grad():
+        for weight in broken.parameters():
+            weight.fill_(torch.nan)
+    said = str(evaluate(broken, Patches(3, classes=2), findings=False))
+    assert "layer_gradcam: no image could be scored: its maps are NaN or infinite" in said
+    assert told not in str(evaluate(Attending(), Patches(3), findings=False))
+
+
+def test_demands_that_cannot_be_read_and_metrics_without_scores_are_refused() -> None:
+    found = evaluate(Attending(), Patches(3), findings=False)
+    for demand in (">= 1.2.3", ">= .", 0.3, ">= "):
+        with pytest.raises(InputError, match=r"expected a demand such as '>= \.3', got"):
+            found.check(energy_pointing_game=demand)  # type: ignore[arg-type]  # one is a number
+    found.check(energy_pointing_game=">= .0", pixel_auroc=">= 0.")
+    with pytest.raises(InputError, match="max_iou of received needs a threshold: evaluate with"):
+        found.check(max_iou=">= .3")
+    with pytest.raises(InputError, match="unknown metric 'pointing': did you mean 'pointing_game'"):
+        found.to_latex(["pointing"])
+
+
 def test_unknown_names_are_refused_before_the_work() -> None:
     data = Patches(3)
     for options, message in (
@@ -357,6 +681,93 @@ def test_ignored_pixels_count_neither_way() -> None:
     assert score == pytest.approx(float(inside), abs=1e-5)
 
 
+def partly_ignored(count: int, seed: int = 0) -> Listed:
+    """Images of which a strip at the right and below counts neither way, as in VOC."""
+    made = Patches(count, seed=seed)
+    found = []
+    for index in range(count):
+        one = made[index]
+        assert one.mask is not None
+        ignore = torch.zeros(32, 32, dtype=torch.bool)
+        ignore[:, 20 + index % 8 :] = ignore[22:] = True
+        mask = torch.zeros(32, 32, dtype=torch.bool)
+        mask[4 + index % 5 : 14, 3 : 9 + index % 4] = True
+        found.append(Sample(one.image, mask, None, ignore, 0))
+    return Listed(found)
+
+
+def test_reference_levels_and_thresholds_are_of_the_pixels_that_count() -> None:
+    """A slow twin: chance, and the best of all thresholds, with the ignored pixels taken out."""
+    data, held = partly_ignored(6), partly_ignored(5, seed=3)
+    keys = ["energy_pointing_game", "pixel_auroc", "mass_lift", "max_iou", "max_box_acc"]
+    model = Attending()
+    result = evaluate(model, data, calibration=held, metrics=keys, findings=False)
+    shares = [float(s.mask.sum() / (~s.ignore).sum()) for s in data.samples]
+    found = result.summary["received"]
+    assert found["energy_pointing_game"]["chance"] == pytest.approx(np.mean(shares))
+    assert found["mass_lift"]["chance"] == pytest.approx(1)
+    assert found["mass_lift"]["bound"] == pytest.approx(np.mean([1 / share for share in shares]))
+    assert found["pixel_auroc"]["chance"] == pytest.approx(0.5)
+    assert "max_box_acc" not in found  # no image of the calibration split is whole
+
+    raw = torch.from_numpy(evaluate(model, held, findings=False).raw("received"))
+    large = resized(raw, (32, 32), "bilinear").double()
+    counted = [
+        (one[~s.ignore], s.mask[~s.ignore]) for one, s in zip(large, held.samples, strict=True)
+    ]
+    scaled = [((one - one.min()) / (one.max() - one.min()), mask) for one, mask in counted]
+
+    def iou(tau: float) -> float:
+        return float(np.mean([((one >= tau) & mask).sum() / ((one >= tau) | mask).sum()
+                              for one, mask in scaled]))  # fmt: skip
+
+    best = max(iou(float(tau)) for one, _ in scaled for tau in one)
+    assert iou(result.tau("received", "max_iou")) == pytest.approx(best)
+
+
+def test_no_threshold_is_best_where_maps_say_nothing_and_pixels_are_ignored() -> None:
+    maps = torch.zeros(1, 4, 4)
+    maps[0, 0] = maps[0, 1, 0] = 1  # half of the mask among five pixels: IoU 1/6, of all 2/8
+    mask, ignore = torch.zeros(1, 4, 4, dtype=torch.bool), torch.zeros(1, 4, 4, dtype=torch.bool)
+    mask[0, 1, :2] = True
+    ignore[0, 2:] = True
+    assert counted_thresholds(maps, mask, ignore, ["iou"]) == {"iou": 0.0}
+
+
+def test_levels_are_of_the_pixels_that_count(unchecked: None) -> None:
+    masks, ignore = torch.zeros(2, 8, 8, dtype=torch.bool), torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[:, :4, :4] = ignore[:, 4:] = ignore[0, :, :2] = True
+    found = av.baselines(masks, (4, 4), ["energy_pointing_game", "max_iou"], ignore=ignore)
+    assert found["energy_pointing_game"]["chance"] == pytest.approx((8 / 24 + 16 / 32) / 2)
+    assert found["max_iou"]["redrawn"] == 1
+    with pytest.raises(InputError, match="ignore: max_box_acc is of whole images; leave out"):
+        av.baselines(masks, (4, 4), ["max_box_acc"], ignore=ignore)
+    with pytest.raises(InputError, match=r"ignore: expected bool \(2, 8, 8\) as the masks"):
+        av.baselines(masks, (4, 4), ignore=ignore[:1])
+
+
+def test_thresholds_of_boxes_are_chosen_by_the_annotated_boxes() -> None:
+    made = Patches(8)
+    both = [[[6, k, 14, k + 10], [14, k, 28, k + 10]] for k in range(8)]
+    samples = []
+    for k, boxes in enumerate(both):
+        mask = torch.zeros(32, 32, dtype=torch.bool)
+        mask[k : k + 10, 6:28] = True
+        samples.append(Sample(made[k].image, mask, torch.tensor(boxes), None, 0))
+    data, model = Listed(samples), Attending()
+    key = "max_box_acc_v2"
+    result = evaluate(model, data, calibration=data, metrics=[key], findings=False)
+    large = resized(torch.from_numpy(result.raw("received")), (32, 32), "bilinear")
+    masks = torch.stack([s.mask for s in samples if s.mask is not None])
+    boxes = [s.boxes for s in samples]
+    assert result.tau("received", key) == av.calibrate_threshold(large, masks, key, boxes=boxes)
+    assert result.tau("received", key) != av.calibrate_threshold(large, masks, key)
+    small = Sample(made[0].image, masks[0], torch.tensor([[6, 0, 14, 10], [0, 0, 1, 1]]), None, 0)
+    halved = _box_at(small, (32, 32), (16, 16))
+    assert halved is not None
+    assert halved.tolist() == [[3, 0, 7, 5], [0, 0, 1, 1]]
+
+
 def test_images_of_different_sizes_are_scored_at_their_own() -> None:
     small, large = Patches(2), Patches(2, side=48)
     data = Listed([small[0], large[0], small[1], large[1]])
@@ -379,9 +790,11 @@ def test_an_image_without_a_mask_has_no_score_and_no_zero() -> None:
 
 def test_a_run_is_complete_readable_and_ranked(tmp_path: Path) -> None:
     for seed in (0, 1):
-        torch.manual_seed(seed)
+        model = Attending(2)
+        with torch.no_grad():
+            model.head.weight.add_(0.1 * seed)
         result = evaluate(
-            Attending(2), Patches(12, classes=2), save=tmp_path / f"own-{seed}", variant="own",
+            model, Patches(12, classes=2), save=tmp_path / f"own-{seed}", variant="own",
             seed=seed, thing="lesion", classes=["no", "yes"], rows=2, knockout=2, faithfulness=2,
         )  # fmt: skip
     assert result.raw("received").shape == (12, 8, 8)  # of a saved one, read from its run

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import attnviz as av
 from attnviz.cli import run
 from attnviz.data import samples_of
+from attnviz.data.samples import Sample
 from attnviz.errors import InputError
 from attnviz.evaluation.stored import StoredRun
-from tests.evaluation.made import Attending, Patches
+from tests.evaluation.made import Attending, Listed, Patches
 
 FACTORY = "tests.evaluation.made:Attending"
 
@@ -140,3 +144,114 @@ def test_seeds_of_a_saved_evaluation_are_replicates(tmp_path: Path) -> None:
     assert result.table["seeds"].iloc[0] == 2
     assert not any("trained unlike" in note for note in result.notes)
     assert len(paths) == 2
+
+
+def evaluated(root: Path, samples: list[Sample], **options: object) -> Path:
+    """A run of these images."""
+    path = root / "own"
+    settings = {"factory": FACTORY, "model": {"classes": 2}}
+    av.evaluate(
+        Attending(2), Listed(samples), save=path, settings=settings, findings=False, **options,
+    )  # type: ignore[arg-type]  # options of several types  # fmt: skip
+    return path
+
+
+def test_maps_are_not_scored_again_without_the_pixels_that_were_ignored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [Patches(4, classes=2)[i] for i in range(4)]
+    ignore = torch.zeros(32, 32, dtype=torch.bool)
+    ignore[:, 28:] = True
+    path = evaluated(tmp_path, [replace(one, ignore=ignore & ~one.mask) for one in made])
+    before = av.open_run(path).samples()
+    for words in (
+        ["measure", str(path)],
+        ["measure", str(path), "--metrics", "pixel_auroc"],
+        ["attribute", str(path), "--method", "saliency", "--model", FACTORY],
+    ):
+        assert run(words) == 2
+        assert "some pixels counted neither as inside nor as outside" in capsys.readouterr().err
+    words = ["--metrics", "--faithfulness", "deletion_auc", "--model", FACTORY]
+    words += ["--normalise", "symmetric"]
+    assert run(["measure", str(path), *words]) == 0
+    after = av.open_run(path)
+    assert after.verify() == []
+    pd.testing.assert_frame_equal(after.samples()[before.columns], before)
+
+
+def test_scores_of_annotated_boxes_stay_when_maps_are_measured_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [Patches(6, classes=2)[i] for i in range(6)]
+    samples = []
+    for k, one in enumerate(made):
+        mask = torch.zeros(32, 32, dtype=torch.bool)
+        mask[k : k + 10, 6:28] = True
+        boxes = torch.tensor([[6, k, 14, k + 10], [14, k, 28, k + 10]])
+        samples.append(replace(one, mask=mask, boxes=boxes))
+    keys = ["energy_pointing_game", "max_box_acc_v2"]
+    path = evaluated(tmp_path, samples, calibration=Listed(samples), metrics=keys)
+    before = av.open_run(path).samples()["received/max_box_acc_v2"]
+    assert run(["measure", str(path), "--metrics", "max_box_acc_v2"]) == 2
+    assert "is of boxes that were annotated, of which a run does" in capsys.readouterr().err
+    assert run(["measure", str(path)]) == 0
+    after = av.open_run(path)
+    assert after.samples()["received/max_box_acc_v2"].equals(before)
+    assert after.summary["metrics"]["received"]["max_box_acc_v2"]["valid"] == 6
+    assert "received/pixel_auroc" in after.samples()
+
+
+def stretched(one: Sample) -> Sample:
+    """Normalised, and not told how."""
+    return replace(one, image=one.image * 2 + 0.3)
+
+
+def doubled(one: Sample) -> Sample:
+    """With a mask of twice the image's size."""
+    assert one.mask is not None
+    mask = one.mask.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    return replace(one, mask=mask, boxes=None, value_range=((-1.0,) * 3, (1.0,) * 3))
+
+
+def shades(one: Sample) -> Sample:
+    """From −1 to 1, but some from 0 to 1: of both it is not known what they were."""
+    return replace(one, image=one.image.abs() if one.name == "1.png" else one.image)
+
+
+@pytest.mark.parametrize("change", [stretched, doubled, shades])
+def test_a_model_is_not_run_on_other_images_than_those_that_it_took(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Sample], Sample]
+) -> None:
+    path = evaluated(tmp_path, [change(Patches(4, classes=2)[i]) for i in range(4)])
+    assert av.open_run(path).settings["evaluation"]["lacks"][-1] == "the model's images"
+    for words in (
+        ["measure", "--metrics", "--faithfulness", "deletion_auc"],
+        ["measure", "--metrics", "--knockout"],
+        ["attribute", "--method", "saliency"],
+        ["doctor"],
+    ):
+        assert run([words[0], str(path), *words[1:], "--model", FACTORY,
+                    "--normalise", "imagenet"]) == 2  # fmt: skip
+        said = capsys.readouterr().err
+        assert "are not those that the model took: these had another size" in said
+    assert run(["measure", str(path), "--metrics", "pixel_auroc"]) == 0
+
+
+@pytest.mark.parametrize("low", [-1.0, 0.0])
+def test_images_that_are_shades_serve_again(tmp_path: Path, low: float) -> None:
+    made = [Patches(4, classes=2)[i] for i in range(4)]
+    samples = [replace(one, image=one.image if low else (one.image + 1) / 2) for one in made]
+    path = evaluated(tmp_path, samples)
+    assert "lacks" not in av.open_run(path).settings["evaluation"]
+    scale = ["--normalise", "symmetric"] if low else ["--mean", "0", "--std", "1"]
+    assert run(["attribute", str(path), "--model", FACTORY, "--method", "saliency", *scale]) == 0
+
+
+def test_runs_with_the_same_weights_are_no_replicates(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        av.evaluate(
+            Attending(2), pictures(), save=tmp_path / f"a-{seed}", variant="a", seed=seed,
+            findings=False,
+        )  # fmt: skip
+    with pytest.raises(InputError, match="got the same weights in a-0, a-1: a seed is of a"):
+        av.compare(tmp_path)
