@@ -17,7 +17,7 @@ import numpy as np
 from attnviz.comparison.groups import Group, thing_of
 from attnviz.definitions import LEVELS
 from attnviz.errors import InputError, unknown_name
-from attnviz.runs import ABSENT, differing, flat, in_words
+from attnviz.runs import ABSENT, differing, in_words
 from attnviz.statistics.clusters import GROUP, labelled
 from attnviz.statistics.variance import mean_of_valid
 
@@ -251,17 +251,6 @@ def _replicates(variant: str, runs: Mapping[str, Any]) -> None:
         raise InputError(
             f"compare: expected one run of {variant} per seed, got {', '.join(twice)}; choose one"
         )
-    trained: dict[str, list[str]] = {}
-    for name, run in runs.items():
-        weights = flat(run.settings).get("evaluation.weights")
-        if weights is not None:
-            trained.setdefault(str(weights), []).append(name)
-    for same in trained.values():
-        if len(same) > 1:
-            raise InputError(
-                f"compare: expected the runs of {variant} to be trainings of their own, got the "
-                f"same weights in {', '.join(same)}: a seed is of a training; choose one"
-            )
 
 
 def _same_rows(frames: Mapping[str, Any]) -> None:

@@ -74,12 +74,13 @@ def read_groups(
 
 
 def _check_limits(group: Group, chosen: Iterable[str]) -> None:
-    """Refuse scores that the metric cannot take, such as percent of one between 0 and 1."""
+    """Refuse scores whose mean the metric cannot take, such as percent of one between 0 and 1."""
     for name in chosen:
         low, high = limits_of(name)
         scores = group.values[name]
-        outside = scores[(scores < low - ROUNDING) | (scores > high + ROUNDING)]
-        if len(outside):
+        known = scores[np.isfinite(scores)]
+        if len(known) and not low - ROUNDING <= known.mean() <= high + ROUNDING:
+            outside = known[(known < low) | (known > high)]
             raise InputError(
                 f"compare: {group.variant}, {name}: expected scores from {low:g} to {high:g}, got "
                 f"{outside[0]:g} ({len(outside)} of {scores.size} lie outside); divide percent by "
