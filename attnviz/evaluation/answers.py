@@ -82,8 +82,8 @@ def target_of(target: Any, classes: Sequence[str] | None = None) -> Target:
         return int(target)
     raise InputError(
         f"target: expected 'label', 'predicted', an index, a class's name or a function of the "
-        f"outputs, got {target!r}; of one image after the other only 'label' and 'predicted' are "
-        "explained"
+        f"outputs, got {target!r}; each image has a target of its own by 'label' and 'predicted' "
+        "only"
     )
 
 

@@ -94,7 +94,7 @@ def evaluate(
     maps: Sequence[str] | None = None,
     attributions: Sequence[str] | Mapping[str, Mapping[str, Any]] = (),
     metrics: Sequence[str] | None = None,
-    target: Target = "label",
+    target: Target | str = "label",
     classes: Sequence[str] | None = None,
     thing: str | None = None,
     faithfulness: int | Sequence[int] | Mapping[str, Any] = 0,
@@ -133,7 +133,9 @@ def evaluate(
         attributions: Names of `attnviz.attribution.methods()`, or name → arguments of
             `attnviz.attribute`.
         metrics: Localisation metrics; None takes all that can be computed.
-        target: What attributions and gradient-weighted maps explain.
+        target: What attributions and gradient-weighted maps explain: the output of the image's
+            label, the predicted one, one of this index or class name, or a function of the outputs.
+            It is noted in the run, and runs of other targets are not compared with it.
         classes: The names of the classes, by index; None takes the data set's own.
         thing: What the masks show, in one word; None takes the data set's own, or "object".
         faithfulness: How many images with a mask deletion, insertion, ROAD, average drop and
@@ -181,13 +183,13 @@ def evaluate(
     classes = classes or class_names(samples)
     thing = thing or str(getattr(samples, "thing", "object"))
     variant = variant or type(model).__name__
-    target = target_of(target, classes)
+    explained = target_of(target, classes)
     held = None if calibration is None else samples_of(calibration)
     where = device_of(model) if device is None else _device(device)
     with evaluating(model, where):
         look = Look(samples)
         answers, plan, found = planned(
-            model, samples, maps, attributions, metrics, target, batch, str(where),
+            model, samples, maps, attributions, metrics, explained, batch, str(where),
             layers=layers, heads=heads, layout=layout, look=look,
         )  # fmt: skip
         if samples[0].image.ndim == 4:
@@ -197,7 +199,7 @@ def evaluate(
                     "leave both out"
                 )
             findings = False
-        about = {} if save is None else fingerprint(model, samples, plan, target, look, held)
+        about = {} if save is None else fingerprint(model, samples, plan, explained, look, held)
         with opened(save, about, samples, variant, seed, thing, classes, settings) as place:
             chosen: dict[str, Any] = {}
             if held is not None:
@@ -209,7 +211,7 @@ def evaluate(
             result = Evaluation.of(
                 place.pieces, parts, plan,
                 variant=variant, seed=seed, thing=thing, classes=tuple(classes or ()),
-                target=named_target(target), levels=Levels(samples, plan, held), layers=found,
+                target=named_target(explained), levels=Levels(samples, plan, held), layers=found,
                 calibrated_on=0 if held is None else len(held), chosen=chosen.get("chosen", {}),
             )  # fmt: skip
             result = examined(

@@ -375,7 +375,7 @@ def test_targets_are_indices_of_any_type_and_names_of_classes() -> None:
         ("dgo", "unknown target 'dgo': did you mean 'dog'"),
         (1.0, "a class's name or a function of the outputs, got 1.0"),
         (torch.tensor(1), "expected 'label', 'predicted', an index"),
-        ([0, 1, 2], "of one image after the other only 'label' and 'predicted' are explained"),
+        ([0, 1, 2], "each image has a target of its own by 'label' and 'predicted' only"),
         (True, "expected 'label', 'predicted', an index"),
         (9, "target: expected an output from 0 to 2, got 9"),
         (-1, "target: expected an output from 0 to 2, got -1"),

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import attnviz as av
+from attnviz.errors import InputError
 from tests.training.made import Attending, Gated, Plain, epoch_of, scenes
 
 
@@ -353,3 +354,21 @@ def test_images_without_masks_or_labels_give_maps_and_findings():
     images = [{"image": one["image"]} for one in scenes()]
     row = av.Monitor(images, budget=None)(Attending(), 1)
     assert set(row) == {"epoch", "monitor_images", "monitor_seconds", "findings"}
+
+
+def test_chance_is_of_the_pixels_that_count_and_the_run_notes_what_it_lacks(tmp_path):
+    """Also with output 0 as target, which is no missing target."""
+    ignore = torch.zeros(16, 16, dtype=torch.bool)
+    ignore[12:] = True
+    data = [{**one, "mask": one["mask"] & ~ignore, "ignore": ignore} for one in scenes(6)]
+    with av.start_run(tmp_path / "run") as run:
+        monitor = av.Monitor(data, run=run, budget=None, findings=False, target=0)
+        assert monitor._ready.target == 0
+        monitor(Gated(), 1)
+    found = av.open_run(tmp_path / "run")
+    shares = [float(one["mask"].sum() / (~ignore).sum()) for one in data if one["mask"].any()]
+    (scores,) = found.summary["metrics"].values()
+    assert scores["energy_pointing_game"]["chance"] == pytest.approx(np.mean(shares))
+    assert found.summary["lacks"] == ["ignored pixels"]
+    with pytest.raises(InputError, match="unknown target 'lable': did you mean 'label'"):
+        av.Monitor(data, target="lable")
