@@ -418,6 +418,7 @@ def test_a_gate_that_is_closed_by_its_bias_is_told_once() -> None:
     found = diagnose(BatchGate(-40.0).eval(), noise(), trained=True)
     assert "gate-closed" in found.codes
     assert "no-effect" not in found.codes
+    assert "no-effect" in diagnose(BatchGate(-40.0).eval(), noise(), trained=False).notes.codes
 
 
 class Coordinates(nn.Module):
