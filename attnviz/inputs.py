@@ -6,13 +6,14 @@ expected, what was given, and the nearest remedy.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnviz.errors import InputError
 from attnviz.shapes import Images, Maps
@@ -75,6 +76,30 @@ def check_images(images: object, *, operation: str = "") -> None:
         f"{prefix}expected floating point images (b, c, h, w), got {images.dtype} "
         f"{tuple(images.shape)}" + ("; add a batch axis with images[None]" * (images.ndim == 3))
     )
+
+
+def check_takes_images(model: nn.Module, *, operation: str) -> None:
+    """Check that a model can be called with images alone.
+
+    Args:
+        model: The model.
+        operation: The function that calls it, for the message.
+
+    Raises:
+        InputError: Its forward has other required arguments.
+    """
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):  # scripted
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise InputError(
+            f"{operation}: expected a model that takes images alone, got "
+            f"{type(model).__name__}.forward{signature}, {error}; wrap it in a module that holds "
+            "the other inputs"
+        ) from None
 
 
 def maps_of_images(images: Images, maps: AnyMaps) -> Maps:

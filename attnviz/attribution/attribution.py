@@ -27,7 +27,7 @@ from attnviz.attribution.method_table import (
 from attnviz.attribution.request import ExplainedModel, Request, bytes_per_image
 from attnviz.baseline_images import Blank, ValueRange, blank_like
 from attnviz.errors import InputError, unknown_name
-from attnviz.inputs import check_images
+from attnviz.inputs import check_images, check_takes_images
 from attnviz.maps.geometry import Grid, Interpolation, resized
 from attnviz.model_state import frozen
 from attnviz.progress import Progress
@@ -162,6 +162,8 @@ def attribute(
     check_images(images)
     chosen = named(method) if isinstance(method, str) else described(method)
     _check_arguments(chosen, layer, layout, check)
+    if chosen.captum:
+        check_takes_images(model, operation=chosen.name)
     with (
         frozen(model, gradients=True),
         Progress(None, label=chosen.name, unit="rows", shown=progress) as bar,

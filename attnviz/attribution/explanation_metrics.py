@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attnviz.attribution.attribution import MEMORY, attribute
 from attnviz.attribution.method_table import described, named
 from attnviz.attribution.request import ExplainedModel, bytes_per_image, without_notices
-from attnviz.inputs import AnyMaps, check_images, maps_of_images
+from attnviz.inputs import AnyMaps, check_images, check_takes_images, maps_of_images
 from attnviz.model_state import frozen, seeded
 from attnviz.shapes import Images, Scores
 from attnviz.targets import Target, indices_per_image
@@ -57,6 +57,7 @@ def infidelity(
         InputError: Maps that do not fit the images, or as `attribute`.
     """
     maps = maps_of_images(images, maps)
+    check_takes_images(model, operation="infidelity")
     with frozen(model):
         images = images.detach().clone()
         explained = ExplainedModel(model, len(images), target)

@@ -31,6 +31,8 @@ _NOTICES = (
     "You are providing multiple inputs for Lime / Kernel SHAP",
 )
 
+_UNCONNECTED = ("not have been used in the graph", "does not require grad")
+
 
 class ExplainedModel(nn.Module):
     """The model that Captum explains: `(b, n)` outputs, checked against the target.
@@ -96,6 +98,13 @@ class Request:
                         f"{self.method.name}: captum fails with {dict(self.options)}: {error}"
                     ) from error
                 except RuntimeError as error:
+                    if any(words in str(error) for words in _UNCONNECTED):
+                        raise InputError(
+                            f"{self.method.name}: expected an output with a gradient by the "
+                            "images, and the output has no gradient by the images: a layer runs "
+                            "under torch.no_grad, or its input is detached; remove that, or use "
+                            "method='occlusion'"
+                        ) from error
                     if "being used more than once" not in str(error):
                         raise
                     raise UnsupportedError(

@@ -84,7 +84,8 @@ def _check_limits(group: Group, chosen: Iterable[str]) -> None:
             raise InputError(
                 f"compare: {group.variant}, {name}: expected scores from {low:g} to {high:g}, got "
                 f"{outside[0]:g} ({len(outside)} of {scores.size} lie outside); divide percent by "
-                "100, or give scores of another kind under a name of their own"
+                "100, give scores of another kind under a name of their own, or state low= and "
+                "high= in the definition of a metric of your own"
             )
 
 

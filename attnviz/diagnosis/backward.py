@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -88,34 +88,44 @@ def _crossed(mode: CallMode, output: Tensor) -> list[str]:
     """Modules whose gate was computed from other features than it multiplies.
 
     The gate does not depend on what it multiplies, or it does by way of features that reach the
-    output by themselves.
+    output by themselves. Of features that several gates multiply one after the other, as in
+    coordinate attention, each gate is judged by the features before all of them.
     """
-    found = []
     sigmoids = {
         call.result.grad_fn: call.result.numel() for call in mode.calls if call.op == "sigmoid"
     }
+    gated: dict[frozenset[Any], tuple[str, Any, Any]] = {}  # by the two nodes of a product
     for product in mode.products:
         gates = [
             node for node in product.nodes
-            if any(sigmoids.get(one) == product.factor.numel() for one in _above(node))
+            if _operands(node) not in gated
+            and any(sigmoids.get(one) == product.factor.numel() for one in _above(node))
         ]  # fmt: skip
-        if len(product.nodes) != 2 or len(gates) != 1:
-            continue
-        (gate,) = gates
-        (features,) = (node for node in product.nodes if node is not gate)
-        above, reached = _above(gate), _above(output.grad_fn, gate)
+        if len(product.nodes) == 2 and len(gates) == 1:
+            (features,) = (node for node in product.nodes if node is not gates[0])
+            gated[frozenset(product.nodes)] = (product.module, gates[0], features)
+    reached = _above(output.grad_fn, {gate for _, gate, _ in gated.values()})
+    found = []
+    for module, gate, features in gated.values():
+        while (before := gated.get(_operands(features))) is not None:
+            features = before[2]
+        above = _above(gate)
         between = {node for node in above & reached if features in _above(node)}
         if features not in above or between - {features}:
-            found.append(product.module)
+            found.append(module)
     return list(dict.fromkeys(found))
 
 
-def _above(node: Any, without: Any = None) -> set[Any]:
-    """A node of the autograd graph and all that it was computed from, but not through one node."""
+def _operands(node: Any) -> frozenset[Any]:
+    return frozenset(one for one, _ in node.next_functions) if node is not None else frozenset()
+
+
+def _above(node: Any, without: Collection[Any] = ()) -> set[Any]:
+    """A node of the autograd graph and all that it was computed from, but not through some."""
     found, left = set(), [node]
     while left:
         one = left.pop()
-        if one is not None and one is not without and one not in found:
+        if one is not None and one not in without and one not in found:
             found.add(one)
             left += [before for before, _ in one.next_functions]
     return found

@@ -12,7 +12,7 @@ from attnviz.diagnosis.examination import Examination, is_trained
 from attnviz.diagnosis.findings import Findings
 from attnviz.diagnosis.registry import findings_of
 from attnviz.errors import InputError
-from attnviz.inputs import AnyMasks, check_images, masks_of_images
+from attnviz.inputs import AnyMasks, check_images, check_takes_images, masks_of_images
 from attnviz.model_state import frozen
 from attnviz.shapes import Images
 
@@ -54,8 +54,8 @@ def diagnose(
         `attnviz.diagnosis.SEVERITIES`, codes in `docs/doctor`.
 
     Raises:
-        InputError: Images, masks or padding of the wrong shape or type; a model that returns no
-            tensors.
+        InputError: Images, masks or padding of the wrong shape or type; a model of several inputs,
+            or one that returns no tensors.
         UnsupportedError: A model that cannot be watched.
 
     Examples:
@@ -109,5 +109,6 @@ def _check(model: nn.Module, images: Tensor) -> None:
             "wrap what you have in one that takes images"
         )
     check_images(images, operation="diagnose")
+    check_takes_images(model, operation="diagnose")
     if not len(images):
         raise InputError("diagnose: expected one image or more, got none")

@@ -13,7 +13,7 @@ from attnviz.capture import Record, watch
 from attnviz.diagnosis.outputs import flat_output
 from attnviz.diagnosis.statistics import interval
 from attnviz.errors import InputError
-from attnviz.inputs import AnyMasks, check_images, masks_of_images
+from attnviz.inputs import AnyMasks, check_images, check_takes_images, masks_of_images
 from attnviz.maps import received
 from attnviz.model_state import frozen
 from attnviz.shapes import Images
@@ -38,9 +38,11 @@ def sink_keys(weights: Tensor, prefix: int = 0) -> tuple[Tensor, Tensor]:
         prefix: Leading class and register tokens, which are no places.
 
     Returns:
-        The share that it gets and its number among the keys, `(b, heads)` each.
+        The share that it gets, of rows that sum to more than 1 the part of their sum, and its
+        number among the keys, `(b, heads)` each.
     """
-    share, key = weights[..., prefix:].mean(2).max(-1)
+    rows = weights / weights.sum(-1, keepdim=True).clamp_min(1)
+    share, key = rows[..., prefix:].mean(2).max(-1)
     return share, key + prefix
 
 
@@ -109,6 +111,7 @@ def attention_sinks(model: nn.Module, images: Images, *, threshold: float = SINK
         The sinks in the order of layers and heads; one forward pass, and one more for each.
     """
     check_images(images, operation="attention_sinks")
+    check_takes_images(model, operation="attention_sinks")
     images = images[:_SIZE].detach()
     found = []
     with frozen(model):
@@ -203,6 +206,7 @@ def try_registers(
         InputError: Fewer than two images, or masks of another shape.
     """
     check_images(images, operation="try_registers")
+    check_takes_images(model, operation="try_registers")
     if len(images) < 2:
         raise InputError(
             f"try_registers: expected two images or more for intervals, got {len(images)}"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attnviz.errors import InputError, unknown_name
+from attnviz.inputs import check_takes_images
 from attnviz.model_state import frozen
 from attnviz.shapes import Images, Scores
 from attnviz.targets import Target, output_rows, target_indices
@@ -75,6 +76,7 @@ def confidence_of(
         raise unknown_name("output", output, ("probability", "logit"))
     if rows < 1:
         raise InputError(f"rows: expected at least 1 image in a forward, got {rows}")
+    check_takes_images(model, operation="faithfulness")
     with frozen(model):
         yield Confidence(model, target, output, rows)
 

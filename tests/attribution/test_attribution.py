@@ -604,3 +604,34 @@ def test_a_model_that_changes_its_images_in_place_has_the_same_maps(method):
     )
     assert_close(other, one)
     assert torch.equal(x, before)
+
+
+class Detached(nn.Module):
+    """A first layer under `no_grad`, as of a frozen backbone."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 1)
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.first(x)
+        return self.head(x.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", ["saliency", "integrated_gradients", "layer_gradcam"])
+def test_an_output_without_a_gradient_by_the_images_is_refused(method):
+    with pytest.raises(InputError, match="the output has no gradient by the images: a layer runs"):
+        asked(method, Detached())
+    assert asked("occlusion", Detached()).shape == (3, 10, 12)
+
+
+class TwoInputs(nn.Module):
+    def forward(self, x, text):
+        return x.mean((1, 2, 3)) + text
+
+
+@pytest.mark.parametrize("method", ["saliency", "occlusion"])
+def test_a_model_of_several_inputs_is_refused(method):
+    with pytest.raises(InputError, match=f"{method}: expected a model that takes images alone"):
+        asked(method, TwoInputs())

@@ -156,7 +156,7 @@ class TestNumbers:
     )
     def test_scores_that_the_metric_cannot_take_are_refused(self, change: Any, got: str) -> None:
         start = f"compare: b, {PRIMARY}: expected scores from 0 to 1, "
-        with pytest.raises(InputError, match=f"{start}{got}; divide percent by 100, or give"):
+        with pytest.raises(InputError, match=f"{start}{got}; divide percent by 100, give scores"):
             compare({"a": study(0.5), "b": change(study(0.5))})
         assert compare({"a": study(0.5) * 100}, primary="my score", resamples=10).images == 20
         compare({"a": np.full((3, 4), 1 + 1e-7)}, resamples=10)  # rounding

@@ -418,3 +418,60 @@ def test_a_gate_that_is_closed_by_its_bias_is_told_once() -> None:
     found = diagnose(BatchGate(-40.0).eval(), noise(), trained=True)
     assert "gate-closed" in found.codes
     assert "no-effect" not in found.codes
+    assert "no-effect" in diagnose(BatchGate(-40.0).eval(), noise(), trained=False).notes.codes
+
+
+class Coordinates(nn.Module):
+    """Coordinate attention (Hou et al. 2021): gates of rows and of columns, from one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.squeeze = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.rows, self.columns, self.head = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images).relu()
+        both = torch.cat([x.mean(3), x.mean(2)], 2)[..., None]
+        rows, columns = self.squeeze(both).relu().split(x.shape[2:], 2)
+        x = x * self.rows(rows).sigmoid() * self.columns(columns.transpose(2, 3)).sigmoid()
+        return self.head(x.mean((2, 3)))
+
+
+def test_gates_that_multiply_the_same_features_in_turn_are_their_own() -> None:
+    assert "gate-of-other-features" not in diagnose(Coordinates().eval(), noise()).codes
+
+
+class TwoInputs(nn.Module):
+    def forward(self, images: Tensor, text: Tensor) -> Tensor:
+        return images.mean((1, 2, 3)) + text
+
+
+def test_a_model_of_several_inputs_is_refused() -> None:
+    words = r"diagnose: expected a model that takes images alone, got TwoInputs.forward\(.*text.*"
+    with pytest.raises(InputError, match=words + "wrap it in a module that holds the other inputs"):
+        diagnose(TwoInputs(), noise())
+
+
+class ClassTokenLast(nn.Module):
+    """The class token lies behind the places, and the head reads the first token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.cut, self.token = nn.Conv2d(3, 32, 8, 8), nn.Parameter(torch.randn(1, 1, 32))
+        self.place, self.norm = nn.Parameter(torch.randn(37, 32) / 2), nn.LayerNorm(32)
+        self.attend = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        t = self.cut(images).flatten(2).mT
+        t = torch.cat([t, self.token.expand(len(t), 1, 32)], 1) + self.place
+        return self.head(self.norm(t + self.attend(t, t, t)[0])[:, 0])
+
+
+def test_a_head_that_reads_a_place_is_told_where_the_class_token_lies() -> None:
+    (found,) = diagnose(ClassTokenLast().eval(), noise()).errors
+    assert found.code == "head-token"
+    assert "token 36 depends on no image, as a class token" in found.meaning
+    assert "x[:, -1] if last" in found.remedy

@@ -8,6 +8,7 @@ from torch import nn
 
 import attnviz as av
 from attnviz.diagnosis import attention_sinks, diagnose, try_registers, without_sinks
+from attnviz.diagnosis.registers import sink_keys
 from attnviz.errors import InputError
 from tests.diagnosis.twins import TWINS
 
@@ -87,3 +88,24 @@ def test_without_a_sink_there_is_nothing_to_try() -> None:
     assert try_registers(twin.make(mended=True), twin.images()) == []
     with pytest.raises(InputError, match="expected two images or more for intervals, got 1"):
         try_registers(nn.Identity(), torch.zeros(1, 3, 8, 8))
+
+
+def test_the_share_of_a_sink_is_one_of_its_row_whatever_the_row_sums_to() -> None:
+    weights = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    share, key = sink_keys(weights, 1)
+    scaled, same = sink_keys(40 * weights, 1)
+    assert torch.equal(key, same)
+    torch.testing.assert_close(scaled, share)
+    half, _ = sink_keys(weights / 2, 1)  # the rest went to a register
+    torch.testing.assert_close(half, share / 2)
+
+
+class TwoInputs(nn.Module):
+    def forward(self, images: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        return images.mean((1, 2, 3)) + text
+
+
+@pytest.mark.parametrize("function", [attention_sinks, try_registers])
+def test_a_model_of_several_inputs_is_refused(function) -> None:
+    with pytest.raises(InputError, match=f"{function.__name__}: expected a model that takes"):
+        function(TwoInputs(), torch.rand(2, 3, 8, 8))

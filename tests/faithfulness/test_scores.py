@@ -111,3 +111,13 @@ def test_a_model_that_changes_its_images_in_place_scores_as_one_that_does_not():
     )
     assert_close(other, plain, equal_nan=True)
     assert torch.equal(images, before)
+
+
+class TwoInputs(torch.nn.Module):
+    def forward(self, images, text):
+        return images.mean((1, 2, 3)) + text
+
+
+def test_a_model_of_several_inputs_is_refused():
+    with pytest.raises(InputError, match="faithfulness: expected a model that takes images alone"):
+        faithfulness_scores(TwoInputs(), corner_images(), corner_maps(), baseline="mean")

@@ -38,7 +38,8 @@ LITTLE = 1e-3
     f"factors, and the output changes by less than {NOTHING:g} of itself. In models not known to "
     "be trained, parameters that are all zero are replaced by small numbers first, so that "
     "zero-initialised branches are not named. A note where the values are one learned vector for "
-    "all keys and images, as in the first decoder layer of DETR, or where the output does change "
+    "all keys and images, as in the first decoder layer of DETR, where a gate is closed by its "
+    f"weights (below {NOTHING:g} throughout), or where the output does change "
     "once every other attention, too, has single keys: then the weights make the values equal, not "
     "the code. Attention with one key is not judged: its weight is 1.",
     explained_by=("not-applied", "batch-attention", "output-constant", "gate-closed"),
@@ -50,7 +51,7 @@ def no_effect(case: Examination) -> Iterator[Observation]:
         record = case.records[i]
         if record.kind == "attention" and record.shape[-1] == 1:
             continue  # one key has the weight 1, whatever the code
-        weak = _of_constants(record) or elsewhere.get(i, 0.0) >= NOTHING
+        weak = _of_constants(record) or _closed(record) or elsewhere.get(i, 0.0) >= NOTHING
         yield observed(record.name, "note" if weak else None, change=change)
 
 
@@ -90,6 +91,11 @@ def _of_constants(record: Record) -> bool:
         return False
     apart = float((value - value[:1, :, :1]).abs().max())
     return apart <= ROUNDING * float(value.abs().max())
+
+
+def _closed(record: Record) -> bool:
+    """Whether a gate lets nothing pass, so that no other value of it could be noticed."""
+    return record.scale is not None and float(record.scale.abs().max()) < NOTHING
 
 
 def _changes_elsewhere(case: Examination, numbers: Sequence[int]) -> dict[int, float]:

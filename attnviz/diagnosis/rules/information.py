@@ -90,7 +90,8 @@ def causal_mask(case: Examination) -> Iterator[Observation]:
     meaning="the output depends on token {token} of {tokens} alone, which is {word}",
     evidence={"token": "number of the token, from 0", "tokens": "number of tokens"},
     threshold=f"gradients of other tokens below {_NOTHING:g} of the largest",
-    remedy="read the class token, x[:, 0], or the mean over places, x[:, prefix:].mean(1)",
+    remedy="read the class token where it lies (x[:, 0] if it was put first, x[:, -1] if last), or "
+    "the mean over the places without it",
     appearance="The class token's row shows what the head does not read; the row of one place is "
     "what counts.",
     cause="An index that is off by one, `x[:, -1]` of a language model, or a class token that was "
@@ -120,9 +121,14 @@ def head_token(case: Examination) -> Iterator[Observation]:
     constant = constant_tokens(first, len(case.few))
     (token,) = read
     if token not in constant:
-        yield observed(name, token=token, tokens=n, word="a place of the image")
+        fixed = ", ".join(map(str, constant[:3])) + ", …" * (len(constant) > 3)
+        own = f"token {fixed} depends on no image, as a class token" if constant else (
+            "there is no class token"
+        )  # fmt: skip
+        yield observed(name, token=token, tokens=n, word=f"a place of the image; {own}")
     elif token != constant[0]:
-        yield observed(name, "warning", token=token, tokens=n, word="a register token")
+        word = f"a register token; the class token is token {constant[0]}"
+        yield observed(name, "warning", token=token, tokens=n, word=word)
 
 
 @rule(
