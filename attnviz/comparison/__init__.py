@@ -48,8 +48,8 @@ def compare(
     between 0 and 1. A difference is paired over images, and over seeds only where seeds of the same
     name score alike. Intervals of differences, their adjusted p and "clear" agree,
     adjusted for all pairs. A winner is clear of all others, each with three seeds or more.
-    docs/intervals.md has the formulas and measured coverage. Trainings of one variant whose scores
-    are the same to the last bit count as one, with a note.
+    docs/intervals.md has the formulas and measured coverage. Scores outside their
+    metric's limits, and trainings whose scores are the same to the last bit, get a note.
 
     Args:
         tables_or_runs: One of
@@ -81,9 +81,8 @@ def compare(
         The comparison; printing it gives a ranking.
 
     Raises:
-        InputError: Something is missing or misshapen, scores lie outside their metric's limits, or
-            the variants were measured on different images or for different questions; the message
-            names the difference.
+        InputError: Something is missing or misshapen, or the variants were measured on different
+            images or for different questions; the message names the difference.
         RunError: A run cannot be read.
 
     Examples:

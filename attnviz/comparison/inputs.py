@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -63,62 +63,43 @@ def read_groups(
     _same_images(found)
     grouping = _same_grouping(found, groups)
     chosen = _choose(found, primary, metrics)
-    for group in found:
-        _check_limits(group, chosen)
-    trained = [_without_copies(group) for group in found]
-    copied = [
-        _copies_note(*pair) for pair in zip(found, trained, strict=True) if pair[0] is not pair[1]
-    ]
+    doubts = [note for group in found for note in (*_outside(group, chosen), *_copies(group))]
     levels = _levels(baselines)
-    return [_narrowed(group, chosen, levels, grouping) for group in trained], [*notes, *copied]
+    return [_narrowed(group, chosen, levels, grouping) for group in found], [*notes, *doubts]
 
 
-def _check_limits(group: Group, chosen: Iterable[str]) -> None:
-    """Refuse scores whose mean the metric cannot take, such as percent of one between 0 and 1."""
+def _outside(group: Group, chosen: Iterable[str]) -> Iterator[str]:
+    """A note for each metric whose mean the metric cannot take, such as percent."""
     for name in chosen:
         low, high = limits_of(name)
-        scores = group.values[name]
-        known = scores[np.isfinite(scores)]
+        known = group.values[name][np.isfinite(group.values[name])]
         if len(known) and not low - ROUNDING <= known.mean() <= high + ROUNDING:
-            outside = known[(known < low) | (known > high)]
-            raise InputError(
-                f"compare: {group.variant}, {name}: expected scores from {low:g} to {high:g}, got "
-                f"{outside[0]:g} ({len(outside)} of {scores.size} lie outside); divide percent by "
-                "100, give scores of another kind under a name of their own, or state low= and "
-                "high= in the definition of a metric of your own"
+            other = known[(known < low) | (known > high)]
+            yield (
+                f"{group.variant}, {name}: {len(other)} of {len(known)} scores, such as "
+                f"{other[0]:g}, lie outside {low:g} to {high:g}, where intervals end: divide "
+                "percent by 100, or state low= and high= in the definition of a metric of your own"
             )
 
 
-def _without_copies(group: Group) -> Group:
-    """The variant with trainings of the same scores, to the last bit, counted once.
+def _copies(group: Group) -> Iterator[str]:
+    """A note where trainings have the same scores to the last bit.
 
-    Judged by all its metrics, and only where scores differ between images: two trainings may both
-    hit every image.
+    Judged by all metrics, and only where scores differ between images: two trainings may both hit
+    every image.
     """
-    first: dict[bytes | int, int] = {}
-    for i in range(len(group.seeds)):
+    seeds: dict[bytes, list[str]] = {}
+    for i, seed in enumerate(group.seeds):
         rows = [np.ascontiguousarray(scores[i]) for scores in group.values.values()]
-        distinct = max(len(np.unique(row[np.isfinite(row)])) for row in rows)
-        key = b"".join(row.tobytes() for row in rows)
-        first.setdefault(key if distinct >= DISTINCT else i, i)
-    kept = list(first.values())
-    if len(kept) == len(group.seeds):
-        return group
-    return replace(
-        group,
-        seeds=tuple(group.seeds[i] for i in kept),
-        values={name: scores[kept] for name, scores in group.values.items()},
-        correct=None if group.correct is None else group.correct[kept],
-        accuracy=tuple(group.accuracy[i] for i in kept) if group.accuracy else (),
-    )
-
-
-def _copies_note(group: Group, trained: Group) -> str:
-    return (
-        f"{group.variant}: {len(group.seeds)} trainings count as {len(trained.seeds)}, since the "
-        f"scores of the others are the same on all {group.images} images to the last bit: was the "
-        "seed applied?"
-    )
+        if max(len(np.unique(row[np.isfinite(row)])) for row in rows) >= DISTINCT:
+            seeds.setdefault(b"".join(row.tobytes() for row in rows), []).append(str(seed))
+    for same in seeds.values():
+        if len(same) > 1:
+            yield (
+                f"{group.variant}: the scores of seeds {', '.join(same)} are the same on all "
+                f"{group.images} images to the last bit: was the seed applied? Copies of one "
+                "training are no replicates, and no interval, p or winner holds for them"
+            )
 
 
 def _same_grouping(groups: Sequence[Group], given: Any) -> tuple[Any, ...] | None:

@@ -64,10 +64,9 @@ def interval(
         low, high = _share(sample, scores, confidence)
     else:
         half = half_width(sample, confidence)
-        low, high = sample.mean - half, sample.mean + half
         least, most = limits_of(metric)
-        if least <= sample.mean <= most:  # otherwise the limits are not those of these scores
-            low, high = max(low, least), min(high, most)
+        low = max(sample.mean - half, min(sample.mean, least))
+        high = min(sample.mean + half, max(sample.mean, most))
     kinds = two_kinds(sample)
     if kinds is not None:
         low, high = _over_kinds(kinds, low, high, confidence)

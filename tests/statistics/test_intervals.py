@@ -158,9 +158,3 @@ def test_hits_near_one_of_one_training_are_covered() -> None:
         held += found.low <= 0.99 <= found.high
         assert found.high > found.low
     assert held / 500 >= 0.95
-
-
-def test_scores_outside_their_limits_are_not_cut_at_their_mean():
-    percent = 100 * np.random.default_rng(0).uniform(0.3, 0.7, (3, 20))
-    found = interval("iou", percent)
-    assert found.high - found.mean == pytest.approx(found.mean - found.low)
