@@ -32,6 +32,9 @@ from attnviz.capture.sampled_rows import SampledRows, sampled_rows
 from attnviz.capture.scopes import Scope
 
 _UNNORMALISED = "q · kᵀ reaches the values without a softmax"
+_SQUARED = (
+    "its values are attention weights too: the model applies the product, which is not recorded"
+)
 
 
 class AttentionRecords:
@@ -109,7 +112,7 @@ class AttentionRecords:
         record = Record(
             scope.name, "attention", weights, None, _axis_word(tag, operand, query, key, read),
             weights.shape[1], op=squash.op, how=_how(found, queries) if plain else "unnormalised",
-            softmax=plain, note=_note(read.split, "" if plain else _UNNORMALISED),
+            softmax=plain, note=_note(read.split, _doubt(tag, known)),
             double_softmax=squash.twice, factor=tag.factor, mixed=tag.mixed,
             dropout=tag.raw is not None, logit_scale=squash.logit_scale,
             d_k=None if found is None else found.width,
@@ -404,6 +407,14 @@ def _composed(
     outer: Callable[[Tensor], Tensor], inner: Callable[[Tensor], Tensor], x: Tensor
 ) -> Tensor:
     return outer(inner(x))
+
+
+def _doubt(tag: Tag, known: Tag | None) -> str:
+    """What is to be noted of weights, from their tag and that of their values."""
+    if tag.kind != "softmax":
+        return _UNNORMALISED
+    squash = None if known is None or known.kind != "softmax" else known.squash
+    return "" if squash is None or squash.scores is None else _SQUARED
 
 
 def _note(split: Split, note: str) -> str:

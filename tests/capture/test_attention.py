@@ -693,3 +693,12 @@ def test_a_logsumexp_of_something_else_makes_no_softmax() -> None:
 
     with pytest.raises(NothingSeenError), watch(model := nets.around(nets.Attention(attend))):
         model(nets.images())
+
+
+def test_weights_of_weights_are_noted() -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = (q @ k.mT).softmax(-1)
+        return (weights @ weights) @ v
+
+    record = only(nets.around(nets.Attention(attend)), nets.images())
+    assert "the model applies the product, which is not recorded" in record.note
