@@ -125,7 +125,8 @@ class AttentionRecords:
             record = self._recorder.at_points(record, None, rows, images)
             return self._recorder.apply(record, squash, operand, restore)
         record = self._in_product(record, operand, query, key, read, images, values)
-        replaced = self._recorder.apply(record, squash, operand, restore)
+        part = 0 < keys < squash.size
+        replaced = self._recorder.apply(record, squash, operand, restore, part=part)
         self._recorder.part(values, squash, int(operand.storage_offset()), read.split)
         return None if replaced is None else replaced.reshape(shape)
 

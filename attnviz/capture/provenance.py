@@ -51,9 +51,13 @@ class Scores:
     width: int
     shape: tuple[int, ...]
 
-    def without_operands(self) -> Scores:
-        """The same for larger logits that these are a part of, whose factors are others."""
-        return replace(self, query=None, key=None)
+    def in_larger(self, *, query: bool) -> Scores:
+        """The same for larger logits that these are a part of, whose factors are others.
+
+        Args:
+            query: Whether the queries are the same.
+        """
+        return replace(self, query=self.query if query else None, key=None)
 
 
 @dataclass(slots=True, eq=False)
@@ -71,7 +75,9 @@ class Squash:
         learned: Whether q and k were made of parameters alone, as between learned queries.
         used: Whether its result met data in a product.
         early: Whether its result met learned values before it was recorded.
-        numbers: The records made of it, by storage offset: a softmax may be used in parts.
+        size: How many weights sum to one.
+        numbers: The records made of it, by storage offset: a softmax may be used in parts. Of parts
+            along its own axis, each of other keys, by storage and offset.
     """
 
     op: str
@@ -84,7 +90,8 @@ class Squash:
     learned: bool = False
     used: bool = False
     early: bool = False
-    numbers: dict[int, int] = field(default_factory=dict)
+    size: int = 0
+    numbers: dict[Any, int] = field(default_factory=dict)
 
     @property
     def logit_scale(self) -> float | None:

@@ -133,7 +133,7 @@ class Recorder:
 
     def apply(
         self, record: Record, squash: Squash, operand: Tensor, restore: Restore,
-        *, once: bool = False,
+        *, once: bool = False, part: bool = False,
     ) -> Tensor | None:  # fmt: skip
         """Edit a record, if an edit names it, and keep it once for each part of a softmax's result.
 
@@ -143,11 +143,14 @@ class Recorder:
             operand: The tensor that holds them.
             restore: From edited values to a tensor shaped like the operand.
             once: Whether all parts of the result make one record.
+            part: Whether these are weights of some of its keys, with a record of their own.
 
         Returns:
             The tensor to put in the operand's place, if the record was edited.
         """
-        offset = int(operand.storage_offset())
+        offset: Any = int(operand.storage_offset())
+        if part:
+            offset = storage_key(operand), offset
         known = squash.numbers.get(offset)
         if known is None and once and squash.numbers:
             known = min(squash.numbers.values())

@@ -73,7 +73,7 @@ class Session:
         place = self.stack.place()
         if place is None:
             return
-        squash = Squash("softmax", place, tuple(out.shape))
+        squash = Squash("softmax", place, tuple(out.shape), size=out.shape[axis])
         if source is not None and source.kind in ("scores", "parameter"):
             squash.scores, squash.factor = source.scores, source.factor
             squash.learned = source.kind == "parameter"

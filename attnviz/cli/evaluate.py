@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from attnviz.evaluation import Evaluation, evaluate
 from attnviz.text import printable
 
 _EMPTY = ("", "nan")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")  # `float` takes 4_6 for 46
 """What a cell of a CSV file without a value holds, as pandas and others write it."""
 _WITHOUT = ("error", "empty", "unknown")
 
@@ -211,10 +213,9 @@ def _by_file(how: str | None, column: str) -> Any:
 
 def _numbers(cells: Mapping[str, str | None]) -> Mapping[str, Any]:
     """Labels as numbers where all are numbers, `1.0` as 1; empty cells are missing."""
-    try:
-        numbers = {name: None if text is None else float(text) for name, text in cells.items()}
-    except ValueError:
+    if not all(text is None or _NUMBER.fullmatch(text) for text in cells.values()):
         return cells
+    numbers = {name: None if text is None else float(text) for name, text in cells.items()}
     if any(number is not None and not number.is_integer() for number in numbers.values()):
         return numbers
     return {name: None if number is None else int(number) for name, number in numbers.items()}

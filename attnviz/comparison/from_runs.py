@@ -225,7 +225,7 @@ def _same_question(runs: Mapping[str, Any]) -> None:
     questions = {
         key: values
         for key, values in _differing({n: r.settings for n, r in runs.items()}).items()
-        if asks(key)
+        if asks(key) and not _unsaid(key, values)
     }
     if questions:
         raise InputError(
@@ -233,12 +233,18 @@ def _same_question(runs: Mapping[str, Any]) -> None:
         )
 
 
+def _unsaid(key: str, values: Mapping[str, str]) -> bool:
+    """Whether runs that say something agree in it: older versions, and others, do not say it."""
+    said = {value for value in values.values() if value != ABSENT}
+    return key in ("factory", "target") and len(said) < 2
+
+
 def _replicates(variant: str, runs: Mapping[str, Any]) -> None:
     """Refuse a variant whose runs differ in more than the seed, or share a seed."""
     odd = {
         key: values
         for key, values in _differing({n: r.settings for n, r in runs.items()}).items()
-        if not incidental(key) and not (key == "factory" and ABSENT in values.values())
+        if not incidental(key) and not _unsaid(key, values)
     }
     if odd:
         raise InputError(

@@ -133,6 +133,8 @@ class _Coco:
             ("category_id", set(by_id), "categories"),
         ):
             lost = [one.get(key) for one in annotations if one.get(key) not in known]
+            if key == "image_id" and len(lost) < len(annotations):
+                continue  # of images of a larger set, of which these are a part
             if lost:
                 raise InputError(
                     f"{self.file}: {len(lost)} of {len(annotations)} annotations name by "
@@ -236,7 +238,7 @@ def _polygons(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> np.
     scale = 4  # a pixel is inside where most of it is
     fine = np.zeros((size[1] * scale, size[0] * scale), dtype=bool)
     for one in polygons:
-        if not isinstance(one, Sequence) or len(one) % 2:
+        if not isinstance(one, Sequence | np.ndarray) or len(one) % 2:
             raise InputError(
                 f"expected a list of polygons, each [x, y, x, y, …], got {str(one)[:40]} in it"
             )

@@ -254,7 +254,8 @@ def _mask_files(masks: Path) -> dict[str, list[Path]]:
 
 
 def _mask_of(files: Sequence[Path]) -> Path | None:
-    """The one mask of an image, None where there is none."""
+    """The one mask of an image, None where there is none; a preview beside it is left out."""
+    files = [one for one in files if one.suffix.lower() in _LOSSLESS] or files
     if len(files) > 1:
         raise InputError(
             f"{files[0]}: expected one mask for an image, got {' and '.join(f.name for f in files)}"

@@ -51,10 +51,15 @@ def _of_mapping(item: Mapping[str, Any]) -> dict[str, Any]:
     raise InputError(f"expected a mapping with 'image', got {', '.join(map(str, item))}")
 
 
-def _known_of(item: Mapping[str, Any]) -> dict[str, Any]:
-    """What a mapping says beside the image: place, label, group and so on."""
+def _known_of(item: Mapping[str, Any], *, placed: bool = False) -> dict[str, Any]:
+    """What a mapping says beside the image: place, label, group and so on.
+
+    Args:
+        item: The mapping.
+        placed: Whether the item has said before where its objects are.
+    """
     found = {key: item[key] for key in ("group", "name", "ignore") if item.get(key) is not None}
-    found |= _place_of(item)
+    found |= _place_of(item, placed)
     if item.get("label") is not None:
         return found | {"label": item["label"]}
     labels = item.get("labels")
@@ -68,7 +73,7 @@ def axes_of(labels: Any) -> int:
     return 1 if isinstance(labels, list | tuple) else len(getattr(labels, "shape", ()))
 
 
-def _place_of(item: Mapping[str, Any]) -> dict[str, Any]:
+def _place_of(item: Mapping[str, Any], placed: bool) -> dict[str, Any]:
     """Where the objects of a mapping are, by the keys of `_PLACES` that it has.
 
     Raises:
@@ -88,9 +93,9 @@ def _place_of(item: Mapping[str, Any]) -> dict[str, Any]:
         return {"boxes": item["bbox"]}
     like = [
         str(key) for key, value in item.items()
-        if value is not None and _LIKE_A_PLACE.fullmatch(str(key))
+        if value is not None and not _is_scalar(value) and _LIKE_A_PLACE.fullmatch(str(key))
     ]  # fmt: skip
-    if like:
+    if like and not placed:
         raise InputError(
             f"the place of the objects under {', '.join(like)} is not understood; expected mask, "
             "masks, boxes of corners [x0, y0, x1, y1), or annotations of COCO: rename it, convert "
@@ -149,7 +154,7 @@ def _of_target(target: Any, so_far: Mapping[str, Any]) -> dict[str, Any]:
     if _is_scalar(target):
         return {"label": target}
     if isinstance(target, Mapping):
-        return _known_of(target)
+        return _known_of(target, placed=any(key in so_far for key in _PLACES))
     if hasattr(target, "canvas_size") and hasattr(target, "format"):
         return {"boxes": target}
     if isinstance(target, Image.Image):

@@ -102,14 +102,17 @@ def chosen_values(values: Inside, name: str) -> tuple[int, ...] | None:
 
 
 def refuse_absent(inside: Sequence[int], masks: Iterable[np.ndarray]) -> None:
-    """An `InputError` where no mask holds any of these values; masks are read until one does."""
+    """An `InputError` where no mask holds any of these values, and some hold others than 0.
+
+    Masks are read until one holds one of them.
+    """
     met: set[int] = set()
     count = 0
     for count, values in enumerate(masks, 1):  # noqa: B007
         if np.isin(values, inside).any():
             return
         met |= {int(value) for value in np.unique(values)}
-    if count:
+    if met - {0}:
         raise InputError(
             f"inside: {', '.join(map(str, inside))} occurs in no mask; the values of the {count} "
             f"masks are {sorted(met)[:8]}"
@@ -136,6 +139,8 @@ def _of_palette(image: Image.Image, chosen: bool) -> np.ndarray:
         if "transparency" in image.info:
             return _with_alpha(np.asarray(image.convert("RGBA")))
         shades = colours[used[used < len(colours)], 0]
+        if len(np.unique(shades)) < 2:  # the palette says nothing
+            return numbers
         if len(np.unique(shades)) < len(used):
             raise InputError(
                 f"a palette that gives several of the values {used.tolist()[:8]} one colour; save "

@@ -188,19 +188,26 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 def displayed(sample: Sample) -> UInt8[Tensor, "*places 3"]:
     """The image as people see it.
 
-    Without `pixels` the values decide: within [0, 1] they are shades, within [−1, 1] they are
-    shades around grey, and anything else is stretched from its lowest to its highest value.
+    Without `pixels` it is what `value_range` says, and without that the values decide: within
+    [0, 1] they are shades, within [−1, 1] they are shades around grey, and anything else is
+    stretched from its lowest to its highest value.
     """
     if sample.pixels is not None:
         return sample.pixels
-    image = sample.image.detach().cpu().float()
-    low, high = float(image.min()), float(image.max())
-    if low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    elif low >= -1 and high <= 1:
-        low, high = -1.0, 1.0
-    shades = ((image - low) / max(high - low, 1e-12) * 255).round().to(torch.uint8)
-    shades = shades.movedim(channel_axis(sample), 0)
+    image = sample.image.detach().cpu().float().movedim(channel_axis(sample), 0)
+    if sample.value_range is not None:
+        low, high = (
+            torch.as_tensor(level, dtype=torch.float32).reshape(-1, *[1] * (image.ndim - 1))
+            for level in sample.value_range
+        )
+    else:
+        low, high = image.min(), image.max()
+        if low >= 0 and high <= 1:
+            low, high = torch.tensor(0.0), torch.tensor(1.0)
+        elif low >= -1 and high <= 1:
+            low, high = torch.tensor(-1.0), torch.tensor(1.0)
+    span = (high - low).abs().clamp_min(1e-12)
+    shades = ((image - low) / span).clamp(0, 1).mul(255).round().to(torch.uint8)
     colours = shades.expand(3, *shades.shape[1:]) if len(shades) == 1 else shades[:3]
     if len(colours) == 2:
         colours = torch.cat([colours, torch.zeros_like(colours[:1])])

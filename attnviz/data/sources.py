@@ -245,7 +245,15 @@ class _Read:
         return None, void
 
     def _stated_size(self, index: int) -> tuple[int, int] | None:
-        """Height and width of an image of torchvision's `CocoDetection`, as its JSON says."""
+        """Height and width of an image of torchvision's `CocoDetection`, as its JSON says.
+
+        None where a transform of both, or of the target, may have moved the annotations.
+        """
+        joint = getattr(self.data, "transforms", None) is not None
+        if joint and getattr(self.data, "transform", None) is None:
+            return None
+        if getattr(self.data, "target_transform", None) is not None:
+            return None
         entries = getattr(getattr(self.data, "coco", None), "imgs", None)
         ids = getattr(self.data, "ids", None)
         if entries is None or ids is None:

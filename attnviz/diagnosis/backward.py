@@ -88,8 +88,9 @@ def _crossed(mode: CallMode, output: Tensor) -> list[str]:
     """Modules whose gate was computed from other features than it multiplies.
 
     The gate does not depend on what it multiplies, or it does by way of features that reach the
-    output by themselves. Of features that several gates multiply one after the other, as in
-    coordinate attention, each gate is judged by the features before all of them.
+    output by themselves. Of features that several gates multiply one after the other, a gate may be
+    of any before it: those that it multiplies, as in CBAM, or all gates do, as in coordinate
+    attention.
     """
     sigmoids = {
         call.result.grad_fn: call.result.numel() for call in mode.calls if call.op == "sigmoid"
@@ -107,11 +108,14 @@ def _crossed(mode: CallMode, output: Tensor) -> list[str]:
     reached = _above(output.grad_fn, {gate for _, gate, _ in gated.values()})
     found = []
     for module, gate, features in gated.values():
-        while (before := gated.get(_operands(features))) is not None:
-            features = before[2]
-        above = _above(gate)
-        between = {node for node in above & reached if features in _above(node)}
-        if features not in above or between - {features}:
+        above, levels = _above(gate), [features]
+        while (before := gated.get(_operands(levels[-1]))) is not None:
+            levels.append(before[2])
+        own = (
+            one in above and not {n for n in above & reached if one in _above(n)} - {one}
+            for one in levels
+        )
+        if not any(own):
             found.append(module)
     return list(dict.fromkeys(found))
 

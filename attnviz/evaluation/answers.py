@@ -115,7 +115,7 @@ def task_of(outputs: Tensor, count: int, labels: Sequence[Any], target: Target =
             f"evaluate: expected outputs for {count} images, (b,), (b, n) or (b, n, h, w), "
             f"got {tuple(outputs.shape)}"
         )
-    known = [label for label in labels if label is not None]
+    known = [label for label in labels if not is_missing(label)]
     if outputs.ndim > 3:
         return "segmentation"
     single = outputs.ndim < 3 and outputs[0].numel() == 1
@@ -135,6 +135,13 @@ def task_of(outputs: Tensor, count: int, labels: Sequence[Any], target: Target =
     if single:
         return "binary" if all(float(label) in (0.0, 1.0) for label in known) else "regression"
     return "classes" if all(float(label).is_integer() for label in known) else "regression"
+
+
+def is_missing(label: Any) -> bool:
+    """Whether an image has no label: None, or NaN as tables have it."""
+    if isinstance(label, Tensor):
+        return label.ndim == 0 and bool(label.isnan())
+    return label is None or (isinstance(label, Real) and math.isnan(label))
 
 
 def _is_number(label: Any) -> bool:
@@ -159,7 +166,7 @@ def _check_labels(batch: Batch, task: Task, n: int) -> None:
     """
     for index, sample in zip(batch.indices, batch.samples, strict=True):
         label, name = sample.label, called(sample, index)
-        if label is None:
+        if label is None or is_missing(label):
             continue
         if task == "embedding":
             raise InputError(
@@ -274,7 +281,7 @@ def _class_scores(logits: Float[Tensor, "b n *places"]) -> Float[Tensor, "b n"]:
 
 
 def _label(label: int | float | Tensor | None, best: int, n: int, name: str) -> int:
-    if label is None:
+    if label is None or is_missing(label):
         raise InputError(
             f"{name}: target='label' and no label; give labels, or target='predicted' or an index"
         )
@@ -316,7 +323,9 @@ def columns_of(outputs: Any, batch: Batch, task: Task) -> dict[str, np.ndarray]:
 
 
 def _numbers(labels: Sequence[Any]) -> np.ndarray:
-    return np.array([np.nan if label is None else float(label) for label in labels])
+    return np.array(
+        [np.nan if label is None or is_missing(label) else float(label) for label in labels]
+    )
 
 
 def _where_finite(logits: Tensor, prediction: Tensor) -> np.ndarray:
@@ -365,7 +374,9 @@ def _classes(logits: Tensor, labels: Sequence[Any], *, counted: bool) -> dict[st
 
 def _several(logits: Tensor, labels: Sequence[Any]) -> dict[str, np.ndarray]:
     missing = torch.full((logits.shape[1],), torch.nan)
-    truth = torch.stack([missing if label is None else label.float() for label in labels])
+    truth = torch.stack(
+        [missing if label is None or is_missing(label) else label.float() for label in labels]
+    )
     prediction = logits > 0
     known = truth.isfinite().all(1).numpy()
     exact = (prediction == (truth > 0.5)).all(1).numpy()

@@ -25,6 +25,7 @@ from attnviz.data.samples import (
     displayed,
     scored_size,
 )
+from attnviz.data.scenes import box_of
 from attnviz.errors import InputError, RunError
 from attnviz.evaluation.answers import Answers
 from attnviz.evaluation.measuring import Plan, sample_columns
@@ -203,7 +204,8 @@ def _resumed(path: Path, known: Mapping[str, Any], variant: str, seed: int | Non
     if run.state == "complete":
         raise RunError(f"evaluate: {path} holds a complete run; save= needs a new folder (--out)")
     noted = dict(run.settings)
-    evaluation = {**known["evaluation"], **noted.get("evaluation", {})}
+    inner = noted.get("evaluation")
+    evaluation = {**known["evaluation"], **(inner if isinstance(inner, Mapping) else {})}
     before = {"target": known["target"], **noted, "evaluation": evaluation}
     same = {"variant": run.variant == variant, "seed": run.seed == seed}
     differ = [key for key, agrees in same.items() if not agrees]
@@ -260,7 +262,7 @@ def _arrays(samples: Samples, lacks: set[str]) -> Iterator[dict[str, np.ndarray]
         alike.append(sample)
         if sample.ignore is not None and bool(sample.ignore.any()):
             lacks.add(IGNORED)
-        if sample.boxes is not None and not _is_filled(sample):
+        if sample.boxes is not None and not _is_boxed(sample):
             lacks.add(BOXES)
         scales = [scale for scale in scales if _gives_back(sample, *scale)]
         if not scales:
@@ -268,13 +270,11 @@ def _arrays(samples: Samples, lacks: set[str]) -> Iterator[dict[str, np.ndarray]
     yield _kept(alike)
 
 
-def _is_filled(sample: Sample) -> bool:
-    """Whether the mask is one box, that which was annotated: then it says all of the boxes."""
+def _is_boxed(sample: Sample) -> bool:
+    """Whether the box of the mask is the only one that was annotated: then it says all of them."""
     if sample.boxes is None or len(sample.boxes) != 1 or sample.mask is None:
         return False
-    x0, y0, x1, y1 = sample.boxes[0].tolist()
-    inside = sample.mask[..., y0:y1, x0:x1]
-    return bool(inside.all()) and int(inside.sum()) == int(sample.mask.sum())
+    return sample.mask.ndim == 2 and box_of(sample.mask) == sample.boxes[0].tolist()
 
 
 def _scales(sample: Sample) -> list[tuple[Sequence[float], Sequence[float]]]:

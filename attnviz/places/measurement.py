@@ -216,6 +216,14 @@ def _assigned(motions: Motions) -> dict[Side, Tokens]:
     return sides
 
 
+def _long(grid: tuple[int, ...] | None) -> tuple[int, ...]:
+    """A grid's sides but for leading ones of 1: one frame of a video is an image."""
+    sides = grid or ()
+    while len(sides) > 2 and sides[0] == 1:
+        sides = sides[1:]
+    return sides
+
+
 def _settled(measured: Places, proven: Places | None) -> Places:
     """Measured places, proven ones where they could not be measured; neither where they differ.
 
@@ -224,7 +232,7 @@ def _settled(measured: Places, proven: Places | None) -> Places:
     if proven is None or not measured.known:
         return proven or measured
     if measured.image is None and measured.grid is not None:
-        if (measured.grid, measured.cell) != (proven.grid, proven.cell):
+        if (_long(measured.grid), measured.cell) != (_long(proven.grid), proven.cell):
             return Places(reason=_CONTRADICTED)
         role = tuple(
             own if own == "padding" else found

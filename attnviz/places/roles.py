@@ -213,7 +213,7 @@ def _mark_class(
         read = _read(probe, motions, n, left, place, names, most)
         for name in names:
             for side in (0, 1):
-                own = named[name, side]
+                own = named.get((name, side), [])
                 for i, role in read.items():
                     for row in range(0, len(own), n):
                         own[row + i] = own[row + i] or role

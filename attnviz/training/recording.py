@@ -58,9 +58,13 @@ def start_run(
     target = Path(path)
     known = plain(settings or {}, "settings")
     if (target / "run.json").exists():
-        own = {"seed": seed, "classes": tuple(classes), "thing": thing}
+        own: dict[str, Any] = {"seed": seed}
         if variant is not None:  # the folder's name may have changed since
             own["variant"] = variant
+        if classes:  # a Monitor notes those of its data set
+            own["classes"] = tuple(classes)
+        if thing != THING:
+            own["thing"] = thing
         writer = _resumed(target, known, own)
     else:
         writer = begin_run(

@@ -95,3 +95,19 @@ def test_a_token_beside_the_keys_takes_its_share() -> None:
     (record,) = seen_in(model, x).values()
     received = model.truth[0].mean(1).unflatten(-1, (3, 4))
     torch.testing.assert_close(maps.received(record), received)
+
+
+def test_parts_that_are_copied_are_records_of_their_own() -> None:
+    class Copied(CrissCross):
+        def forward(self, x: Tensor) -> Tensor:
+            f = self.stem(x)
+            h, w = f.shape[2:]
+            up = torch.einsum("bcyx,bczx->byxz", f, f)
+            weights = torch.cat([up, torch.einsum("bcyx,bcyz->byxz", f, f)], 3).softmax(3)
+            along, across = weights.split([h, w], 3)
+            out = torch.einsum("byxz,bczx->bcyx", along, f)
+            return out + torch.einsum("byxz,bcyz->bcyx", across, f)
+
+    model, x = Copied(), torch.randn(2, 3, 16, 16)
+    assert len(seen_in(model, x)) == 2
+    assert len(locate(model.eval(), x)) == 2

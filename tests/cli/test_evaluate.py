@@ -203,6 +203,15 @@ def test_a_column_of_numbers_stays_one_beside_empty_and_negative_cells(
     assert [type(value) for value in found.values()] == [type(value) for value in labels]
 
 
+@pytest.mark.parametrize("cells", [["0_2", "4_6", "8_12"], ["inf", "1", "2"]])
+def test_cells_that_only_python_takes_for_numbers_are_text(
+    cells: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text("\n".join(["name,label", *(f"{i},{cell}" for i, cell in enumerate(cells))]))
+    assert list(_by_file(str(file), "label").values()) == cells
+
+
 def test_groups_stay_text_and_one_name_has_one_value(tmp_path: Path) -> None:
     file = tmp_path / "groups.csv"
     file.write_text("name,group\na,01\nb,1\na,01\n")

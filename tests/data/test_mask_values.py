@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision.transforms import ToTensor
 
 from attnviz.data import mask_folder, samples_of
+from attnviz.data.mask_values import values_of_image
 from attnviz.errors import InputError
 
 H, W = 12, 18
@@ -104,7 +105,10 @@ def test_a_gif_of_two_colours_is_read_as_it_looks(tmp_path: Path) -> None:
         ),
         (palette(INSIDE, [255, 0, 0, 0, 0, 0]), "a palette whose index 0 is black, the background"),
         (palette(INSIDE, [255, 0, 0, 0, 9, 0]), "or say which indices are the thing"),
-        (palette(INSIDE, [9, 9, 9, 9, 9, 9]), "a palette that gives several of the values"),
+        (
+            palette(INSIDE + np.eye(H, W), [0, 0, 0, 5, 5, 5, 5, 5, 5]),
+            "a palette that gives several of the values",
+        ),
         (Image.fromarray(INSIDE * np.float32(0.9)), "choose a threshold"),
         (Image.fromarray(np.where(INSIDE, np.float32(np.nan), 0)), "choose a threshold"),
     ],
@@ -204,3 +208,8 @@ def test_a_mask_is_rotated_by_its_exif_orientation_as_its_image_is(
     words = "the mask states no orientation" if turn == 3 else "expected the size of its image"
     with pytest.raises(InputError, match=words):
         read()
+
+
+def test_a_palette_of_one_colour_says_nothing_and_indices_count() -> None:
+    values = values_of_image(palette(INSIDE, [9, 9, 9, 9, 9, 9]), chosen=False)
+    assert (values.astype(bool) == INSIDE.astype(bool)).all()

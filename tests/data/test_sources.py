@@ -139,6 +139,30 @@ def test_coco_s_objects_do_not_stay_behind_when_torchvision_resizes_the_image() 
     assert whole.boxes.tolist() == [[2, 1, 4, 3]]
 
 
+def test_a_joint_transform_of_image_and_annotations_is_trusted() -> None:
+    class CocoDetection(list[Any]):
+        ids = (4,)
+        coco = SimpleNamespace(imgs={4: {"id": 4, "height": 2 * H, "width": 2 * W}})
+        transform = target_transform = None
+        transforms = print  # of both, given as transforms=
+
+    corners = np.array([3, 2, 9, 2, 9, 6, 3, 6], float)
+    objects = [{"segmentation": [corners], "category_id": 1, "image_id": 4}]
+    sample = samples_of(CocoDetection([(tensor(), objects)]))[0]
+    assert sample.boxes is not None
+    assert sample.boxes.tolist() == [[3, 2, 9, 6]]
+
+
+@pytest.mark.parametrize("about", [{"mask_path": "a.png"}, {"bbox": [1, 2, 3, 4]}, {"object": "a"}])
+def test_what_else_is_said_beside_a_mask_is_no_place(about: dict[str, Any]) -> None:
+    mask = torch.zeros(H, W, dtype=torch.bool)
+    mask[2:4, 3:5] = True
+    sample = samples_of([(tensor(), mask, about)])[0]
+    assert sample.mask is not None
+    assert sample.mask.sum() == 4
+    assert samples_of([{"image": tensor(), "num_objects": 2}])[0].mask is None
+
+
 def test_boxes_beside_one_mask_of_several_objects_are_kept() -> None:
     boxes = torch.tensor([[3, 2, 6, 6], [6, 2, 9, 6]])  # they touch, and are one component
     target = {"mask": mask(), "boxes": boxes, "labels": torch.tensor([1, 2])}

@@ -438,8 +438,19 @@ class Coordinates(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def test_gates_that_multiply_the_same_features_in_turn_are_their_own() -> None:
-    assert "gate-of-other-features" not in diagnose(Coordinates().eval(), noise()).codes
+class InSeries(Coordinates):
+    """A channel gate and a spatial gate after it, each of what it multiplies, as in CBAM."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images).relu()
+        x = x * self.rows(x.mean((2, 3), keepdim=True)).sigmoid()
+        x = x * self.columns(x).mean(1, keepdim=True).sigmoid()
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("model", [Coordinates, InSeries])
+def test_gates_that_multiply_the_same_features_in_turn_are_their_own(model: Any) -> None:
+    assert "gate-of-other-features" not in diagnose(model().eval(), noise()).codes
 
 
 class TwoInputs(nn.Module):

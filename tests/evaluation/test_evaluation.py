@@ -433,6 +433,14 @@ def test_labels_count_though_the_first_image_has_none() -> None:
     assert first.samples["correct"].notna().tolist() == [False, True, True, True]
 
 
+@pytest.mark.parametrize("missing", [float("nan"), torch.tensor(float("nan"))])
+def test_a_label_that_is_nan_is_none(missing: Any, unchecked: None) -> None:
+    for shape, outputs, labels in (((2, 3), 3, [2, missing]), ((1, 2, 3), 1, [1, missing])):
+        model = Answer(lambda y, shape=shape: y.mean(shape), outputs)
+        found = evaluate(model, with_labels(labels), target="predicted", findings=False)
+        assert found.samples["label"].isna().tolist() == [False, True]
+
+
 @pytest.mark.parametrize(
     ("shape", "outputs", "labels", "message"),
     [
@@ -441,7 +449,7 @@ def test_labels_count_though_the_first_image_has_none() -> None:
         ((2, 3), 3, [0, 0.5, 1], None),
         ((2, 3), 3, ["a", "b"], "item 0: expected a label that is a finite number, or None where"),
         ((2, 3), 3, [0, [0, 1]], r"expected a label that is a finite number, .* got \[0, 1\]"),
-        ((2, 3), 3, [float("nan")] * 2, "expected a label that is a finite number, .* got nan"),
+        ((2, 3), 3, [float("inf")] * 2, "expected a label that is a finite number, .* got inf"),
         (
             (2, 3), 3, [torch.tensor([0, 1, 1]), torch.tensor([0, 1])],
             r"item 1: expected a label of 3 classes, as a vector, got \(2,\)",

@@ -255,3 +255,44 @@ def test_runs_with_the_same_weights_are_noted_as_copies(tmp_path: Path) -> None:
         )  # fmt: skip
     (note,) = (one for one in av.compare(tmp_path).notes if "was the seed applied?" in one)
     assert note.startswith("a: the scores of seeds 0, 1 are the same on all 12 images")
+
+
+def test_a_run_that_does_not_say_its_target_is_compared(tmp_path: Path) -> None:
+    """Runs of older versions, and those that a Monitor or `save_run` wrote."""
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = Attending(2)
+        with torch.no_grad():
+            model.head.weight.add_(0.1 * seed)
+        path = tmp_path / f"a-{seed}"
+        av.evaluate(model, Patches(12), save=path, variant="a", seed=seed, findings=False)
+    header = json.loads((path / "run.json").read_text())
+    header["settings"].pop("target")
+    (path / "run.json").write_text(json.dumps(header))
+    assert set(av.compare(tmp_path).table["seeds"]) == {2}
+    header["settings"]["target"] = "predicted"
+    (path / "run.json").write_text(json.dumps(header))
+    with pytest.raises(InputError, match="target"):
+        av.compare(tmp_path)
+
+
+def test_images_whose_black_and_white_are_known_are_kept_as_the_model_took_them(
+    tmp_path: Path,
+) -> None:
+    mean, std = torch.tensor([0.5, 0.4, 0.3])[:, None, None], 0.25
+    black, white = ((level - mean) / std for level in (0, 1))
+    known = tuple(tuple(one.flatten().tolist()) for one in (black, white))
+    data = []
+    for one in (Patches(6, classes=2)[i] for i in range(6)):
+        shades = ((one.image + 1) * 127.5).round() / 255 * 0.8
+        box = torch.tensor([[4, 4, 20, 20]])
+        mask = torch.zeros(32, 32, dtype=torch.bool)
+        mask[4:20, 4:20] = True
+        mask[10, 10] = False
+        image = (shades - mean) / std
+        data.append(replace(one, image=image, mask=mask, boxes=box, value_range=known))
+    path = tmp_path / "a"
+    av.evaluate(Attending(2), Listed(data), save=path, variant="a", findings=False)
+    evaluation = av.open_run(path).settings["evaluation"]
+    assert not evaluation.get("lacks")
+    assert evaluation["mean"] == pytest.approx([0.5, 0.4, 0.3], abs=1e-6)

@@ -280,7 +280,7 @@ def test_a_run_that_was_begun_otherwise_or_is_complete_is_refused(tmp_path):
         raise RuntimeError("stop")
     with pytest.raises(av.RunError, match="begun with another seed"):
         av.start_run(tmp_path / "run", seed=2).__enter__()
-    with pytest.raises(av.RunError, match="begun with another classes, thing, variant; choose"):
+    with pytest.raises(av.RunError, match="begun with another variant, classes, thing; choose"):
         av.start_run(
             tmp_path / "run", variant="cnn", seed=1, classes=["cat"], thing="cat"
         ).__enter__()

@@ -75,7 +75,8 @@ def join(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
             axis += axis >= dim
         elif axis == dim:
             axis = None
-        scores = first.scores and first.scores.without_operands()
+        along_keys = first.kind == "scores" and dim == out.dim() - 1
+        scores = first.scores and first.scores.in_larger(query=along_keys)
         session.tags.put(out, first.on(out, axis, scores=scores))
     return out
 
