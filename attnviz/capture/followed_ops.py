@@ -43,7 +43,7 @@ _UNCHANGED = {
     "pow", "erf", "native_layer_norm", "native_batch_norm", "_native_batch_norm_legit",
     "_native_batch_norm_legit_no_training", "_batch_norm_no_update", "_batch_norm_with_update",
     "cudnn_batch_norm", "miopen_batch_norm", "native_group_norm", "_fused_rms_norm", "rsqrt",
-    "_softmax", "softmax", "_safe_softmax", "clone", "native_dropout", "dropout",
+    "_softmax", "softmax", "_safe_softmax", "_log_softmax", "clone", "native_dropout", "dropout",
     "masked_fill", "where", "clamp", "clamp_min", "clamp_max", "detach", "alias", "nan_to_num",
     "_transformer_encoder_layer_fwd", "_native_multi_head_attention", "layer_norm", "group_norm",
     "batch_norm", "to", "contiguous", "addcmul", "lerp", "_prelu_kernel", "abs", "log",

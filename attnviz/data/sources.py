@@ -143,7 +143,7 @@ class _Read:
         return sample
 
     def _again(self, sample: Sample, index: int) -> Sample:
-        """A sample with the group that was asked for, and otherwise as it was."""
+        """The sample, with its group replaced by the one that was given."""
         if self.moved is not None:
             raise InputError(
                 "transform: the items are samples, whose images are as the model takes them; "

@@ -23,8 +23,9 @@ WAYS = {
 class Shared(nn.Module):
     """Multi-query attention over the cells of a feature map; `off` zeroes a head by hand."""
 
-    def __init__(self, way: str, *, named: bool) -> None:
+    def __init__(self, way: str, *, named: bool, logarithm: bool = False) -> None:
         super().__init__()
+        self.logarithm = logarithm
         torch.manual_seed(0)
         self.score, self.mix, self.arranged, self.order = WAYS[way]
         self.stem = nn.Conv2d(3, WIDTH * HEADS, 4, 4)
@@ -38,7 +39,8 @@ class Shared(nn.Module):
         y = self.stem(x).flatten(2).mT
         q = self.arranged(self.queries(y).unflatten(-1, (HEADS, WIDTH)))
         k, v = self.both(y).chunk(2, -1)
-        weights = torch.einsum(self.score, q, k).div(WIDTH**0.5).softmax(-1)
+        logits = torch.einsum(self.score, q, k).div(WIDTH**0.5)
+        weights = logits.log_softmax(-1).exp() if self.logarithm else logits.softmax(-1)
         self.truth = weights.detach().permute(self.order)
         if self.off is not None:
             keep = torch.ones(HEADS).index_fill(0, torch.tensor(self.off), 0)
@@ -59,9 +61,10 @@ def seen_in(model: nn.Module, edit: dict[str, edits.Edit] | None = None) -> tupl
 
 
 @pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("logarithm", [False, True])
 @pytest.mark.parametrize("way", WAYS)
-def test_heads_that_share_their_keys_are_heads(way: str, named: bool) -> None:
-    model = Shared(way, named=named)
+def test_heads_that_share_their_keys_are_heads(way: str, named: bool, logarithm: bool) -> None:
+    model = Shared(way, named=named, logarithm=logarithm)
     record, out = seen_in(model)
     with torch.no_grad():
         assert torch.equal(out, model(images()))

@@ -256,11 +256,13 @@ def _scaled(session: Session, func: Any, args: Any, kwargs: Any) -> Any:
 
 def multiplier(func: Any, args: Any) -> float:
     """By which number an op multiplies its first argument; NaN if it is not known."""
-    name = str(func).split(".")[1].rstrip("_")
-    if name not in ("mul", "div"):
+    name = str(func)
+    if not name.startswith(("aten.mul.", "aten.mul_.", "aten.div.", "aten.div_.")):
         return 1.0
     by = _number(args[1])
-    return by if name == "mul" else 1 / by if by else nan
+    if name.startswith("aten.div"):
+        by = 1 / by if by else nan
+    return by
 
 
 def _number(by: Any) -> float:
